@@ -1,0 +1,78 @@
+"""`python -m engine ADDRESS`: start a worker, as the front end does or by hand.
+
+One line of JSON on stdin is its `EngineConfig` (`{}` for the defaults). Stdin then stays open as
+long as whoever started the worker lives: its end ends the worker at once, even while it loads,
+so that no orphan holds the GPU. ADDRESS is a ZeroMQ endpoint that the other side has bound.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from engine.config import EngineConfig
+
+_CANNOT_START = 3
+
+
+def main() -> int:
+    """Run until stdin ends. Gives an exit code only if the worker can't start."""
+    if len(sys.argv) != 2:
+        print(__doc__, file=sys.stderr)
+        return 2
+    address = sys.argv[1]
+    try:
+        config = EngineConfig.model_validate_json(sys.stdin.readline())
+    except ValidationError as error:
+        print(f"easel worker: bad configuration on stdin: {error}", file=sys.stderr)
+        return 2
+    if not sys.stdin.isatty():
+        # Ctrl-C and a service manager's SIGTERM reach the whole group; the front end decides
+        # when its worker ends, after the running answers have.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_stdin, args=(address,), daemon=True).start()
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    return _serve(address, config)
+
+
+def _serve(address: str, config: EngineConfig) -> int:
+    # Imported only now: torch takes seconds, during which the end of stdin must be heard.
+    from engine.device import DeviceError
+    from engine.model.checkpoint import CheckpointError
+    from engine.model.diffusion_gemma import UnsupportedModelError
+    from engine.sampler import UnsupportedSamplerError
+    from engine.worker import serve
+
+    try:
+        serve(address, config)
+    except (
+        CheckpointError,
+        DeviceError,
+        UnsupportedModelError,
+        UnsupportedSamplerError,
+    ) as error:
+        print(f"easel worker: {error}", file=sys.stderr)
+    return _CANNOT_START
+
+
+def _end_with_stdin(address: str) -> None:
+    while sys.stdin.read(1):
+        pass
+    # The socket was the front end's, which can no longer remove it if it was killed.
+    path = Path(address.removeprefix("ipc://"))
+    if path.is_socket():
+        path.unlink(missing_ok=True)
+        try:
+            path.parent.rmdir()
+        except OSError:
+            pass  # not the private folder that the front end makes
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""What the worker reads from its configuration: each option once, with default, bounds and help.
+
+The front end's `Settings` inherits these fields, so that one environment variable or command-line
+option reaches the process that needs it. Imports no torch: the front end reads this file too.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DEMO_MODEL = "demo"
+DEMO_MODEL_PATH = Path(__file__).resolve().parent.parent / "demo" / "model"
+
+
+class EngineConfig(BaseModel):
+    """Everything that `python -m engine` needs to know; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(
+        default=DEMO_MODEL,
+        min_length=1,
+        description="A checkpoint: 'demo' for the built-in model, a folder, or a Hugging Face id.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description="Where the model runs; auto takes the GPU if there is one.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="The weights' type in memory; auto is bfloat16 on a GPU, float32 on a CPU.",
+    )
+    max_context: int = Field(
+        default=32768,
+        ge=64,
+        description="Most tokens of prompt and answer together, where the model allows as many.",
+    )
+    prefill_chunk: int = Field(
+        default=1024,
+        ge=1,
+        description="Most prompt tokens encoded in one pass; a cancel is heard between passes.",
+    )
+    threads: int = Field(
+        default=0,
+        ge=0,
+        description="CPU threads of the worker; 0 leaves the choice to torch.",
+    )
+
+
+def resolve_model(model: str) -> str:
+    """A `model` option as Transformers understands it: a folder's path or a Hugging Face id."""
+    return str(DEMO_MODEL_PATH) if model == DEMO_MODEL else model

@@ -1,0 +1,116 @@
+"""The boundary between the front end and the worker: every message, the codec, the rules.
+
+Data only: numbers, strings and lists of them, packed with msgpack. No pickle, no tensor, no
+callable. The rules that both sides keep:
+
+- The worker sends any number of `Loading`, then one `Ready`; nothing is sent to it before `Ready`.
+- After `Ready` each `GenerateRequest` gets any number of `Block`, their indices rising by one from
+  zero, then exactly one `Done` or `Failed`, whatever happens.
+- `Cancel` is a wish: the front end still waits for the terminal message. An unknown id is ignored.
+- Nobody waits for the other side: no high-water mark; the front end's admission bound is the limit.
+- Every worker life has its own socket address, so nothing meant for a dead worker reaches the next.
+"""
+
+from typing import Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
+    """One answer to make.
+
+    `prompt` holds at least one token id and at most `Ready.context_length - 1` of them;
+    `max_tokens` is at least 1 and `len(prompt) + max_tokens` at most `Ready.context_length`.
+    `seed` is in 0 .. 2**64 - 1; the same seed and prompt give the same tokens. `temperature`
+    multiplies the checkpoint's temperature schedule; 0 draws nothing but the starting noise.
+    """
+
+    id: str
+    prompt: list[int]
+    max_tokens: int
+    seed: int
+    temperature: float = 1.0
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """End this request by the next pass; its terminal message is `Done("cancelled")`."""
+
+    id: str
+
+
+class Loading(msgspec.Struct, frozen=True, tag=True):
+    """The checkpoint is being read: bytes of weights done and in all."""
+
+    loaded_bytes: int
+    total_bytes: int
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The model is loaded. Lengths are in tokens; a context is prompt and answer together."""
+
+    device: str
+    dtype: str
+    context_length: int
+    canvas_length: int
+    vocab_size: int
+
+
+class Block(msgspec.Struct, frozen=True, tag=True):
+    """A finished block: the argmax canvas, cut after the first end token and at `max_tokens`.
+
+    `tokens` may end in an end token, which counts as a token of the answer but has no text.
+    `denoising_steps` made it, in `duration_s` seconds since the block before it (or since the
+    request first ran), prefill and commit included.
+    """
+
+    id: str
+    index: int
+    tokens: list[int]
+    denoising_steps: int
+    duration_s: float
+
+
+class Done(msgspec.Struct, frozen=True, tag=True):
+    """The request's end: an end token ("stop"), `max_tokens` ("length"), or a `Cancel`."""
+
+    id: str
+    finish_reason: FinishReason
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The request's end by a fault. `message` may be shown to the client."""
+
+    id: str
+    message: str
+
+
+class Stats(msgspec.Struct, frozen=True, tag=True):
+    """Sent when either number changes: requests waiting for the GPU, and requests on it."""
+
+    waiting: int
+    running: int
+
+
+ToWorker = GenerateRequest | Cancel
+FromWorker = Loading | Ready | Block | Done | Failed | Stats
+
+_encoder = msgspec.msgpack.Encoder()
+_to_worker = msgspec.msgpack.Decoder(ToWorker)
+_from_worker = msgspec.msgpack.Decoder(FromWorker)
+
+
+def encode(message: ToWorker | FromWorker) -> bytes:
+    """A message as one msgpack frame."""
+    return _encoder.encode(message)
+
+
+def decode_to_worker(frame: bytes) -> ToWorker:
+    """The worker's side. Raises `msgspec.ValidationError` or `DecodeError` on any other bytes."""
+    return _to_worker.decode(frame)
+
+
+def decode_from_worker(frame: bytes) -> FromWorker:
+    """The front end's side. Raises `msgspec.ValidationError` or `DecodeError` otherwise."""
+    return _from_worker.decode(frame)

@@ -1,0 +1,1 @@
+"""The network and its weights: shapes, layers, checkpoint. Knows no request and no schedule."""

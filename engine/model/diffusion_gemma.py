@@ -1,0 +1,333 @@
+"""DiffusionGemma: its configuration and the network, in reading order.
+
+Shapes are written in these letters: T tokens of a pass, C canvas positions, D hidden size,
+H query heads, K key-value heads, d head size, E experts, I an MLP's inner size, V vocabulary.
+One sequence at a time, so there is no batch dimension. The reference, against which the parity
+tests hold every number, is transformers' `models/diffusion_gemma/modeling_diffusion_gemma.py`.
+
+Encoder and decoder are the same weights in two ways of use: `encode` reads tokens causally and
+writes the KV cache; `decode` reads the cache and sees the whole canvas bidirectionally.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.kv_cache import KVCache, LayerShape
+from engine.model.attention import apply_rope, bidirectional_attention, causal_attention, causal_mask
+from engine.model.experts import Experts, Router
+
+
+class UnsupportedModelError(ValueError):
+    """The checkpoint's configuration asks for something that this engine does not compute."""
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding of one layer type: of each head's d / 2 frequencies the first are rotated.
+
+    The released full-attention layers rotate a quarter ("proportional" in Transformers): the
+    exponents run over the whole head size and the remaining frequencies are zero.
+    """
+
+    theta: float
+    rotated: float = 1.0  # share of the head that is rotated
+
+    def inverse_frequencies(self, head_size: int, device: torch.device) -> Tensor:
+        """[d / 2] float32."""
+        rotated = int(self.rotated * head_size // 2)
+        exponents = torch.arange(0, 2 * rotated, 2, device=device, dtype=torch.float32) / head_size
+        return F.pad(1.0 / self.theta**exponents, (0, head_size // 2 - rotated))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What the network needs of a checkpoint's `config.json`, checked to be computable here."""
+
+    vocab_size: int
+    hidden_size: int
+    mlp_size: int
+    query_heads: int
+    layers: tuple[LayerShape, ...]
+    experts: int
+    experts_per_token: int
+    expert_size: int
+    norm_eps: float
+    softcap: float
+    sliding_rope: Rope
+    full_rope: Rope
+    canvas_length: int
+    max_positions: int
+
+    @classmethod
+    def from_transformers(cls, config: Any) -> "ModelConfig":
+        """From a `DiffusionGemmaConfig`. Raises UnsupportedModelError, naming every obstacle."""
+        if config.model_type != "diffusion_gemma":
+            raise UnsupportedModelError(
+                f"model_type is {config.model_type!r}; supported: 'diffusion_gemma'"
+            )
+        text = config.text_config
+        obstacles = _obstacles(config, text)
+        if obstacles:
+            raise UnsupportedModelError("; ".join(obstacles))
+        return cls(
+            vocab_size=text.vocab_size,
+            hidden_size=text.hidden_size,
+            mlp_size=text.intermediate_size,
+            query_heads=text.num_attention_heads,
+            layers=tuple(_layer_shape(text, index) for index in range(text.num_hidden_layers)),
+            experts=text.num_experts,
+            experts_per_token=text.top_k_experts,
+            expert_size=text.moe_intermediate_size,
+            norm_eps=text.rms_norm_eps,
+            softcap=text.final_logit_softcapping,
+            sliding_rope=_rope(text.rope_parameters["sliding_attention"]),
+            full_rope=_rope(text.rope_parameters["full_attention"]),
+            canvas_length=config.canvas_length,
+            max_positions=text.max_position_embeddings,
+        )
+
+
+def _obstacles(config: Any, text: Any) -> list[str]:
+    """Every reason why this configuration can't be run, each naming its key and what is allowed."""
+    allowed: dict[str, tuple[Any, ...]] = {
+        "hidden_activation": ("gelu_pytorch_tanh",),
+        "attention_bias": (False,),
+        "use_bidirectional_attention": (None, "vision"),
+        "tie_word_embeddings": (True,),
+    }
+    found = [
+        f"text_config.{key} is {getattr(text, key)!r}; supported: "
+        + " or ".join(repr(value) for value in values)
+        for key, values in allowed.items()
+        if getattr(text, key) not in values
+    ]
+    numbers = ("num_experts", "top_k_experts", "moe_intermediate_size", "final_logit_softcapping")
+    found += [
+        f"text_config.{key} is {getattr(text, key)!r}; it must be a number above 0"
+        for key in numbers
+        if not getattr(text, key)
+    ]
+    if not config.tie_word_embeddings:
+        found.append("tie_word_embeddings is False; supported: True")
+    if not config.canvas_length:
+        found.append(f"canvas_length is {config.canvas_length!r}; it must be a number above 0")
+    if getattr(config, "quantization_config", None) is not None:
+        found.append("quantization_config is set; supported: unquantised weights")
+    for layer_type in ("sliding_attention", "full_attention"):
+        found += _rope_obstacles(
+            f"text_config.rope_parameters.{layer_type}", text.rope_parameters[layer_type]
+        )
+    return found
+
+
+def _rope_obstacles(key: str, rope: dict[str, Any]) -> list[str]:
+    found = []
+    if rope["rope_type"] not in ("default", "proportional"):
+        found.append(f"{key}.rope_type is {rope['rope_type']!r}; supported: 'default' or 'proportional'")
+    if rope.get("factor", 1.0) != 1.0:
+        found.append(f"{key}.factor is {rope['factor']!r}; supported: 1.0")
+    if rope["rope_type"] == "default" and rope.get("partial_rotary_factor", 1.0) != 1.0:
+        found.append(f"{key}.partial_rotary_factor goes with rope_type 'proportional' only")
+    return found
+
+
+def _layer_shape(text: Any, index: int) -> LayerShape:
+    layer = text.per_layer_config[index]
+    sliding = text.layer_types[index] == "sliding_attention"
+    return LayerShape(
+        kv_heads=layer.num_key_value_heads,
+        head_size=layer.head_dim,
+        window=text.sliding_window if sliding else None,
+    )
+
+
+def _rope(parameters: dict[str, Any]) -> Rope:
+    return Rope(parameters["rope_theta"], parameters.get("partial_rotary_factor", 1.0))
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps), times a weight if there is one; statistics in float32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class GatedMLP(nn.Module):
+    """down(gelu(gate(x)) * up(x)), gate and up merged into one product."""
+
+    def __init__(self, size: int, inner: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Parameter(torch.empty(2 * inner, size))
+        self.down = nn.Parameter(torch.empty(size, inner))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = F.linear(x, self.gate_up).chunk(2, dim=-1)
+        return F.linear(F.gelu(gate, approximate="tanh") * up, self.down)
+
+
+class SelfConditioning(nn.Module):
+    """Adds what the step before thought of each position to the canvas' embeddings."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.eps = config.norm_eps
+        self.pre_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = GatedMLP(config.hidden_size, config.mlp_size)
+
+    def forward(self, embeddings: Tensor, soft_embeddings: Tensor | None) -> Tensor:
+        """[C, D] -> [C, D]. None stands for zeros, which the MLP (it has no bias) keeps zero."""
+        if soft_embeddings is not None:
+            embeddings = embeddings + self.mlp(self.pre_norm(soft_embeddings))
+        return F.rms_norm(embeddings, embeddings.shape[-1:], eps=self.eps)
+
+
+class Attention(nn.Module):
+    """The projections and norms around attention; where full layers use keys as values."""
+
+    def __init__(self, config: ModelConfig, shape: LayerShape) -> None:
+        super().__init__()
+        self.query_heads, self.kv_heads = config.query_heads, shape.kv_heads
+        self.head_size = shape.head_size
+        self.sliding = shape.window is not None
+        heads = self.query_heads + self.kv_heads * (2 if self.sliding else 1)
+        self.qkv = nn.Parameter(torch.empty(heads * self.head_size, config.hidden_size))
+        self.out = nn.Parameter(
+            torch.empty(config.hidden_size, self.query_heads * self.head_size)
+        )
+        self.q_norm = RMSNorm(self.head_size, config.norm_eps)
+        self.k_norm = RMSNorm(self.head_size, config.norm_eps)
+
+    def project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """[T, D] -> queries [H, T, d], keys and values [K, T, d], normed and rotated."""
+        heads = F.linear(x, self.qkv).unflatten(-1, (-1, self.head_size)).transpose(0, 1)
+        queries, rest = heads.split([self.query_heads, heads.shape[0] - self.query_heads])
+        keys, values = rest.chunk(2) if self.sliding else (rest, rest)
+        queries = apply_rope(self.q_norm(queries), *rope)
+        keys = apply_rope(self.k_norm(keys), *rope)
+        values = F.rms_norm(values, (self.head_size,), eps=self.k_norm.eps)
+        return queries, keys, values
+
+    def merge(self, attended: Tensor) -> Tensor:
+        """[H, T, d] -> [T, D]."""
+        return F.linear(attended.transpose(0, 1).flatten(1), self.out)
+
+
+class Layer(nn.Module):
+    """Attention, then a dense MLP beside the experts, each in its sandwich of norms."""
+
+    encoder_scalar: Tensor
+    decoder_scalar: Tensor
+
+    def __init__(self, config: ModelConfig, shape: LayerShape) -> None:
+        super().__init__()
+
+        def norm() -> RMSNorm:
+            return RMSNorm(config.hidden_size, config.norm_eps)
+
+        self.attention_norm = norm()
+        self.attention = Attention(config, shape)
+        self.post_attention_norm = norm()
+        self.mlp_norm = norm()
+        self.mlp = GatedMLP(config.hidden_size, config.mlp_size)
+        self.post_mlp_norm = norm()
+        self.router = Router(config.hidden_size, config.experts, config.experts_per_token)
+        self.router_eps = config.norm_eps
+        self.experts_norm = norm()
+        self.experts = Experts(config.hidden_size, config.expert_size, config.experts)
+        self.post_experts_norm = norm()
+        self.post_feedforward_norm = norm()
+        # The only tensors in which encoder and decoder differ.
+        self.register_buffer("encoder_scalar", torch.empty(1))
+        self.register_buffer("decoder_scalar", torch.empty(1))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """[T, D] -> [T, D], residual included. The router sees the input without a weight."""
+        dense = self.post_mlp_norm(self.mlp(self.mlp_norm(x)))
+        choice = self.router(F.rms_norm(x, x.shape[-1:], eps=self.router_eps))
+        sparse = self.post_experts_norm(self.experts(self.experts_norm(x), choice))
+        return x + self.post_feedforward_norm(dense + sparse)
+
+
+class DiffusionGemma(nn.Module):
+    """The network. Built empty; `engine.model.checkpoint` fills it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.self_conditioning = SelfConditioning(config)
+        self.layers = nn.ModuleList(Layer(config, shape) for shape in config.layers)
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+
+    @property
+    def embedding_scale(self) -> float:
+        """sqrt(D), rounded to the weights' dtype as in training."""
+        scale = torch.tensor(self.config.hidden_size**0.5, dtype=self.embedding.dtype)
+        return float(scale)
+
+    def encode(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """Prefill and commit: read tokens [T] causally after what `cache` holds, and add them.
+
+        Returns the last hidden states [T, D], which only a token-by-token decoder would use.
+        """
+        x = F.embedding(tokens, self.embedding) * self.embedding_scale
+        count = tokens.shape[0]
+        ropes = self._ropes(cache.position, count, x)
+        masks = {
+            window: causal_mask(cache.stored(window), count, window, x.device)
+            for window in {shape.window for shape in self.config.layers}
+        }
+        for index, layer in enumerate(self._layers()):
+            window = self.config.layers[index].window
+            queries, keys, values = layer.attention.project(
+                layer.attention_norm(x), ropes[layer.attention.sliding]
+            )
+            keys, values = cache.write(index, keys, values)
+            attended = causal_attention(queries, keys, values, masks[window])
+            x = x + layer.post_attention_norm(layer.attention.merge(attended))
+            x = layer.feed_forward(x) * layer.encoder_scalar
+        cache.advance(count)
+        return self.norm(x)
+
+    def decode(self, canvas: Tensor, soft_embeddings: Tensor | None, cache: KVCache) -> Tensor:
+        """One denoising pass: canvas [C] int64, self-conditioning [C, D] -> hidden states [C, D].
+
+        The canvas' keys and values go to the cache's free end, where the next pass overwrites
+        them: every position sees all that is cached and the whole canvas.
+        """
+        x = F.embedding(canvas, self.embedding) * self.embedding_scale
+        x = self.self_conditioning(x, soft_embeddings)
+        ropes = self._ropes(cache.position, canvas.shape[0], x)
+        for index, layer in enumerate(self._layers()):
+            queries, keys, values = layer.attention.project(
+                layer.attention_norm(x), ropes[layer.attention.sliding]
+            )
+            keys, values = cache.write(index, keys, values)
+            attended = bidirectional_attention(queries, keys, values)
+            x = x + layer.post_attention_norm(layer.attention.merge(attended))
+            x = layer.feed_forward(x) * layer.decoder_scalar
+        return self.norm(x)
+
+    def _layers(self) -> list[Layer]:
+        return list(self.layers)  # type: ignore[arg-type]  # ModuleList forgets its element type
+
+    def _ropes(self, start: int, count: int, x: Tensor) -> dict[bool, tuple[Tensor, Tensor]]:
+        """cos and sin [T, d] for sliding (True) and full layers, from position `start` on."""
+        positions = torch.arange(start, start + count, device=x.device, dtype=torch.float32)
+        ropes = {}
+        for shape in dict.fromkeys(self.config.layers):
+            sliding = shape.window is not None
+            rope = self.config.sliding_rope if sliding else self.config.full_rope
+            angles = torch.outer(positions, rope.inverse_frequencies(shape.head_size, x.device))
+            angles = torch.cat([angles, angles], dim=-1)  # [T, d]
+            ropes[sliding] = (angles.cos().to(x.dtype), angles.sin().to(x.dtype))
+        return ropes

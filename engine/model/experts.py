@@ -1,0 +1,57 @@
+"""The sparse half of a layer: the router that chooses experts, and the experts.
+
+Letters: T tokens, D hidden size, E experts, k experts a token, I an expert's inner size.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Choice(NamedTuple):
+    """For each token its experts and their shares."""
+
+    experts: Tensor  # [T, k] int64
+    weights: Tensor  # [T, k] float32
+
+
+class Router(nn.Module):
+    """Softmax over all experts, the best k renormalised to sum 1, times each expert's scale."""
+
+    def __init__(self, size: int, experts: int, per_token: int) -> None:
+        super().__init__()
+        self.per_token = per_token
+        self.scale = nn.Parameter(torch.empty(size))
+        self.proj = nn.Parameter(torch.empty(experts, size))
+        self.per_expert_scale = nn.Parameter(torch.empty(experts))
+
+    def forward(self, normed: Tensor) -> Choice:
+        """[T, D], RMS-normed without a weight -> the choice."""
+        scores = F.linear(normed * self.scale * normed.shape[-1] ** -0.5, self.proj)  # [T, E]
+        shares, experts = scores.softmax(-1, dtype=torch.float32).topk(self.per_token)  # [T, k]
+        shares = shares / shares.sum(-1, keepdim=True)
+        return Choice(experts, shares * self.per_expert_scale[experts])
+
+
+class Experts(nn.Module):
+    """All experts' gated MLPs as two grouped products over tokens sorted by expert."""
+
+    def __init__(self, size: int, inner: int, experts: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Parameter(torch.empty(experts, 2 * inner, size))
+        self.down = nn.Parameter(torch.empty(experts, size, inner))
+
+    def forward(self, x: Tensor, choice: Choice) -> Tensor:
+        """[T, D] -> [T, D], each token's experts summed in a fixed order."""
+        count, per_token = choice.experts.shape
+        flat = choice.experts.flatten()  # [T * k]
+        order = flat.argsort(stable=True)
+        ends = torch.bincount(flat, minlength=self.gate_up.shape[0]).cumsum(0, dtype=torch.int32)
+        rows = x[order // per_token]  # [T * k, D], one expert's after another's
+        gate, up = F.grouped_mm(rows, self.gate_up.mT, offs=ends).chunk(2, dim=-1)
+        inner = F.gelu(gate, approximate="tanh") * up
+        out = F.grouped_mm(inner, self.down.mT, offs=ends)
+        unsorted = torch.empty_like(out).index_copy_(0, order, out).view(count, per_token, -1)
+        return (unsorted * choice.weights[..., None].to(out.dtype)).sum(1)

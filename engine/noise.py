@@ -1,0 +1,65 @@
+"""Counter-based random numbers: a function of (seed, block, step, position) and of nothing else.
+
+No generator has a state here, so the same request gives the same tokens whoever else is being
+served, and may be taken up again at any block. The generator is Philox4x32-10 (Salmon et al.,
+"Parallel random numbers: as easy as 1, 2, 3", SC 2011), written in int64 tensor arithmetic so
+that every device computes the same bits.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_MASK = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class BlockNoise:
+    """All the random numbers that one block can need.
+
+    `canvases[0]` is the starting canvas and `canvases[s]` what step s - 1 renoises with;
+    `uniforms[s]` is what step s samples with.
+    """
+
+    canvases: Tensor  # [steps + 1, C] int64, in 0 .. vocab_size - 1
+    uniforms: Tensor  # [steps, C] float32, in [0, 1)
+
+
+def block_noise(
+    seed: int, block: int, *, steps: int, canvas_length: int, vocab_size: int, device: torch.device
+) -> BlockNoise:
+    """The numbers of block `block` (from 0) for a request with `seed` (0 .. 2**64 - 1)."""
+    position = torch.arange(canvas_length, device=device).expand(steps + 1, canvas_length)
+    step = torch.arange(steps + 1, device=device)[:, None].expand(steps + 1, canvas_length)
+    counter = (position, step, torch.full_like(position, block), torch.zeros_like(position))
+    words = philox(counter, (seed & _MASK, seed >> 32))
+    # Multiply-shift instead of a remainder: its bias is at most vocab_size / 2**32.
+    canvases = (words[0] * vocab_size) >> 32
+    # 24 bits are what a float32 in [0, 1) can hold exactly.
+    uniforms = (words[1][:-1] >> 8).to(torch.float32) * 2.0**-24
+    return BlockNoise(canvases, uniforms)
+
+
+def philox(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10: four 32-bit words (held in int64, any one shape) for each counter."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
+        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0 = (k0 + _KEY_INCREMENTS[0]) & _MASK
+        k1 = (k1 + _KEY_INCREMENTS[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def _multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of a * b. The int64 product wraps, which leaves all 64 bits right."""
+    product = a * b
+    return (product >> 32) & _MASK, product & _MASK

@@ -1,0 +1,80 @@
+"""The entropy-bound sampler: temperature schedule, acceptance, renoising and the stopping rule.
+
+Knows nothing of the model: it works on one step's statistics. The reference is `EntropyBoundSampler`,
+`LinearTemperatureScheduleLogitsProcessor` and `StableAndConfidentStoppingCriteria` in transformers'
+`models/diffusion_gemma/generation_diffusion_gemma.py`. Letter: C canvas positions.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class UnsupportedSamplerError(ValueError):
+    """The checkpoint's `generation_config.json` asks for a sampler that this engine lacks."""
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """The checkpoint's sampler; the defaults are the released model's."""
+
+    max_denoising_steps: int = 48
+    entropy_bound: float = 0.1  # nats
+    t_min: float = 0.4
+    t_max: float = 0.8
+    stability_threshold: int = 1  # steps
+    confidence_threshold: float = 0.005  # nats a position
+    end_tokens: frozenset[int] = frozenset()
+
+    @classmethod
+    def from_generation_config(cls, values: dict[str, Any]) -> "SamplerConfig":
+        """From the parsed `generation_config.json`; what it leaves out or null has its default."""
+        sampler = values.get("sampler_config") or {}
+        name = sampler.get("_cls_name", "EntropyBoundSamplerConfig")
+        if name != "EntropyBoundSamplerConfig":
+            raise UnsupportedSamplerError(
+                f"generation_config.json: sampler_config is {name!r}; "
+                "supported: 'EntropyBoundSamplerConfig'"
+            )
+        ends = values.get("eos_token_id")
+        ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
+        given = {
+            "max_denoising_steps": values.get("max_denoising_steps"),
+            "entropy_bound": sampler.get("entropy_bound"),
+            "t_min": values.get("t_min"),
+            "t_max": values.get("t_max"),
+            "stability_threshold": values.get("stability_threshold"),
+            "confidence_threshold": values.get("confidence_threshold"),
+        }
+        known = {key: value for key, value in given.items() if value is not None}
+        return cls(**known, end_tokens=frozenset(ends))
+
+    def temperature(self, step_index: int) -> float:
+        """The schedule's temperature at a block's step 0, 1, …: from near t_max down to t_min."""
+        steps_left = self.max_denoising_steps - step_index
+        return self.t_min + (self.t_max - self.t_min) * (steps_left / self.max_denoising_steps)
+
+
+def accept(entropy: Tensor, entropy_bound: float) -> Tensor:
+    """Which positions of [C] to accept: the least uncertain ones, until their uncertainty adds up.
+
+    In ascending order of entropy, a position is accepted while the sum of the entropies before
+    it is at most the bound. That sum bounds the mutual information between the accepted tokens,
+    so that they may be drawn independently (arXiv 2505.24857). Gives [C] bool.
+    """
+    ordered, order = entropy.sort(stable=True)
+    within = ordered.cumsum(-1) - ordered <= entropy_bound
+    return torch.zeros_like(within).scatter_(-1, order, within)
+
+
+def stable_steps(argmax: Tensor, previous: Tensor, stable_so_far: Tensor) -> Tensor:
+    """For how many steps the argmax canvas [C] has stayed the same, as a [] int64 tensor."""
+    return torch.where((argmax == previous).all(), stable_so_far + 1, 0)
+
+
+def converged(stable: Tensor, entropy: Tensor, config: SamplerConfig) -> Tensor:
+    """The stopping rule, [] bool: stable for long enough and confident on average."""
+    confident = entropy.mean() < config.confidence_threshold
+    return (stable >= config.stability_threshold) & confident

@@ -1,0 +1,185 @@
+"""The loop: take what came, ask for the next pass, run it, send what came out.
+
+`Worker` does one turn of it without a socket, which is how tests, benchmarks and the demo
+model's evaluation run whole answers in their own process; `serve` puts it on the wire. One
+thread: nothing else touches the device.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from time import perf_counter
+
+import torch
+import zmq
+
+from engine.config import EngineConfig, resolve_model
+from engine.denoiser import Denoiser
+from engine.device import choose_device, choose_dtype, device_name
+from engine.messages import (
+    Block,
+    Cancel,
+    Done,
+    Failed,
+    FromWorker,
+    GenerateRequest,
+    Loading,
+    Ready,
+    Stats,
+    ToWorker,
+    decode_to_worker,
+    encode,
+)
+from engine.model.checkpoint import find_checkpoint, load_model
+from engine.scheduler import Scheduler
+from engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+_PROGRESS_PARTS = 200  # `Loading` messages at most
+
+
+class Worker:
+    """The engine's state between turns. Each request gets exactly one terminal message."""
+
+    def __init__(self, denoiser: Denoiser, prefill_chunk: int) -> None:
+        self._denoiser = denoiser
+        self._scheduler = Scheduler(prefill_chunk)
+        self._block_started: dict[str, float] = {}  # by request id, when running
+        self._told = Stats(waiting=0, running=0)
+
+    @property
+    def idle(self) -> bool:
+        return self._scheduler.waiting + self._scheduler.running == 0
+
+    def handle(self, message: ToWorker) -> list[FromWorker]:
+        """Take one message; gives what has to be sent because of it."""
+        match message:
+            case GenerateRequest():
+                return self._accept(message)
+            case Cancel(id=request_id):
+                sequence = self._scheduler.find(request_id)
+                return [] if sequence is None else [self._end(sequence, Done(request_id, "cancelled"))]
+
+    def step(self) -> list[FromWorker]:
+        """Run one pass; gives what came out. Does nothing when idle."""
+        work = self._scheduler.next_pass()
+        if work is None:
+            return []
+        sequence = work.sequence
+        request_id = sequence.request.id
+        started = self._block_started.setdefault(request_id, perf_counter())
+        try:
+            result = self._denoiser.run(work)
+        except torch.OutOfMemoryError:
+            logger.exception("request %s ran out of memory", request_id)
+            return [self._end(sequence, Failed(request_id, "The device is out of memory."))]
+        index = sequence.block_index
+        block = sequence.record(work, result, self._denoiser.sampler.end_tokens)
+        if block is None:
+            return []
+        now = self._block_started[request_id] = perf_counter()
+        sent: list[FromWorker] = [
+            Block(request_id, index, block.tokens, block.denoising_steps, now - started)
+        ]
+        if block.finish_reason is not None:
+            sent.append(self._end(sequence, Done(request_id, block.finish_reason)))
+        return sent
+
+    def stats(self) -> list[FromWorker]:
+        """A `Stats` if the numbers changed since the last one."""
+        now = Stats(waiting=self._scheduler.waiting, running=self._scheduler.running)
+        if now == self._told:
+            return []
+        self._told = now
+        return [now]
+
+    def generate(self, request: GenerateRequest) -> Iterator[FromWorker]:
+        """One whole answer in this process, message by message, until its terminal one."""
+        yield from self.handle(request)
+        while not self.idle:
+            yield from self.step()
+
+    def _accept(self, request: GenerateRequest) -> list[FromWorker]:
+        room = self._denoiser.context_length - len(request.prompt)
+        if not request.prompt or not 1 <= request.max_tokens <= room:
+            # The front end checks this first and says it better; this is its safety net.
+            return [Failed(request.id, "The prompt and max_tokens do not fit the context.")]
+        self._scheduler.add(Sequence.start(request))
+        return []
+
+    def _end(self, sequence: Sequence, last: Done | Failed) -> Done | Failed:
+        self._scheduler.remove(sequence)
+        self._block_started.pop(last.id, None)
+        return last
+
+
+def serve(address: str, config: EngineConfig) -> None:
+    """Connect to the front end at `address`, load the model, then work until the process ends."""
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+    socket.set_hwm(0)  # by default a sender blocks at 1,000 messages
+    socket.connect(address)
+
+    def send(message: FromWorker) -> None:
+        socket.send(encode(message))
+
+    denoiser = build_denoiser(config, send)
+    worker = Worker(denoiser, config.prefill_chunk)
+    send(
+        Ready(
+            device=device_name(denoiser.model.embedding.device),
+            dtype=str(denoiser.model.embedding.dtype).removeprefix("torch."),
+            context_length=denoiser.context_length,
+            canvas_length=denoiser.model.config.canvas_length,
+            vocab_size=denoiser.model.config.vocab_size,
+        )
+    )
+    while True:
+        for message in _inbox(socket, wait=worker.idle):
+            for answer in worker.handle(message):
+                send(answer)
+        for answer in worker.step():
+            send(answer)
+        for answer in worker.stats():
+            send(answer)
+
+
+def build_denoiser(
+    config: EngineConfig, send: Callable[[Loading], None] = lambda _message: None
+) -> Denoiser:
+    """Load the configured model, telling `send` how far it is.
+
+    Raises CheckpointError, UnsupportedModelError or UnsupportedSamplerError.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = choose_device(config)
+    dtype = choose_dtype(config, device)
+    checkpoint = find_checkpoint(resolve_model(config.model))
+    model = load_model(checkpoint, device=device, dtype=dtype, on_progress=_rationed(send))
+    return Denoiser(
+        model,
+        checkpoint.sampler,
+        context_length=min(config.max_context, checkpoint.config.max_positions),
+        prefill_chunk=config.prefill_chunk,
+    )
+
+
+def _rationed(send: Callable[[Loading], None]) -> Callable[[int, int], None]:
+    """Bytes loaded as `Loading` messages, but not one for each small tensor."""
+    told = 0
+
+    def on_progress(loaded: int, total: int) -> None:
+        nonlocal told
+        if loaded - told >= total / _PROGRESS_PARTS:
+            told = loaded
+            send(Loading(loaded, total))
+
+    return on_progress
+
+
+def _inbox(socket: "zmq.Socket[bytes]", *, wait: bool) -> Iterator[ToWorker]:
+    """What has come; if there is nothing to run, wait until something has."""
+    if wait:
+        yield decode_to_worker(socket.recv())
+    while socket.poll(0):
+        yield decode_to_worker(socket.recv())

@@ -1,0 +1,54 @@
+"""Each checkpoint twice: in Transformers and in Easel."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import DiffusionGemmaForBlockDiffusion
+
+from engine.config import DEMO_MODEL_PATH, EngineConfig
+from engine.denoiser import Denoiser
+from engine.messages import Block, Done, GenerateRequest
+from engine.worker import Worker, build_denoiser
+from tests.parity.tiny_models import SHAPES, write_tiny_model
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One checkpoint, loaded by both, float32 on the CPU."""
+
+    reference: DiffusionGemmaForBlockDiffusion
+    denoiser: Denoiser
+
+    def answer(self, request: GenerateRequest, end_tokens: frozenset[int]) -> list[Block]:
+        """Easel's answer, with these end tokens instead of the checkpoint's."""
+        sampler = self.denoiser.sampler
+        self.denoiser.sampler = dataclasses.replace(sampler, end_tokens=end_tokens)
+        try:
+            *blocks, done = Worker(self.denoiser, prefill_chunk=10).generate(request)
+        finally:
+            self.denoiser.sampler = sampler
+        assert isinstance(done, Done)
+        return blocks
+
+    def prompt(self, length: int = 29, seed: int = 0) -> list[int]:
+        """Random tokens, none of them special."""
+        vocab = self.denoiser.model.config.vocab_size
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(6, vocab, (length,), generator=generator).tolist()
+
+
+@pytest.fixture(scope="session", params=[*SHAPES, "demo"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    folder = DEMO_MODEL_PATH
+    if request.param != "demo":
+        folder = write_tiny_model(tmp_path_factory.mktemp("tiny"), SHAPES[request.param])
+    return load_pair(folder)
+
+
+def load_pair(folder: Path) -> Pair:
+    reference = DiffusionGemmaForBlockDiffusion.from_pretrained(folder, dtype=torch.float32)
+    denoiser = build_denoiser(EngineConfig(model=str(folder), device="cpu", dtype="float32"))
+    return Pair(reference.eval(), denoiser)

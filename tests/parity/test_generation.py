@@ -1,0 +1,79 @@
+"""Whole answers against Transformers' `generate`, both fed the same random numbers."""
+
+import pytest
+import torch
+
+from engine.messages import GenerateRequest
+from engine.model.vocab_tail import inverse_cdf
+from engine.noise import block_noise
+
+BLOCKS = 3
+END_NOWHERE = -1  # the reference falls back to its checkpoint's end tokens if it is given none
+
+
+@pytest.fixture
+def same_noise(pair, monkeypatch):
+    """Make the reference draw its numbers where Easel draws them; gives a function of the seed."""
+    reference, sampler, config = pair.reference, pair.denoiser.sampler, pair.denoiser.model.config
+    state = {"block": -1, "canvas": 0, "uniforms": 0}
+
+    def noise():
+        return block_noise(
+            state["seed"],
+            state["block"],
+            steps=sampler.max_denoising_steps,
+            canvas_length=config.canvas_length,
+            vocab_size=config.vocab_size,
+            device=torch.device("cpu"),
+        )
+
+    def initialize_canvas(batch_size, device):
+        state["canvas"] += 1
+        return noise().canvases[state["canvas"] - 1][None]
+
+    def multinomial(probs, num_samples):
+        state["uniforms"] += 1
+        return inverse_cdf(probs, noise().uniforms[state["uniforms"] - 1])[:, None]
+
+    def prepare_denoiser_inputs(**kwargs):
+        state.update(block=state["block"] + 1, canvas=0, uniforms=0)
+        kwargs["sampler"].initialize_canvas = initialize_canvas
+        return original(**kwargs)
+
+    original = reference._prepare_denoiser_inputs
+    monkeypatch.setattr(reference, "_prepare_denoiser_inputs", prepare_denoiser_inputs)
+    monkeypatch.setattr(torch, "multinomial", multinomial)
+    return lambda seed: state.update(seed=seed, block=-1)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63 + 5])
+def test_answers_of_three_blocks_are_token_identical(pair, same_noise, seed):
+    same_noise(seed)
+    prompt, length = pair.prompt(seed=seed % 7), BLOCKS * pair.denoiser.model.config.canvas_length
+    generated = pair.reference.generate(
+        torch.tensor([prompt]), max_new_tokens=length, eos_token_id=[END_NOWHERE]
+    )
+    blocks = pair.answer(GenerateRequest("r", prompt, length, seed), end_tokens=frozenset())
+    tokens = [token for block in blocks for token in block.tokens]
+    assert tokens == generated.sequences[0, len(prompt) :].tolist()
+    steps = sum(block.denoising_steps for block in blocks)
+    pad = pair.reference.generation_config.pad_token_id  # which the reference does not count
+    counted = sum(token != pad for token in tokens)
+    assert counted / steps == pytest.approx(generated.tokens_per_forward.item())
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_an_answer_ends_with_the_same_end_token(pair, same_noise, seed):
+    same_noise(seed)
+    prompt, length = pair.prompt(seed=seed), BLOCKS * pair.denoiser.model.config.canvas_length
+    free = pair.answer(GenerateRequest("r", prompt, length, seed), end_tokens=frozenset())
+    end = free[1].tokens[3]  # a token that is known to come up
+    generated = pair.reference.generate(
+        torch.tensor([prompt]), max_new_tokens=length, eos_token_id=[end]
+    ).sequences[0, len(prompt) :]
+    blocks = pair.answer(GenerateRequest("r", prompt, length, seed), end_tokens=frozenset([end]))
+    tokens = [token for block in blocks for token in block.tokens]
+    assert tokens[-1] == end
+    assert tokens == generated.tolist()[: len(tokens)]
+    padding = generated[len(tokens) :]
+    assert (padding == pair.reference.generation_config.pad_token_id).all()

@@ -1,0 +1,85 @@
+"""The network's numbers against Transformers', in float32: 1e-4 absolute."""
+
+import torch
+from transformers import DynamicCache
+
+from engine.kv_cache import KVCache
+
+TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
+
+
+def new_cache(pair):
+    return KVCache(
+        pair.denoiser.model.config.layers,
+        capacity=256,
+        pass_tokens=64,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+
+
+def encode_both(pair, prompt, chunks):
+    """The same tokens in both caches; ours in chunks of these sizes."""
+    theirs = DynamicCache(config=pair.reference.config.get_text_config())
+    ours = new_cache(pair)
+    with torch.inference_mode():
+        pair.reference.model.encoder(input_ids=torch.tensor([prompt]), past_key_values=theirs)
+        for part in torch.tensor(prompt).split(chunks):
+            pair.denoiser.model.encode(part, ours)
+    return theirs, ours
+
+
+def assert_same_cache(pair, theirs, ours):
+    for index, (shape, layer) in enumerate(
+        zip(pair.denoiser.model.config.layers, theirs.layers, strict=True)
+    ):
+        stored = ours.stored(shape.window)
+        nothing = torch.empty(shape.kv_heads, 0, shape.head_size)
+        keys, values = ours.write(index, nothing, nothing)
+        assert layer.keys.shape[2] == stored > 0
+        torch.testing.assert_close(keys, layer.keys[0], **TOLERANCE)
+        torch.testing.assert_close(values, layer.values[0], **TOLERANCE)
+
+
+def test_prefill_writes_the_same_keys_and_values(pair):
+    assert_same_cache(pair, *encode_both(pair, pair.prompt(), chunks=[29]))
+
+
+def test_prefill_in_chunks_writes_the_same_keys_and_values(pair):
+    assert_same_cache(pair, *encode_both(pair, pair.prompt(), chunks=[11, 1, 17]))
+
+
+def test_a_prompt_shorter_than_every_window_is_kept_whole(pair):
+    assert_same_cache(pair, *encode_both(pair, pair.prompt(3), chunks=[3]))
+
+
+def decoder_logits(pair, soft, theirs_logits):
+    """Both models' logits for one random canvas after the same prompt."""
+    theirs, ours = encode_both(pair, pair.prompt(), chunks=[29])
+    model = pair.denoiser.model
+    canvas = torch.randint(
+        0,
+        model.config.vocab_size,
+        (model.config.canvas_length,),
+        generator=torch.Generator().manual_seed(1),
+    )
+    with torch.inference_mode():
+        expected = pair.reference(
+            past_key_values=theirs,
+            decoder_input_ids=canvas[None],
+            self_conditioning_logits=theirs_logits,
+        ).logits[0]
+        logits = model.decode(canvas, soft, ours) @ model.embedding.T
+        return (logits / model.config.softcap).tanh() * model.config.softcap, expected
+
+
+def test_first_step_has_the_same_logits(pair):
+    torch.testing.assert_close(*decoder_logits(pair, None, None), **TOLERANCE)
+
+
+def test_self_conditioned_step_has_the_same_logits(pair):
+    model = pair.denoiser.model
+    shape = (1, model.config.canvas_length, model.config.vocab_size)
+    logits = 4 * torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    soft = logits[0].softmax(-1) @ model.embedding * model.embedding_scale
+    torch.testing.assert_close(*decoder_logits(pair, soft, logits), **TOLERANCE)
