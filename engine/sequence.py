@@ -66,9 +66,7 @@ class Sequence:
             return Encode(self, self.unencoded[:prefill_chunk])
         return Denoise(self)
 
-    def record(
-        self, done: Pass, result: PassResult, end_tokens: Set[int]
-    ) -> FinishedBlock | None:
+    def record(self, done: Pass, result: PassResult, end_tokens: Set[int]) -> FinishedBlock | None:
         """Take note of a pass; gives the block that it finished, if it finished one."""
         match done:
             case Encode(tokens=tokens):

@@ -58,7 +58,9 @@ class Worker:
                 return self._accept(message)
             case Cancel(id=request_id):
                 sequence = self._scheduler.find(request_id)
-                return [] if sequence is None else [self._end(sequence, Done(request_id, "cancelled"))]
+                return (
+                    [] if sequence is None else [self._end(sequence, Done(request_id, "cancelled"))]
+                )
 
     def step(self) -> list[FromWorker]:
         """Run one pass; gives what came out. Does nothing when idle."""

@@ -6,6 +6,7 @@ accounted for; what is missing, unexpected or mis-shaped is an error that lists 
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ _DECODER = "model.decoder."
 # Recognised, and of no use to a model that only reads text.
 _VISION = ("model.encoder.vision_tower.", "model.encoder.embed_vision.")
 _LISTED = 8  # names that an error spells out
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 
 
 class CheckpointError(ValueError):
@@ -48,7 +50,7 @@ def find_checkpoint(model: str) -> Checkpoint:
 
     path = Path(model).expanduser()
     local = path.is_dir()
-    if not local and (path.exists() or len(Path(model).parts) != 2 or model.startswith(".")):
+    if not local and not _HUB_ID.fullmatch(model):
         raise CheckpointError(f"model {model!r} is neither a folder nor a Hugging Face id")
     try:
         config = AutoConfig.from_pretrained(str(path) if local else model)
@@ -179,9 +181,7 @@ def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
             yield name, opened.get_tensor(name)
 
 
-def _report(
-    folder: Path, missing: list[str], unexpected: list[str], mis_shaped: list[str]
-) -> None:
+def _report(folder: Path, missing: list[str], unexpected: list[str], mis_shaped: list[str]) -> None:
     lists = {"missing": missing, "unexpected": unexpected, "mis-shaped": mis_shaped}
     faults = [f"{len(names)} {what}: {_list(names)}" for what, names in lists.items() if names]
     if faults:

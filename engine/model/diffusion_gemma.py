@@ -17,7 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.kv_cache import KVCache, LayerShape
-from engine.model.attention import apply_rope, bidirectional_attention, causal_attention, causal_mask
+from engine.model.attention import (
+    apply_rope,
+    bidirectional_attention,
+    causal_attention,
+    causal_mask,
+)
 from engine.model.experts import Experts, Router
 
 
@@ -127,7 +132,9 @@ def _obstacles(config: Any, text: Any) -> list[str]:
 def _rope_obstacles(key: str, rope: dict[str, Any]) -> list[str]:
     found = []
     if rope["rope_type"] not in ("default", "proportional"):
-        found.append(f"{key}.rope_type is {rope['rope_type']!r}; supported: 'default' or 'proportional'")
+        found.append(
+            f"{key}.rope_type is {rope['rope_type']!r}; supported: 'default' or 'proportional'"
+        )
     if rope.get("factor", 1.0) != 1.0:
         found.append(f"{key}.factor is {rope['factor']!r}; supported: 1.0")
     if rope["rope_type"] == "default" and rope.get("partial_rotary_factor", 1.0) != 1.0:
@@ -200,9 +207,7 @@ class Attention(nn.Module):
         self.sliding = shape.window is not None
         heads = self.query_heads + self.kv_heads * (2 if self.sliding else 1)
         self.qkv = nn.Parameter(torch.empty(heads * self.head_size, config.hidden_size))
-        self.out = nn.Parameter(
-            torch.empty(config.hidden_size, self.query_heads * self.head_size)
-        )
+        self.out = nn.Parameter(torch.empty(config.hidden_size, self.query_heads * self.head_size))
         self.q_norm = RMSNorm(self.head_size, config.norm_eps)
         self.k_norm = RMSNorm(self.head_size, config.norm_eps)
 

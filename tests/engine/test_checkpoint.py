@@ -1,0 +1,138 @@
+"""Checkpoints that must be refused, each with a message that says what is wrong."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine.model.checkpoint import CheckpointError, find_checkpoint, load_model
+from engine.model.diffusion_gemma import UnsupportedModelError
+from tests.parity.tiny_models import SHAPES, write_tiny_model
+
+PREFIX = "model.decoder.layers.0."
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_tiny_model(tmp_path, SHAPES["one-kv-head"])
+
+
+def change_config(folder, **changes):
+    """Set keys of config.json, of its text_config where a key stands there."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    for key, value in changes.items():
+        (config["text_config"] if key in config["text_config"] else config)[key] = value
+    file.write_text(json.dumps(config))
+
+
+def change_weights(folder, change):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def load(folder):
+    return load_model(find_checkpoint(str(folder)), device=torch.device("cpu"), dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"hidden_activation": "relu"}, "hidden_activation is 'relu'"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention is 'all'"),
+        ({"num_experts": None}, "num_experts is None"),
+        ({"canvas_length": None}, "canvas_length is None"),
+    ],
+)
+def test_an_unsupported_config_is_refused_by_its_key(folder, changes, named):
+    change_config(folder, **changes)
+    with pytest.raises(UnsupportedModelError, match=named):
+        find_checkpoint(str(folder))
+
+
+def test_every_obstacle_of_a_config_is_named_at_once(folder):
+    change_config(folder, hidden_activation="relu", attention_bias=True)
+    with pytest.raises(UnsupportedModelError, match=r"hidden_activation.*attention_bias"):
+        find_checkpoint(str(folder))
+
+
+def test_a_config_is_refused_before_the_weights_are_looked_at(folder):
+    change_config(folder, attention_bias=True)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UnsupportedModelError):
+        find_checkpoint(str(folder))
+
+
+def test_another_architecture_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(UnsupportedModelError, match="'gpt2'; supported: 'diffusion_gemma'"):
+        find_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize("model", ["./nowhere", "/nowhere/at/all", "nowhere"])
+def test_a_path_that_is_not_there_is_named(model):
+    with pytest.raises(CheckpointError, match=model):
+        find_checkpoint(model)
+
+
+def test_a_missing_tensor_is_listed(folder):
+    change_weights(folder, lambda tensors: tensors.pop(PREFIX + "mlp.up_proj.weight"))
+    with pytest.raises(CheckpointError, match=r"1 missing: .*layers\.0\.mlp\.up_proj"):
+        load(folder)
+
+
+def test_an_unexpected_tensor_is_listed(folder):
+    change_weights(folder, lambda tensors: tensors.update(extra=torch.ones(1)))
+    with pytest.raises(CheckpointError, match="1 unexpected: extra"):
+        load(folder)
+
+
+def test_a_mis_shaped_tensor_is_listed_with_both_shapes(folder):
+    name = PREFIX + "router.scale"
+    change_weights(folder, lambda tensors: tensors.update({name: torch.ones(7)}))
+    with pytest.raises(CheckpointError, match=r"router\.scale \(\(7,\) instead of \(48,\)\)"):
+        load(folder)
+
+
+def test_missing_weight_files_are_listed(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"missing: model\.safetensors"):
+        load(folder)
+
+
+def test_a_checkpoint_in_shards_under_the_encoder_s_names_loads_the_same(folder):
+    whole = load(folder).state_dict()
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    renamed = {
+        name
+        if "layer_scalar" in name or "self_conditioning" in name
+        else name.replace("model.decoder.", "model.encoder.language_model."): tensor
+        for name, tensor in tensors.items()
+    }
+    half = len(renamed) // 2
+    parts = {"a.safetensors": list(renamed)[:half], "b.safetensors": list(renamed)[half:]}
+    for file, names in parts.items():
+        save_file({name: renamed[name] for name in names}, folder / file)
+    weight_map = {name: file for file, names in parts.items() for name in names}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    for name, tensor in load(folder).state_dict().items():
+        assert torch.equal(tensor, whole[name]), name
+
+
+def test_progress_rises_to_the_bytes_of_all_tensors(folder):
+    told = []
+    load_model(
+        find_checkpoint(str(folder)),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        on_progress=lambda loaded, total: told.append((loaded, total)),
+    )
+    assert told == sorted(told)
+    assert told[-1][0] == sum(t.nbytes for t in load_file(folder / "model.safetensors").values())
+    assert told[-1][0] <= told[-1][1]

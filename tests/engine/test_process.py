@@ -1,0 +1,156 @@
+"""The real worker process over its real socket, without a front end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import zmq
+
+from engine.messages import (
+    Block,
+    Cancel,
+    Done,
+    GenerateRequest,
+    Loading,
+    Ready,
+    Stats,
+    decode_from_worker,
+    encode,
+)
+from tests.parity.tiny_models import TinyShape, write_tiny_model
+
+STARTED_IN_TIME_S = 60
+
+
+class Process:
+    """A worker started as the front end starts it."""
+
+    def __init__(self, folder, config):
+        self.path = folder / "worker.sock"
+        address = f"ipc://{self.path}"
+        self.socket = zmq.Context.instance().socket(zmq.DEALER)
+        self.socket.linger = 0
+        self.socket.bind(address)
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "engine", address],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.popen.stdin.write(json.dumps(config) + "\n")
+        self.popen.stdin.flush()
+
+    def receive(self):
+        assert self.socket.poll(STARTED_IN_TIME_S * 1000), "the worker said nothing"
+        return decode_from_worker(self.socket.recv())
+
+    def until(self, kind):
+        """Messages up to the first of this kind."""
+        messages = [self.receive()]
+        while not isinstance(messages[-1], kind):
+            messages.append(self.receive())
+        return messages
+
+    def send(self, message):
+        self.socket.send(encode(message))
+
+    def close(self):
+        self.popen.kill()
+        self.popen.wait()
+        self.popen.stdin.close()
+        self.popen.stderr.close()
+        self.socket.close()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"), TinyShape(layers="sf", canvas=8))
+
+
+@pytest.fixture
+def start(tmp_path, model):
+    started = []
+
+    def start(**config):
+        private = tmp_path / f"private-{len(started)}"
+        private.mkdir()
+        started.append(Process(private, {"model": str(model), "device": "cpu", **config}))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.close()
+
+
+def test_a_worker_tells_its_limits_when_it_is_ready(start):
+    *before, ready = start(max_context=100).until(Ready)
+    assert all(isinstance(message, Loading) for message in before)
+    assert (ready.context_length, ready.canvas_length, ready.vocab_size) == (100, 8, 160)
+    assert ready.dtype == "float32"
+
+
+def test_an_answer_comes_in_blocks_and_ends_once(start):
+    process = start()
+    process.until(Ready)
+    process.send(GenerateRequest("a", [7, 8, 9], 20, seed=0))
+    messages = [m for m in process.until(Done) if not isinstance(m, Stats)]
+    *blocks, done = messages
+    assert all(isinstance(block, Block) and block.id == "a" for block in blocks)
+    assert done.id == "a"
+
+
+def test_a_cancel_ends_a_running_request_and_the_next_one_runs(start):
+    process = start()
+    process.until(Ready)
+    process.send(GenerateRequest("long", [7], 500, seed=0))
+    process.send(Cancel("long"))
+    process.send(GenerateRequest("short", [7], 1, seed=0))
+    dones = [process.until(Done)[-1] for _ in range(2)]
+    assert [(done.id, done.finish_reason) for done in dones] == [
+        ("long", "cancelled"),
+        ("short", "length"),
+    ]
+
+
+def test_the_end_of_stdin_ends_the_worker_and_removes_its_socket(start):
+    process = start()
+    process.until(Ready)
+    process.popen.stdin.close()
+    assert process.popen.wait(STARTED_IN_TIME_S) == 0
+    assert not process.path.parent.exists()
+
+
+def test_the_end_of_stdin_ends_a_worker_that_still_loads(start):
+    process = start()
+    process.popen.stdin.close()  # long before torch is imported
+    assert process.popen.wait(STARTED_IN_TIME_S) == 0
+    assert not process.socket.poll(0)
+
+
+def test_a_worker_works_on_through_the_signals_that_reach_its_whole_group(start):
+    process = start()
+    process.until(Ready)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(process.popen.pid, number)
+    process.send(GenerateRequest("a", [7], 1, seed=0))
+    assert process.until(Done)[-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        ({"model": "/nowhere"}, "model '/nowhere' is neither a folder nor a Hugging Face id"),
+        ({"device": "cuda"}, "device is 'cuda', but"),
+        ({"max_context": 1}, "max_context"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_a_worker_that_cannot_start_says_why_in_one_line_and_exits(start, config, complaint):
+    process = start(**config)
+    assert process.popen.wait(STARTED_IN_TIME_S) != 0
+    stderr = process.popen.stderr.read()
+    assert complaint in stderr
+    assert "Traceback" not in stderr

@@ -1,0 +1,70 @@
+import pytest
+import torch
+
+from engine.sampler import (
+    SamplerConfig,
+    UnsupportedSamplerError,
+    accept,
+    converged,
+    stable_steps,
+)
+
+
+def test_temperature_falls_linearly_from_t_max_to_just_above_t_min():
+    config = SamplerConfig(max_denoising_steps=4, t_min=0.4, t_max=0.8)
+    temperatures = [config.temperature(step) for step in range(4)]
+    assert temperatures == pytest.approx([0.8, 0.7, 0.6, 0.5])
+
+
+def test_positions_are_accepted_until_the_entropy_before_them_exceeds_the_bound():
+    entropy = torch.tensor([0.5, 0.01, 0.2, 0.06, 0.04])  # ascending: 0.01 0.04 0.06 0.2 0.5
+    accepted = accept(entropy, entropy_bound=0.11001)
+    assert accepted.tolist() == [False, True, True, True, True]
+
+
+def test_the_least_uncertain_position_is_always_accepted():
+    assert accept(torch.tensor([5.0, 4.0, 6.0]), entropy_bound=0.1).tolist() == [False, True, False]
+
+
+def test_stable_steps_count_equal_canvases_and_start_again_at_a_change():
+    a, b = torch.tensor([1, 2]), torch.tensor([1, 3])
+    counts, count, previous = [], torch.tensor(0), torch.tensor([-1, -1])
+    for canvas in [a, a, a, b, b]:
+        count = stable_steps(canvas, previous, count)
+        previous = canvas
+        counts.append(int(count))
+    assert counts == [0, 1, 2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("stable", "entropy", "expected"), [(2, 0.004, True), (1, 0.004, False), (2, 0.006, False)]
+)
+def test_a_block_is_done_when_stable_and_confident(stable, entropy, expected):
+    config = SamplerConfig(stability_threshold=2, confidence_threshold=0.005)
+    assert bool(converged(torch.tensor(stable), torch.full((8,), entropy), config)) is expected
+
+
+def test_generation_config_fills_the_sampler_and_what_it_leaves_out_is_the_release_s():
+    config = SamplerConfig.from_generation_config(
+        {
+            "eos_token_id": [1, 106],
+            "max_denoising_steps": 24,
+            "t_min": None,
+            "sampler_config": {"_cls_name": "EntropyBoundSamplerConfig", "entropy_bound": 0.2},
+        }
+    )
+    assert config == SamplerConfig(
+        max_denoising_steps=24, entropy_bound=0.2, end_tokens=frozenset({1, 106})
+    )
+
+
+def test_one_end_token_may_stand_without_a_list():
+    config = SamplerConfig.from_generation_config({"eos_token_id": 1})
+    assert config.end_tokens == {1}
+
+
+def test_another_sampler_is_refused_by_its_name():
+    with pytest.raises(UnsupportedSamplerError, match="'MaskedSamplerConfig'; supported"):
+        SamplerConfig.from_generation_config(
+            {"sampler_config": {"_cls_name": "MaskedSamplerConfig"}}
+        )

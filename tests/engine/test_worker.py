@@ -1,0 +1,147 @@
+"""The worker's turns in this process, on a tiny random model."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from engine.config import EngineConfig
+from engine.messages import Block, Cancel, Done, Failed, GenerateRequest, Stats
+from engine.noise import block_noise
+from engine.worker import Worker, build_denoiser
+from tests.parity.tiny_models import TinyShape, write_tiny_model
+
+PROMPT = list(range(6, 30))
+ENDLESS = TinyShape(layers="sf", canvas=8, confidence_threshold=1e-9, steps=4)
+
+
+@pytest.fixture(scope="module")
+def denoiser(tmp_path_factory):
+    folder = write_tiny_model(tmp_path_factory.mktemp("tiny"), ENDLESS)
+    denoiser = build_denoiser(EngineConfig(model=str(folder), device="cpu", max_context=128))
+    # No end tokens: every answer runs until its max_tokens.
+    denoiser.sampler = dataclasses.replace(denoiser.sampler, end_tokens=frozenset())
+    return denoiser
+
+
+@pytest.fixture
+def worker(denoiser):
+    return Worker(denoiser, prefill_chunk=16)
+
+
+def request(request_id="a", **changes):
+    values = {"id": request_id, "prompt": PROMPT, "max_tokens": 20, "seed": 1}
+    return GenerateRequest(**{**values, **changes})
+
+
+def tokens_of(messages):
+    return [token for m in messages if isinstance(m, Block) for token in m.tokens]
+
+
+def until_idle(worker):
+    messages = []
+    while not worker.idle:
+        messages += worker.step()
+    return messages
+
+
+def test_block_indices_rise_by_one_and_one_terminal_message_ends_the_request(worker):
+    messages = list(worker.generate(request()))
+    assert [m.index for m in messages[:-1]] == [0, 1, 2]
+    assert messages[-1] == Done("a", "length")
+
+
+def test_max_tokens_is_exact_in_the_middle_of_a_block(worker):
+    assert len(tokens_of(worker.generate(request(max_tokens=13)))) == 13
+
+
+def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(worker):
+    first, again, other = (tokens_of(worker.generate(request(seed=s))) for s in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_a_request_s_tokens_do_not_depend_on_who_came_before(worker):
+    alone = tokens_of(worker.generate(request()))
+    for each in (request("b", seed=9, prompt=[7] * 50), request()):
+        worker.handle(each)
+    together = tokens_of(m for m in until_idle(worker) if m.id == "a")
+    assert together == alone
+
+
+def test_the_size_of_prefill_chunks_does_not_change_the_tokens(denoiser, worker):
+    by_token = tokens_of(Worker(denoiser, prefill_chunk=1).generate(request()))
+    assert by_token == tokens_of(worker.generate(request()))
+
+
+def test_a_cancelled_request_ends_before_the_next_pass(worker):
+    worker.handle(request())
+    worker.step()
+    assert worker.handle(Cancel("a")) == [Done("a", "cancelled")]
+    assert worker.idle
+    assert worker.step() == []
+
+
+def test_a_request_cancelled_while_it_waits_never_runs(worker):
+    worker.handle(request("a"))
+    worker.handle(request("b"))
+    worker.step()
+    assert worker.handle(Cancel("b")) == [Done("b", "cancelled")]
+    assert {m.id for m in until_idle(worker)} == {"a"}
+
+
+def test_a_cancel_of_an_unknown_request_is_ignored(worker):
+    assert worker.handle(Cancel("nobody")) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"prompt": []}, {"max_tokens": 0}, {"prompt": [7] * 128}, {"max_tokens": 128 - 23}],
+)
+def test_a_request_that_does_not_fit_the_context_fails(worker, changes):
+    (failed,) = worker.handle(request(**changes))
+    assert isinstance(failed, Failed)
+    assert worker.idle
+
+
+def test_a_context_filled_to_its_last_token_ends_with_length(worker):
+    messages = list(worker.generate(request(max_tokens=128 - len(PROMPT))))
+    assert len(tokens_of(messages)) == 128 - len(PROMPT)
+    assert messages[-1] == Done("a", "length")
+
+
+def test_out_of_memory_fails_the_request_and_the_next_one_runs(worker, denoiser, monkeypatch):
+    expected = tokens_of(worker.generate(request()))
+
+    def exhausted(work):
+        raise torch.OutOfMemoryError("no memory left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(denoiser, "run", exhausted)
+        messages = list(worker.generate(request("b")))
+    assert [type(m) for m in messages] == [Failed]
+    assert tokens_of(worker.generate(request())) == expected
+
+
+def test_stats_are_told_when_they_change_and_only_then(worker):
+    worker.handle(request("a"))
+    worker.handle(request("b"))
+    assert worker.stats() == [Stats(waiting=2, running=0)]
+    worker.step()
+    assert worker.stats() == [Stats(waiting=1, running=1)]
+    assert worker.stats() == []
+    until_idle(worker)
+    assert worker.stats() == [Stats(waiting=0, running=0)]
+
+
+def test_temperature_zero_draws_nothing_but_the_starting_noise(worker, monkeypatch):
+    expected = tokens_of(worker.generate(request(temperature=0)))
+
+    def only_the_start(*args, **kwargs):
+        noise = block_noise(*args, **kwargs)
+        noise.canvases[1:] = -1
+        noise.uniforms.fill_(float("nan"))
+        return noise
+
+    monkeypatch.setattr("engine.denoiser.block_noise", only_the_start)
+    assert tokens_of(worker.generate(request(temperature=0))) == expected
