@@ -1,0 +1,1 @@
+"""The demo model: a small trained DiffusionGemma, and everything that made it."""

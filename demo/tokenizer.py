@@ -1,0 +1,139 @@
+"""The demo model's tokenizer: whole words where they are common, letters and bytes elsewhere.
+
+Any text survives encoding and decoding, except that a typed "▁" comes back as a space, as with
+Gemma's own tokenizer. Special tokens have the ids that they have in the released model.
+"""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+from demo.tasks import Example, training_example
+
+VOCAB_SIZE = 1280
+SPECIAL_TOKENS = {
+    "<pad>": 0,
+    "<eos>": 1,
+    "<bos>": 2,
+    "<unk>": 3,
+    "<|tool>": 46,
+    "<tool|>": 47,
+    "<|tool_call>": 48,
+    "<tool_call|>": 49,
+    "<|tool_response>": 50,
+    "<tool_response|>": 51,
+    '<|"|>': 52,
+    "<|think|>": 98,
+    "<|channel>": 100,
+    "<channel|>": 101,
+    "<|turn>": 105,
+    "<turn|>": 106,
+    "<|image>": 107,  # begin of an image, its soft token and its end, which the released
+    "<|image|>": 108,  # model has beyond any id of this vocabulary
+    "<image|>": 109,
+}
+END_OF_TURN, END_OF_CALL = SPECIAL_TOKENS["<turn|>"], SPECIAL_TOKENS["<|tool_response>"]
+TEMPLATE = Path(__file__).parent / "chat_template.jinja"
+
+# A word or a number with the space before it, or one other character likewise.
+_PIECE = r"▁?[A-Za-z]+|▁?[0-9]+|▁?[^▁\sA-Za-z0-9]|▁|\s"
+
+
+def build_tokenizer(seed: int = 0, examples: int = 12_000) -> PreTrainedTokenizerFast:
+    """Words are taken by how often they occur in training examples."""
+    special = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
+    counts: Counter[str] = Counter()
+    bare = _wrap(Tokenizer(BPE(vocab=_alphabet(), merges=[], byte_fallback=True)))
+    random = Random(seed)
+    for _ in range(examples):
+        example = training_example(random)
+        for text in special.split(render(bare, example) + example.answer):
+            counts.update(re.findall(_PIECE, text.replace(" ", "▁")))
+    # Numbers that tasks use are always whole, however rare.
+    for number in range(101):
+        counts[f"▁{number}"] += 10**6
+        counts[str(number)] += 10**6
+    vocab = _alphabet()
+    free = iter(sorted(set(range(VOCAB_SIZE)) - set(vocab.values())))
+    words = [w for w, _ in counts.most_common() if w not in vocab]
+    vocab.update(zip(words, free, strict=False))
+    assert len(vocab) == VOCAB_SIZE, "too few different words"
+    return _wrap(
+        Tokenizer(BPE(vocab=vocab, merges=[], byte_fallback=True, ignore_merges=True))
+    )
+
+
+def render(tokenizer: PreTrainedTokenizerFast, example: Example) -> str:
+    """The prompt's text through the chat template."""
+    text = tokenizer.apply_chat_template(
+        example.messages,
+        tools=example.tools,
+        enable_thinking=example.thinking,
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    assert isinstance(text, str)
+    return text
+
+
+def answer_text(example: Example) -> str:
+    """The raw text expected of the model, thought included, end token not."""
+    if not example.thinking:
+        return example.answer
+    return f"<|channel>thought\n{example.thought}<channel|>{example.answer}"
+
+
+def encode_example(
+    tokenizer: PreTrainedTokenizerFast, example: Example
+) -> tuple[list[int], list[int]]:
+    """Token ids of the prompt, and of the answer with the token that ends it."""
+    prompt = tokenizer.encode(render(tokenizer, example), add_special_tokens=False)
+    answer = tokenizer.encode(answer_text(example), add_special_tokens=False)
+    return prompt, [*answer, END_OF_CALL if example.ends_in_call else END_OF_TURN]
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write the three files, the configuration with the class that needs no other file."""
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    file.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _alphabet() -> dict[str, int]:
+    """Special tokens at their places, then bytes and single characters after them."""
+    vocab = dict(SPECIAL_TOKENS)
+    pieces = [f"<0x{byte:02X}>" for byte in range(256)]
+    pieces += ["▁", "\n", *map(chr, range(33, 127))]
+    pieces += ["▁" + chr(code) for code in range(33, 127)]
+    # Behind the special tokens; what is free among them goes to words.
+    vocab.update({piece: 110 + index for index, piece in enumerate(pieces)})
+    return vocab
+
+
+def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECE), behavior="isolated")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        chat_template=TEMPLATE.read_text(),
+        clean_up_tokenization_spaces=False,
+        model_max_length=2048,
+    )
