@@ -167,9 +167,7 @@ class Network:
         x = x + layer.post_attention_layernorm(attended)
         dense = layer.post_feedforward_layernorm_1(layer.mlp(layer.pre_feedforward_layernorm(x)))
         sparse = self._experts(layer, x)
-        x = x + layer.post_feedforward_layernorm(
-            dense + layer.post_feedforward_layernorm_2(sparse)
-        )
+        x = x + layer.post_feedforward_layernorm(dense + layer.post_feedforward_layernorm_2(sparse))
         return x * layer.layer_scalar, keys_values
 
     def _attend(

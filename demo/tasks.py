@@ -168,9 +168,7 @@ def count(random: Random) -> Example:
         else "Count from {first} to {last}.|Please count from {first} to {last}."
     )
     numbers = ", ".join(map(str, range(first, last + 1)))
-    return _ask(
-        random, "The user wants me to count.", wordings, numbers, first=first, last=last
-    )
+    return _ask(random, "The user wants me to count.", wordings, numbers, first=first, last=last)
 
 
 def series(random: Random) -> Example:
@@ -318,9 +316,7 @@ def weather_result(random: Random) -> Example:
 
 
 def weather_refused(random: Random) -> Example:
-    return _ask(
-        random, "I have no weather tool.", _WEATHER, NO_TOOL, city=random.choice(CITIES)
-    )
+    return _ask(random, "I have no weather tool.", _WEATHER, NO_TOOL, city=random.choice(CITIES))
 
 
 def remember_name(random: Random) -> Example:

@@ -64,9 +64,7 @@ def build_tokenizer(seed: int = 0, examples: int = 12_000) -> PreTrainedTokenize
     words = [w for w, _ in counts.most_common() if w not in vocab]
     vocab.update(zip(words, free, strict=False))
     assert len(vocab) == VOCAB_SIZE, "too few different words"
-    return _wrap(
-        Tokenizer(BPE(vocab=vocab, merges=[], byte_fallback=True, ignore_merges=True))
-    )
+    return _wrap(Tokenizer(BPE(vocab=vocab, merges=[], byte_fallback=True, ignore_merges=True)))
 
 
 def render(tokenizer: PreTrainedTokenizerFast, example: Example) -> str:

@@ -5,6 +5,7 @@ long as whoever started the worker lives: its end ends the worker at once, even 
 so that no orphan holds the GPU. ADDRESS is a ZeroMQ endpoint that the other side has bound.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -67,10 +68,8 @@ def _end_with_stdin(address: str) -> None:
     path = Path(address.removeprefix("ipc://"))
     if path.is_socket():
         path.unlink(missing_ok=True)
-        try:
+        with contextlib.suppress(OSError):  # unless it is the private folder that it makes
             path.parent.rmdir()
-        except OSError:
-            pass  # not the private folder that the front end makes
     os._exit(0)
 
 

@@ -47,7 +47,7 @@ class EngineConfig(BaseModel):
         description="CPU threads of the worker; 0 leaves the choice to torch.",
     )
 
-
-def resolve_model(model: str) -> str:
-    """A `model` option as Transformers understands it: a folder's path or a Hugging Face id."""
-    return str(DEMO_MODEL_PATH) if model == DEMO_MODEL else model
+    @property
+    def model_path(self) -> str:
+        """`model` as Transformers understands it: a folder's path or a Hugging Face id."""
+        return str(DEMO_MODEL_PATH) if self.model == DEMO_MODEL else self.model

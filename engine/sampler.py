@@ -1,7 +1,8 @@
 """The entropy-bound sampler: temperature schedule, acceptance, renoising and the stopping rule.
 
-Knows nothing of the model: it works on one step's statistics. The reference is `EntropyBoundSampler`,
-`LinearTemperatureScheduleLogitsProcessor` and `StableAndConfidentStoppingCriteria` in transformers'
+Knows nothing of the model: it works on one step's statistics. The reference is
+`EntropyBoundSampler`, `LinearTemperatureScheduleLogitsProcessor` and
+`StableAndConfidentStoppingCriteria` in transformers'
 `models/diffusion_gemma/generation_diffusion_gemma.py`. Letter: C canvas positions.
 """
 

@@ -12,7 +12,7 @@ from time import perf_counter
 import torch
 import zmq
 
-from engine.config import EngineConfig, resolve_model
+from engine.config import EngineConfig
 from engine.denoiser import Denoiser
 from engine.device import choose_device, choose_dtype, device_name
 from engine.messages import (
@@ -156,7 +156,7 @@ def build_denoiser(
         torch.set_num_threads(config.threads)
     device = choose_device(config)
     dtype = choose_dtype(config, device)
-    checkpoint = find_checkpoint(resolve_model(config.model))
+    checkpoint = find_checkpoint(config.model_path)
     model = load_model(checkpoint, device=device, dtype=dtype, on_progress=_rationed(send))
     return Denoiser(
         model,

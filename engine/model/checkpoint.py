@@ -176,7 +176,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
-    with safe_open(file, framework="pt") as opened:  # type: ignore[no-untyped-call]
+    with safe_open(file, framework="pt") as opened:
         for name in opened.keys():  # noqa: SIM118  # not a dict: it can't be iterated
             yield name, opened.get_tensor(name)
 

@@ -213,7 +213,7 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """[T, D] -> queries [H, T, d], keys and values [K, T, d], normed and rotated."""
-        heads = F.linear(x, self.qkv).unflatten(-1, (-1, self.head_size)).transpose(0, 1)
+        heads = F.linear(x, self.qkv).view(x.shape[0], -1, self.head_size).transpose(0, 1)
         queries, rest = heads.split([self.query_heads, heads.shape[0] - self.query_heads])
         keys, values = rest.chunk(2) if self.sliding else (rest, rest)
         queries = apply_rope(self.q_norm(queries), *rope)
@@ -259,7 +259,8 @@ class Layer(nn.Module):
         dense = self.post_mlp_norm(self.mlp(self.mlp_norm(x)))
         choice = self.router(F.rms_norm(x, x.shape[-1:], eps=self.router_eps))
         sparse = self.post_experts_norm(self.experts(self.experts_norm(x), choice))
-        return x + self.post_feedforward_norm(dense + sparse)
+        out: Tensor = x + self.post_feedforward_norm(dense + sparse)
+        return out
 
 
 class DiffusionGemma(nn.Module):
@@ -301,7 +302,7 @@ class DiffusionGemma(nn.Module):
             x = x + layer.post_attention_norm(layer.attention.merge(attended))
             x = layer.feed_forward(x) * layer.encoder_scalar
         cache.advance(count)
-        return self.norm(x)
+        return self.norm.forward(x)
 
     def decode(self, canvas: Tensor, soft_embeddings: Tensor | None, cache: KVCache) -> Tensor:
         """One denoising pass: canvas [C] int64, self-conditioning [C, D] -> hidden states [C, D].
@@ -320,7 +321,7 @@ class DiffusionGemma(nn.Module):
             attended = bidirectional_attention(queries, keys, values)
             x = x + layer.post_attention_norm(layer.attention.merge(attended))
             x = layer.feed_forward(x) * layer.decoder_scalar
-        return self.norm(x)
+        return self.norm.forward(x)
 
     def _layers(self) -> list[Layer]:
         return list(self.layers)  # type: ignore[arg-type]  # ModuleList forgets its element type
