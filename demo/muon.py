@@ -16,7 +16,7 @@ _ITERATIONS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Parameters are matrices [.., rows, columns]; each matrix of a stack gets a step of its own."""
+    """Parameters are matrices [.., rows, columns]; each of a stack has a step of its own."""
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})

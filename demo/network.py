@@ -98,7 +98,7 @@ class Network:
         self.embedding = self.decoder.embed_tokens.weight
         self.balance = torch.zeros(())
 
-    def encode(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def encode(self, tokens: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """[B, P] -> last hidden states [B, P, D] and each layer's keys and values."""
         length = tokens.shape[1]
         positions = torch.arange(length)

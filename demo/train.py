@@ -98,7 +98,7 @@ def _batch(
 def loss_of(network: Network, batch: Batch) -> dict[str, Tensor]:
     """The parts of the loss; their sum is what is minimised."""
     network.balance = torch.zeros(())
-    hidden, cache = network.encode(batch.tokens, batch.lengths)
+    hidden, cache = network.encode(batch.tokens)
     prefix = batch.tokens.shape[1] - CANVAS
     cache = [(keys[:, :, :prefix], values[:, :, :prefix]) for keys, values in cache]
     soft = _self_conditioning(network, batch, cache)
@@ -163,7 +163,7 @@ def check_forward(model: DiffusionGemmaForBlockDiffusion, batch: Batch) -> None:
     network, row = Network(model), 0
     length = int(batch.lengths[row])
     with torch.no_grad():
-        _, cache = network.encode(batch.tokens, batch.lengths)
+        _, cache = network.encode(batch.tokens)
         soft = torch.randn(*batch.noisy.shape, network.text.vocab_size)
         ours = network.decode(
             batch.noisy, batch.lengths, cache, network.soft_embeddings(soft, torch.ones(()))

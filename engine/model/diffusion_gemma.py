@@ -214,7 +214,7 @@ class Attention(nn.Module):
     def project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """[T, D] -> queries [H, T, d], keys and values [K, T, d], normed and rotated."""
         heads = F.linear(x, self.qkv).view(x.shape[0], -1, self.head_size).transpose(0, 1)
-        queries, rest = heads.split([self.query_heads, heads.shape[0] - self.query_heads])
+        queries, rest = heads[: self.query_heads], heads[self.query_heads :]
         keys, values = rest.chunk(2) if self.sliding else (rest, rest)
         queries = apply_rope(self.q_norm(queries), *rope)
         keys = apply_rope(self.k_norm(keys), *rope)

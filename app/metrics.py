@@ -1,0 +1,42 @@
+"""Every Prometheus metric: name, unit, labels, buckets. One registry an app, nothing global."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """The server's counters; `outcome` is stop, length, cancelled or error."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(name, text, labels, registry=self.registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(name, text, registry=self.registry)
+
+        def seconds(name: str, text: str) -> Histogram:
+            return Histogram(name, text, buckets=_SECONDS, registry=self.registry)
+
+        self.requests = counter(
+            "easel_requests_total", "Requests that the worker was given, by end", ("outcome",)
+        )
+        self.prompt_tokens = counter("easel_prompt_tokens_total", "Tokens of prompts")
+        self.completion_tokens = counter("easel_completion_tokens_total", "Tokens of answers")
+        self.denoising_steps = counter("easel_denoising_steps_total", "Denoising steps")
+        self.blocks = counter("easel_blocks_total", "Finished blocks")
+        self.worker_starts = counter("easel_worker_starts_total", "Worker processes started")
+        self.in_flight = gauge("easel_requests_in_flight", "Requests with the worker")
+        self.queue_depth = gauge("easel_queue_depth", "Requests waiting for the device")
+        self.time_to_first_block = seconds(
+            "easel_time_to_first_block_seconds", "From a request's arrival to its first block"
+        )
+        self.block_time = seconds(
+            "easel_block_seconds", "A block's time on the device, its prefill or commit included"
+        )
+
+    def exposition(self) -> bytes:
+        """Prometheus' text format."""
+        return generate_latest(self.registry)

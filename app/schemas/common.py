@@ -1,0 +1,82 @@
+"""What the dialects' requests share: strictness, refusals, sampling fields."""
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from app.errors import BadRequest
+
+MAX_STOPS = 4
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    include_usage: bool = False
+
+
+class ApiRequest(BaseModel):
+    """Fields of every generation request. Unknown fields are refused, so none is ignored.
+
+    `neutral` names the fields of the dialect that Easel does not honour, each with the values
+    that ask for nothing; null always does. Any other value is refused.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    model: str | None = None
+    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None = (
+        None
+    )
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            raise BadRequest("The body must be a JSON object.")
+        for field, allowed in cls.neutral.items():
+            value = data.get(field)
+            # By type too: 1 == True in Python.
+            if value is None or any(value == a and type(value) is type(a) for a in allowed):
+                continue
+            allowed_text = ", ".join(["null", *(repr(each) for each in allowed)])
+            raise BadRequest(
+                f"{field} is not supported; allowed: {allowed_text}.",
+                param=field,
+                code="unsupported_parameter",
+            )
+        return {field: value for field, value in data.items() if field not in cls.neutral}
+
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _whole_numbers_are_numbers(cls, value: Any) -> Any:
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("stop")
+    @classmethod
+    def _few_stops(cls, value: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(value, list) and len(value) > MAX_STOPS:
+            raise ValueError(f"at most {MAX_STOPS} stop strings are allowed")
+        return value
+
+    @model_validator(mode="after")
+    def _options_need_a_stream(self) -> "ApiRequest":
+        if self.stream_options is not None and not self.stream:
+            raise BadRequest("stream_options needs stream to be true.", param="stream_options")
+        return self
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage

@@ -1,0 +1,46 @@
+"""What the front end can be told: each option once, with default, bounds, unit and help.
+
+Inherits the worker's options, so that one environment variable reaches the process that needs
+it. From the environment (`EASEL_PORT`) or the command line (`--port`); frozen after the start.
+"""
+
+import os
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from engine.config import EngineConfig
+
+PREFIX = "EASEL_"
+
+
+class Settings(EngineConfig, BaseSettings):
+    """Every option of `easel serve`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes any.")
+    max_queue: int = Field(
+        default=64, ge=1, description="Most requests open at once; one more is answered 429."
+    )
+    max_body_bytes: int = Field(
+        default=32 * 2**20, ge=1024, description="Largest request body, in bytes."
+    )
+    shutdown_grace_s: int = Field(
+        default=30, ge=0, description="Seconds that running answers get to finish at SIGTERM."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severity that is logged."
+    )
+
+    def engine_config(self) -> EngineConfig:
+        """The worker's part."""
+        return EngineConfig(**self.model_dump(include=set(EngineConfig.model_fields)))
+
+
+def unknown_variables() -> list[str]:
+    """EASEL_ variables in the environment that name no setting: most likely misspelt."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)

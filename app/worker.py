@@ -1,0 +1,184 @@
+"""The front end's side of the boundary: start, watch and restart the worker, and ask it.
+
+One process at a time, each life with a socket of its own in a private folder. Whatever happens
+to the worker, every request that was given to it gets its terminal message.
+"""
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import zmq
+import zmq.asyncio
+
+from app.errors import NotReady, TooManyRequests
+from app.metrics import Metrics
+from engine.config import EngineConfig
+from engine.messages import (
+    Block,
+    Cancel,
+    Done,
+    Failed,
+    GenerateRequest,
+    Loading,
+    Ready,
+    Stats,
+    decode_from_worker,
+    encode,
+)
+
+logger = logging.getLogger(__name__)
+
+_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 1.0, 30.0
+_STOP_S = 5.0
+
+Answer = Block | Done | Failed
+
+
+class WorkerCannotStartError(RuntimeError):
+    """The worker ended before it was ever ready; it has said why on stderr."""
+
+
+class WorkerClient:
+    """The worker as the routes see it. `run` keeps it alive; `generate` asks it."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        metrics: Metrics,
+        *,
+        max_queue: int,
+        on_progress: Callable[[Loading | Ready], None],
+    ) -> None:
+        self.ready: Ready | None = None  # the limits of the worker that is alive now
+        self._config = config
+        self._metrics = metrics
+        self._max_queue = max_queue
+        self._on_progress = on_progress
+        self._open: dict[str, asyncio.Queue[Answer]] = {}
+        self._socket: zmq.asyncio.Socket | None = None
+        self._context = zmq.asyncio.Context()
+        self._folder = Path(tempfile.mkdtemp(prefix="easel-"))  # mode 0700
+
+    async def run(self) -> None:
+        """Start the worker and start it again when it dies, until cancelled.
+
+        Raises WorkerCannotStartError if the first one never gets ready.
+        """
+        ever_ready, backoff, life = False, _FIRST_BACKOFF_S, 0
+        try:
+            while True:
+                code = await self._live(life)
+                was_ready = self.ready is not None
+                ever_ready = ever_ready or was_ready
+                self._fail_everyone()
+                if not ever_ready:
+                    raise WorkerCannotStartError(f"the worker ended with exit code {code}")
+                backoff = _FIRST_BACKOFF_S if was_ready else min(2 * backoff, _LONGEST_BACKOFF_S)
+                logger.error("the worker ended with code %s; again in %.0f s", code, backoff)
+                await asyncio.sleep(backoff)
+                life += 1
+        finally:
+            self._fail_everyone()
+            self._context.destroy(linger=0)
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Answer]:
+        """The worker's messages about one request, its terminal one last.
+
+        Leaving early cancels the request. Raises NotReady or TooManyRequests before the first.
+        """
+        if self.ready is None or self._socket is None:
+            raise NotReady("The model is not loaded; try again soon.")
+        if len(self._open) >= self._max_queue:
+            raise TooManyRequests(
+                f"{len(self._open)} requests are open, which is the limit (max_queue)."
+            )
+        answers = self._open[request.id] = asyncio.Queue()
+        self._metrics.in_flight.set(len(self._open))
+        ended = False
+        try:
+            await self._socket.send(encode(request))
+            while not ended:
+                answer = await answers.get()
+                ended = not isinstance(answer, Block)
+                yield answer
+        finally:
+            # The terminal message of a cancelled request finds its entry here and removes it.
+            if not ended and request.id in self._open and self._socket is not None:
+                self._socket.send(encode(Cancel(request.id)))
+
+    async def _live(self, life: int) -> int:
+        """One worker's life, from its start to its exit code."""
+        path = self._folder / f"{life}.sock"
+        socket = self._context.socket(zmq.DEALER)
+        socket.set_hwm(0)  # by default a sender waits at 1,000 messages
+        socket.linger = 0
+        socket.bind(f"ipc://{path}")
+        # A session of its own: Ctrl-C reaches this process alone, which ends the worker in order.
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "engine",
+            f"ipc://{path}",
+            stdin=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._metrics.worker_starts.inc()
+        assert process.stdin is not None
+        process.stdin.write(self._config.model_dump_json().encode() + b"\n")
+        self._socket = socket
+        reader = asyncio.create_task(self._read(socket))
+        try:
+            return await process.wait()
+        finally:
+            process.stdin.close()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), _STOP_S)
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            reader.cancel()
+            self._socket = None
+            socket.close()
+            path.unlink(missing_ok=True)
+
+    async def _read(self, socket: zmq.asyncio.Socket) -> None:
+        while True:
+            message = decode_from_worker(await socket.recv())
+            match message:
+                case Loading():
+                    self._on_progress(message)
+                case Ready():
+                    self.ready = message
+                    self._on_progress(message)
+                case Stats(waiting=waiting):
+                    self._metrics.queue_depth.set(waiting)
+                case Block(id=request_id):
+                    self._metrics.blocks.inc()
+                    self._metrics.denoising_steps.inc(message.denoising_steps)
+                    self._metrics.block_time.observe(message.duration_s)
+                    if request_id in self._open:
+                        self._open[request_id].put_nowait(message)
+                case Done() | Failed():
+                    self._end(message)
+
+    def _end(self, last: Done | Failed) -> None:
+        answers = self._open.pop(last.id, None)
+        if answers is None:
+            return
+        outcome = last.finish_reason if isinstance(last, Done) else "error"
+        self._metrics.requests.labels(outcome).inc()
+        self._metrics.in_flight.set(len(self._open))
+        answers.put_nowait(last)
+
+    def _fail_everyone(self) -> None:
+        self.ready = None
+        for request_id in list(self._open):
+            self._end(Failed(request_id, "The worker process ended unexpectedly."))
+        self._metrics.queue_depth.set(0)
