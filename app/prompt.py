@@ -45,12 +45,12 @@ class PromptBuilder:
             for message in messages
         ]
         try:
-            rendered, _ = render_jinja_template(
+            rendered: list[str] = render_jinja_template(
                 [marked],
                 chat_template=self._template,
                 add_generation_prompt=True,
-                **self._special,
-            )
+                **self._special,  # type: ignore[arg-type]  # names that the template uses
+            )[0]  # type: ignore[assignment]  # annotated as a string, is a list and a list
         except (TemplateError, TypeError, ValueError) as error:
             raise BadRequest(
                 f"The model's chat template refuses these messages: {error}", param="messages"

@@ -11,7 +11,7 @@ _PING_S = 15
 def event_stream(events: AsyncIterator[str]) -> EventSourceResponse:
     """Each string becomes one `data:` event."""
     # The library ends every stream at SIGTERM by default; ours run to their end.
-    AppStatus.disable_automatic_graceful_drain()
+    AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]  # its own lack
     # Its default separator is CRLF, which many a hand-written client does not expect.
     return EventSourceResponse(_data(events), sep="\n", ping=_PING_S)
 

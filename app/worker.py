@@ -10,7 +10,7 @@ import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 import zmq
@@ -88,7 +88,7 @@ class WorkerClient:
             self._context.destroy(linger=0)
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[Answer]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Answer, None]:
         """The worker's messages about one request, its terminal one last.
 
         Leaving early cancels the request. Raises NotReady or TooManyRequests before the first.

@@ -1,0 +1,117 @@
+"""The command `easel`. Each command parses its options and calls one function elsewhere."""
+
+import sys
+from importlib.metadata import version as installed_version
+from typing import Annotated, Any
+
+import typer
+import uvicorn
+from pydantic import ValidationError
+from rich.console import Console
+
+from app.logs import configure_logs
+from app.server import create_app
+from app.settings import PREFIX, Settings, unknown_variables
+from engine.messages import Loading, Ready
+
+main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+console = Console(stderr=True, highlight=False)
+
+
+@main.callback()
+def easel() -> None:
+    """An OpenAI-compatible server for block-diffusion language models."""
+
+
+@main.command()
+def version() -> None:
+    """Print Easel's version."""
+    print(installed_version("easel-server"))
+
+
+@main.command()
+def serve(
+    model: Annotated[str | None, typer.Option(help="'demo', a folder or a hub id.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+) -> None:
+    """Start the server. Every setting can also come from the environment, as EASEL_PORT."""
+    given = {"model": model, "host": host, "port": port, "device": device}
+    raise typer.Exit(_serve(_settings({k: v for k, v in given.items() if v is not None})))
+
+
+def _settings(options: dict[str, Any]) -> Settings:
+    unknown = unknown_variables()
+    if unknown:
+        _refuse(f"{', '.join(unknown)}: no such setting")
+    try:
+        return Settings(**options)
+    except ValidationError as error:
+        for each in error.errors():
+            name = "_".join(str(part) for part in each["loc"])
+            console.print(f"easel: {PREFIX}{name.upper()}: {each['msg']}", markup=False)
+        sys.exit(2)
+
+
+def _refuse(message: str) -> None:
+    console.print(f"easel: {message}", markup=False)
+    sys.exit(2)
+
+
+def _serve(settings: Settings) -> int:
+    configure_logs(settings.log_level)
+    progress = _Progress(settings)
+    try:
+        app = create_app(settings, progress)
+    except Exception as error:  # tokenizers raises a bare Exception for a missing file
+        _refuse(f"model {settings.model!r} cannot be read: {error}")
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=settings.shutdown_grace_s,
+    )
+    uvicorn.Server(config).run()
+    failure = getattr(app.state, "worker_error", None)
+    if failure is not None:
+        console.print(f"easel: {failure}", markup=False)
+        return 1
+    return 0
+
+
+class _Progress:
+    """Tells the person who started the server how far it is, and when and where it listens."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._told = 0
+
+    def __call__(self, message: Loading | Ready) -> None:
+        match message:
+            case Loading(loaded_bytes=loaded, total_bytes=total):
+                percent = 100 * loaded // max(total, 1)
+                if percent >= self._told + 10:
+                    self._told = percent
+                    console.print(f"Loading {self._settings.model}: {percent} %")
+            case Ready():
+                console.print(_banner(self._settings, message), markup=False)
+
+
+def _banner(settings: Settings, ready: Ready) -> str:
+    url = f"http://{settings.host}:{settings.port}"
+    body = '{"messages": [{"role": "user", "content": "Count to 20"}], "stream": true}'
+    return (
+        f"\nEasel listens on {url}/v1\n"
+        f"  model    {settings.model} ({ready.dtype}, context {ready.context_length} tokens, "
+        f"canvas {ready.canvas_length})\n"
+        f"  device   {ready.device}\n\n"
+        f"  curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+        f"    -d '{body}'\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Waiting for an answer only as long as the client does."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+
+CLIENT_CLOSED_REQUEST = 499  # nobody reads it; the access log does
+
+
+async def unless_gone(http: Request, answer: Coroutine[Any, Any, Response]) -> Response:
+    """The response, unless the client disconnects first: then `answer` is cancelled."""
+    working = asyncio.create_task(answer)
+    leaving = asyncio.create_task(_disconnect(http))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    finally:
+        leaving.cancel()
+        working.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnect(http: Request) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,117 @@
+"""The FastAPI application: routes, errors, and the worker's life as its own."""
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.errors import ApiError, BodyTooLarge, MethodNotAllowed, NotFound, error_body
+from app.logs import RequestIds
+from app.metrics import Metrics
+from app.prompt import PromptBuilder
+from app.routes import chat, completions, health, models
+from app.routes.generation import Services
+from app.settings import Settings
+from app.worker import WorkerCannotStartError, WorkerClient
+from engine.messages import Loading, Ready
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(
+    settings: Settings, on_progress: Callable[[Loading | Ready], None] = lambda _message: None
+) -> FastAPI:
+    """An app with a worker of its own. Raises OSError if the tokenizer's files are not there."""
+    prompts = PromptBuilder(settings.model_path)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        metrics = Metrics()
+        worker = WorkerClient(
+            settings.engine_config(),
+            metrics,
+            max_queue=settings.max_queue,
+            on_progress=on_progress,
+        )
+        app.state.services = Services(settings, metrics, worker, prompts)
+        app.state.worker_error = None
+        running = asyncio.create_task(worker.run())
+        running.add_done_callback(lambda task: _end_if_failed(app, task))
+        try:
+            yield
+        finally:
+            running.cancel()
+            with suppress(asyncio.CancelledError, WorkerCannotStartError):
+                await running
+
+    app = FastAPI(title="Easel", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.created = int(time.time())
+    for module in (chat, completions, models, health):
+        app.include_router(module.router)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(Exception, _unexpected)
+    app.add_middleware(BodyLimit, most=settings.max_body_bytes)
+    app.add_middleware(RequestIds)
+    return app
+
+
+def _end_if_failed(app: FastAPI, task: asyncio.Task[None]) -> None:
+    """A worker that can't start ends the server, which then exits with an error."""
+    if not task.cancelled() and task.exception() is not None:
+        app.state.worker_error = task.exception()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class BodyLimit:
+    """Middleware: a body over the limit is refused, by its announced length or as it comes."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self._app = app
+        self._most = most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        received = 0
+
+        async def limited() -> dict[str, object]:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._most:
+                raise BodyTooLarge(f"The body is larger than {self._most} bytes (max_body_bytes).")
+            return dict(message)
+
+        await self._app(scope, limited, send)
+
+
+async def _api_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return JSONResponse(error_body(error), status_code=error.status, headers=error.headers)
+
+
+async def _http_exception(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    if error.status_code == 405:
+        return await _api_error(
+            request, MethodNotAllowed(f"{request.method} is not allowed on {path}.")
+        )
+    if error.status_code == 404:
+        return await _api_error(request, NotFound(f"There is nothing at {path}."))
+    return await _api_error(request, ApiError(str(error.detail)))
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    logger.error("unexpected error", exc_info=error)
+    return await _api_error(request, ApiError("An unexpected error happened; the log has it."))
