@@ -97,7 +97,8 @@ class _Progress:
                     self._told = percent
                     console.print(f"Loading {self._settings.model}: {percent} %")
             case Ready():
-                console.print(_banner(self._settings, message), markup=False)
+                # Wrapped, the curl line could not be pasted.
+                console.print(_banner(self._settings, message), markup=False, soft_wrap=True)
 
 
 def _banner(settings: Settings, ready: Ready) -> str:

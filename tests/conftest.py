@@ -1,0 +1,109 @@
+"""A real server on a real worker, with a checkpoint of the demo model's shape."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from demo.network import new_model
+from demo.tokenizer import build_tokenizer
+from demo.train import save
+
+START_S = 90
+STEPS = 3  # denoising steps a block: random weights never converge
+
+
+class Server:
+    """`easel serve` as a process of its own."""
+
+    def __init__(self, model: Path, log: Path, **settings: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = log
+        variables = {"EASEL_MODEL": str(model), "EASEL_PORT": str(port), "EASEL_THREADS": "1"}
+        with log.open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "app.cli", "serve"],
+                env={**os.environ, **variables, **settings},
+                stdout=output,
+                stderr=output,
+            )
+
+    def wait_until_ready(self) -> "Server":
+        transport = httpx.HTTPTransport(retries=10)
+        with httpx.Client(base_url=self.url, transport=transport) as client:
+            for _ in range(START_S * 10):
+                assert self.process.poll() is None, self.log.read_text()
+                try:
+                    if client.get("/health/ready").status_code == 200:
+                        return self
+                except httpx.ConnectError:
+                    pass
+                try:
+                    self.process.wait(0.1)
+                except subprocess.TimeoutExpired:
+                    continue
+        raise AssertionError(f"not ready in time:\n{self.log.read_text()}")
+
+    def worker_pid(self) -> int:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return int(children.read_text().split()[0])
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights behind the demo model's real tokenizer and chat template."""
+    folder = tmp_path_factory.mktemp("model")
+    save(new_model(0), build_tokenizer(0, examples=4000), folder)
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "max_denoising_steps": STEPS}))
+    return folder
+
+
+@pytest.fixture
+def start_server(model_folder: Path, tmp_path: Path) -> Iterator[object]:
+    """Start a server of the test's own, with these settings in its environment."""
+    started: list[Server] = []
+
+    def start(**settings: str) -> Server:
+        log = tmp_path / f"server-{len(started)}.log"
+        started.append(Server(model_folder, log, **settings))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.process.kill()
+        server.process.wait()
+
+
+@pytest.fixture(scope="session")
+def server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(model_folder, tmp_path_factory.mktemp("server") / "log").wait_until_ready()
+    yield running
+    assert running.stop() == 0, running.log.read_text()
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def http(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client

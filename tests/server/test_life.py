@@ -1,0 +1,128 @@
+"""Starting, stopping, dying and going away, with real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+LONG = {"messages": [{"role": "user", "content": "Count"}], "max_tokens": 1500, "seed": 1}
+
+
+def ended(http):
+    """How many requests have ended, by outcome."""
+    lines = http.get("/metrics").text.splitlines()
+    return {
+        line.split('"')[1]: float(line.split()[-1])
+        for line in lines
+        if line.startswith("easel_requests_total{")
+    }
+
+
+def in_flight(http):
+    return "easel_requests_in_flight 0.0" not in http.get("/metrics").text
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_the_worker(server, http, stream):
+    before = ended(http).get("cancelled", 0)
+    worker = server.worker_pid()
+    os.kill(worker, signal.SIGSTOP)  # holds the request in the middle for certain
+    try:
+        with (
+            httpx.Client(base_url=server.url) as leaving,
+            pytest.raises(httpx.ReadTimeout),
+            leaving.stream(
+                "POST",
+                "/v1/chat/completions",
+                json={**LONG, "stream": stream},
+                timeout=httpx.Timeout(10, read=1),
+            ) as response,
+        ):
+            list(response.iter_lines())
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    # The next request waits for the worker, so it comes after the cancel.
+    http.post("/v1/chat/completions", json={**LONG, "max_tokens": 1}).raise_for_status()
+    assert ended(http)["cancelled"] == before + 1
+    assert not in_flight(http)
+
+
+def test_a_killed_worker_fails_its_requests_and_is_started_again(start_server):
+    server = start_server().wait_until_ready()
+    with httpx.stream(
+        "POST", f"{server.url}/v1/chat/completions", json={**LONG, "stream": True}, timeout=60
+    ) as response:
+        events = (line[6:] for line in response.iter_lines() if line.startswith("data: "))
+        next(events)
+        os.kill(server.worker_pid(), signal.SIGKILL)
+        *_, error, done = events
+    assert json.loads(error)["error"]["code"] == "generation_failed"
+    assert done == "[DONE]"
+    assert httpx.get(f"{server.url}/health/ready").status_code == 503
+    server.wait_until_ready()
+
+
+def test_sigterm_lets_a_running_stream_finish(start_server):
+    server = start_server().wait_until_ready()
+    body = {**LONG, "stream": True, "max_tokens": 300}
+    with httpx.stream(
+        "POST", f"{server.url}/v1/chat/completions", json=body, timeout=60
+    ) as response:
+        events = (line[6:] for line in response.iter_lines() if line.startswith("data: "))
+        next(events)
+        server.process.send_signal(signal.SIGTERM)
+        *_, last, done = events
+    assert done == "[DONE]"
+    assert json.loads(last)["choices"][0]["finish_reason"] in ("length", "stop")
+    assert server.process.wait(60) == 0
+
+
+def test_a_killed_front_end_takes_its_worker_with_it(start_server):
+    server = start_server().wait_until_ready()
+    worker = os.pidfd_open(server.worker_pid())
+    server.process.kill()
+    server.process.wait()
+    import select
+
+    assert select.select([worker], [], [], 30)[0], "the worker outlived the front end"
+    os.close(worker)
+
+
+def serve_with(**variables):
+    return subprocess.run(
+        [sys.executable, "-m", "app.cli", "serve"],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "complaint"),
+    [
+        ({"EASEL_PORT": "many"}, "EASEL_PORT"),
+        ({"EASEL_COLOUR": "red"}, "EASEL_COLOUR: no such setting"),
+        ({"EASEL_MODEL": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why_and_fails(variables, complaint):
+    result = serve_with(**variables)
+    assert result.returncode != 0
+    assert complaint in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_worker_that_cannot_start_ends_the_server(model_folder, tmp_path):
+    for file in model_folder.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    result = serve_with(EASEL_MODEL=str(tmp_path), EASEL_PORT="0")
+    assert result.returncode == 1
+    assert "weight files are missing" in result.stderr
+    assert "Traceback" not in result.stderr
