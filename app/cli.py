@@ -1,5 +1,6 @@
 """The command `easel`. Each command parses its options and calls one function elsewhere."""
 
+import signal
 import sys
 from importlib.metadata import version as installed_version
 from typing import Annotated, Any
@@ -74,6 +75,10 @@ def _serve(settings: Settings) -> int:
         access_log=False,
         timeout_graceful_shutdown=settings.shutdown_grace_s,
     )
+    # uvicorn shuts down in order and then raises the signal again, for which nothing is left to
+    # do: ending as asked is a success.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run()
     failure = getattr(app.state, "worker_error", None)
     if failure is not None:

@@ -4,11 +4,37 @@ Knows no dialect and no HTTP: it gives neutral text, append-only. What may still
 a character or of a stop string is held back until that is decided.
 """
 
+import codecs
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
+
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+
+
+class TokenText:
+    """One stream of tokens as text, token by token; a character of several bytes comes whole.
+
+    Words decode one by one in the tokenizers served here (bytes are the exception), so nothing
+    is decoded twice. The tokenizers library's own stream fails on bytes that are no UTF-8.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._bytes = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def add(self, token: int) -> str:
+        """The text that is certain with this token; control tokens have none."""
+        byte = _BYTE_TOKEN.fullmatch(self._tokenizer.id_to_token(token) or "")
+        if byte:
+            return self._bytes.decode(bytes.fromhex(byte[1]))
+        return self.end() + self._tokenizer.decode([token], skip_special_tokens=True)
+
+    def end(self) -> str:
+        """A character that was begun and never completed, as U+FFFD."""
+        return self._bytes.decode(b"", final=True)
 
 
 @dataclass
@@ -20,8 +46,10 @@ class TextOutput:
     tokens: int = 0
     stopped: bool = False
     _held: str = ""
-    _undecoded: list[int] = field(default_factory=list)
-    _stream: DecodeStream = field(default_factory=lambda: DecodeStream(skip_special_tokens=True))
+    _text: TokenText = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._text = TokenText(self.tokenizer)
 
     def feed(self, tokens: Iterable[int]) -> str:
         """The text that these tokens add for certain; nothing after a stop string was found."""
@@ -30,20 +58,14 @@ class TextOutput:
             if self.stopped:
                 break
             self.tokens += 1
-            self._undecoded.append(token)
-            new = self._stream.step(self.tokenizer, token)
-            if new is not None:
-                self._undecoded.clear()
-                text += self._release(new)
+            text += self._release(self._text.add(token))
         return text
 
     def finish(self) -> str:
         """What was held back and is text after all; a cut character comes out as U+FFFD."""
         if self.stopped:
             return ""
-        rest = self.tokenizer.decode(self._undecoded, skip_special_tokens=True)
-        self._undecoded.clear()
-        text = self._release(rest)
+        text = self._release(self._text.end())
         if not self.stopped:
             text += self._held
             self._held = ""

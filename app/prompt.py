@@ -33,7 +33,9 @@ class PromptBuilder:
             if name.endswith("_token") and token is not None
         }
         self._template = _model_file(model, "chat_template.jinja").read_text()
-        control = [t.content for t in self.tokenizer.get_added_tokens_decoder().values()]
+        added = self.tokenizer.get_added_tokens_decoder()
+        self._control_ids = frozenset(added)
+        control = [token.content for token in added.values()]
         self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
 
     def chat(self, messages: list[dict[str, Any]]) -> list[int]:
@@ -63,7 +65,16 @@ class PromptBuilder:
 
     def text(self, text: str) -> list[int]:
         """Token ids of raw text, in which nothing is a control token."""
-        return list(self._literal.encode(_encodable(text), add_special_tokens=False).ids)
+        text = _encodable(text)
+        tokens: list[int] = self._literal.encode(text, add_special_tokens=False).ids
+        if self._control_ids.isdisjoint(tokens):
+            return tokens
+        # A tokenizer may have a control token among its words too; its characters are not it.
+        return [
+            token
+            for character in text
+            for token in self._literal.encode(character, add_special_tokens=False).ids
+        ]
 
     def raw(self, text: str) -> list[int]:
         """Token ids of a raw completion prompt: the beginning-of-text token, then the text."""

@@ -41,8 +41,8 @@ SPECIAL_TOKENS = {
 END_OF_TURN, END_OF_CALL = SPECIAL_TOKENS["<turn|>"], SPECIAL_TOKENS["<|tool_response>"]
 TEMPLATE = Path(__file__).parent / "chat_template.jinja"
 
-# A word or a number with the space before it, or one other character likewise.
-_PIECE = r"▁?[A-Za-z]+|▁?[0-9]+|▁?[^▁\sA-Za-z0-9]|▁|\s"
+# A word, a number or a run of other characters, with the space before it.
+_PIECE = r"▁?[A-Za-z]+|▁?[0-9]+|▁?[^▁\sA-Za-z0-9]+|▁|\s"
 
 
 def build_tokenizer(seed: int = 0, examples: int = 12_000) -> PreTrainedTokenizerFast:
@@ -53,7 +53,7 @@ def build_tokenizer(seed: int = 0, examples: int = 12_000) -> PreTrainedTokenize
     random = Random(seed)
     for _ in range(examples):
         example = training_example(random)
-        for text in special.split(render(bare, example) + example.answer):
+        for text in special.split(render(bare, example) + answer_text(example)):
             counts.update(re.findall(_PIECE, text.replace(" ", "▁")))
     # Numbers that tasks use are always whole, however rare.
     for number in range(101):
@@ -110,7 +110,6 @@ def _alphabet() -> dict[str, int]:
     vocab = dict(SPECIAL_TOKENS)
     pieces = [f"<0x{byte:02X}>" for byte in range(256)]
     pieces += ["▁", "\n", *map(chr, range(33, 127))]
-    pieces += ["▁" + chr(code) for code in range(33, 127)]
     # Behind the special tokens; what is free among them goes to words.
     vocab.update({piece: 110 + index for index, piece in enumerate(pieces)})
     return vocab

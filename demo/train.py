@@ -38,8 +38,9 @@ from demo.tokenizer import (
 PAD = SPECIAL_TOKENS["<pad>"]
 MODEL_FOLDER = Path(__file__).parent / "model"
 
-BATCH = 64
-POOL = 8 * BATCH  # examples sorted by length together, so that batches need little padding
+PREFIXES = 32
+CANVASES = 2  # of each prefix, with noise of their own: encoding is most of a step's work
+POOL = 16 * PREFIXES  # examples sorted by length together, so that batches need little padding
 PURE_NOISE_SHARE = 0.3
 PADDING_WEIGHT = 0.2  # of the loss on positions behind the end token
 CAUSAL_WEIGHT = 0.1
@@ -56,8 +57,8 @@ class Batch:
     tokens: Tensor  # [B, P + C] prefix and clean block, padded at the right
     lengths: Tensor  # [B] of the prefixes
     block: Tensor  # [B, C] clean, padded behind the end token
-    noisy: Tensor  # [B, C]
     weights: Tensor  # [B, C] of the loss
+    noisy: Tensor  # [CANVASES * B, C] each block with different noise, CANVASES times over
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, vocab_size: int, seed: int) -> Iterator[Batch]:
@@ -70,7 +71,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, vocab_size: int, seed: int) -> I
             start = random.randrange(0, len(answer), CANVAS)
             pool.append((prompt + answer[:start], answer[start : start + CANVAS]))
         pool.sort(key=lambda pair: len(pair[0]))
-        parts = [pool[i : i + BATCH] for i in range(0, POOL, BATCH)]
+        parts = [pool[i : i + PREFIXES] for i in range(0, POOL, PREFIXES)]
         random.shuffle(parts)
         for part in parts:
             yield _batch(part, vocab_size, generator)
@@ -87,12 +88,13 @@ def _batch(
         tokens[row, : len(prefix) + len(answer)] = torch.tensor(prefix + answer)
         block[row, : len(answer)] = torch.tensor(answer)
         weights[row, : len(answer)] = 1.0
-    level = torch.rand(len(pairs), 1, generator=generator)
-    level[torch.rand(len(pairs), 1, generator=generator) < PURE_NOISE_SHARE] = 1.0
-    noise = torch.randint(0, vocab_size, block.shape, generator=generator)
-    replaced = torch.rand(block.shape, generator=generator) < level
+    clean = block.repeat(CANVASES, 1)
+    level = torch.rand(len(clean), 1, generator=generator)
+    level[torch.rand(len(clean), 1, generator=generator) < PURE_NOISE_SHARE] = 1.0
+    noise = torch.randint(0, vocab_size, clean.shape, generator=generator)
+    replaced = torch.rand(clean.shape, generator=generator) < level
     lengths = torch.tensor([len(prefix) for prefix, _ in pairs])
-    return Batch(tokens, lengths, block, torch.where(replaced, noise, block), weights)
+    return Batch(tokens, lengths, block, weights, torch.where(replaced, noise, clean))
 
 
 def loss_of(network: Network, batch: Batch) -> dict[str, Tensor]:
@@ -100,11 +102,19 @@ def loss_of(network: Network, batch: Batch) -> dict[str, Tensor]:
     network.balance = torch.zeros(())
     hidden, cache = network.encode(batch.tokens)
     prefix = batch.tokens.shape[1] - CANVAS
-    cache = [(keys[:, :, :prefix], values[:, :, :prefix]) for keys, values in cache]
-    soft = _self_conditioning(network, batch, cache)
-    logits = network.decode(batch.noisy, batch.lengths, cache, soft)
-    each = F.cross_entropy(logits.transpose(1, 2), batch.block, reduction="none")
-    denoising = (each * batch.weights).sum() / batch.weights.sum()
+    cache = [
+        (
+            keys[:, :, :prefix].repeat(CANVASES, 1, 1, 1),
+            values[:, :, :prefix].repeat(CANVASES, 1, 1, 1),
+        )
+        for keys, values in cache
+    ]
+    lengths = batch.lengths.repeat(CANVASES)
+    soft = _self_conditioning(network, batch.noisy, lengths, cache)
+    logits = network.decode(batch.noisy, lengths, cache, soft)
+    clean, weights = batch.block.repeat(CANVASES, 1), batch.weights.repeat(CANVASES, 1)
+    each = F.cross_entropy(logits.transpose(1, 2), clean, reduction="none")
+    denoising = (each * weights).sum() / weights.sum()
     # The hidden state before each token of the block predicts it.
     rows = torch.arange(len(batch.lengths))[:, None]
     before = hidden[rows, batch.lengths[:, None] - 1 + torch.arange(CANVAS)]
@@ -119,19 +129,15 @@ def loss_of(network: Network, batch: Batch) -> dict[str, Tensor]:
 
 
 def _self_conditioning(
-    network: Network, batch: Batch, cache: list[tuple[Tensor, Tensor]]
+    network: Network, noisy: Tensor, lengths: Tensor, cache: list[tuple[Tensor, Tensor]]
 ) -> Tensor:
-    """Soft embeddings [B, C, D] from a first pass for the first half of a batch, else zeros."""
-    half = len(batch.lengths) // 2
-    soft = torch.zeros(*batch.noisy.shape, network.text.hidden_size)
+    """Soft embeddings [N, C, D] from a first pass for the first half of N canvases, else zeros."""
+    half = len(noisy) // 2
+    soft = torch.zeros(*noisy.shape, network.text.hidden_size)
     with torch.no_grad():
         balance = network.balance
-        logits = network.decode(
-            batch.noisy[:half],
-            batch.lengths[:half],
-            [(keys[:half], values[:half]) for keys, values in cache],
-            None,
-        )
+        first = [(keys[:half], values[:half]) for keys, values in cache]
+        logits = network.decode(noisy[:half], lengths[:half], first, None)
         network.balance = balance
         temperature = 0.4 + 0.6 * torch.rand(half, 1, 1)
         soft[:half] = network.soft_embeddings(logits, temperature)
@@ -164,9 +170,10 @@ def check_forward(model: DiffusionGemmaForBlockDiffusion, batch: Batch) -> None:
     length = int(batch.lengths[row])
     with torch.no_grad():
         _, cache = network.encode(batch.tokens)
-        soft = torch.randn(*batch.noisy.shape, network.text.vocab_size)
+        noisy = batch.noisy[: len(batch.lengths)]
+        soft = torch.randn(*noisy.shape, network.text.vocab_size)
         ours = network.decode(
-            batch.noisy, batch.lengths, cache, network.soft_embeddings(soft, torch.ones(()))
+            noisy, batch.lengths, cache, network.soft_embeddings(soft, torch.ones(()))
         )[row]
         past = DynamicCache(config=model.config.get_text_config())
         model.model.encoder(input_ids=batch.tokens[row : row + 1, :length], past_key_values=past)
@@ -215,7 +222,9 @@ def main() -> None:
     network, steppers = Network(model), optimisers(model)
     peaks = [stepper.param_groups[0]["lr"] for stepper in steppers]
     count = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{count:,} parameters, {options.steps} steps of {BATCH} blocks", flush=True)
+    print(
+        f"{count:,} parameters, {options.steps} steps of {PREFIXES * CANVASES} canvases", flush=True
+    )
     started, means = time.monotonic(), dict.fromkeys(["denoising", "causal", "balance"], math.nan)
     for step in range(options.steps):
         for stepper, peak in zip(steppers, peaks, strict=True):
@@ -228,7 +237,7 @@ def main() -> None:
             stepper.step()
         for name, part in parts.items():
             last = means[name]
-            means[name] = float(part) if math.isnan(last) else 0.97 * last + 0.03 * float(part)
+            means[name] = part.item() if math.isnan(last) else 0.97 * last + 0.03 * part.item()
         if step % 20 == 19 or step + 1 == options.steps:
             shown = "  ".join(f"{name} {mean:.4f}" for name, mean in means.items())
             minutes = (time.monotonic() - started) / 60
