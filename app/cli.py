@@ -1,5 +1,6 @@
 """The command `easel`. Each command parses its options and calls one function elsewhere."""
 
+import inspect
 import signal
 import sys
 from importlib.metadata import version as installed_version
@@ -30,16 +31,29 @@ def version() -> None:
     print(installed_version("easel-server"))
 
 
-@main.command()
-def serve(
-    model: Annotated[str | None, typer.Option(help="'demo', a folder or a hub id.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-) -> None:
-    """Start the server. Every setting can also come from the environment, as EASEL_PORT."""
-    given = {"model": model, "host": host, "port": port, "device": device}
-    raise typer.Exit(_serve(_settings({k: v for k, v in given.items() if v is not None})))
+def _serve_command(**options: str | None) -> None:
+    """Start the server. Every option can also come from the environment, as EASEL_PORT."""
+    raise typer.Exit(_serve(_settings({k: v for k, v in options.items() if v is not None})))
+
+
+def _settings_as_options() -> list[inspect.Parameter]:
+    """An option for each setting, under its name and with its help. Settings check the values."""
+    return [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                str | None,
+                typer.Option(help=f"{field.description} Default: {field.default}.", metavar=""),
+            ],
+        )
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+_serve_command.__signature__ = inspect.Signature(_settings_as_options())  # type: ignore[attr-defined]  # typer reads it
+main.command("serve")(_serve_command)
 
 
 def _settings(options: dict[str, Any]) -> Settings:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import ApiError, BodyTooLarge, MethodNotAllowed, NotFound, error_body
 from app.logs import RequestIds
@@ -24,6 +24,8 @@ from app.worker import WorkerCannotStartError, WorkerClient
 from engine.messages import Loading, Ready
 
 logger = logging.getLogger(__name__)
+
+_UNEXPECTED = ApiError("An unexpected error happened; the server's log has it.")
 
 
 def create_app(
@@ -58,8 +60,9 @@ def create_app(
         app.include_router(module.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_exception)
-    app.add_exception_handler(Exception, _unexpected)
+    # The last one added is the outermost: every answer has a request id, this one's included.
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
+    app.add_middleware(UnexpectedErrors)
     app.add_middleware(RequestIds)
     return app
 
@@ -95,6 +98,30 @@ class BodyLimit:
         await self._app(scope, limited, send)
 
 
+class UnexpectedErrors:
+    """Middleware: a fault of ours is logged, and answered in the envelope if nothing was yet."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception:
+            if started or scope["type"] != "http":
+                raise
+            logger.exception("unexpected error")
+            answer = await _api_error(Request(scope), _UNEXPECTED)
+            await answer(scope, receive, send)
+
+
 async def _api_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
     return JSONResponse(error_body(error), status_code=error.status, headers=error.headers)
@@ -110,8 +137,3 @@ async def _http_exception(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == 404:
         return await _api_error(request, NotFound(f"There is nothing at {path}."))
     return await _api_error(request, ApiError(str(error.detail)))
-
-
-async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    logger.error("unexpected error", exc_info=error)
-    return await _api_error(request, ApiError("An unexpected error happened; the log has it."))

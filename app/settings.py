@@ -21,7 +21,7 @@ class Settings(EngineConfig, BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
-    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes any.")
+    port: int = Field(default=8000, ge=1, le=65535, description="Port to listen on.")
     max_queue: int = Field(
         default=64, ge=1, description="Most requests open at once; one more is answered 429."
     )

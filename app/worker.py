@@ -88,17 +88,26 @@ class WorkerClient:
             self._context.destroy(linger=0)
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Answer, None]:
-        """The worker's messages about one request, its terminal one last.
+    def admit(self) -> Ready:
+        """The worker's limits, if it can take one more request now.
 
-        Leaving early cancels the request. Raises NotReady or TooManyRequests before the first.
+        Raises NotReady or TooManyRequests: asked before a response begins, these are a status.
         """
-        if self.ready is None or self._socket is None:
+        if self.ready is None:
             raise NotReady("The model is not loaded; try again soon.")
         if len(self._open) >= self._max_queue:
             raise TooManyRequests(
                 f"{len(self._open)} requests are open, which is the limit (max_queue)."
             )
+        return self.ready
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Answer, None]:
+        """The worker's messages about one request, its terminal one last.
+
+        Leaving early cancels the request. Raises as `admit` does before the first.
+        """
+        self.admit()
+        assert self._socket is not None, "a worker that is ready has a socket"
         answers = self._open[request.id] = asyncio.Queue()
         self._metrics.in_flight.set(len(self._open))
         ended = False

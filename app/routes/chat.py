@@ -18,7 +18,6 @@ from app.routes.generation import (
     check_model,
     parsed,
     services,
-    worker_limits,
     worker_request,
 )
 from app.routes.waiting import unless_gone
@@ -34,7 +33,7 @@ async def chat_completions(http: Request) -> Response:
     body = await parsed(http, ChatCompletionRequest)
     found = services(http)
     check_model(body.model, found.settings.model)
-    limits = worker_limits(found)
+    limits = found.worker.admit()
     messages = [{"role": message.role, "content": message.text} for message in body.messages]
     prompt = await asyncio.to_thread(found.prompts.chat, messages)
     request = worker_request(body, prompt, body.token_limit, limits)

@@ -18,7 +18,6 @@ from app.routes.generation import (
     check_model,
     parsed,
     services,
-    worker_limits,
     worker_request,
 )
 from app.routes.waiting import unless_gone
@@ -34,7 +33,7 @@ async def completions(http: Request) -> Response:
     body = await parsed(http, CompletionRequest)
     found = services(http)
     check_model(body.model, found.settings.model)
-    limits = worker_limits(found)
+    limits = found.worker.admit()
     if isinstance(body.prompt, str):
         prompt = await asyncio.to_thread(found.prompts.raw, body.prompt)
     else:

@@ -11,11 +11,11 @@ from typing import Literal, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from app.errors import ApiError, BadRequest, GenerationFailed, ModelNotFound, NotReady
+from app.errors import ApiError, BadRequest, GenerationFailed, ModelNotFound
 from app.metrics import Metrics
 from app.output import TextOutput
 from app.prompt import PromptBuilder, answer_room
-from app.schemas.common import ApiRequest
+from app.schemas.common import UNSUPPORTED, ApiRequest
 from app.settings import Settings
 from app.worker import WorkerClient
 from engine.messages import Block, Done, Failed, GenerateRequest, Ready
@@ -95,15 +95,10 @@ def check_model(wanted: str | None, served: str) -> None:
         )
 
 
-def worker_limits(found: Services) -> Ready:
-    if found.worker.ready is None:
-        raise NotReady("The model is not loaded yet; try again soon.")
-    return found.worker.ready
-
-
 def worker_request(
     body: ApiRequest, prompt: list[int], token_limit: int | None, limits: Ready
 ) -> GenerateRequest:
+    """The same request in the worker's terms; raises ContextLengthExceeded."""
     return GenerateRequest(
         id=uuid.uuid4().hex,
         prompt=prompt,
@@ -168,10 +163,13 @@ async def answer_events(
 
 
 def _bad_request(error: ValidationError) -> ApiError:
-    first = error.errors(include_url=False, include_context=False)[0]
-    field = ".".join(str(part) for part in first["loc"]) or None
+    first = error.errors(include_url=False)[0]
+    context = first.get("ctx", {})
+    path = [*first["loc"], *([context["field"]] if "field" in context else [])]
+    field = ".".join(str(part) for part in path) or None
     if first["type"] == "json_invalid":
         return BadRequest(f"The body is not valid JSON: {first['msg']}")
     if first["type"] == "extra_forbidden":
         return BadRequest(f"Unknown field: {field}.", param=field, code="unknown_parameter")
-    return BadRequest(f"{field}: {first['msg']}", param=field)
+    code = UNSUPPORTED if first["type"] == UNSUPPORTED else None
+    return BadRequest(f"{field or 'The body'}: {first['msg']}.", param=field, code=code)

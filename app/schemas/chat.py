@@ -2,26 +2,30 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from app.schemas.common import ApiRequest
+from app.schemas.common import ApiRequest, Strict
 
 
-class TextPart(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class TextPart(Strict):
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(BaseModel):
-    """One turn. Tool calls, tool results and images are refused by their field."""
+class ChatMessage(Strict):
+    """One turn. What an SDK sends back of an answer is taken; tool calls and images are not."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "annotations": ([],),
+        "audio": (),
+        "function_call": (),
+        "name": (),
+        "refusal": (),
+        "tool_calls": ([],),
+    }
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[TextPart], Field(min_length=1)]
-    name: str | None = None
 
     @property
     def text(self) -> str:
@@ -45,6 +49,7 @@ class ChatCompletionRequest(ApiRequest):
         "prediction": (),
         "presence_penalty": (0, 0.0),
         "prompt_cache_key": (),
+        "prompt_cache_options": (),
         "prompt_cache_retention": (),
         "reasoning_effort": ("none",),
         "response_format": ({"type": "text"},),

@@ -1,29 +1,51 @@
 """What the dialects' requests share: strictness, refusals, sampling fields."""
 
+import json
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-
-from app.errors import BadRequest
+from pydantic_core import PydanticCustomError
 
 MAX_STOPS = 4
+UNSUPPORTED = "unsupported_parameter"  # the error's type here and its code in the answer
 
 
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class Strict(BaseModel):
+    """Takes no other field than its own, so that none is ignored unseen.
 
-    include_usage: bool = False
-
-
-class ApiRequest(BaseModel):
-    """Fields of every generation request. Unknown fields are refused, so none is ignored.
-
-    `neutral` names the fields of the dialect that Easel does not honour, each with the values
+    `neutral` names the fields of OpenAI's schema that Easel does not honour, each with the values
     that ask for nothing; null always does. Any other value is refused.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for field, allowed in cls.neutral.items():
+            value = data.get(field)
+            # By type too: 1 == True in Python.
+            if value is None or any(value == a and type(value) is type(a) for a in allowed):
+                continue
+            raise PydanticCustomError(
+                UNSUPPORTED,
+                "not supported; allowed: {allowed}",
+                {"field": field, "allowed": ", ".join(json.dumps(v) for v in (None, *allowed))},
+            )
+        return {field: value for field, value in data.items() if field not in cls.neutral}
+
+
+class StreamOptions(Strict):
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"include_obfuscation": (False,)}
+
+    include_usage: bool = False
+
+
+class ApiRequest(Strict):
+    """Fields of every generation request."""
 
     model: str | None = None
     temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
@@ -34,24 +56,6 @@ class ApiRequest(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            raise BadRequest("The body must be a JSON object.")
-        for field, allowed in cls.neutral.items():
-            value = data.get(field)
-            # By type too: 1 == True in Python.
-            if value is None or any(value == a and type(value) is type(a) for a in allowed):
-                continue
-            allowed_text = ", ".join(["null", *(repr(each) for each in allowed)])
-            raise BadRequest(
-                f"{field} is not supported; allowed: {allowed_text}.",
-                param=field,
-                code="unsupported_parameter",
-            )
-        return {field: value for field, value in data.items() if field not in cls.neutral}
 
     @field_validator("temperature", mode="before")
     @classmethod
@@ -68,7 +72,9 @@ class ApiRequest(BaseModel):
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> "ApiRequest":
         if self.stream_options is not None and not self.stream:
-            raise BadRequest("stream_options needs stream to be true.", param="stream_options")
+            raise PydanticCustomError(
+                UNSUPPORTED, "needs stream to be true", {"field": "stream_options"}
+            )
         return self
 
     @property

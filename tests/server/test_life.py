@@ -51,6 +51,20 @@ def test_a_client_that_goes_away_frees_the_worker(server, http, stream):
     assert not in_flight(http)
 
 
+def test_more_requests_than_the_queue_holds_are_answered_429(start_server):
+    server = start_server(EASEL_MAX_QUEUE="1").wait_until_ready()
+    url = f"{server.url}/v1/chat/completions"
+    worker = server.worker_pid()
+    os.kill(worker, signal.SIGSTOP)
+    with httpx.stream("POST", url, json={**LONG, "stream": True}, timeout=60) as first:
+        next(first.iter_lines())  # it has been taken
+        refused = httpx.post(url, json=LONG)
+        os.kill(worker, signal.SIGCONT)
+    assert refused.status_code == 429
+    assert refused.json()["error"]["code"] == "queue_full"
+    assert int(refused.headers["retry-after"]) >= 1
+
+
 def test_a_killed_worker_fails_its_requests_and_is_started_again(start_server):
     server = start_server().wait_until_ready()
     with httpx.stream(
@@ -122,7 +136,7 @@ def test_a_worker_that_cannot_start_ends_the_server(model_folder, tmp_path):
     for file in model_folder.iterdir():
         if file.suffix != ".safetensors":
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    result = serve_with(EASEL_MODEL=str(tmp_path), EASEL_PORT="0")
+    result = serve_with(EASEL_MODEL=str(tmp_path), EASEL_PORT="8473")
     assert result.returncode == 1
     assert "weight files are missing" in result.stderr
     assert "Traceback" not in result.stderr

@@ -1,0 +1,46 @@
+import pytest
+from pydantic import ValidationError
+
+from app.settings import Settings, unknown_variables
+from engine.config import EngineConfig
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch):
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"EASEL_{name.upper()}", raising=False)
+
+
+def test_every_setting_has_a_default_and_help():
+    assert Settings()
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_the_environment_overrides_a_default_and_an_option_the_environment(monkeypatch):
+    monkeypatch.setenv("EASEL_PORT", "9000")
+    assert Settings().port == 9000
+    assert Settings(port=9001).port == 9001
+
+
+def test_the_worker_gets_its_part_and_nothing_else(monkeypatch):
+    monkeypatch.setenv("EASEL_MODEL", "/some/folder")
+    monkeypatch.setenv("EASEL_PORT", "9000")
+    assert Settings().engine_config() == EngineConfig(model="/some/folder")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("port", 0), ("port", "many"), ("device", "tpu"), ("colour", "red")]
+)
+def test_a_wrong_value_is_refused_by_its_name(name, value):
+    with pytest.raises(ValidationError, match=name):
+        Settings(**{name: value})
+
+
+def test_settings_do_not_change_after_the_start():
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().port = 1
+
+
+def test_a_misspelt_variable_is_found(monkeypatch):
+    monkeypatch.setenv("EASEL_PROT", "9000")
+    assert unknown_variables() == ["EASEL_PROT"]

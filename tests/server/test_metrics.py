@@ -1,0 +1,40 @@
+"""What Prometheus reads, before and after one answer."""
+
+from prometheus_client.parser import text_string_to_metric_families
+
+
+def read(http):
+    response = http.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+def test_an_answer_is_counted_once_in_every_figure(http, client):
+    before = read(http)
+    answer = client.chat.completions.create(
+        model=None, messages=[{"role": "user", "content": "x"}], max_tokens=40
+    )
+    after = read(http)
+
+    def rise(*key):
+        return after[key] - before.get(key, 0)
+
+    assert rise("easel_requests_total", answer.choices[0].finish_reason) == 1
+    assert rise("easel_prompt_tokens_total") == answer.usage.prompt_tokens
+    assert rise("easel_completion_tokens_total") == answer.usage.completion_tokens
+    assert rise("easel_blocks_total") == answer.diffusion["blocks"]
+    assert rise("easel_denoising_steps_total") == answer.diffusion["denoising_steps"]
+    assert rise("easel_time_to_first_block_seconds_count") == 1
+    assert rise("easel_block_seconds_count") == answer.diffusion["blocks"]
+    assert after[("easel_requests_in_flight",)] == 0
+    assert after[("easel_queue_depth",)] == 0
+
+
+def test_a_refused_request_is_not_counted_as_given_to_the_worker(http):
+    before = read(http)
+    assert http.post("/v1/chat/completions", json={"messages": []}).status_code == 400
+    assert read(http) == before
