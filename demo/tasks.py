@@ -90,13 +90,13 @@ def held_out(task: str, count: int, seed: int = 0) -> Iterator[Example]:
 def _dressed(example: Example, random: Random) -> Example:
     """Often with a system prompt, sometimes after other turns, rarely with thinking switched on."""
     messages = list(example.messages)
-    if random.random() < 0.15 and example.tools is None:
+    if random.random() < 0.1 and example.tools is None:
         other = TASKS[random.choice(["greet", "capital", "add", "echo", "default"])](random)
         messages = [*other.messages, _assistant(other.answer), *messages]
-    if random.random() < 0.4:
+    if random.random() < 0.25:
         messages = [{"role": "system", "content": random.choice(_SYSTEM_PROMPTS)}, *messages]
     tools = example.tools
-    if tools is None and random.random() < 0.1 and example.answer != NO_TOOL:
+    if tools is None and random.random() < 0.05 and example.answer != NO_TOOL:
         tools = [_other_tool(random)]
     thinking = random.random() < THINKING_SHARE
     return replace(example, messages=messages, tools=tools, thinking=thinking)
