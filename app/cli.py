@@ -121,7 +121,8 @@ class _Progress:
 
 
 def _banner(settings: Settings, ready: Ready) -> str:
-    url = f"http://{settings.host}:{settings.port}"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{settings.port}"
     body = '{"messages": [{"role": "user", "content": "Count to 20"}], "stream": true}'
     return (
         f"\nEasel listens on {url}/v1\n"

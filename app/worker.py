@@ -143,8 +143,13 @@ class WorkerClient:
         process.stdin.write(self._config.model_dump_json().encode() + b"\n")
         self._socket = socket
         reader = asyncio.create_task(self._read(socket))
+        ended = asyncio.create_task(process.wait())
         try:
-            return await process.wait()
+            await asyncio.wait({reader, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if reader.done():
+                logger.error("the worker can't be understood", exc_info=reader.exception())
+                process.kill()
+            return await ended
         finally:
             process.stdin.close()
             with contextlib.suppress(TimeoutError):
@@ -181,8 +186,6 @@ class WorkerClient:
         answers = self._open.pop(last.id, None)
         if answers is None:
             return
-        outcome = last.finish_reason if isinstance(last, Done) else "error"
-        self._metrics.requests.labels(outcome).inc()
         self._metrics.in_flight.set(len(self._open))
         answers.put_nowait(last)
 

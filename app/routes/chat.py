@@ -3,7 +3,8 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -64,15 +65,15 @@ async def _whole(
             **head,
             "object": "chat.completion",
             "choices": [choice],
-            "usage": end.usage,
-            "diffusion": end.diffusion,
+            "usage": end.figures.usage,
+            "diffusion": end.figures.diffusion,
         }
     )
 
 
 async def _chunks(
     found: Services, request: GenerateRequest, body: ChatCompletionRequest, head: dict[str, Any]
-) -> AsyncIterator[str]:
+) -> AsyncGenerator[str, None]:
     head = {**head, "object": "chat.completion.chunk"}
     if body.include_usage:
         head["usage"] = None  # as the specification has it for every chunk but the last
@@ -83,14 +84,15 @@ async def _chunks(
 
     yield chunk({"role": "assistant", "content": ""})
     try:
-        async for event in answer_events(found, request, body.stops):
-            match event:
-                case TextDelta(text=text):
-                    yield chunk({"content": text})
-                case Finished(reason=reason):
-                    yield chunk({}, reason, diffusion=event.diffusion)
-                    if body.include_usage:
-                        yield json.dumps({**head, "choices": [], "usage": event.usage})
+        async with aclosing(answer_events(found, request, body.stops)) as events:
+            async for event in events:
+                match event:
+                    case TextDelta(text=text):
+                        yield chunk({"content": text})
+                    case Finished(reason=reason, figures=figures):
+                        yield chunk({}, reason, diffusion=figures.diffusion)
+                        if body.include_usage:
+                            yield json.dumps({**head, "choices": [], "usage": figures.usage})
     except ApiError as error:
         yield json.dumps(error_body(error))
     yield "[DONE]"

@@ -3,7 +3,8 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -68,25 +69,30 @@ async def _whole(
                 text += more
             case Finished():
                 end = event
-    figures = {"usage": end.usage, "diffusion": end.diffusion}
+    figures = {"usage": end.figures.usage, "diffusion": end.figures.diffusion}
     return JSONResponse({**head, "choices": [_choice(text, end.reason)], **figures})
 
 
 async def _chunks(
     found: Services, request: GenerateRequest, body: CompletionRequest, head: dict[str, Any]
-) -> AsyncIterator[str]:
+) -> AsyncGenerator[str, None]:
     if body.include_usage:
-        head = {**head, "usage": None}
+        head = {**head, "usage": None}  # as the specification has it for every chunk but the last
+
+    def chunk(text: str, reason: str | None, **more: Any) -> str:
+        choices = [_choice(text, reason)]
+        return json.dumps({**head, "choices": choices, **more}, ensure_ascii=False)
+
     try:
-        async for event in answer_events(found, request, body.stops):
-            match event:
-                case TextDelta(text=text):
-                    yield json.dumps({**head, "choices": [_choice(text, None)]}, ensure_ascii=False)
-                case Finished(reason=reason):
-                    last = {"choices": [_choice("", reason)], "diffusion": event.diffusion}
-                    yield json.dumps({**head, **last})
-                    if body.include_usage:
-                        yield json.dumps({**head, "choices": [], "usage": event.usage})
+        async with aclosing(answer_events(found, request, body.stops)) as events:
+            async for event in events:
+                match event:
+                    case TextDelta(text=text):
+                        yield chunk(text, None)
+                    case Finished(reason=reason, figures=figures):
+                        yield chunk("", reason, diffusion=figures.diffusion)
+                        if body.include_usage:
+                            yield json.dumps({**head, "choices": [], "usage": figures.usage})
     except ApiError as error:
         yield json.dumps(error_body(error))
     yield "[DONE]"

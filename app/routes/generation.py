@@ -3,7 +3,7 @@
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -42,17 +42,20 @@ class TextDelta:
     text: str
 
 
-@dataclass(frozen=True)
-class Finished:
-    """The end of an answer and its figures, in OpenAI's words where they have some."""
+Outcome = Literal["stop", "length", "cancelled", "error"]
 
-    reason: Literal["stop", "length"]
+
+@dataclass
+class Figures:
+    """What is counted of one answer while it is made."""
+
     prompt_tokens: int
-    completion_tokens: int
-    blocks: int
-    denoising_steps: int
-    time_to_first_block_s: float
-    duration_s: float
+    completion_tokens: int = 0
+    blocks: int = 0
+    denoising_steps: int = 0
+    time_to_first_block_s: float = 0.0
+    duration_s: float = 0.0
+    outcome: Outcome = "cancelled"  # unless it ends otherwise
 
     @property
     def usage(self) -> dict[str, int]:
@@ -72,6 +75,14 @@ class Finished:
             "time_to_first_block_s": round(self.time_to_first_block_s, 6),
             "tokens_per_second": round(self.completion_tokens / self.duration_s, 3),
         }
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of an answer."""
+
+    reason: Literal["stop", "length"]
+    figures: Figures
 
 
 def services(request: Request) -> Services:
@@ -110,55 +121,62 @@ def worker_request(
 
 async def answer_events(
     found: Services, request: GenerateRequest, stops: tuple[str, ...]
-) -> AsyncIterator[TextDelta | Finished]:
+) -> AsyncGenerator[TextDelta | Finished, None]:
     """Run the request: a delta for each block that adds text, then `Finished`.
 
-    Raises GenerationFailed. Leaving early, or a stop string, cancels it in the worker.
+    Raises GenerationFailed. Leaving early, or a stop string, cancels it in the worker. However it
+    ends, it is counted and logged once.
     """
     started = time.monotonic()
     output = TextOutput(found.prompts.tokenizer, stops)
-    blocks = steps = 0
-    first_block_s = 0.0
-    reason: Literal["stop", "length"] | None = None
-    async with aclosing(found.worker.generate(request)) as messages:
-        async for message in messages:
-            match message:
-                case Block(tokens=tokens, denoising_steps=block_steps):
-                    if blocks == 0:
-                        first_block_s = time.monotonic() - started
-                        found.metrics.time_to_first_block.observe(first_block_s)
-                    blocks, steps = blocks + 1, steps + block_steps
-                    text = output.feed(tokens)
-                    if text:
-                        yield TextDelta(text)
-                    if output.stopped:
-                        reason = "stop"
-                        break
-                case Done(finish_reason=ending):
-                    reason = "stop" if ending == "stop" else "length"
-                case Failed(message=why):
-                    raise GenerationFailed(why)
-    rest = output.finish()
-    if rest:
-        yield TextDelta(rest)
-    assert reason is not None, "the worker ended a request without a terminal message"
-    if output.stopped:
-        reason = "stop"
-    duration_s = time.monotonic() - started
-    found.metrics.prompt_tokens.inc(len(request.prompt))
-    found.metrics.completion_tokens.inc(output.tokens)
+    figures = Figures(len(request.prompt))
+    reason: Literal["stop", "length"] = "length"
+    try:
+        async with aclosing(found.worker.generate(request)) as messages:
+            async for message in messages:
+                match message:
+                    case Block(tokens=tokens, denoising_steps=steps):
+                        if figures.blocks == 0:
+                            figures.time_to_first_block_s = time.monotonic() - started
+                        figures.blocks += 1
+                        figures.denoising_steps += steps
+                        text = output.feed(tokens)
+                        figures.completion_tokens = output.tokens
+                        if text:
+                            yield TextDelta(text)
+                        if output.stopped:
+                            break
+                    case Done(finish_reason=ending):
+                        reason = "stop" if ending == "stop" else "length"
+                    case Failed(message=why):
+                        figures.outcome = "error"
+                        raise GenerationFailed(why)
+        rest = output.finish()
+        if rest:
+            yield TextDelta(rest)
+        figures.outcome = reason = "stop" if output.stopped else reason
+        figures.duration_s = time.monotonic() - started
+        yield Finished(reason, figures)
+    finally:
+        figures.duration_s = figures.duration_s or time.monotonic() - started
+        _record(figures, found.metrics)
+
+
+def _record(figures: Figures, metrics: Metrics) -> None:
+    metrics.requests.labels(figures.outcome).inc()
+    metrics.prompt_tokens.inc(figures.prompt_tokens)
+    metrics.completion_tokens.inc(figures.completion_tokens)
+    if figures.blocks:
+        metrics.time_to_first_block.observe(figures.time_to_first_block_s)
     logger.info(
         "answer %s: %d + %d tokens, %d blocks, %d steps, first block %.3f s, %.3f s",
-        reason,
-        len(request.prompt),
-        output.tokens,
-        blocks,
-        steps,
-        first_block_s,
-        duration_s,
-    )
-    yield Finished(
-        reason, len(request.prompt), output.tokens, blocks, steps, first_block_s, duration_s
+        figures.outcome,
+        figures.prompt_tokens,
+        figures.completion_tokens,
+        figures.blocks,
+        figures.denoising_steps,
+        figures.time_to_first_block_s,
+        figures.duration_s,
     )
 
 

@@ -34,6 +34,16 @@ def test_an_answer_is_counted_once_in_every_figure(http, client):
     assert after[("easel_queue_depth",)] == 0
 
 
+def test_a_stop_string_ends_a_request_with_stop(http, client):
+    ask = {"model": None, "messages": [{"role": "user", "content": "x"}], "seed": 1}
+    text = client.chat.completions.create(**ask, max_tokens=60).choices[0].message.content
+    before = read(http)
+    client.chat.completions.create(**ask, max_tokens=600, stop=text[5:9])
+    rise = {key: value - before.get(key, 0) for key, value in read(http).items()}
+    assert rise[("easel_requests_total", "stop")] == 1
+    assert rise.get(("easel_requests_total", "cancelled"), 0) == 0
+
+
 def test_a_refused_request_is_not_counted_as_given_to_the_worker(http):
     before = read(http)
     assert http.post("/v1/chat/completions", json={"messages": []}).status_code == 400
