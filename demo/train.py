@@ -189,10 +189,10 @@ def check_forward(model: DiffusionGemmaForBlockDiffusion, batch: Batch) -> None:
             noisy, batch.lengths, cache, network.soft_embeddings(soft, torch.ones(()))
         )[row]
         past = DynamicCache(config=model.config.get_text_config())
-        model.model.encoder(input_ids=batch.tokens[row : row + 1, :length], past_key_values=past)
+        model.model.encoder(input_ids=batch.tokens[row : row + 1, :length], cache=past)
         theirs = model(
             decoder_input_ids=batch.noisy[row : row + 1],
-            past_key_values=past,
+            cache=past,
             self_conditioning_logits=soft[row : row + 1],
         ).logits[0]
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)

@@ -40,8 +40,7 @@ class Server:
             )
 
     def wait_until_ready(self) -> "Server":
-        transport = httpx.HTTPTransport(retries=10)
-        with httpx.Client(base_url=self.url, transport=transport) as client:
+        with httpx.Client(base_url=self.url) as client:
             for _ in range(START_S * 10):
                 assert self.process.poll() is None, self.log.read_text()
                 try:

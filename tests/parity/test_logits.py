@@ -23,7 +23,7 @@ def encode_both(pair, prompt, chunks):
     theirs = DynamicCache(config=pair.reference.config.get_text_config())
     ours = new_cache(pair)
     with torch.inference_mode():
-        pair.reference.model.encoder(input_ids=torch.tensor([prompt]), past_key_values=theirs)
+        pair.reference.model.encoder(input_ids=torch.tensor([prompt]), cache=theirs)
         for part in torch.tensor(prompt).split(chunks):
             pair.denoiser.model.encode(part, ours)
     return theirs, ours
@@ -65,7 +65,7 @@ def decoder_logits(pair, soft, theirs_logits):
     )
     with torch.inference_mode():
         expected = pair.reference(
-            past_key_values=theirs,
+            cache=theirs,
             decoder_input_ids=canvas[None],
             self_conditioning_logits=theirs_logits,
         ).logits[0]
