@@ -2,9 +2,11 @@
 
 import inspect
 import signal
+import socket
 import sys
+import time
 from importlib.metadata import version as installed_version
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 import uvicorn
@@ -16,8 +18,12 @@ from app.server import create_app
 from app.settings import PREFIX, Settings, unknown_variables
 from engine.messages import Loading, Ready
 
+_BACKLOG = 2048  # connections that may wait to be accepted, as uvicorn has it
+_PROGRESS_EVERY_S = 2.0
+
 main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-console = Console(stderr=True, highlight=False)
+# What may be long, a path or a curl line, is not wrapped: it could not be pasted.
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @main.callback()
@@ -69,13 +75,14 @@ def _settings(options: dict[str, Any]) -> Settings:
         sys.exit(2)
 
 
-def _refuse(message: str) -> None:
+def _refuse(message: str) -> NoReturn:
     console.print(f"easel: {message}", markup=False)
     sys.exit(2)
 
 
 def _serve(settings: Settings) -> int:
     configure_logs(settings.log_level)
+    listening = _listen(settings)
     progress = _Progress(settings)
     try:
         app = create_app(settings, progress)
@@ -83,8 +90,6 @@ def _serve(settings: Settings) -> int:
         _refuse(f"model {settings.model!r} cannot be read: {error}")
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=settings.shutdown_grace_s,
@@ -93,7 +98,7 @@ def _serve(settings: Settings) -> int:
     # do: ending as asked is a success.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    uvicorn.Server(config).run()
+    uvicorn.Server(config).run([listening])
     failure = getattr(app.state, "worker_error", None)
     if failure is not None:
         console.print(f"easel: {failure}", markup=False)
@@ -101,23 +106,38 @@ def _serve(settings: Settings) -> int:
     return 0
 
 
+def _listen(settings: Settings) -> socket.socket:
+    """The listening socket, before anything is loaded, so that a taken port is told at once."""
+    listening = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    # A restart must not wait for the last life's connections to time out.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((settings.host, settings.port))
+        listening.listen(_BACKLOG)
+        return listening
+    except OSError as error:
+        _refuse(
+            f"cannot listen on {settings.host} port {settings.port}: {error.strerror} "
+            f"(settings: {PREFIX}HOST, {PREFIX}PORT)"
+        )
+
+
 class _Progress:
     """Tells the person who started the server how far it is, and when and where it listens."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._told = 0
+        self._told = time.monotonic()
 
     def __call__(self, message: Loading | Ready) -> None:
         match message:
             case Loading(loaded_bytes=loaded, total_bytes=total):
-                percent = 100 * loaded // max(total, 1)
-                if percent >= self._told + 10:
-                    self._told = percent
-                    console.print(f"Loading {self._settings.model}: {percent} %")
+                if time.monotonic() - self._told > _PROGRESS_EVERY_S:
+                    self._told = time.monotonic()
+                    percent = 100 * loaded // max(total, 1)
+                    console.print(f"Loading {self._settings.model}: {percent} %", markup=False)
             case Ready():
-                # Wrapped, the curl line could not be pasted.
-                console.print(_banner(self._settings, message), markup=False, soft_wrap=True)
+                console.print(_banner(self._settings, message), markup=False)
 
 
 def _banner(settings: Settings, ready: Ready) -> str:

@@ -18,7 +18,7 @@ def configure_logs(level: str) -> None:
     handler = logging.StreamHandler()
     handler.addFilter(_with_request_id)
     handler.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)s [%(request_id)s] %(name)s: %(message)s")
+        logging.Formatter("%(asctime)s %(levelname)s [%(request_id)s] %(message)s")
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -132,6 +132,16 @@ def test_a_server_that_cannot_start_says_why_and_fails(variables, complaint):
     assert "Traceback" not in result.stderr
 
 
+def test_a_port_that_is_taken_is_named_before_anything_is_loaded(server):
+    port = server.url.rpartition(":")[2]
+    result = serve_with(EASEL_MODEL="/nowhere", EASEL_PORT=port)
+    assert result.returncode == 2
+    assert result.stderr.strip().splitlines() == [
+        f"easel: cannot listen on 127.0.0.1 port {port}: Address already in use "
+        "(settings: EASEL_HOST, EASEL_PORT)"
+    ]
+
+
 def test_a_worker_that_cannot_start_ends_the_server(model_folder, tmp_path):
     for file in model_folder.iterdir():
         if file.suffix != ".safetensors":
