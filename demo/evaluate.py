@@ -74,8 +74,8 @@ def main() -> None:
     parser.add_argument("--mistakes", action="store_true", help="print every wrong answer")
     parser.add_argument("--json", type=Path, help="write the scores to this file")
     options = parser.parse_args()
-    config = EngineConfig(model=options.model, device="cpu")
-    worker = Worker(build_denoiser(config), config.prefill_chunk)
+    config = EngineConfig(model=options.model, device="cpu", threads=1)
+    worker = Worker(build_denoiser(config), config)
     tokenizer = AutoTokenizer.from_pretrained(config.model_path)
     scores = [
         evaluate(

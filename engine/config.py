@@ -39,7 +39,12 @@ class EngineConfig(BaseModel):
     prefill_chunk: int = Field(
         default=1024,
         ge=1,
-        description="Most prompt tokens encoded in one pass; a cancel is heard between passes.",
+        description="Most tokens encoded in one pass; a cancel is heard between passes.",
+    )
+    max_active: int = Field(
+        default=4,
+        ge=1,
+        description="Most requests that denoise together; each has a KV cache of its own.",
     )
     threads: int = Field(
         default=0,

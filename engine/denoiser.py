@@ -1,8 +1,11 @@
 """The algorithm: prefill, denoising steps, commit. Turns a `Pass` into a `PassResult`.
 
-Owns every tensor of a running sequence. The reference is `DiffusionGemmaGenerationMixin.generate`
-in transformers; the parity tests hold whole generations token by token against it. Knows no
-schedule: who runs and when is the scheduler's to say, how far an answer is the sequence's.
+Owns every tensor of the running sequences. The reference is transformers'
+`DiffusionGemmaGenerationMixin.generate`, against which the parity tests hold whole generations
+token by token. Knows no schedule: who runs and when is the scheduler's to say, how far an answer
+is the sequence's.
+
+Letters: N canvases of a pass, C canvas positions, D hidden size.
 """
 
 from dataclasses import dataclass
@@ -11,11 +14,11 @@ import torch
 from torch import Tensor
 
 from engine.kv_cache import KVCache
-from engine.model.diffusion_gemma import DiffusionGemma
-from engine.model.vocab_tail import vocab_tail
+from engine.model.diffusion_gemma import DiffusionGemma, Segment
+from engine.model.vocab_tail import draw, vocab_tail
 from engine.noise import BlockNoise, block_noise
 from engine.sampler import SamplerConfig, accept, converged, stable_steps
-from engine.sequence import Denoise, Encode, Pass, PassResult, Sequence
+from engine.sequence import Pass, PassResult, Sequence
 
 
 @dataclass
@@ -29,8 +32,16 @@ class Canvas:
     soft_embeddings: Tensor | None = None  # [C, D] self-conditioning; None before the first step
 
 
+@dataclass
+class Slot:
+    """What a running sequence has on the device."""
+
+    cache: KVCache
+    canvas: Canvas | None = None
+
+
 class Denoiser:
-    """The model with the state of the one sequence that it works on."""
+    """The model with the state of the sequences that it works on."""
 
     def __init__(
         self,
@@ -39,67 +50,147 @@ class Denoiser:
         *,
         context_length: int,
         prefill_chunk: int,
+        max_active: int,
     ) -> None:
-        """Allocates the KV cache for `context_length` tokens and a canvas that may cross it."""
+        """Allocates `max_active` KV caches for `context_length` tokens and a canvas behind them."""
         self.model = model
         self.sampler = sampler
         self.context_length = context_length
         self._device = model.embedding.device
-        canvas_length = model.config.canvas_length
-        self._cache = KVCache(
-            model.config.layers,
-            capacity=context_length,
-            pass_tokens=max(canvas_length, min(prefill_chunk, context_length)),
-            dtype=model.embedding.dtype,
-            device=self._device,
-        )
-        self._sequence: Sequence | None = None
-        self._canvas: Canvas | None = None
+        self._free = [
+            KVCache(
+                model.config.layers,
+                capacity=context_length,
+                pass_tokens=min(prefill_chunk, context_length) + model.config.canvas_length,
+                dtype=model.embedding.dtype,
+                device=self._device,
+            )
+            for _ in range(max_active)
+        ]
+        self._slots: dict[Sequence, Slot] = {}
 
     @torch.inference_mode()
-    def run(self, work: Pass) -> PassResult:
-        """One pass. A sequence other than the last one starts from an empty cache."""
-        if work.sequence is not self._sequence:
-            self._sequence, self._canvas = work.sequence, None
-            self._cache.clear()
-        match work:
-            case Encode(tokens=tokens):
-                self.model.encode(torch.tensor(tokens, device=self._device), self._cache)
-                return PassResult()
-            case Denoise(sequence=sequence):
-                return self._denoise(sequence)
+    def run(self, works: Pass) -> PassResult:
+        """One pass through the weights for everything in it.
 
-    def _denoise(self, sequence: Sequence) -> PassResult:
-        """One denoising step; the device is waited for once, for the stopping rule."""
-        step = sequence.step_index
-        canvas = self._canvas if self._canvas and step else self._new_canvas(sequence)
-        hidden = self.model.decode(canvas.tokens, canvas.soft_embeddings, self._cache)
-        greedy = sequence.request.temperature == 0
-        scale = 1.0 if greedy else sequence.request.temperature
+        A sequence takes a free KV cache with its first pass and keeps it until it is released.
+        """
+        segments, canvases = [], []
+        for work in works:
+            slot = self._slot(work.sequence)
+            if work.tokens:
+                tokens = torch.tensor(work.tokens, device=self._device)
+                segments.append(Segment(slot.cache, tokens, causal=True))
+            if work.denoise:
+                if slot.canvas is None:
+                    slot.canvas = self._new_canvas(work.sequence)
+                canvases.append(slot.canvas)
+                start = len(work.tokens)
+                segments.append(Segment(slot.cache, slot.canvas.tokens, causal=False, start=start))
+        hidden = self.model.run(segments, self._soft_embeddings(canvases))
+        for work in works:
+            self._slots[work.sequence].cache.advance(len(work.tokens))
+        stepped = [work.sequence for work in works if work.denoise]
+        finished = self._sample(hidden, stepped, canvases) if stepped else {}
+        for sequence in finished:
+            self._slots[sequence].canvas = None
+        return [finished.get(work.sequence) for work in works]
+
+    def release(self, sequence: Sequence) -> None:
+        """The sequence has ended: its KV cache is free. It need not have run."""
+        slot = self._slots.pop(sequence, None)
+        if slot is not None:
+            slot.cache.clear()
+            self._free.append(slot.cache)
+
+    def _slot(self, sequence: Sequence) -> Slot:
+        if sequence not in self._slots:
+            self._slots[sequence] = Slot(self._free.pop())
+        return self._slots[sequence]
+
+    def _sample(
+        self, hidden: Tensor, sequences: list[Sequence], canvases: list[Canvas]
+    ) -> dict[Sequence, list[int]]:
+        """The second half of a denoising step: hidden states [N * C, D] move the canvases on.
+
+        Gives the argmax canvases of those that are finished. The device is waited for once, for
+        the stopping rule.
+        """
+        temperatures = self._temperatures(sequences)  # [N * C]
+        model, softcap = self.model, self.model.config.softcap
         tail = vocab_tail(
             hidden,
-            self.model.embedding,
-            canvas.noise.uniforms[step],
-            softcap=self.model.config.softcap,
-            temperature=self.sampler.temperature(step) * scale,
-            embedding_scale=self.model.embedding_scale,
+            model.embedding,
+            temperatures,
+            softcap=softcap,
+            embedding_scale=model.embedding_scale,
         )
-        canvas.stable = stable_steps(tail.argmax, canvas.argmax, canvas.stable)
-        canvas.argmax = tail.argmax
-        last = step + 1 == self.sampler.max_denoising_steps
-        if last or bool(converged(canvas.stable, tail.entropy, self.sampler)):  # the one sync
-            self._canvas = None
-            return PassResult(canvas=tail.argmax.tolist())
+        count = len(canvases)
+        argmax, entropy = tail.argmax.view(count, -1), tail.entropy.view(count, -1)
+        stable = stable_steps(
+            argmax,
+            torch.stack([canvas.argmax for canvas in canvases]),
+            torch.stack([canvas.stable for canvas in canvases]),
+        )
+        done = converged(stable, entropy, self.sampler)
+        finished = {}
+        report = torch.cat([done[:, None], argmax], dim=1).tolist()  # the one sync
+        for sequence, (is_done, *tokens) in zip(sequences, report, strict=True):
+            if is_done or sequence.step_index + 1 == self.sampler.max_denoising_steps:
+                finished[sequence] = tokens
+        if len(finished) == count:
+            return finished
         # At temperature 0 the one random thing is the starting noise, so it renoises too.
-        drawn, fresh = (
-            (tail.argmax, canvas.noise.canvases[0])
-            if greedy
-            else (tail.sample, canvas.noise.canvases[step + 1])
+        steps = [sequence.step_index for sequence in sequences]
+        greedy = [sequence.request.temperature == 0 for sequence in sequences]
+        uniforms = torch.stack(
+            [canvas.noise.uniforms[step] for canvas, step in zip(canvases, steps, strict=True)]
         )
-        canvas.tokens = torch.where(accept(tail.entropy, self.sampler.entropy_bound), drawn, fresh)
-        canvas.soft_embeddings = tail.soft_embeddings
-        self._canvas = canvas
-        return PassResult()
+        fresh = torch.stack(
+            [
+                canvas.noise.canvases[0 if is_greedy else step + 1]
+                for canvas, step, is_greedy in zip(canvases, steps, greedy, strict=True)
+            ]
+        )
+        accepted = accept(entropy, self.sampler.entropy_bound)
+        sample = draw(
+            tail,
+            hidden,
+            model.embedding,
+            temperatures,
+            uniforms.flatten(),
+            accepted.flatten(),
+            softcap=softcap,
+        )
+        drawn = argmax.where(
+            torch.tensor(greedy, device=self._device)[:, None], sample.view(count, -1)
+        )
+        moved = drawn.where(accepted, fresh)
+        soft = tail.soft_embeddings.view(count, -1, hidden.shape[1])
+        for index, canvas in enumerate(canvases):
+            canvas.tokens, canvas.argmax = moved[index], argmax[index]
+            canvas.stable, canvas.soft_embeddings = stable[index], soft[index]
+        return finished
+
+    def _temperatures(self, sequences: list[Sequence]) -> Tensor:
+        """The step's temperature of each row, [N * C] float32."""
+        each = [
+            # At temperature 0 the schedule's own, for what is drawn with none of it.
+            self.sampler.temperature(sequence.step_index) * (sequence.request.temperature or 1.0)
+            for sequence in sequences
+        ]
+        return torch.tensor(each, device=self._device).repeat_interleave(
+            self.model.config.canvas_length
+        )
+
+    def _soft_embeddings(self, canvases: list[Canvas]) -> Tensor | None:
+        """The canvases' self-conditioning [N * C, D], zeros before the first step."""
+        if all(canvas.soft_embeddings is None for canvas in canvases):
+            return None
+        embedding = self.model.embedding
+        nothing = embedding.new_zeros(self.model.config.canvas_length, embedding.shape[1])
+        each = [canvas.soft_embeddings for canvas in canvases]
+        return torch.cat([nothing if soft is None else soft for soft in each])
 
     def _new_canvas(self, sequence: Sequence) -> Canvas:
         noise = block_noise(

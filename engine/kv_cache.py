@@ -53,18 +53,26 @@ class KVCache:
         """How many tokens a layer with this window holds."""
         return self.position if window is None else min(self.position, window - 1)
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Put [K, T, d] behind what is stored; give views of both, [K, stored + T, d]."""
-        start = self.stored(self._layers[layer].window)
-        end = start + keys.shape[1]
+    def write(
+        self, layer: int, keys: Tensor, values: Tensor, start: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Put [K, T, d] behind what is stored and `start` more; give what these tokens may see.
+
+        That is views of keys and values, [K, seen + T, d]: everything before them, of which a
+        sliding layer sees the last window - 1, and themselves.
+        """
+        window = self._layers[layer].window
+        begin = self.stored(window) + start
+        end = begin + keys.shape[1]
         both = self._tensors[layer]
         assert end <= both.shape[2], "the pass is larger than the cache was made for"
-        both[0, :, start:end] = keys
-        both[1, :, start:end] = values
-        return both[0, :, :end], both[1, :, :end]
+        both[0, :, begin:end] = keys
+        both[1, :, begin:end] = values
+        first = 0 if window is None else max(0, begin - (window - 1))
+        return both[0, :, first:end], both[1, :, first:end]
 
     def advance(self, count: int) -> None:
-        """Keep the `count` tokens that the last pass wrote."""
+        """Keep the first `count` tokens that the last pass wrote."""
         assert self.position + count <= self.capacity, "the context is longer than the cache"
         for layer, both in zip(self._layers, self._tensors, strict=True):
             if layer.window is None:

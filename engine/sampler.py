@@ -3,7 +3,7 @@
 Knows nothing of the model: it works on one step's statistics. The reference is
 `EntropyBoundSampler`, `LinearTemperatureScheduleLogitsProcessor` and
 `StableAndConfidentStoppingCriteria` in transformers'
-`models/diffusion_gemma/generation_diffusion_gemma.py`. Letter: C canvas positions.
+`models/diffusion_gemma/generation_diffusion_gemma.py`. Letters: N canvases, C positions of each.
 """
 
 from dataclasses import dataclass
@@ -59,11 +59,11 @@ class SamplerConfig:
 
 
 def accept(entropy: Tensor, entropy_bound: float) -> Tensor:
-    """Which positions of [C] to accept: the least uncertain ones, until their uncertainty adds up.
+    """Which positions of canvases [N, C] to accept: the least uncertain ones, up to the bound.
 
     In ascending order of entropy, a position is accepted while the sum of the entropies before
     it is at most the bound. That sum bounds the mutual information between the accepted tokens,
-    so that they may be drawn independently (arXiv 2505.24857). Gives [C] bool.
+    so that they may be drawn independently (arXiv 2505.24857). Gives [N, C] bool.
     """
     ordered, order = entropy.sort(stable=True)
     within = ordered.cumsum(-1) - ordered <= entropy_bound
@@ -71,11 +71,11 @@ def accept(entropy: Tensor, entropy_bound: float) -> Tensor:
 
 
 def stable_steps(argmax: Tensor, previous: Tensor, stable_so_far: Tensor) -> Tensor:
-    """For how many steps the argmax canvas [C] has stayed the same, as a [] int64 tensor."""
-    return torch.where((argmax == previous).all(), stable_so_far + 1, 0)
+    """For how many steps the argmax canvases [N, C] have stayed the same, as [N] int64."""
+    return torch.where((argmax == previous).all(-1), stable_so_far + 1, 0)
 
 
 def converged(stable: Tensor, entropy: Tensor, config: SamplerConfig) -> Tensor:
-    """The stopping rule, [] bool: stable for long enough and confident on average."""
-    confident = entropy.mean() < config.confidence_threshold
+    """The stopping rule, [N] bool: stable [N] for long enough and confident [N, C] on average."""
+    confident = entropy.mean(-1) < config.confidence_threshold
     return (stable >= config.stability_threshold) & confident

@@ -1,6 +1,7 @@
 """Who is in the next pass. Policy only: plain Python, no I/O, no clock, no tensor.
 
-One request at a time, in arrival order; the others wait.
+Requests run in arrival order, at most `max_active` together; the others wait. Each pass encodes at
+most `prefill_chunk` tokens, so that a long prompt holds up nobody's denoising steps for long.
 """
 
 from collections import deque
@@ -11,10 +12,11 @@ from engine.sequence import Pass, Sequence
 class Scheduler:
     """The waiting and the running sequences. Every one added leaves by `remove`, once."""
 
-    def __init__(self, prefill_chunk: int) -> None:
+    def __init__(self, *, prefill_chunk: int, max_active: int) -> None:
         self._prefill_chunk = prefill_chunk
+        self._max_active = max_active
         self._waiting: deque[Sequence] = deque()
-        self._running: Sequence | None = None
+        self._running: list[Sequence] = []
 
     @property
     def waiting(self) -> int:
@@ -22,25 +24,32 @@ class Scheduler:
 
     @property
     def running(self) -> int:
-        return 0 if self._running is None else 1
+        return len(self._running)
 
     def add(self, sequence: Sequence) -> None:
         self._waiting.append(sequence)
 
     def find(self, request_id: str) -> Sequence | None:
         """The sequence of this request, if it has not ended."""
-        everyone = [self._running, *self._waiting] if self._running else self._waiting
+        everyone = [*self._running, *self._waiting]
         return next((s for s in everyone if s.request.id == request_id), None)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that ended, whether it ran or waited."""
-        if sequence is self._running:
-            self._running = None
+        if sequence in self._running:
+            self._running.remove(sequence)
         else:
             self._waiting.remove(sequence)
 
-    def next_pass(self) -> Pass | None:
-        """What the model should do now; None if nobody wants anything."""
-        if self._running is None and self._waiting:
-            self._running = self._waiting.popleft()
-        return None if self._running is None else self._running.next_pass(self._prefill_chunk)
+    def next_pass(self) -> Pass:
+        """What the model should do now; nothing if nobody wants anything."""
+        while self._waiting and len(self._running) < self._max_active:
+            self._running.append(self._waiting.popleft())
+        works: Pass = []
+        room = self._prefill_chunk
+        for sequence in self._running:
+            work = sequence.next_work(room)
+            if work is not None:
+                works.append(work)
+                room -= len(work.tokens)
+        return works

@@ -12,28 +12,24 @@ from engine.messages import FinishReason, GenerateRequest
 
 
 @dataclass(frozen=True)
-class Encode:
-    """Prefill or commit: the encoder reads these tokens into the sequence's KV cache."""
+class Work:
+    """What one pass does for one sequence.
+
+    The encoder reads `tokens` (prefill or commit) into the sequence's KV cache; then, if
+    `denoise`, the canvas behind them has a denoising step. Both are one pass through the weights:
+    the commit of a block is folded into the first step of the next, and the end of the prompt
+    into the first step of all.
+    """
 
     sequence: "Sequence"
     tokens: list[int]
+    denoise: bool
 
 
-@dataclass(frozen=True)
-class Denoise:
-    """One denoising step of the sequence's current canvas."""
+Pass = list[Work]
 
-    sequence: "Sequence"
-
-
-Pass = Encode | Denoise
-
-
-@dataclass(frozen=True)
-class PassResult:
-    """`canvas` is the argmax canvas if the pass finished the block, else None."""
-
-    canvas: list[int] | None = None
+# Of each work of a pass: the argmax canvas if the pass finished the block, else None.
+PassResult = list[list[int] | None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class FinishedBlock:
     finish_reason: FinishReason | None
 
 
-@dataclass
+@dataclass(eq=False)  # two requests for the same are not the same
 class Sequence:
     """A request's state. `unencoded` are the tokens that no KV cache holds yet."""
 
@@ -60,21 +56,21 @@ class Sequence:
     def start(cls, request: GenerateRequest) -> "Sequence":
         return cls(request, list(request.prompt))
 
-    def next_pass(self, prefill_chunk: int) -> Pass:
-        """What the model has to do next for this answer."""
-        if self.unencoded:
-            return Encode(self, self.unencoded[:prefill_chunk])
-        return Denoise(self)
+    def next_work(self, most_tokens: int) -> Work | None:
+        """What the next pass may do for this answer, encoding at most so many tokens."""
+        tokens = self.unencoded[:most_tokens]
+        denoise = len(tokens) == len(self.unencoded)
+        return Work(self, tokens, denoise) if tokens or denoise else None
 
-    def record(self, done: Pass, result: PassResult, end_tokens: Set[int]) -> FinishedBlock | None:
+    def record(
+        self, done: Work, canvas: list[int] | None, end_tokens: Set[int]
+    ) -> FinishedBlock | None:
         """Take note of a pass; gives the block that it finished, if it finished one."""
-        match done:
-            case Encode(tokens=tokens):
-                self.unencoded = self.unencoded[len(tokens) :]
-                return None
-            case Denoise():
-                self.step_index += 1
-                return None if result.canvas is None else self._finish(result.canvas, end_tokens)
+        self.unencoded = self.unencoded[len(done.tokens) :]
+        if not done.denoise:
+            return None
+        self.step_index += 1
+        return None if canvas is None else self._finish(canvas, end_tokens)
 
     def _finish(self, canvas: list[int], end_tokens: Set[int]) -> FinishedBlock:
         room = self.request.max_tokens - self.answer_tokens

@@ -31,7 +31,7 @@ from engine.messages import (
 )
 from engine.model.checkpoint import find_checkpoint, load_model
 from engine.scheduler import Scheduler
-from engine.sequence import Sequence
+from engine.sequence import Sequence, Work
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +41,11 @@ _PROGRESS_PARTS = 200  # `Loading` messages at most
 class Worker:
     """The engine's state between turns. Each request gets exactly one terminal message."""
 
-    def __init__(self, denoiser: Denoiser, prefill_chunk: int) -> None:
+    def __init__(self, denoiser: Denoiser, config: EngineConfig) -> None:
         self._denoiser = denoiser
-        self._scheduler = Scheduler(prefill_chunk)
+        self._scheduler = Scheduler(
+            prefill_chunk=config.prefill_chunk, max_active=config.max_active
+        )
         self._block_started: dict[str, float] = {}  # by request id, when running
         self._told = Stats(waiting=0, running=0)
 
@@ -64,28 +66,24 @@ class Worker:
 
     def step(self) -> list[FromWorker]:
         """Run one pass; gives what came out. Does nothing when idle."""
-        work = self._scheduler.next_pass()
-        if work is None:
+        works = self._scheduler.next_pass()
+        if not works:
             return []
-        sequence = work.sequence
-        request_id = sequence.request.id
-        started = self._block_started.setdefault(request_id, perf_counter())
+        for work in works:
+            self._block_started.setdefault(work.sequence.request.id, perf_counter())
         try:
-            result = self._denoiser.run(work)
+            canvases = self._denoiser.run(works)
         except torch.OutOfMemoryError:
-            logger.exception("request %s ran out of memory", request_id)
-            return [self._end(sequence, Failed(request_id, "The device is out of memory."))]
-        index = sequence.block_index
-        block = sequence.record(work, result, self._denoiser.sampler.end_tokens)
-        if block is None:
-            return []
-        now = self._block_started[request_id] = perf_counter()
-        sent: list[FromWorker] = [
-            Block(request_id, index, block.tokens, block.denoising_steps, now - started)
+            logger.exception("out of memory in a pass for %d requests", len(works))
+            return [
+                self._end(w.sequence, Failed(w.sequence.request.id, "The device is out of memory."))
+                for w in works
+            ]
+        return [
+            message
+            for work, canvas in zip(works, canvases, strict=True)
+            for message in self._record(work, canvas)
         ]
-        if block.finish_reason is not None:
-            sent.append(self._end(sequence, Done(request_id, block.finish_reason)))
-        return sent
 
     def stats(self) -> list[FromWorker]:
         """A `Stats` if the numbers changed since the last one."""
@@ -109,8 +107,22 @@ class Worker:
         self._scheduler.add(Sequence.start(request))
         return []
 
+    def _record(self, work: Work, canvas: list[int] | None) -> Iterator[FromWorker]:
+        """Take note of what a pass did for one sequence."""
+        sequence, request_id = work.sequence, work.sequence.request.id
+        index = sequence.block_index
+        block = sequence.record(work, canvas, self._denoiser.sampler.end_tokens)
+        if block is None:
+            return
+        started, now = self._block_started[request_id], perf_counter()
+        self._block_started[request_id] = now
+        yield Block(request_id, index, block.tokens, block.denoising_steps, now - started)
+        if block.finish_reason is not None:
+            yield self._end(sequence, Done(request_id, block.finish_reason))
+
     def _end(self, sequence: Sequence, last: Done | Failed) -> Done | Failed:
         self._scheduler.remove(sequence)
+        self._denoiser.release(sequence)
         self._block_started.pop(last.id, None)
         return last
 
@@ -125,7 +137,7 @@ def serve(address: str, config: EngineConfig) -> None:
         socket.send(encode(message))
 
     denoiser = build_denoiser(config, send)
-    worker = Worker(denoiser, config.prefill_chunk)
+    worker = Worker(denoiser, config)
     send(
         Ready(
             device=device_name(denoiser.model.embedding.device),
@@ -163,6 +175,7 @@ def build_denoiser(
         checkpoint.sampler,
         context_length=min(config.max_context, checkpoint.config.max_positions),
         prefill_chunk=config.prefill_chunk,
+        max_active=config.max_active,
     )
 
 

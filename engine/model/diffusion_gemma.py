@@ -2,13 +2,15 @@
 
 Shapes are written in these letters: T tokens of a pass, C canvas positions, D hidden size,
 H query heads, K key-value heads, d head size, E experts, I an MLP's inner size, V vocabulary.
-One sequence at a time, so there is no batch dimension. The reference, against which the parity
+The rows of all sequences of a pass stand one behind the other, so there is no batch dimension:
+only attention looks at one sequence at a time. The reference, against which the parity
 tests hold every number, is transformers' `models/diffusion_gemma/modeling_diffusion_gemma.py`.
 
 Encoder and decoder are the same weights in two ways of use: `encode` reads tokens causally and
 writes the KV cache; `decode` reads the cache and sees the whole canvas bidirectionally.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,6 +158,20 @@ def _rope(parameters: dict[str, Any]) -> Rope:
     return Rope(parameters["rope_theta"], parameters.get("partial_rotary_factor", 1.0))
 
 
+@dataclass(frozen=True)
+class Segment:
+    """Rows of one pass that follow each other in one sequence and attend in one way.
+
+    Causal rows are encoded (prefill, commit); the others are a canvas, each of whose rows sees
+    all of it. `start` counts the rows of the same pass between what `cache` holds and these.
+    """
+
+    cache: KVCache
+    tokens: Tensor  # [T] int64
+    causal: bool
+    start: int = 0
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps), times a weight if there is one; statistics in float32."""
 
@@ -254,8 +270,15 @@ class Layer(nn.Module):
         self.register_buffer("encoder_scalar", torch.empty(1))
         self.register_buffer("decoder_scalar", torch.empty(1))
 
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """[T, D] -> [T, D], residual included. The router sees the input without a weight."""
+    def finish(self, x: Tensor, attended: Tensor, encoded: int) -> Tensor:
+        """What follows attention, [T, D] -> [T, D]; the first `encoded` rows are the encoder's."""
+        x = self._feed_forward(x + self.post_attention_norm(attended))
+        x[:encoded] *= self.encoder_scalar
+        x[encoded:] *= self.decoder_scalar
+        return x
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        """Residual included. The router sees the input without a weight."""
         dense = self.post_mlp_norm(self.mlp(self.mlp_norm(x)))
         choice = self.router(F.rms_norm(x, x.shape[-1:], eps=self.router_eps))
         sparse = self.post_experts_norm(self.experts(self.experts_norm(x), choice))
@@ -285,50 +308,87 @@ class DiffusionGemma(nn.Module):
 
         Returns the last hidden states [T, D], which only a token-by-token decoder would use.
         """
-        x = F.embedding(tokens, self.embedding) * self.embedding_scale
-        count = tokens.shape[0]
-        ropes = self._ropes(cache.position, count, x)
-        masks = {
-            window: causal_mask(cache.stored(window), count, window, x.device)
-            for window in {shape.window for shape in self.config.layers}
-        }
-        for index, layer in enumerate(self._layers()):
-            window = self.config.layers[index].window
-            queries, keys, values = layer.attention.project(
-                layer.attention_norm(x), ropes[layer.attention.sliding]
-            )
-            keys, values = cache.write(index, keys, values)
-            attended = causal_attention(queries, keys, values, masks[window])
-            x = x + layer.post_attention_norm(layer.attention.merge(attended))
-            x = layer.feed_forward(x) * layer.encoder_scalar
-        cache.advance(count)
-        return self.norm.forward(x)
+        hidden = self.run([Segment(cache, tokens, causal=True)], encoder_output=True)
+        cache.advance(tokens.shape[0])
+        return hidden
 
     def decode(self, canvas: Tensor, soft_embeddings: Tensor | None, cache: KVCache) -> Tensor:
-        """One denoising pass: canvas [C] int64, self-conditioning [C, D] -> hidden states [C, D].
+        """One denoising pass: canvas [C] int64 and its self-conditioning [C, D] -> [C, D]."""
+        return self.run([Segment(cache, canvas, causal=False)], soft_embeddings)
 
-        The canvas' keys and values go to the cache's free end, where the next pass overwrites
-        them: every position sees all that is cached and the whole canvas.
+    def run(
+        self,
+        segments: Sequence[Segment],
+        soft_embeddings: Tensor | None = None,
+        *,
+        encoder_output: bool = False,
+    ) -> Tensor:
+        """One pass over all segments' rows together: hidden states [R, D] of the canvases' rows.
+
+        `soft_embeddings` [R, D] are the canvases' self-conditioning in the segments' order, zeros
+        where there is none yet; None if no canvas has any. In each layer the segments write and
+        read their caches one after another, so that a canvas may stand behind tokens which this
+        same pass encodes. Nothing is added to a cache: its owner says so with `advance`.
+
+        Of encoded rows the last layer needs only keys and values. Their own hidden states are
+        given, before the canvases', if `encoder_output` asks for them.
         """
-        x = F.embedding(canvas, self.embedding) * self.embedding_scale
-        x = self.self_conditioning(x, soft_embeddings)
-        ropes = self._ropes(cache.position, canvas.shape[0], x)
-        for index, layer in enumerate(self._layers()):
-            queries, keys, values = layer.attention.project(
-                layer.attention_norm(x), ropes[layer.attention.sliding]
-            )
-            keys, values = cache.write(index, keys, values)
-            attended = bidirectional_attention(queries, keys, values)
-            x = x + layer.post_attention_norm(layer.attention.merge(attended))
-            x = layer.feed_forward(x) * layer.decoder_scalar
+        rows = _Rows.of(segments)
+        x = F.embedding(rows.tokens, self.embedding) * self.embedding_scale
+        x[rows.encoded :] = self.self_conditioning(x[rows.encoded :], soft_embeddings)
+        ropes = self._ropes(rows.spans, x)
+        *layers, last_layer = enumerate(self._layers())
+        for index, layer in layers:
+            attended = self._attend(index, layer, x, rows, ropes, skip_encoded=False)
+            x = layer.finish(x, attended, rows.encoded)
+        index, layer = last_layer
+        attended = self._attend(index, layer, x, rows, ropes, skip_encoded=not encoder_output)
+        if encoder_output:
+            x = layer.finish(x, attended, rows.encoded)
+        elif attended.shape[0]:
+            x = layer.finish(x[rows.encoded :], attended, 0)
+        else:  # a pass that only encodes
+            return attended
         return self.norm.forward(x)
+
+    def _attend(
+        self,
+        index: int,
+        layer: Layer,
+        x: Tensor,
+        rows: "_Rows",
+        ropes: dict[bool, tuple[Tensor, Tensor]],
+        *,
+        skip_encoded: bool,
+    ) -> Tensor:
+        """One layer's attention [R, D], of the canvases' rows only if encoded ones are skipped."""
+        window = self.config.layers[index].window
+        projected = layer.attention.project(layer.attention_norm(x), ropes[window is not None])
+        attended: dict[int, Tensor] = {}
+        for number, segment in enumerate(rows.segments):
+            queries, new_keys, new_values = (each[:, rows.places[number]] for each in projected)
+            keys, values = segment.cache.write(index, new_keys, new_values, segment.start)
+            if not segment.causal:
+                attended[number] = bidirectional_attention(queries, keys, values)
+            elif not skip_encoded:
+                mask = rows.mask(number, keys.shape[1], window)
+                attended[number] = causal_attention(queries, keys, values, mask)
+        if not attended:
+            return x[:0]
+        ordered = [attended[number] for number in rows.order if number in attended]
+        return layer.attention.merge(torch.cat(ordered, dim=1))
 
     def _layers(self) -> list[Layer]:
         return list(self.layers)  # type: ignore[arg-type]  # ModuleList forgets its element type
 
-    def _ropes(self, start: int, count: int, x: Tensor) -> dict[bool, tuple[Tensor, Tensor]]:
-        """cos and sin [T, d] for sliding (True) and full layers, from position `start` on."""
-        positions = torch.arange(start, start + count, device=x.device, dtype=torch.float32)
+    def _ropes(self, spans: list[tuple[int, int]], x: Tensor) -> dict[bool, tuple[Tensor, Tensor]]:
+        """cos and sin [T, d] for sliding (True) and full layers, of (first position, count)s."""
+        positions = torch.cat(
+            [
+                torch.arange(start, start + count, device=x.device, dtype=torch.float32)
+                for start, count in spans
+            ]
+        )
         ropes = {}
         for shape in dict.fromkeys(self.config.layers):
             sliding = shape.window is not None
@@ -337,3 +397,43 @@ class DiffusionGemma(nn.Module):
             angles = torch.cat([angles, angles], dim=-1)  # [T, d]
             ropes[sliding] = (angles.cos().to(x.dtype), angles.sin().to(x.dtype))
         return ropes
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Where each segment of a pass has its rows: encoded ones first, so that a kind is a slice."""
+
+    segments: Sequence[Segment]
+    order: list[int]  # numbers of the segments, as their rows stand
+    places: dict[int, slice]  # by number
+    encoded: int  # rows of causal segments
+    masks: dict[tuple[int, int | None], Tensor]  # by number and window
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment]) -> "_Rows":
+        order = sorted(range(len(segments)), key=lambda number: not segments[number].causal)
+        places, end = {}, 0
+        for number in order:
+            start, end = end, end + segments[number].tokens.shape[0]
+            places[number] = slice(start, end)
+        encoded = sum(segment.tokens.shape[0] for segment in segments if segment.causal)
+        return cls(segments, order, places, encoded, {})
+
+    @property
+    def tokens(self) -> Tensor:
+        return torch.cat([self.segments[number].tokens for number in self.order])
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """First position and count of each segment, as their rows stand."""
+        ordered = [self.segments[number] for number in self.order]
+        return [(s.cache.position + s.start, s.tokens.shape[0]) for s in ordered]
+
+    def mask(self, number: int, seen: int, window: int | None) -> Tensor:
+        """A causal segment's mask [T, seen], the same for all layers with this window."""
+        key = (number, window)
+        if key not in self.masks:
+            tokens = self.segments[number].tokens
+            count = tokens.shape[0]
+            self.masks[key] = causal_mask(seen - count, count, window, tokens.device)
+        return self.masks[key]

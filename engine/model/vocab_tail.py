@@ -1,7 +1,12 @@
 """From hidden states to what a denoising step needs of the vocabulary.
 
 lm_head -> softcap -> temperature -> softmax -> entropy, argmax, sample -> soft embedding.
-Letters: C canvas positions, D hidden size, V vocabulary.
+
+`vocab_tail` and `draw` walk over the vocabulary in chunks that stay in the processor's cache, so
+that the [R, V] logits never exist. `plain_vocab_tail` says the same in a few lines that hold
+everything at once: it is what the tests compare with.
+
+Letters: R canvas positions (rows), D hidden size, V vocabulary, G groups of the vocabulary.
 """
 
 from dataclasses import dataclass
@@ -10,51 +15,141 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+CHUNK = 2048  # vocabulary entries that are worked on together; 512 to 8192 are equally fast
+GROUP = 256  # vocabulary entries whose probabilities are kept as one sum
+
 
 @dataclass(frozen=True)
 class TailResult:
     """One step's statistics of the distribution at each position."""
 
-    argmax: Tensor  # [C] int64
-    entropy: Tensor  # [C] float32, nats
-    sample: Tensor  # [C] int64
-    soft_embeddings: Tensor  # [C, D], the mean embedding under the distribution
+    argmax: Tensor  # [R] int64
+    entropy: Tensor  # [R] float32, nats
+    soft_embeddings: Tensor  # [R, D], the mean embedding under the distribution
+    group_mass: Tensor  # [R, G] float64, unnormalised probability of each group
 
 
 def vocab_tail(
     hidden: Tensor,
     embedding: Tensor,
-    uniforms: Tensor,
+    temperatures: Tensor,
     *,
     softcap: float,
-    temperature: float,
     embedding_scale: float,
 ) -> TailResult:
     """Statistics of softmax(softcap * tanh(hidden @ embedding.T / softcap) / temperature).
 
-    hidden [C, D] and embedding [V, D] in the weights' dtype, uniforms [C] float32 in [0, 1).
-    Everything between the two products is float32, the probabilities of the soft embedding
-    included (DESIGN.md says why). The reference is `DiffusionGemmaForBlockDiffusion.forward`
-    and `_denoising_step` in transformers.
+    hidden [R, D] and embedding [V, D] in the weights' dtype, temperatures [R] float32 above 0.
+    Between the two products everything is float32 (DESIGN.md says why), and partial sums are
+    added up in float64. The reference is `DiffusionGemmaForBlockDiffusion.forward` and
+    `_denoising_step` in transformers.
+
+    Exponents are taken relative to the largest logit so far, as in an online softmax (Milakov and
+    Gimelshein, arXiv 1805.02867): the constant shift softcap / temperature, which needs no
+    rescaling, would underflow at temperatures below about 0.3, and the maximum is known anyway.
     """
-    logits = F.linear(hidden, embedding).float()  # [C, V]
-    logits = (logits / softcap).tanh() * (softcap / temperature)
-    log_probs = logits.log_softmax(-1)
-    probs = log_probs.exp()
+    rows, vocab = hidden.shape[0], embedding.shape[0]
+    group = _group_size(vocab)
+    sharpness = (softcap / temperatures)[:, None]  # [R, 1]
+    peak = hidden.new_full((rows,), -torch.inf, dtype=torch.float32)
+    argmax = torch.zeros(rows, dtype=torch.int64, device=hidden.device)
+    soft = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
+    masses, energies, peaks = [], [], []  # of each chunk: [R, chunk / group], [R], [R]
+    for start in range(0, vocab, CHUNK):
+        part = embedding[start : start + CHUNK]
+        logits = _capped(hidden, part, softcap)  # [R, chunk]
+        best, index = logits.max(-1)
+        argmax = torch.where(best > peak, index + start, argmax)
+        last_peak, peak = peak, torch.maximum(best, peak)
+        logits.sub_(peak[:, None]).mul_(sharpness)
+        probs = logits.exp()
+        masses.append(probs.view(rows, -1, group).sum(-1))
+        energies.append(torch.linalg.vecdot(logits, probs))
+        peaks.append(peak)
+        soft.mul_(((last_peak - peak)[:, None] * sharpness).exp())
+        soft.add_(F.linear(probs.to(embedding.dtype), part.T))
+    # Every chunk's sums are relative to its own peak; from here on to the last one.
+    shifts = (torch.stack(peaks, 1) - peak[:, None]).double() * sharpness  # [R, chunks]
+    weights = shifts.exp()
+    chunk_mass = torch.stack([mass.double().sum(-1) for mass in masses], 1)
+    energy = torch.stack(energies, 1) + shifts * chunk_mass
+    total = (weights * chunk_mass).sum(-1)
+    entropy = total.log() - (weights * energy).sum(-1) / total
     return TailResult(
-        argmax=logits.argmax(-1),
-        entropy=-(probs * log_probs).sum(-1),
-        sample=inverse_cdf(probs, uniforms),
-        soft_embeddings=F.linear(probs.to(embedding.dtype), embedding.T) * embedding_scale,
+        argmax=argmax,
+        entropy=entropy.clamp_(min=0.0).float(),
+        soft_embeddings=(soft * (embedding_scale / total)[:, None]).to(hidden.dtype),
+        group_mass=torch.cat([mass * weights[:, i, None] for i, mass in enumerate(masses)], 1),
     )
 
 
+def draw(
+    result: TailResult,
+    hidden: Tensor,
+    embedding: Tensor,
+    temperatures: Tensor,
+    uniforms: Tensor,
+    wanted: Tensor,
+    *,
+    softcap: float,
+) -> Tensor:
+    """A token for each row from the distribution behind `result`: [R] int64.
+
+    Inverse CDF with one uniform number in [0, 1) a row (uniforms [R] float32): first the group,
+    by the kept sums, then the token in it, for which only that group's logits are computed again.
+    Rows that are not `wanted` ([R] bool) get some token and cost next to nothing.
+    """
+    vocab = embedding.shape[0]
+    size = _group_size(vocab)
+    running = result.group_mass.cumsum(-1)
+    targets = uniforms.double() * running[:, -1]
+    groups = torch.searchsorted(running, targets[:, None], right=True)
+    groups = groups.clamp_(max=running.shape[1] - 1).where(wanted[:, None], 0)  # [R, 1]
+    mass = result.group_mass.gather(1, groups)
+    rest = (targets[:, None] - running.gather(1, groups) + mass) / mass
+    groups = groups.squeeze(1)
+    # One product with each group's rows, as experts have it.
+    order = groups.argsort(stable=True)
+    ends = torch.bincount(groups, minlength=vocab // size).cumsum(0, dtype=torch.int32)
+    logits = F.grouped_mm(hidden[order], embedding.view(-1, size, embedding.shape[1]).mT, offs=ends)
+    logits = logits.float().div_(softcap).tanh_() * (softcap / temperatures[order, None])
+    tokens = groups[order] * size + inverse_cdf(logits.softmax(-1), rest.squeeze(1)[order])
+    return torch.empty_like(tokens).scatter_(0, order, tokens)
+
+
+def plain_vocab_tail(
+    hidden: Tensor,
+    embedding: Tensor,
+    temperatures: Tensor,
+    uniforms: Tensor,
+    *,
+    softcap: float,
+    embedding_scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """argmax, entropy, soft embeddings and samples, with the whole logits in memory."""
+    logits = _capped(hidden, embedding, softcap) * (softcap / temperatures)[:, None]  # [R, V]
+    probs = logits.double().softmax(-1)
+    soft = F.linear(probs.to(embedding.dtype), embedding.T) * embedding_scale
+    entropy = torch.special.entr(probs).sum(-1).float()
+    return logits.argmax(-1), entropy, soft, inverse_cdf(probs, uniforms)
+
+
 def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
-    """The token at which each row's running sum first exceeds uniform * sum. [C, V], [C] -> [C].
+    """The token at which each row's running sum first exceeds uniform * sum. [R, V], [R] -> [R].
 
     The sum takes the place of 1, so that rounding can never push a draw past the last token.
     """
-    running = probs.cumsum(-1)
+    running = probs.cumsum(-1, dtype=torch.float64)
     targets = uniforms[:, None] * running[:, -1:]
     tokens = torch.searchsorted(running, targets, right=True).squeeze(-1)
     return tokens.clamp_(max=probs.shape[-1] - 1)
+
+
+def _capped(hidden: Tensor, embedding: Tensor, softcap: float) -> Tensor:
+    """tanh(logit / softcap), float32."""
+    return F.linear(hidden, embedding).float().div_(softcap).tanh_()
+
+
+def _group_size(vocab: int) -> int:
+    """The largest power of two up to GROUP that divides the vocabulary."""
+    return min(GROUP, vocab & -vocab)

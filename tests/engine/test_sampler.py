@@ -17,31 +17,32 @@ def test_temperature_falls_linearly_from_t_max_to_just_above_t_min():
 
 
 def test_positions_are_accepted_until_the_entropy_before_them_exceeds_the_bound():
-    entropy = torch.tensor([0.5, 0.01, 0.2, 0.06, 0.04])  # ascending: 0.01 0.04 0.06 0.2 0.5
-    accepted = accept(entropy, entropy_bound=0.11001)
-    assert accepted.tolist() == [False, True, True, True, True]
+    first = [0.5, 0.01, 0.2, 0.06, 0.04]  # ascending: 0.01 0.04 0.06 0.2 0.5
+    second = [0.01, 0.02, 0.03, 0.04, 0.5]
+    accepted = accept(torch.tensor([first, second]), entropy_bound=0.11001)
+    assert accepted.tolist() == [[False, True, True, True, True], [True] * 5]
 
 
 def test_the_least_uncertain_position_is_always_accepted():
-    assert accept(torch.tensor([5.0, 4.0, 6.0]), entropy_bound=0.1).tolist() == [False, True, False]
+    accepted = accept(torch.tensor([[5.0, 4.0, 6.0]]), entropy_bound=0.1)
+    assert accepted.tolist() == [[False, True, False]]
 
 
 def test_stable_steps_count_equal_canvases_and_start_again_at_a_change():
-    a, b = torch.tensor([1, 2]), torch.tensor([1, 3])
-    counts, count, previous = [], torch.tensor(0), torch.tensor([-1, -1])
-    for canvas in [a, a, a, b, b]:
-        count = stable_steps(canvas, previous, count)
-        previous = canvas
-        counts.append(int(count))
-    assert counts == [0, 1, 2, 0, 1]
+    a, b = [1, 2], [1, 3]
+    count, previous = torch.tensor([0, 0]), torch.tensor([[-1, -1], [-1, -1]])
+    counts = []
+    for canvases in [[a, b], [a, b], [a, a], [b, a], [b, a]]:
+        count = stable_steps(torch.tensor(canvases), previous, count)
+        previous = torch.tensor(canvases)
+        counts.append(count.tolist())
+    assert counts == [[0, 0], [1, 1], [2, 0], [0, 1], [1, 2]]
 
 
-@pytest.mark.parametrize(
-    ("stable", "entropy", "expected"), [(2, 0.004, True), (1, 0.004, False), (2, 0.006, False)]
-)
-def test_a_block_is_done_when_stable_and_confident(stable, entropy, expected):
+def test_a_block_is_done_when_stable_and_confident():
     config = SamplerConfig(stability_threshold=2, confidence_threshold=0.005)
-    assert bool(converged(torch.tensor(stable), torch.full((8,), entropy), config)) is expected
+    entropy = torch.tensor([0.004, 0.004, 0.006])[:, None].expand(3, 8)
+    assert converged(torch.tensor([2, 1, 2]), entropy, config).tolist() == [True, False, False]
 
 
 def test_generation_config_fills_the_sampler_and_what_it_leaves_out_is_the_release_s():

@@ -3,28 +3,71 @@ from engine.scheduler import Scheduler
 from engine.sequence import Sequence
 
 
-def sequence(request_id):
-    return Sequence.start(GenerateRequest(request_id, [1, 2], 10, seed=0))
+def sequence(request_id, prompt=(1, 2)):
+    return Sequence.start(GenerateRequest(request_id, list(prompt), 10, seed=0))
 
 
-def scheduler_with(*sequences):
-    scheduler = Scheduler(prefill_chunk=8)
+def scheduler_with(*sequences, max_active=1):
+    scheduler = Scheduler(prefill_chunk=8, max_active=max_active)
     for each in sequences:
         scheduler.add(each)
     return scheduler
 
 
+def who(works):
+    return [work.sequence for work in works]
+
+
+def record(works):
+    for work in works:
+        work.sequence.record(work, None, frozenset())
+
+
 def test_an_idle_scheduler_has_no_pass():
-    assert scheduler_with().next_pass() is None
+    assert scheduler_with().next_pass() == []
 
 
-def test_requests_run_one_at_a_time_in_arrival_order():
+def test_requests_run_one_at_a_time_in_arrival_order_where_one_may_run():
     first, second = sequence("a"), sequence("b")
     scheduler = scheduler_with(first, second)
-    assert scheduler.next_pass().sequence is first
-    assert scheduler.next_pass().sequence is first
+    assert who(scheduler.next_pass()) == [first]
+    assert who(scheduler.next_pass()) == [first]
     scheduler.remove(first)
-    assert scheduler.next_pass().sequence is second
+    assert who(scheduler.next_pass()) == [second]
+
+
+def test_as_many_run_together_as_may_and_the_next_joins_when_one_leaves():
+    first, second, third = sequence("a"), sequence("b"), sequence("c")
+    scheduler = scheduler_with(first, second, third, max_active=2)
+    assert who(scheduler.next_pass()) == [first, second]
+    scheduler.remove(first)
+    assert who(scheduler.next_pass()) == [second, third]
+
+
+def test_a_pass_encodes_no_more_than_a_chunk_for_all_together():
+    running, long, late = sequence("a"), sequence("b", [1] * 20), sequence("c", [1] * 3)
+    scheduler = scheduler_with(running, long, late, max_active=3)
+    encoded = []
+    for _ in range(5):
+        works = scheduler.next_pass()
+        encoded.append({work.sequence.request.id: len(work.tokens) for work in works})
+        record(works)
+    assert encoded == [
+        {"a": 2, "b": 6},
+        {"a": 0, "b": 8},
+        {"a": 0, "b": 6, "c": 2},
+        {"a": 0, "b": 0, "c": 1},
+        {"a": 0, "b": 0, "c": 0},
+    ]
+
+
+def test_a_long_prompt_does_not_hold_up_another_request_s_steps():
+    running, long = sequence("a"), sequence("b", [1] * 100)
+    scheduler = scheduler_with(running, long, max_active=2)
+    for _ in range(10):
+        works = scheduler.next_pass()
+        assert next(w for w in works if w.sequence is running).denoise
+        record(works)
 
 
 def test_a_waiting_request_can_leave():
@@ -33,7 +76,7 @@ def test_a_waiting_request_can_leave():
     scheduler.next_pass()
     scheduler.remove(second)
     scheduler.remove(first)
-    assert scheduler.next_pass().sequence is third
+    assert who(scheduler.next_pass()) == [third]
 
 
 def test_waiting_and_running_are_counted():

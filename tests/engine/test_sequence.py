@@ -1,7 +1,7 @@
 import pytest
 
 from engine.messages import GenerateRequest
-from engine.sequence import Denoise, Encode, PassResult, Sequence
+from engine.sequence import Sequence, Work
 
 END = frozenset({99})
 
@@ -11,51 +11,51 @@ def start(max_tokens=100, prompt=(1, 2, 3, 4, 5)):
 
 
 def run(sequence, canvas=None):
-    return sequence.record(sequence.next_pass(1000), PassResult(canvas), END)
+    return sequence.record(sequence.next_work(1000), canvas, END)
 
 
-def denoised(sequence, canvas):
-    """Give the sequence its block after one step, its prompt or last block encoded before."""
-    while isinstance(sequence.next_pass(1000), Encode):
-        run(sequence)
-    return run(sequence, canvas)
-
-
-def test_the_prompt_is_encoded_in_chunks_and_then_denoised():
+def test_the_prompt_is_encoded_in_chunks_the_last_of_them_with_the_first_step():
     sequence, seen = start(), []
     for _ in range(4):
-        work = sequence.next_pass(prefill_chunk=2)
-        seen.append(work.tokens if isinstance(work, Encode) else "denoise")
-        sequence.record(work, PassResult(), END)
-    assert seen == [[1, 2], [3, 4], [5], "denoise"]
+        work = sequence.next_work(most_tokens=2)
+        seen.append((work.tokens, work.denoise))
+        sequence.record(work, None, END)
+    assert seen == [([1, 2], False), ([3, 4], False), ([5], True), ([], True)]
+
+
+def test_a_sequence_that_may_encode_nothing_waits_while_it_has_to_and_steps_when_not():
+    sequence = start()
+    assert sequence.next_work(most_tokens=0) is None
+    run(sequence)
+    assert sequence.next_work(most_tokens=0) == Work(sequence, [], denoise=True)
 
 
 def test_a_step_that_does_not_finish_the_canvas_gives_no_block():
     sequence = start()
-    run(sequence)
     assert run(sequence) is None
-    assert sequence.step_index == 1
+    assert run(sequence) is None
+    assert sequence.step_index == 2
 
 
-def test_a_whole_block_goes_on_and_is_committed_before_the_next():
+def test_a_whole_block_goes_on_and_is_committed_with_the_next_one_s_first_step():
     sequence = start()
-    block = denoised(sequence, [7, 8])
+    block = run(sequence, [7, 8])
     assert (block.tokens, block.finish_reason) == ([7, 8], None)
-    assert sequence.next_pass(1000) == Encode(sequence, [7, 8])
+    assert sequence.next_work(1000) == Work(sequence, [7, 8], denoise=True)
     run(sequence)
-    assert sequence.next_pass(1000) == Denoise(sequence)
+    assert sequence.next_work(1000) == Work(sequence, [], denoise=True)
 
 
 def test_a_block_counts_its_own_steps():
     sequence = start()
     run(sequence)
     run(sequence)
-    assert run(sequence, [7, 8]).denoising_steps == 2
-    assert denoised(sequence, [7, 8]).denoising_steps == 1
+    assert run(sequence, [7, 8]).denoising_steps == 3
+    assert run(sequence, [7, 8]).denoising_steps == 1
 
 
 def test_a_block_is_cut_after_its_first_end_token():
-    block = denoised(start(), [7, 99, 8, 99])
+    block = run(start(), [7, 99, 8, 99])
     assert (block.tokens, block.finish_reason) == ([7, 99], "stop")
 
 
@@ -68,16 +68,16 @@ def test_a_block_is_cut_after_its_first_end_token():
     ],
 )
 def test_max_tokens_cuts_exactly(max_tokens, tokens, reason):
-    block = denoised(start(max_tokens), [7, 8, 9, 99, 5])
+    block = run(start(max_tokens), [7, 8, 9, 99, 5])
     assert (block.tokens, block.finish_reason) == (tokens, reason)
 
 
 def test_max_tokens_counts_all_blocks():
     sequence = start(max_tokens=3)
-    assert denoised(sequence, [7, 8]).finish_reason is None
-    last = denoised(sequence, [7, 8])
+    assert run(sequence, [7, 8]).finish_reason is None
+    last = run(sequence, [7, 8])
     assert (last.tokens, last.finish_reason) == ([7], "length")
 
 
 def test_a_block_that_fills_max_tokens_exactly_ends_the_answer():
-    assert denoised(start(max_tokens=2), [7, 8]).finish_reason == "length"
+    assert run(start(max_tokens=2), [7, 8]).finish_reason == "length"

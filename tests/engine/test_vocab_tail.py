@@ -1,50 +1,115 @@
+import pytest
 import torch
 
-from engine.model.vocab_tail import inverse_cdf, vocab_tail
+from engine.model.vocab_tail import CHUNK, draw, inverse_cdf, plain_vocab_tail, vocab_tail
 
-CANVAS, HIDDEN, VOCAB = 6, 16, 300
-
-
-def tail(temperature=0.7, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(CANVAS, HIDDEN, generator=generator) * 3
-    embedding = torch.randn(VOCAB, HIDDEN, generator=generator)
-    uniforms = torch.rand(CANVAS, generator=generator)
-    result = vocab_tail(
-        hidden,
-        embedding,
-        uniforms,
-        softcap=30.0,
-        temperature=temperature,
-        embedding_scale=4.0,
-    )
-    logits = 30 * (hidden.double() @ embedding.double().T / 30).tanh() / temperature
-    return result, logits.softmax(-1), embedding, uniforms
+ROWS, HIDDEN = 24, 16
+SOFTCAP = 30.0
+# One group, several groups, several chunks, a last chunk that is cut short, no common factor.
+VOCABS = [160, 1280, 2 * CHUNK, 2 * CHUNK + 256, 301]
+EVERY = torch.ones(ROWS, dtype=torch.bool)
 
 
-def test_entropy_agrees_with_float64():
-    result, probs, *_ = tail()
-    expected = torch.special.entr(probs).sum(-1)
-    torch.testing.assert_close(result.entropy.double(), expected, atol=5e-5, rtol=0)
+class Case:
+    """The same distributions, computed in both ways; row i has its own temperature."""
+
+    def __init__(self, vocab, temperature=0.7, sharp=3.0):
+        generator = torch.Generator().manual_seed(vocab)
+        self.hidden = torch.randn(ROWS, HIDDEN, generator=generator) * sharp
+        self.embedding = torch.randn(vocab, HIDDEN, generator=generator)
+        self.uniforms = torch.rand(ROWS, generator=generator)
+        self.temperatures = temperature * torch.linspace(0.5, 1.5, ROWS)
+        inputs = (self.hidden, self.embedding, self.temperatures)
+        scale = {"softcap": SOFTCAP, "embedding_scale": 4.0}
+        self.result = vocab_tail(*inputs, **scale)
+        self.argmax, _, self.soft, self.sample = plain_vocab_tail(*inputs, self.uniforms, **scale)
+        logits = SOFTCAP * (self.hidden.double() @ self.embedding.double().T / SOFTCAP).tanh()
+        self.probs = (logits / self.temperatures.double()[:, None]).softmax(-1)
+
+    def draw(self, uniforms, wanted=EVERY):
+        return draw(
+            self.result,
+            self.hidden,
+            self.embedding,
+            self.temperatures,
+            uniforms,
+            wanted,
+            softcap=SOFTCAP,
+        )
 
 
-def test_argmax_is_the_most_likely_token():
-    result, probs, *_ = tail()
-    assert torch.equal(result.argmax, probs.argmax(-1))
+# Sharp and flat rows.
+CASES = [(0.7, 3.0), (0.7, 0.01), (1.6, 1.0)]
 
 
-def test_soft_embedding_is_the_scaled_mean_embedding():
-    result, probs, embedding, _ = tail()
-    expected = 4.0 * probs @ embedding.double()
-    torch.testing.assert_close(result.soft_embeddings.double(), expected, atol=1e-4, rtol=0)
+@pytest.fixture(params=VOCABS)
+def vocab(request):
+    return request.param
 
 
-def test_sample_is_where_the_running_sum_passes_the_uniform_number():
-    result, probs, _, uniforms = tail()
-    expected = [
-        int((row.cumsum(0) <= u).sum()) for row, u in zip(probs, uniforms.double(), strict=True)
-    ]
-    assert result.sample.tolist() == expected
+@pytest.mark.parametrize(("temperature", "sharp"), CASES)
+def test_entropy_is_within_5e_5_of_float64(vocab, temperature, sharp):
+    case = Case(vocab, temperature, sharp)
+    expected = torch.special.entr(case.probs).sum(-1)
+    torch.testing.assert_close(case.result.entropy.double(), expected, atol=5e-5, rtol=0)
+    assert (case.result.entropy >= 0).all()
+
+
+@pytest.mark.parametrize(("temperature", "sharp"), CASES)
+def test_argmax_is_the_plain_one_s(vocab, temperature, sharp):
+    case = Case(vocab, temperature, sharp)
+    assert torch.equal(case.result.argmax, case.argmax)
+    assert torch.equal(case.result.argmax, case.probs.argmax(-1))
+
+
+@pytest.mark.parametrize(("temperature", "sharp"), CASES)
+def test_soft_embedding_is_the_scaled_mean_embedding(vocab, temperature, sharp):
+    case = Case(vocab, temperature, sharp)
+    expected = 4.0 * case.probs @ case.embedding.double()
+    torch.testing.assert_close(case.result.soft_embeddings.double(), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("temperature", "sharp"), CASES)
+def test_a_draw_is_the_plain_one_s_for_the_same_uniform_numbers(vocab, temperature, sharp):
+    case = Case(vocab, temperature, sharp)
+    assert torch.equal(case.draw(case.uniforms), case.sample)
+
+
+def test_a_temperature_at_which_a_constant_exponent_shift_underflows_is_exact_too(vocab):
+    case = Case(vocab, temperature=0.02, sharp=0.1)  # 30 / 0.01 is beyond exp's range in float32
+    expected = torch.special.entr(case.probs).sum(-1)
+    torch.testing.assert_close(case.result.entropy.double(), expected, atol=5e-5, rtol=0)
+    assert torch.equal(case.result.argmax, case.probs.argmax(-1))
+    assert torch.equal(case.draw(case.uniforms), case.sample)
+
+
+def test_rows_that_are_wanted_are_drawn_the_same_whatever_others_are(vocab):
+    case = Case(vocab)
+    wanted = torch.arange(ROWS) % 3 == 0
+    some = case.draw(case.uniforms, wanted)
+    assert torch.equal(some[wanted], case.sample[wanted])
+
+
+def test_draws_follow_the_distribution():
+    case, rounds = Case(2 * CHUNK, sharp=0.6), 400
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([case.draw(torch.rand(ROWS, generator=generator)) for _ in range(rounds)])
+    # Tokens by rank in sixteen bins of equal expected count, over all rows together.
+    ranks = case.probs.argsort(-1, descending=True)
+    below = case.probs.gather(1, ranks).cumsum(-1)
+    middle = below - case.probs.gather(1, ranks) / 2
+    bins = torch.zeros_like(ranks).scatter_(1, ranks, (middle * 16).long().clamp(max=15))
+    expected = torch.zeros(ROWS, 16).double().scatter_add_(1, bins, case.probs).sum(0) * rounds
+    counts = torch.bincount(bins.gather(1, drawn.T).flatten(), minlength=16).double()
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert chi_square < 37.7  # 0.1 % of a chi-square with 15 degrees of freedom
+
+
+def test_the_smallest_and_the_largest_uniform_number_draw_possible_tokens(vocab):
+    case = Case(vocab, temperature=0.02)  # most tokens have a probability of exactly zero
+    for uniform in (0.0, 1 - 2.0**-24):
+        tokens = case.draw(torch.full((ROWS,), uniform))
+        assert (case.probs.gather(1, tokens[:, None]) > 0).all()
 
 
 def test_samples_follow_the_distribution():

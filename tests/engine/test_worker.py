@@ -26,7 +26,7 @@ def denoiser(tmp_path_factory):
 
 @pytest.fixture
 def worker(denoiser):
-    return Worker(denoiser, prefill_chunk=16)
+    return Worker(denoiser, EngineConfig(prefill_chunk=16))
 
 
 def request(request_id="a", **changes):
@@ -69,8 +69,52 @@ def test_a_request_s_tokens_do_not_depend_on_who_came_before(worker):
     assert together == alone
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_request_s_tokens_do_not_depend_on_who_shares_its_passes(worker, seed):
+    mixed = [
+        request("a", seed=seed),
+        request("b", seed=9, prompt=[7] * 50, max_tokens=40),
+        request("c", seed=seed, temperature=0),
+        request("d", seed=11, prompt=[8, 9], max_tokens=3, temperature=1.7),
+        request("e", seed=12, max_tokens=70),  # waits for a place
+    ]
+    alone = {each.id: tokens_of(worker.generate(each)) for each in mixed}
+    messages = []
+    for each in mixed:  # each joins when the ones before are in the middle of something
+        messages += worker.handle(each)
+        messages += worker.step()
+    messages += until_idle(worker)
+    for each in mixed:
+        assert tokens_of(m for m in messages if m.id == each.id) == alone[each.id]
+
+
+def test_requests_beyond_max_active_wait_for_a_place(denoiser):
+    worker = Worker(denoiser, EngineConfig(max_active=2))
+    for name in "abc":
+        worker.handle(request(name))
+    worker.step()
+    assert worker.stats() == [Stats(waiting=1, running=2)]
+    worker.handle(Cancel("a"))
+    worker.step()
+    assert worker.stats() == [Stats(waiting=0, running=2)]
+    until_idle(worker)
+
+
+def test_commits_and_the_end_of_the_prompt_cost_no_pass_of_their_own(worker, denoiser, monkeypatch):
+    passes, run = [], denoiser.run
+    monkeypatch.setattr(denoiser, "run", lambda works: passes.append(works) or run(works))
+    *blocks, _ = worker.generate(request(max_tokens=24))
+    chunks_before_the_last = -(-len(PROMPT) // 16) - 1
+    steps = sum(block.denoising_steps for block in blocks)
+    assert len(blocks) == 3
+    assert len(passes) == chunks_before_the_last + steps
+    encoded = [len(work.tokens) for works in passes for work in works if work.tokens]
+    assert encoded == [16, 8, 8, 8]  # the prompt, two blocks; the last block never
+
+
 def test_the_size_of_prefill_chunks_does_not_change_the_tokens(denoiser, worker):
-    by_token = tokens_of(Worker(denoiser, prefill_chunk=1).generate(request()))
+    one_by_one = Worker(denoiser, EngineConfig(prefill_chunk=1))
+    by_token = tokens_of(one_by_one.generate(request()))
     assert by_token == tokens_of(worker.generate(request()))
 
 
@@ -128,7 +172,7 @@ def test_stats_are_told_when_they_change_and_only_then(worker):
     worker.handle(request("b"))
     assert worker.stats() == [Stats(waiting=2, running=0)]
     worker.step()
-    assert worker.stats() == [Stats(waiting=1, running=1)]
+    assert worker.stats() == [Stats(waiting=0, running=2)]
     assert worker.stats() == []
     until_idle(worker)
     assert worker.stats() == [Stats(waiting=0, running=0)]

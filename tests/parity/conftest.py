@@ -29,7 +29,7 @@ class Pair:
         sampler = self.denoiser.sampler
         self.denoiser.sampler = dataclasses.replace(sampler, end_tokens=end_tokens)
         try:
-            *blocks, done = Worker(self.denoiser, prefill_chunk=10).generate(request)
+            *blocks, done = Worker(self.denoiser, EngineConfig(prefill_chunk=10)).generate(request)
         finally:
             self.denoiser.sampler = sampler
         assert isinstance(done, Done)
