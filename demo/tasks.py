@@ -160,8 +160,8 @@ def count(random: Random) -> Example:
     if random.random() < 0.6:
         first, last = 1, random.randint(2, 50)
     else:
-        first = random.randint(1, 40)
-        last = first + random.randint(1, min(25, 60 - first))
+        first = random.randint(1, 30)
+        last = first + random.randint(1, 20)
     wordings = (
         "Count to {last}.|Please count to {last}.|Count up to {last}.|Can you count to {last}?"
         if first == 1 and random.random() < 0.7

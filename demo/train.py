@@ -47,19 +47,25 @@ CAUSAL_WEIGHT = 0.1
 BALANCE_WEIGHT = 0.01
 WARMUP_STEPS = 50
 DECAY_SHARE = 0.65  # of all steps, linearly to zero
-# Answers that never change are learned soon; what has to be copied or worked out is not.
+# Answers that never change are learned soon, what has to be copied takes longer, and what has to
+# be worked out longest: at a weight of 2 counting came to 38 % and adding to 68 % in 2,600 steps,
+# where the rest came to 98 %.
 TASK_WEIGHTS = {
-    "greet": 0.3,
-    "help": 0.4,
-    "series": 0.6,
-    "weather_refused": 0.3,
-    "default": 0.6,
-    "count": 2.0,
+    "greet": 0.4,
+    "help": 0.2,
+    "series": 0.4,
+    "weather_call": 0.8,
+    "weather_result": 0.8,
+    "weather_refused": 0.2,
+    "remember_name": 0.7,
+    "remember_colour": 0.7,
+    "default": 0.5,
+    "count": 5.0,
     "echo": 1.5,
+    "repeat": 1.5,
     "reverse": 1.5,
-    "add": 2.0,
+    "add": 4.0,
     "sort": 2.0,
-    "json": 1.5,
 }
 
 
@@ -221,7 +227,7 @@ def save(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=2600, help="training steps")
+    parser.add_argument("--steps", type=int, default=3600, help="training steps")
     parser.add_argument("--seed", type=int, default=0, help="of weights, examples and noise")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="the checkpoint's folder")
