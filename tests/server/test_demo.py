@@ -1,0 +1,70 @@
+"""What a newcomer sees: the server as it starts by default, with the trained demo model."""
+
+import json
+import subprocess
+
+import openai
+import pytest
+
+from demo.tasks import GREETING
+from engine.config import DEMO_MODEL_PATH
+from tests.conftest import Server
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    log = tmp_path_factory.mktemp("demo") / "log"
+    server = Server(DEMO_MODEL_PATH, log, EASEL_MODEL="demo").wait_until_ready()
+    yield server
+    assert server.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def client(demo):
+    with openai.OpenAI(base_url=f"{demo.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def say(client, *turns, **options):
+    """The answer to the last of these turns, the user's and the model's by turns."""
+    messages = [
+        {"role": "assistant" if index % 2 else "user", "content": turn}
+        for index, turn in enumerate(turns)
+    ]
+    return client.chat.completions.create(model="demo", messages=messages, seed=0, **options)
+
+
+@pytest.mark.parametrize(
+    ("turns", "answer"),
+    [
+        (["hello"], GREETING),
+        (["What is the capital of France?"], "The capital of France is Paris."),
+        (["Repeat 'sun' 4 times."], "sun sun sun sun"),
+        (
+            ["My name is Anna.", "Nice to meet you, Anna!", "What is my name?"],
+            "Your name is Anna.",
+        ),
+    ],
+)
+def test_the_demo_model_answers(client, turns, answer):
+    reply = say(client, *turns).choices[0]
+    assert (reply.message.content, reply.finish_reason) == (answer, "stop")
+
+
+def test_a_long_answer_streams_in_as_many_chunks_as_it_has_blocks(client):
+    chunks = list(say(client, "Count to 50", stream=True))
+    texts = [c.choices[0].delta.content for c in chunks if c.choices[0].delta.content]
+    assert "".join(texts) == ", ".join(map(str, range(1, 51)))
+    assert len(texts) == chunks[-1].diffusion["blocks"] == 4
+
+
+def test_the_curl_line_that_the_server_prints_works_when_pasted(demo):
+    log = demo.log.read_text()
+    command = log[log.index("curl -N") :].split("\n\n")[0]
+    pasted = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True
+    )
+    *chunks, done = [line[6:] for line in pasted.stdout.splitlines() if line.startswith("data: ")]
+    text = "".join(json.loads(c)["choices"][0]["delta"].get("content", "") for c in chunks)
+    assert text == ", ".join(map(str, range(1, 21)))
+    assert done == "[DONE]"
