@@ -24,6 +24,9 @@ class Metrics:
             "easel_requests_total", "Requests that the worker was given, by end", ("outcome",)
         )
         self.prompt_tokens = counter("easel_prompt_tokens_total", "Tokens of prompts")
+        self.cached_tokens = counter(
+            "easel_cached_prompt_tokens_total", "Tokens of prompts that were not encoded again"
+        )
         self.completion_tokens = counter("easel_completion_tokens_total", "Tokens of answers")
         self.denoising_steps = counter("easel_denoising_steps_total", "Denoising steps")
         self.blocks = counter("easel_blocks_total", "Finished blocks")

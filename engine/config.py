@@ -46,6 +46,11 @@ class EngineConfig(BaseModel):
         ge=1,
         description="Most requests that denoise together; each has a KV cache of its own.",
     )
+    prefix_cache_mib: int = Field(
+        default=2048,
+        ge=0,
+        description="Device memory, in MiB, for keys and values of earlier prompts; 0 keeps none.",
+    )
     threads: int = Field(
         default=0,
         ge=0,

@@ -8,17 +8,25 @@ is the sequence's.
 Letters: N canvases of a pass, C canvas positions, D hidden size.
 """
 
+import logging
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from engine.kv_cache import KVCache
+from engine.kv_cache import KVCache, Snapshot
 from engine.model.diffusion_gemma import DiffusionGemma, Segment
 from engine.model.vocab_tail import draw, vocab_tail
 from engine.noise import BlockNoise, block_noise
+from engine.prefix_cache import PrefixCache
 from engine.sampler import SamplerConfig, accept, converged, stable_steps
 from engine.sequence import Pass, PassResult, Sequence
+
+logger = logging.getLogger(__name__)
+
+# How far a kept prefix can be cut back where sliding layers have lost its beginning. The next turn
+# of a conversation differs from the last prompt in how the model's turn begins, by ten tokens.
+SLACK_TOKENS = 64
 
 
 @dataclass
@@ -37,6 +45,7 @@ class Slot:
     """What a running sequence has on the device."""
 
     cache: KVCache
+    tokens: list[int]  # that the cache holds
     canvas: Canvas | None = None
 
 
@@ -51,8 +60,12 @@ class Denoiser:
         context_length: int,
         prefill_chunk: int,
         max_active: int,
+        prefix_cache_bytes: int = 0,
     ) -> None:
-        """Allocates `max_active` KV caches for `context_length` tokens and a canvas behind them."""
+        """Allocates `max_active` KV caches for `context_length` tokens and a canvas behind them.
+
+        Up to `prefix_cache_bytes` are taken beside them, as requests come, to keep prefixes.
+        """
         self.model = model
         self.sampler = sampler
         self.context_length = context_length
@@ -64,20 +77,19 @@ class Denoiser:
                 pass_tokens=min(prefill_chunk, context_length) + model.config.canvas_length,
                 dtype=model.embedding.dtype,
                 device=self._device,
+                slack=SLACK_TOKENS,
             )
             for _ in range(max_active)
         ]
+        self._prefixes: PrefixCache[Snapshot] = PrefixCache(prefix_cache_bytes)
         self._slots: dict[Sequence, Slot] = {}
 
     @torch.inference_mode()
     def run(self, works: Pass) -> PassResult:
-        """One pass through the weights for everything in it.
-
-        A sequence takes a free KV cache with its first pass and keeps it until it is released.
-        """
+        """One pass through the weights for everything in it."""
         segments, canvases = [], []
         for work in works:
-            slot = self._slot(work.sequence)
+            slot = self._slots[work.sequence]
             if work.tokens:
                 tokens = torch.tensor(work.tokens, device=self._device)
                 segments.append(Segment(slot.cache, tokens, causal=True))
@@ -88,25 +100,56 @@ class Denoiser:
                 start = len(work.tokens)
                 segments.append(Segment(slot.cache, slot.canvas.tokens, causal=False, start=start))
         hidden = self.model.run(segments, self._soft_embeddings(canvases))
-        for work in works:
-            self._slots[work.sequence].cache.advance(len(work.tokens))
         stepped = [work.sequence for work in works if work.denoise]
         finished = self._sample(hidden, stepped, canvases) if stepped else {}
-        for sequence in finished:
-            self._slots[sequence].canvas = None
+        # Only now: a pass that ran out of memory has changed nothing and may be run again.
+        for work in works:
+            slot = self._slots[work.sequence]
+            slot.cache.advance(len(work.tokens))
+            slot.tokens += work.tokens
+            if work.sequence in finished:
+                slot.canvas = None
+            if work.tokens and len(slot.tokens) in work.sequence.checkpoints:
+                self._keep(slot)
         return [finished.get(work.sequence) for work in works]
 
+    def start(self, sequence: Sequence) -> int:
+        """Give the sequence a free KV cache, until it is released.
+
+        Returns how many tokens of its prompt the cache holds already, from an earlier request.
+        """
+        cache, match = self._free.pop(), self._prefixes.longest(sequence.request.prompt)
+        length = 0 if match is None else match.length
+        if match is not None:
+            cache.restore(match.kept, length)
+        self._slots[sequence] = Slot(cache, sequence.request.prompt[:length])
+        return length
+
     def release(self, sequence: Sequence) -> None:
-        """The sequence has ended: its KV cache is free. It need not have run."""
+        """The sequence has ended; it need not have started. Its KV cache is free."""
         slot = self._slots.pop(sequence, None)
         if slot is not None:
+            self._keep(slot)
             slot.cache.clear()
             self._free.append(slot.cache)
 
-    def _slot(self, sequence: Sequence) -> Slot:
-        if sequence not in self._slots:
-            self._slots[sequence] = Slot(self._free.pop())
-        return self._slots[sequence]
+    def forget_prefixes(self) -> bool:
+        """Give up the memory of all kept prefixes; whether there was any."""
+        some = len(self._prefixes) > 0
+        self._prefixes.clear()
+        return some
+
+    def _keep(self, slot: Slot) -> None:
+        """Keep what the slot's cache holds for later requests, if there is memory for it."""
+        cache = slot.cache
+        if slot.tokens and self._prefixes.make_room(
+            slot.tokens, nbytes=cache.stored_nbytes, shortest=cache.shortest
+        ):
+            try:
+                self._prefixes.add(slot.tokens, cache.snapshot())
+            except torch.OutOfMemoryError:
+                logger.warning("no memory to keep a prefix of %d tokens", len(slot.tokens))
+                self._prefixes.clear()
 
     def _sample(
         self, hidden: Tensor, sequences: list[Sequence], canvases: list[Canvas]

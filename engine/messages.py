@@ -62,7 +62,8 @@ class Block(msgspec.Struct, frozen=True, tag=True):
 
     `tokens` may end in an end token, which counts as a token of the answer but has no text.
     `denoising_steps` made it, in `duration_s` seconds since the block before it (or since the
-    request first ran), prefill and commit included.
+    request first ran), prefill and commit included. `cached_tokens` of the prompt did not have to
+    be encoded, the same number in each block of an answer.
     """
 
     id: str
@@ -70,6 +71,7 @@ class Block(msgspec.Struct, frozen=True, tag=True):
     tokens: list[int]
     denoising_steps: int
     duration_s: float
+    cached_tokens: int = 0
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):

@@ -41,10 +41,15 @@ class Scheduler:
         else:
             self._waiting.remove(sequence)
 
+    def start_waiting(self) -> list[Sequence]:
+        """Let those run for whom there is room; gives them."""
+        room = self._max_active - len(self._running)
+        started = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+        self._running += started
+        return started
+
     def next_pass(self) -> Pass:
-        """What the model should do now; nothing if nobody wants anything."""
-        while self._waiting and len(self._running) < self._max_active:
-            self._running.append(self._waiting.popleft())
+        """What the model should do now for those who run; nothing if nobody does."""
         works: Pass = []
         room = self._prefill_chunk
         for sequence in self._running:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from engine.messages import FinishReason, GenerateRequest
 
+WORTH_KEEPING_TOKENS = 256  # a shorter first turn is not worth a pass that ends with it
+
 
 @dataclass(frozen=True)
 class Work:
@@ -43,22 +45,42 @@ class FinishedBlock:
 
 @dataclass(eq=False)  # two requests for the same are not the same
 class Sequence:
-    """A request's state. `unencoded` are the tokens that no KV cache holds yet."""
+    """A request's state. `unencoded` are the tokens that its KV cache does not hold yet.
+
+    `checkpoints` are lengths, in tokens from the beginning, at which the KV cache is worth keeping
+    for later requests: encoding pauses there.
+    """
 
     request: GenerateRequest
     unencoded: list[int]
+    checkpoints: frozenset[int] = frozenset()
+    encoded: int = 0  # tokens that the KV cache holds
+    reused: int = 0  # of them, those of an earlier request
     block_index: int = 0
     step_index: int = 0  # denoising steps that the current canvas has had
     answer_tokens: int = 0
     finish_reason: FinishReason | None = field(default=None)
 
     @classmethod
-    def start(cls, request: GenerateRequest) -> "Sequence":
-        return cls(request, list(request.prompt))
+    def start(cls, request: GenerateRequest, end_tokens: Set[int] = frozenset()) -> "Sequence":
+        """Checkpoints are the end of the prompt and, if it is long, of its first turn: what
+        conversations with the same system prompt and tools have in common.
+        """
+        checkpoints = {len(request.prompt)}
+        turn = next((i + 1 for i, t in enumerate(request.prompt) if t in end_tokens), 0)
+        if turn >= WORTH_KEEPING_TOKENS:
+            checkpoints.add(turn)
+        return cls(request, list(request.prompt), frozenset(checkpoints))
+
+    def reuse(self, length: int) -> None:
+        """The KV cache holds the first `length` tokens of the prompt already."""
+        self.unencoded = self.unencoded[length:]
+        self.encoded = self.reused = length
 
     def next_work(self, most_tokens: int) -> Work | None:
         """What the next pass may do for this answer, encoding at most so many tokens."""
-        tokens = self.unencoded[:most_tokens]
+        pauses = [at - self.encoded for at in self.checkpoints if at > self.encoded]
+        tokens = self.unencoded[: min([most_tokens, *pauses])]
         denoise = len(tokens) == len(self.unencoded)
         return Work(self, tokens, denoise) if tokens or denoise else None
 
@@ -67,6 +89,7 @@ class Sequence:
     ) -> FinishedBlock | None:
         """Take note of a pass; gives the block that it finished, if it finished one."""
         self.unencoded = self.unencoded[len(done.tokens) :]
+        self.encoded += len(done.tokens)
         if not done.denoise:
             return None
         self.step_index += 1

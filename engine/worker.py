@@ -66,6 +66,8 @@ class Worker:
 
     def step(self) -> list[FromWorker]:
         """Run one pass; gives what came out. Does nothing when idle."""
+        for sequence in self._scheduler.start_waiting():
+            sequence.reuse(self._denoiser.start(sequence))
         works = self._scheduler.next_pass()
         if not works:
             return []
@@ -74,6 +76,9 @@ class Worker:
         try:
             canvases = self._denoiser.run(works)
         except torch.OutOfMemoryError:
+            if self._denoiser.forget_prefixes():
+                logger.warning("out of memory: kept prefixes are given up, the pass runs again")
+                return []
             logger.exception("out of memory in a pass for %d requests", len(works))
             return [
                 self._end(w.sequence, Failed(w.sequence.request.id, "The device is out of memory."))
@@ -104,7 +109,7 @@ class Worker:
         if not request.prompt or not 1 <= request.max_tokens <= room:
             # The front end checks this first and says it better; this is its safety net.
             return [Failed(request.id, "The prompt and max_tokens do not fit the context.")]
-        self._scheduler.add(Sequence.start(request))
+        self._scheduler.add(Sequence.start(request, self._denoiser.sampler.end_tokens))
         return []
 
     def _record(self, work: Work, canvas: list[int] | None) -> Iterator[FromWorker]:
@@ -116,7 +121,14 @@ class Worker:
             return
         started, now = self._block_started[request_id], perf_counter()
         self._block_started[request_id] = now
-        yield Block(request_id, index, block.tokens, block.denoising_steps, now - started)
+        yield Block(
+            request_id,
+            index,
+            block.tokens,
+            block.denoising_steps,
+            duration_s=now - started,
+            cached_tokens=sequence.reused,
+        )
         if block.finish_reason is not None:
             yield self._end(sequence, Done(request_id, block.finish_reason))
 
@@ -176,6 +188,7 @@ def build_denoiser(
         context_length=min(config.max_context, checkpoint.config.max_positions),
         prefill_chunk=config.prefill_chunk,
         max_active=config.max_active,
+        prefix_cache_bytes=config.prefix_cache_mib * 2**20,
     )
 
 

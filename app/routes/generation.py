@@ -6,7 +6,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
@@ -50,6 +50,7 @@ class Figures:
     """What is counted of one answer while it is made."""
 
     prompt_tokens: int
+    cached_tokens: int = 0
     completion_tokens: int = 0
     blocks: int = 0
     denoising_steps: int = 0
@@ -58,11 +59,12 @@ class Figures:
     outcome: Outcome = "cancelled"  # unless it ends otherwise
 
     @property
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
     @property
@@ -135,9 +137,10 @@ async def answer_events(
         async with aclosing(found.worker.generate(request)) as messages:
             async for message in messages:
                 match message:
-                    case Block(tokens=tokens, denoising_steps=steps):
+                    case Block(tokens=tokens, denoising_steps=steps, cached_tokens=cached):
                         if figures.blocks == 0:
                             figures.time_to_first_block_s = time.monotonic() - started
+                            figures.cached_tokens = cached
                         figures.blocks += 1
                         figures.denoising_steps += steps
                         text = output.feed(tokens)
@@ -165,6 +168,7 @@ async def answer_events(
 def _record(figures: Figures, metrics: Metrics) -> None:
     metrics.requests.labels(figures.outcome).inc()
     metrics.prompt_tokens.inc(figures.prompt_tokens)
+    metrics.cached_tokens.inc(figures.cached_tokens)
     metrics.completion_tokens.inc(figures.completion_tokens)
     if figures.blocks:
         metrics.time_to_first_block.observe(figures.time_to_first_block_s)

@@ -14,6 +14,11 @@ def scheduler_with(*sequences, max_active=1):
     return scheduler
 
 
+def next_pass(scheduler):
+    scheduler.start_waiting()
+    return scheduler.next_pass()
+
+
 def who(works):
     return [work.sequence for work in works]
 
@@ -24,24 +29,24 @@ def record(works):
 
 
 def test_an_idle_scheduler_has_no_pass():
-    assert scheduler_with().next_pass() == []
+    assert next_pass(scheduler_with()) == []
 
 
 def test_requests_run_one_at_a_time_in_arrival_order_where_one_may_run():
     first, second = sequence("a"), sequence("b")
     scheduler = scheduler_with(first, second)
-    assert who(scheduler.next_pass()) == [first]
-    assert who(scheduler.next_pass()) == [first]
+    assert who(next_pass(scheduler)) == [first]
+    assert who(next_pass(scheduler)) == [first]
     scheduler.remove(first)
-    assert who(scheduler.next_pass()) == [second]
+    assert who(next_pass(scheduler)) == [second]
 
 
 def test_as_many_run_together_as_may_and_the_next_joins_when_one_leaves():
     first, second, third = sequence("a"), sequence("b"), sequence("c")
     scheduler = scheduler_with(first, second, third, max_active=2)
-    assert who(scheduler.next_pass()) == [first, second]
+    assert who(next_pass(scheduler)) == [first, second]
     scheduler.remove(first)
-    assert who(scheduler.next_pass()) == [second, third]
+    assert who(next_pass(scheduler)) == [second, third]
 
 
 def test_a_pass_encodes_no_more_than_a_chunk_for_all_together():
@@ -49,7 +54,7 @@ def test_a_pass_encodes_no_more_than_a_chunk_for_all_together():
     scheduler = scheduler_with(running, long, late, max_active=3)
     encoded = []
     for _ in range(5):
-        works = scheduler.next_pass()
+        works = next_pass(scheduler)
         encoded.append({work.sequence.request.id: len(work.tokens) for work in works})
         record(works)
     assert encoded == [
@@ -65,25 +70,34 @@ def test_a_long_prompt_does_not_hold_up_another_request_s_steps():
     running, long = sequence("a"), sequence("b", [1] * 100)
     scheduler = scheduler_with(running, long, max_active=2)
     for _ in range(10):
-        works = scheduler.next_pass()
+        works = next_pass(scheduler)
         assert next(w for w in works if w.sequence is running).denoise
         record(works)
+
+
+def test_those_who_start_are_told_once():
+    first, second, third = sequence("a"), sequence("b"), sequence("c")
+    scheduler = scheduler_with(first, second, third, max_active=2)
+    assert scheduler.start_waiting() == [first, second]
+    assert scheduler.start_waiting() == []
+    scheduler.remove(second)
+    assert scheduler.start_waiting() == [third]
 
 
 def test_a_waiting_request_can_leave():
     first, second, third = sequence("a"), sequence("b"), sequence("c")
     scheduler = scheduler_with(first, second, third)
-    scheduler.next_pass()
+    next_pass(scheduler)
     scheduler.remove(second)
     scheduler.remove(first)
-    assert who(scheduler.next_pass()) == [third]
+    assert who(next_pass(scheduler)) == [third]
 
 
 def test_waiting_and_running_are_counted():
     first = sequence("a")
     scheduler = scheduler_with(first, sequence("b"), sequence("c"))
     assert (scheduler.waiting, scheduler.running) == (3, 0)
-    scheduler.next_pass()
+    next_pass(scheduler)
     assert (scheduler.waiting, scheduler.running) == (2, 1)
     scheduler.remove(first)
     assert (scheduler.waiting, scheduler.running) == (2, 0)
@@ -92,7 +106,7 @@ def test_waiting_and_running_are_counted():
 def test_a_request_is_found_while_it_waits_and_while_it_runs_and_not_after():
     first, second = sequence("a"), sequence("b")
     scheduler = scheduler_with(first, second)
-    scheduler.next_pass()
+    next_pass(scheduler)
     assert scheduler.find("a") is first
     assert scheduler.find("b") is second
     scheduler.remove(first)

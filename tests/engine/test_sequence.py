@@ -1,7 +1,7 @@
 import pytest
 
 from engine.messages import GenerateRequest
-from engine.sequence import Sequence, Work
+from engine.sequence import WORTH_KEEPING_TOKENS, Sequence, Work
 
 END = frozenset({99})
 
@@ -21,6 +21,28 @@ def test_the_prompt_is_encoded_in_chunks_the_last_of_them_with_the_first_step():
         seen.append((work.tokens, work.denoise))
         sequence.record(work, None, END)
     assert seen == [([1, 2], False), ([3, 4], False), ([5], True), ([], True)]
+
+
+def test_encoding_pauses_behind_a_long_first_turn_for_other_conversations_to_reuse():
+    system = [*([8, 9] * WORTH_KEEPING_TOKENS), 99]
+    request = GenerateRequest("r", [*system, 10, 99, 11], 100, seed=0)
+    sequence = Sequence.start(request, END)
+    first = sequence.next_work(10_000)
+    assert (first.tokens, first.denoise) == (system, False)
+    sequence.record(first, None, END)
+    assert sequence.next_work(10_000) == Work(sequence, [10, 99, 11], denoise=True)
+
+
+def test_encoding_does_not_pause_behind_a_short_first_turn():
+    sequence = Sequence.start(GenerateRequest("r", [8, 99, 10], 100, seed=0), END)
+    assert sequence.next_work(10_000).tokens == [8, 99, 10]
+
+
+def test_what_is_reused_is_not_encoded():
+    sequence = start()
+    sequence.reuse(3)
+    assert sequence.next_work(1000) == Work(sequence, [4, 5], denoise=True)
+    assert sequence.reused == 3
 
 
 def test_a_sequence_that_may_encode_nothing_waits_while_it_has_to_and_steps_when_not():

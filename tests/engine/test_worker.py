@@ -101,6 +101,7 @@ def test_requests_beyond_max_active_wait_for_a_place(denoiser):
 
 
 def test_commits_and_the_end_of_the_prompt_cost_no_pass_of_their_own(worker, denoiser, monkeypatch):
+    denoiser.forget_prefixes()
     passes, run = [], denoiser.run
     monkeypatch.setattr(denoiser, "run", lambda works: passes.append(works) or run(works))
     *blocks, _ = worker.generate(request(max_tokens=24))
@@ -110,6 +111,77 @@ def test_commits_and_the_end_of_the_prompt_cost_no_pass_of_their_own(worker, den
     assert len(passes) == chunks_before_the_last + steps
     encoded = [len(work.tokens) for works in passes for work in works if work.tokens]
     assert encoded == [16, 8, 8, 8]  # the prompt, two blocks; the last block never
+
+
+def encoded_by(denoiser, monkeypatch, work):
+    """How many tokens the encoder reads while `work` is done, and what it gives."""
+    counts, run = [], denoiser.run
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            denoiser,
+            "run",
+            lambda works: counts.append(sum(len(w.tokens) for w in works)) or run(works),
+        )
+        return work(), sum(counts)
+
+
+# Turns that grow, one that goes back to the middle of the first, one that has nothing in common.
+TURNS = [PROMPT, [*PROMPT, *range(40, 60)], [*PROMPT[:-4], 90, 91], PROMPT[:10], [99] * 5]
+
+
+def test_kept_prefixes_change_no_token(worker, denoiser):
+    fresh = []
+    for prompt in TURNS:
+        denoiser.forget_prefixes()
+        fresh.append(tokens_of(worker.generate(request(prompt=prompt))))
+    denoiser.forget_prefixes()
+    for _ in range(2):
+        for prompt, tokens in zip(TURNS, fresh, strict=True):
+            assert tokens_of(worker.generate(request(prompt=prompt))) == tokens
+
+
+def test_the_next_turn_encodes_only_what_is_new(worker, denoiser, monkeypatch):
+    denoiser.forget_prefixes()
+    (first, _), count = encoded_by(
+        denoiser, monkeypatch, lambda: list(worker.generate(request(max_tokens=8)))
+    )
+    assert (first.cached_tokens, count) == (0, len(PROMPT))
+    longer = [*PROMPT, *first.tokens, 70, 71, 72]
+    (second, _), count = encoded_by(
+        denoiser, monkeypatch, lambda: list(worker.generate(request(prompt=longer, max_tokens=8)))
+    )
+    assert second.cached_tokens == len(PROMPT)
+    assert count == len(longer) - len(PROMPT)
+
+
+def test_a_prompt_that_is_kept_whole_is_not_encoded_at_all(worker, denoiser, monkeypatch):
+    list(worker.generate(request()))
+    (block, *_), count = encoded_by(
+        denoiser, monkeypatch, lambda: list(worker.generate(request(max_tokens=8)))
+    )
+    assert (block.cached_tokens, count) == (len(PROMPT), 0)
+
+
+def test_committed_blocks_are_kept_too(worker, denoiser):
+    denoiser.forget_prefixes()
+    answer = tokens_of(worker.generate(request(max_tokens=24)))
+    (block, *_) = worker.generate(request(prompt=PROMPT + answer, max_tokens=8))
+    assert block.cached_tokens == len(PROMPT) + 16  # the last block is never committed
+
+
+def test_out_of_memory_gives_up_kept_prefixes_and_runs_the_pass_again(
+    worker, denoiser, monkeypatch
+):
+    expected = list(worker.generate(request()))
+    run, failures = denoiser.run, iter([True, False])
+
+    def run_or_fail(works):
+        if next(failures, False):
+            raise torch.OutOfMemoryError("no memory left")
+        return run(works)
+
+    monkeypatch.setattr(denoiser, "run", run_or_fail)
+    assert tokens_of(worker.generate(request())) == tokens_of(expected)
 
 
 def test_the_size_of_prefill_chunks_does_not_change_the_tokens(denoiser, worker):

@@ -33,7 +33,7 @@ def assert_same_cache(pair, theirs, ours):
     for index, (shape, layer) in enumerate(
         zip(pair.denoiser.model.config.layers, theirs.layers, strict=True)
     ):
-        stored = ours.stored(shape.window)
+        stored = ours.stored(index)
         nothing = torch.empty(shape.kv_heads, 0, shape.head_size)
         keys, values = ours.write(index, nothing, nothing)
         assert layer.keys.shape[2] == stored > 0

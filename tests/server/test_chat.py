@@ -73,6 +73,30 @@ async def test_the_async_client_streams_the_same(server, client):
         assert content([chunk async for chunk in stream]) == whole
 
 
+def test_the_next_turn_s_usage_tells_what_did_not_have_to_be_read_again(client):
+    first = ask(client, max_tokens=20)
+    turns = [
+        *MESSAGES,
+        {"role": "assistant", "content": first.choices[0].message.content},
+        {"role": "user", "content": "And on"},
+    ]
+    second = ask(client, max_tokens=20, messages=turns)
+    # Up to where the model's turn begins: the prompt's end is the template's, not the history's.
+    cached = second.usage.prompt_tokens_details.cached_tokens
+    assert first.usage.prompt_tokens - 8 <= cached <= first.usage.prompt_tokens
+    chunks = list(
+        ask(
+            client,
+            max_tokens=20,
+            messages=turns,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    usage = chunks[-1].usage
+    assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens
+
+
 def test_completions_take_text_and_token_ids(client):
     for prompt in ("one two", [200, 201, 202]):
         answer = client.completions.create(model=None, prompt=prompt, max_tokens=5, seed=0)

@@ -25,6 +25,8 @@ def test_an_answer_is_counted_once_in_every_figure(http, client):
 
     assert rise("easel_requests_total", answer.choices[0].finish_reason) == 1
     assert rise("easel_prompt_tokens_total") == answer.usage.prompt_tokens
+    cached = answer.usage.prompt_tokens_details.cached_tokens
+    assert rise("easel_cached_prompt_tokens_total") == cached
     assert rise("easel_completion_tokens_total") == answer.usage.completion_tokens
     assert rise("easel_blocks_total") == answer.diffusion["blocks"]
     assert rise("easel_denoising_steps_total") == answer.diffusion["denoising_steps"]
