@@ -6,16 +6,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bench.random_model import write_random_model
 from engine.model.checkpoint import CheckpointError, find_checkpoint, load_model
 from engine.model.diffusion_gemma import UnsupportedModelError
-from tests.parity.tiny_models import SHAPES, write_tiny_model
+from tests.parity.tiny_models import SHAPES
 
 PREFIX = "model.decoder.layers.0."
 
 
 @pytest.fixture
 def folder(tmp_path):
-    return write_tiny_model(tmp_path, SHAPES["one-kv-head"])
+    return write_random_model(tmp_path, SHAPES["one-kv-head"])
 
 
 def change_config(folder, **changes):

@@ -9,6 +9,7 @@ import sys
 import pytest
 import zmq
 
+from bench.random_model import Shape, write_random_model
 from engine.messages import (
     Block,
     Cancel,
@@ -20,7 +21,6 @@ from engine.messages import (
     decode_from_worker,
     encode,
 )
-from tests.parity.tiny_models import TinyShape, write_tiny_model
 
 STARTED_IN_TIME_S = 60
 
@@ -67,7 +67,7 @@ class Process:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return write_tiny_model(tmp_path_factory.mktemp("tiny"), TinyShape(layers="sf", canvas=8))
+    return write_random_model(tmp_path_factory.mktemp("tiny"), Shape(layers="sf", canvas=8))
 
 
 @pytest.fixture

@@ -5,19 +5,19 @@ import dataclasses
 import pytest
 import torch
 
+from bench.random_model import Shape, write_random_model
 from engine.config import EngineConfig
 from engine.messages import Block, Cancel, Done, Failed, GenerateRequest, Stats
 from engine.noise import block_noise
 from engine.worker import Worker, build_denoiser
-from tests.parity.tiny_models import TinyShape, write_tiny_model
 
 PROMPT = list(range(6, 30))
-ENDLESS = TinyShape(layers="sf", canvas=8, confidence_threshold=1e-9, steps=4)
+ENDLESS = Shape(layers="sf", canvas=8, confidence_threshold=1e-9, steps=4)
 
 
 @pytest.fixture(scope="module")
 def denoiser(tmp_path_factory):
-    folder = write_tiny_model(tmp_path_factory.mktemp("tiny"), ENDLESS)
+    folder = write_random_model(tmp_path_factory.mktemp("tiny"), ENDLESS)
     denoiser = build_denoiser(EngineConfig(model=str(folder), device="cpu", max_context=128))
     # No end tokens: every answer runs until its max_tokens.
     denoiser.sampler = dataclasses.replace(denoiser.sampler, end_tokens=frozenset())

@@ -8,11 +8,12 @@ import pytest
 import torch
 from transformers import DiffusionGemmaForBlockDiffusion
 
+from bench.random_model import write_random_model
 from engine.config import DEMO_MODEL_PATH, EngineConfig
 from engine.denoiser import Denoiser
 from engine.messages import Block, Done, GenerateRequest
 from engine.worker import Worker, build_denoiser
-from tests.parity.tiny_models import SHAPES, write_tiny_model
+from tests.parity.tiny_models import SHAPES
 
 DEMO = ["demo"] if DEMO_MODEL_PATH.exists() else []  # not trained yet in this tree
 
@@ -46,7 +47,7 @@ class Pair:
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder = DEMO_MODEL_PATH
     if request.param != "demo":
-        folder = write_tiny_model(tmp_path_factory.mktemp("tiny"), SHAPES[request.param])
+        folder = write_random_model(tmp_path_factory.mktemp("tiny"), SHAPES[request.param])
     return load_pair(folder)
 
 

@@ -1,0 +1,1 @@
+"""Measurements, one question a file: `easel bench NAME`; see docs/performance.md."""

@@ -1,0 +1,43 @@
+"""`python -m bench NAME`, which `easel bench NAME` calls: run one measurement."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import transformers
+import typer
+
+from bench import step, tail
+from bench.compare import LEAST_ROUNDS, Output, report
+
+main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Json = Annotated[Path | None, typer.Option("--json", help="Write the rows to this file.")]
+Plot = Annotated[Path | None, typer.Option("--plot", help="Draw them into this PNG.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Pairs of runs, of which the median counts.")]
+
+_SIDES = ["easel_ms", "transformers_ms", "ratio", "ratio_low", "ratio_high"]
+
+
+@main.callback()
+def bench() -> None:
+    """Measure Easel: both sides of each comparison alternate in one process, on one thread."""
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+@main.command("tail")
+def tail_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
+    """The vocabulary tail against Transformers' ops, V = 262144."""
+    report("Vocabulary tail", tail.rows(rounds), [*_SIDES, "bound"], Output(json, plot))
+
+
+@main.command("step")
+def step_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
+    """A whole denoising step against Transformers'."""
+    report("Denoising step", step.rows(rounds), _SIDES, Output(json, plot))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The two sides of a denoising step, each ready to be run again and again.
+
+Transformers' side is its own `generate`'s parts, called as `generate` calls them.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
+
+from engine.config import EngineConfig
+from engine.denoiser import Denoiser
+from engine.messages import GenerateRequest
+from engine.sequence import Sequence, Work
+from engine.worker import build_denoiser
+
+STEP = 4  # which step is repeated: one with self-conditioning, as all but the first have
+
+
+def load_both(
+    folder: Path, *, max_context: int = 32768
+) -> tuple[Denoiser, DiffusionGemmaForBlockDiffusion]:
+    """The same checkpoint in Easel and in Transformers, float32 on the CPU."""
+    config = EngineConfig(
+        model=str(folder), device="cpu", dtype="float32", threads=1, max_context=max_context
+    )
+    reference = DiffusionGemmaForBlockDiffusion.from_pretrained(
+        folder, dtype=torch.float32, experts_implementation="grouped_mm"
+    )
+    return build_denoiser(config), reference.eval()
+
+
+def random_prompt(vocab: int, length: int) -> list[int]:
+    """Tokens that are not special."""
+    return torch.randint(6, vocab, (length,), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def easel_step(denoiser: Denoiser, prompt: list[int]) -> Callable[[], object]:
+    """A denoising step behind this prompt, in which the canvas is never finished."""
+    request = GenerateRequest("bench", prompt, max_tokens=1, seed=0)
+    sequence = Sequence.start(request)
+    sequence.reuse(denoiser.start(sequence))
+    while sequence.unencoded:
+        work = sequence.next_work(1024)
+        assert work is not None
+        denoiser.run([work])
+        sequence.record(work, None, frozenset())
+    sequence.step_index = STEP
+    return lambda: denoiser.run([Work(sequence, [], denoise=True)])
+
+
+@torch.inference_mode()
+def transformers_step(
+    model: DiffusionGemmaForBlockDiffusion,
+    prompt: list[int],
+    forward: Callable[..., Any] | None = None,
+) -> Callable[[], object]:
+    """The same of Transformers; `forward` in place of the whole network's."""
+    cache = DynamicCache(config=model.config.get_text_config())
+    tokens = torch.tensor([prompt])
+    model.model.encoder(input_ids=tokens, cache=cache)
+    config = model.generation_config
+    sampler = model._prepare_sampler(config)
+    stopping = model._prepare_diffusion_stopping_criteria(config)
+    canvas, logits, masks, finished = model._prepare_denoiser_inputs(
+        decoder_attention_mask=None,
+        cache=cache,
+        sampler=sampler,
+        diffusion_stopping_criteria=stopping,
+        batch_size=1,
+        device=tokens.device,
+        model_kwargs={},
+    )
+    state = {"current_canvas": canvas, "argmax": canvas, "logits": logits}
+    processor = model._prepare_logits_processor(config, None)
+
+    @torch.inference_mode()
+    def step() -> None:
+        state["current_canvas"], state["argmax"], state["logits"], _ = model._denoising_step(
+            decoder_forward=forward or model.forward,
+            current_canvas=state["current_canvas"],
+            argmax_canvas=state["argmax"],
+            input_ids=tokens,
+            decoder_position_ids=None,
+            self_conditioning_logits=state["logits"],
+            mask_mapping=masks,
+            cache=cache,
+            finished_denoising=torch.zeros_like(finished),
+            cur_step=config.max_denoising_steps - STEP,
+            sampler=sampler,
+            logits_processor=processor,
+            diffusion_stopping_criteria=stopping,
+        )
+
+    return step
+
+
+def transformers_tail(model: DiffusionGemmaForBlockDiffusion, hidden: Tensor) -> Callable[..., Any]:
+    """What its forward does with the vocabulary, behind given hidden states [1, C, D]."""
+    embedding = model.model.decoder.embed_tokens.weight
+    scale = model.config.text_config.hidden_size**0.5
+    cap = model.config.text_config.final_logit_softcapping
+
+    def forward(self_conditioning_logits: Tensor | None, **_others: Any) -> Any:
+        if self_conditioning_logits is not None:
+            probs = self_conditioning_logits.softmax(dim=-1, dtype=torch.float32)
+            _soft = torch.matmul(probs.to(embedding.dtype), embedding) * scale
+        logits = model.lm_head(hidden).to(torch.float32)
+        logits = torch.tanh(logits / cap)
+        return SimpleNamespace(logits=logits * cap)
+
+    return forward

@@ -1,0 +1,63 @@
+"""One whole denoising step against Transformers', on one thread, for models of several shapes."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.compare import Row, alternate
+from bench.random_model import Shape, write_random_model
+from bench.sides import easel_step, load_both, random_prompt, transformers_step
+from engine.config import DEMO_MODEL_PATH
+
+_NEVER = {"confidence_threshold": 1e-9, "steps": 48}  # the canvas is never finished
+_WIDE = {"canvas": 256, "vocab": 262144, "window": 1024, "positions": 8192, **_NEVER}
+
+
+def _shape(width: int, layers: str, vocab: int, **more: int) -> Shape:
+    return Shape(
+        layers=layers,
+        hidden=width,
+        mlp=2 * width,
+        head=64,
+        full_head=128,
+        expert=width // 2,
+        **{**_WIDE, "vocab": vocab, **more},  # type: ignore[arg-type]  # of two types
+    )
+
+
+# Name: shape and length of the prompt. The first two are what the tail matters most in, the others
+# what it matters least in: many layers of many experts, wide layers, a long prefix.
+CASES = {
+    "d=256, V=262144": (_shape(256, "sf", 262144), 64),
+    "d=512, V=262144": (_shape(512, "sf", 262144), 64),
+    "demo model": (None, 64),
+    "30 layers x 128 experts": (
+        Shape(
+            layers="sssssf" * 5,
+            hidden=64,
+            experts=128,
+            per_token=8,
+            vocab=1024,
+            **{k: v for k, v in _WIDE.items() if k != "vocab"},  # type: ignore[arg-type]
+        ),
+        64,
+    ),
+    "d=1024, 6 layers, prefix 1024": (_shape(1024, "sssssf", 4096), 1024),
+    "d=512, 12 layers, prefix 6000": (_shape(512, "sssssf" * 2, 4096), 6000),
+}
+
+
+def rows(rounds: int, cases: tuple[str, ...] = tuple(CASES)) -> Iterator[Row]:
+    for case in cases:
+        shape, length = CASES[case]
+        with tempfile.TemporaryDirectory() as folder:
+            path = DEMO_MODEL_PATH
+            if shape is not None:
+                path = write_random_model(Path(folder), shape)
+            denoiser, reference = load_both(path, max_context=8192)
+        prompt = random_prompt(denoiser.model.config.vocab_size, length)
+        ours = easel_step(denoiser, prompt)
+        yield {
+            "case": case,
+            **alternate(ours, transformers_step(reference, prompt), rounds=rounds),
+        }
