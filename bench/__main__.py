@@ -7,7 +7,7 @@ import torch
 import transformers
 import typer
 
-from bench import step, tail
+from bench import counts, step, tail
 from bench.compare import LEAST_ROUNDS, Output, report
 
 main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -37,6 +37,13 @@ def tail_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = 
 def step_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
     """A whole denoising step against Transformers'."""
     report("Denoising step", step.rows(rounds), _SIDES, Output(json, plot))
+
+
+@main.command("counts")
+def counts_command(json: Json = None, plot: Plot = None) -> None:
+    """Launches, syncs and vocabulary-sized tensors a step, passes an answer."""
+    columns = ["launches", "syncs", "vocab_tensors", "blocks", "steps", "passes"]
+    report("Counts", counts.rows(), columns, Output(json, plot))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Transformers' side is its own `generate`'s parts, called as `generate` calls them.
 """
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
+from transformers import AutoTokenizer, DiffusionGemmaForBlockDiffusion, DynamicCache
 
-from engine.config import EngineConfig
+from engine.config import DEMO_MODEL_PATH, EngineConfig
 from engine.denoiser import Denoiser
 from engine.messages import GenerateRequest
 from engine.sequence import Sequence, Work
@@ -39,8 +40,19 @@ def random_prompt(vocab: int, length: int) -> list[int]:
     return torch.randint(6, vocab, (length,), generator=torch.Generator().manual_seed(0)).tolist()
 
 
+def demo_prompt(*turns: str) -> list[int]:
+    """A conversation with the demo model, the user's turns and its own by turns."""
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL_PATH)
+    roles = ("user", "assistant")
+    messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    tokens: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    return tokens
+
+
 def easel_step(denoiser: Denoiser, prompt: list[int]) -> Callable[[], object]:
-    """A denoising step behind this prompt, in which the canvas is never finished."""
+    """A denoising step behind this prompt; the canvas is never finished."""
+    denoiser.sampler = dataclasses.replace(denoiser.sampler, confidence_threshold=-1.0)
     request = GenerateRequest("bench", prompt, max_tokens=1, seed=0)
     sequence = Sequence.start(request)
     sequence.reuse(denoiser.start(sequence))

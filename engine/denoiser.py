@@ -69,6 +69,7 @@ class Denoiser:
         self.model = model
         self.sampler = sampler
         self.context_length = context_length
+        self.vocab_size = model.config.vocab_size
         self._device = model.embedding.device
         self._free = [
             KVCache(

@@ -106,9 +106,12 @@ class Worker:
 
     def _accept(self, request: GenerateRequest) -> list[FromWorker]:
         room = self._denoiser.context_length - len(request.prompt)
+        # The front end checks this first and says it better; this is the safety net: on a GPU a
+        # token that is none would end the process.
         if not request.prompt or not 1 <= request.max_tokens <= room:
-            # The front end checks this first and says it better; this is its safety net.
             return [Failed(request.id, "The prompt and max_tokens do not fit the context.")]
+        if not 0 <= min(request.prompt) <= max(request.prompt) < self._denoiser.vocab_size:
+            return [Failed(request.id, "The prompt has token ids that the model does not have.")]
         self._scheduler.add(Sequence.start(request, self._denoiser.sampler.end_tokens))
         return []
 

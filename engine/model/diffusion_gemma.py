@@ -12,6 +12,7 @@ writes the KV cache; `decode` reads the cache and sees the whole canvas bidirect
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -158,6 +159,10 @@ def _rope(parameters: dict[str, Any]) -> Rope:
     return Rope(parameters["rope_theta"], parameters.get("partial_rotary_factor", 1.0))
 
 
+Spans = list[tuple[int, int]]  # first position and count of each segment
+Ropes = dict[bool, tuple[Tensor, Tensor]]
+
+
 @dataclass(frozen=True)
 class Segment:
     """Rows of one pass that follow each other in one sequence and attend in one way.
@@ -296,8 +301,9 @@ class DiffusionGemma(nn.Module):
         self.self_conditioning = SelfConditioning(config)
         self.layers = nn.ModuleList(Layer(config, shape) for shape in config.layers)
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self._last_ropes: tuple[Spans, Ropes] | None = None
 
-    @property
+    @cached_property
     def embedding_scale(self) -> float:
         """sqrt(D), rounded to the weights' dtype as in training."""
         scale = torch.tensor(self.config.hidden_size**0.5, dtype=self.embedding.dtype)
@@ -357,7 +363,7 @@ class DiffusionGemma(nn.Module):
         layer: Layer,
         x: Tensor,
         rows: "_Rows",
-        ropes: dict[bool, tuple[Tensor, Tensor]],
+        ropes: Ropes,
         *,
         skip_encoded: bool,
     ) -> Tensor:
@@ -381,8 +387,16 @@ class DiffusionGemma(nn.Module):
     def _layers(self) -> list[Layer]:
         return list(self.layers)  # type: ignore[arg-type]  # ModuleList forgets its element type
 
-    def _ropes(self, spans: list[tuple[int, int]], x: Tensor) -> dict[bool, tuple[Tensor, Tensor]]:
-        """cos and sin [T, d] for sliding (True) and full layers, of (first position, count)s."""
+    def _ropes(self, spans: Spans, x: Tensor) -> Ropes:
+        """cos and sin [T, d] for sliding (True) and full layers.
+
+        The last ones are kept: all steps of a block stand at the same positions.
+        """
+        if self._last_ropes is None or self._last_ropes[0] != spans:
+            self._last_ropes = (spans, self._new_ropes(spans, x))
+        return self._last_ropes[1]
+
+    def _new_ropes(self, spans: Spans, x: Tensor) -> Ropes:
         positions = torch.cat(
             [
                 torch.arange(start, start + count, device=x.device, dtype=torch.float32)
@@ -424,8 +438,8 @@ class _Rows:
         return torch.cat([self.segments[number].tokens for number in self.order])
 
     @property
-    def spans(self) -> list[tuple[int, int]]:
-        """First position and count of each segment, as their rows stand."""
+    def spans(self) -> Spans:
+        """Where each segment is, as their rows stand."""
         ordered = [self.segments[number] for number in self.order]
         return [(s.cache.position + s.start, s.tokens.shape[0]) for s in ordered]
 

@@ -212,9 +212,16 @@ def test_a_cancel_of_an_unknown_request_is_ignored(worker):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"prompt": []}, {"max_tokens": 0}, {"prompt": [7] * 128}, {"max_tokens": 128 - 23}],
+    [
+        {"prompt": []},
+        {"max_tokens": 0},
+        {"prompt": [7] * 128},
+        {"max_tokens": 128 - 23},
+        {"prompt": [7, 160]},
+        {"prompt": [7, -1]},
+    ],
 )
-def test_a_request_that_does_not_fit_the_context_fails(worker, changes):
+def test_a_request_that_the_model_cannot_take_fails(worker, changes):
     (failed,) = worker.handle(request(**changes))
     assert isinstance(failed, Failed)
     assert worker.idle

@@ -1,0 +1,122 @@
+"""Figures that do not depend on the machine: passes, syncs, launches, vocabulary-sized tensors.
+
+A test holds them (tests/bench/test_counts.py), so that they cannot grow unseen.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bench.compare import Row
+from bench.random_model import Shape, write_random_model
+from bench.sides import demo_prompt, easel_step, load_both, random_prompt, transformers_step
+from engine.config import EngineConfig
+from engine.messages import Block, GenerateRequest
+from engine.model.vocab_tail import CHUNK
+from engine.worker import Worker, build_denoiser
+
+# Methods for whose result the host has to wait for the device.
+_SYNCS = {
+    Tensor.tolist,
+    Tensor.item,
+    Tensor.cpu,
+    Tensor.numpy,
+    Tensor.nonzero,
+    Tensor.__bool__,
+    Tensor.__int__,
+    Tensor.__float__,
+    Tensor.__index__,
+    torch.nonzero,
+}
+
+
+# A vocabulary of several chunks, so that a whole row of it is told from a chunk.
+SHAPE = Shape(layers="sssssf", canvas=32, vocab=4 * CHUNK, steps=48)
+
+
+@dataclass
+class Counts:
+    """What one piece of work did."""
+
+    launches: int = 0  # operations that write a tensor; a view is none
+    syncs: int = 0
+    vocab_tensors: int = 0  # tensors written that hold the whole vocabulary for every row
+
+
+def count(work: Callable[[], object], *, rows: int, vocab: int) -> Counts:
+    """Run `work` and count."""
+    counts = Counts()
+
+    class Dispatched(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if not func.is_view and "detach" not in str(func):
+                counts.launches += 1
+                counts.vocab_tensors += sum(
+                    isinstance(leaf, Tensor) and leaf.numel() >= rows * vocab
+                    for leaf in tree_leaves(result)
+                )
+            return result
+
+    class Called(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            counts.syncs += func in _SYNCS
+            return func(*args, **(kwargs or {}))
+
+    with Called(), Dispatched():
+        work()
+    return counts
+
+
+def answer_passes(prompt: list[int], max_tokens: int = 256) -> tuple[int, int, int]:
+    """Blocks, denoising steps and passes of one answer of the demo model."""
+    config = EngineConfig(device="cpu", threads=1)
+    denoiser = build_denoiser(config)
+    run, passes = denoiser.run, 0
+
+    def counted(works: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        return run(works)
+
+    denoiser.run = counted  # type: ignore[method-assign]  # to look on
+    worker = Worker(denoiser, config)
+    request = GenerateRequest("counts", prompt, max_tokens, seed=0)
+    blocks = [m for m in worker.generate(request) if isinstance(m, Block)]
+    return len(blocks), sum(block.denoising_steps for block in blocks), passes
+
+
+def step_counts() -> dict[str, Counts]:
+    """One denoising step of a model of six layers, by side."""
+    with tempfile.TemporaryDirectory() as folder:
+        denoiser, reference = load_both(write_random_model(Path(folder), SHAPE))
+    prompt = random_prompt(SHAPE.vocab, 64)
+    steps = {
+        "Easel": easel_step(denoiser, prompt),
+        "Transformers": transformers_step(reference, prompt),
+    }
+    for step in steps.values():
+        step()
+    return {side: count(step, rows=SHAPE.canvas, vocab=SHAPE.vocab) for side, step in steps.items()}
+
+
+def rows() -> Iterator[Row]:
+    for side, counts in step_counts().items():
+        yield {"case": f"{side}: a step of 6 layers", **asdict(counts)}
+    blocks, steps, passes = answer_passes(demo_prompt("Count to 50"))
+    answer = {"blocks": blocks, "steps": steps}
+    yield {"case": "Easel: an answer of the demo model", **answer, "passes": passes}
+    # generate encodes the prompt, and every block but the last, in passes of their own.
+    yield {"case": "Transformers: the same answer", **answer, "passes": steps + blocks}

@@ -1,0 +1,32 @@
+"""What a step and an answer cost, in figures that no machine changes: they may not grow unseen."""
+
+import pytest
+
+from bench.counts import answer_passes, step_counts
+from bench.sides import demo_prompt
+
+MOST_LAUNCHES = 550  # of six layers; a change that needs more says why
+
+
+@pytest.fixture(scope="module")
+def counts():
+    return step_counts()
+
+
+def test_a_step_waits_for_the_device_once(counts):
+    assert counts["Easel"].syncs == 1
+
+
+def test_a_step_never_writes_the_vocabulary_s_logits_of_all_rows(counts):
+    assert counts["Easel"].vocab_tensors == 0
+    assert counts["Transformers"].vocab_tensors > 10  # so the counting counts
+
+
+def test_a_step_launches_no_more_kernels_than_it_did(counts):
+    assert counts["Easel"].launches <= MOST_LAUNCHES < counts["Transformers"].launches
+
+
+def test_an_answer_costs_one_pass_a_denoising_step():
+    blocks, steps, passes = answer_passes(demo_prompt("Count to 50"))
+    assert blocks == 4
+    assert passes == steps
