@@ -7,7 +7,7 @@ import torch
 import transformers
 import typer
 
-from bench import counts, step, tail
+from bench import autoregressive, counts, generate, step, tail, turns
 from bench.compare import LEAST_ROUNDS, Output, report
 
 main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -37,6 +37,53 @@ def tail_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = 
 def step_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
     """A whole denoising step against Transformers'."""
     report("Denoising step", step.rows(rounds), _SIDES, Output(json, plot))
+
+
+@main.command("generate")
+def generate_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
+    """Whole answers of the demo model against `generate`; memory of a step."""
+    columns = [
+        "easel_tokens_s",
+        "transformers_tokens_s",
+        "easel_mib",
+        "transformers_mib",
+        "ratio",
+        "ratio_low",
+        "ratio_high",
+    ]
+    report("Whole answers", generate.rows(rounds), columns, Output(json, plot))
+
+
+@main.command("turns")
+def turns_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
+    """Ten turns of a conversation, with and without kept prefixes."""
+    columns = [
+        "encoded_kept",
+        "encoded_not_kept",
+        "first_block_kept_ms",
+        "first_block_not_kept_ms",
+        "ratio",
+        "ratio_low",
+        "ratio_high",
+    ]
+    report("Turns of a conversation", turns.rows(rounds), columns, Output(json, plot))
+
+
+@main.command("versus-autoregressive")
+def autoregressive_command(
+    rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None
+) -> None:
+    """Blocks against the same weights token by token."""
+    columns = [
+        "diffusion_tokens_s",
+        "autoregressive_tokens_s",
+        "diffusion_passes",
+        "autoregressive_passes",
+        "ratio",
+        "ratio_low",
+        "ratio_high",
+    ]
+    report("Blocks against tokens", autoregressive.rows(rounds), columns, Output(json, plot))
 
 
 @main.command("counts")

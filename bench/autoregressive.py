@@ -1,0 +1,73 @@
+"""The same weights token by token, through the encoder with its KV cache, against blocks."""
+
+from collections.abc import Iterator
+
+import torch
+
+from bench.compare import Row, alternate
+from bench.generate import ROOM
+from bench.sides import demo_prompt, load_both
+from engine.config import DEMO_MODEL_PATH, EngineConfig
+from engine.denoiser import Denoiser
+from engine.kv_cache import KVCache
+from engine.messages import Block, GenerateRequest
+from engine.worker import Worker
+
+QUESTIONS = {
+    "a short answer": "hello",
+    "a sentence": "What is the capital of Norway?",
+    "two blocks": "What can you do?",
+    "four blocks": "Count to 50",
+}
+
+
+def rows(rounds: int) -> Iterator[Row]:
+    denoiser, _ = load_both(DEMO_MODEL_PATH)
+    worker = Worker(denoiser, EngineConfig())
+    for case, question in QUESTIONS.items():
+        prompt = demo_prompt(question)
+        lengths = {}
+
+        def blocks(prompt: list[int] = prompt, lengths: dict[str, int] = lengths) -> None:
+            denoiser.forget_prefixes()
+            request = GenerateRequest("bench", prompt, ROOM, seed=0)
+            made = [m for m in worker.generate(request) if isinstance(m, Block)]
+            lengths["blocks"] = sum(len(block.tokens) for block in made)
+            lengths["passes"] = sum(block.denoising_steps for block in made)
+
+        def tokens(prompt: list[int] = prompt, lengths: dict[str, int] = lengths) -> None:
+            lengths["tokens"] = len(token_by_token(denoiser, prompt, ROOM))
+
+        row = alternate(blocks, tokens, rounds=rounds)
+        # Per token: the two need not give the same answer.
+        scale = lengths["blocks"] / lengths["tokens"]
+        yield {
+            "case": f"{case}: {lengths['blocks']} tokens",
+            "diffusion_tokens_s": lengths["blocks"] / row["easel_ms"] * 1e3,
+            "autoregressive_tokens_s": lengths["tokens"] / row["transformers_ms"] * 1e3,
+            "diffusion_passes": lengths["passes"],
+            "autoregressive_passes": lengths["tokens"],
+            **{key: row[key] * scale for key in ("ratio", "ratio_low", "ratio_high")},
+        }
+
+
+@torch.inference_mode()
+def token_by_token(denoiser: Denoiser, prompt: list[int], room: int) -> list[int]:
+    """Greedy autoregressive decoding with the encoder, up to an end token."""
+    model = denoiser.model
+    cache = KVCache(
+        model.config.layers,
+        capacity=len(prompt) + room,
+        pass_tokens=len(prompt),
+        dtype=model.embedding.dtype,
+        device=model.embedding.device,
+    )
+    answer: list[int] = []
+    following = torch.tensor(prompt)
+    while len(answer) < room:
+        hidden = model.encode(following, cache)[-1]
+        following = (model.embedding @ hidden).argmax()[None]
+        answer.append(int(following))
+        if answer[-1] in denoiser.sampler.end_tokens:
+            break
+    return answer
