@@ -1,6 +1,7 @@
 """The command `easel`. Each command parses its options and calls one function elsewhere."""
 
 import inspect
+import runpy
 import signal
 import socket
 import sys
@@ -35,6 +36,17 @@ def easel() -> None:
 def version() -> None:
     """Print Easel's version."""
     print(installed_version("easel-server"))
+
+
+@main.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def bench(context: typer.Context) -> None:
+    """Measure Easel on this machine: `easel bench --help` lists what can be measured."""
+    # By name: what measures holds tensors, which no module of the front end imports.
+    sys.argv = ["easel bench", *context.args]
+    runpy.run_module("bench", run_name="__main__")
 
 
 def _serve_command(**options: str | None) -> None:

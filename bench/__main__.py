@@ -16,7 +16,7 @@ Json = Annotated[Path | None, typer.Option("--json", help="Write the rows to thi
 Plot = Annotated[Path | None, typer.Option("--plot", help="Draw them into this PNG.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Pairs of runs, of which the median counts.")]
 
-_SIDES = ["easel_ms", "transformers_ms", "ratio", "ratio_low", "ratio_high"]
+_SIDES = ["easel_ms", "transformers_ms", "ratio"]
 
 
 @main.callback()
@@ -48,8 +48,6 @@ def generate_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plo
         "easel_mib",
         "transformers_mib",
         "ratio",
-        "ratio_low",
-        "ratio_high",
     ]
     report("Whole answers", generate.rows(rounds), columns, Output(json, plot))
 
@@ -63,8 +61,6 @@ def turns_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot =
         "first_block_kept_ms",
         "first_block_not_kept_ms",
         "ratio",
-        "ratio_low",
-        "ratio_high",
     ]
     report("Turns of a conversation", turns.rows(rounds), columns, Output(json, plot))
 
@@ -80,8 +76,6 @@ def autoregressive_command(
         "diffusion_passes",
         "autoregressive_passes",
         "ratio",
-        "ratio_low",
-        "ratio_high",
     ]
     report("Blocks against tokens", autoregressive.rows(rounds), columns, Output(json, plot))
 

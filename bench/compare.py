@@ -9,12 +9,16 @@ import json
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
 
 Row = dict[str, Any]  # has at least `case`; with two sides also `ratio` and its spread
 
@@ -27,6 +31,11 @@ class Output:
 
     json: Path | None = None
     plot: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Raise now, not after the measuring, if the plot can't be drawn."""
+        if self.plot and not find_spec("matplotlib"):
+            raise typer.BadParameter("needs matplotlib: pip install 'easel-server[bench]'")
 
 
 def alternate(
@@ -56,22 +65,30 @@ def alternate(
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """How much the process grows at most while `work` runs (Linux)."""
+    """How much memory `work` has in tensors at most, above what there is before.
+
+    As torch's allocator counts it: the process' own size is moved by more than tensors.
+    """
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # forget the last peak
-    before = _status_bytes("VmRSS")
-    work()
-    return _status_bytes("VmHWM") - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        work()
+    changes = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in profiled.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    )
+    return max(accumulate((nbytes for _, nbytes in changes), initial=0))
 
 
 def report(title: str, rows: Iterable[Row], columns: list[str], output: Output) -> None:
     """Print a table as the rows come; then write what was asked for."""
     console = Console()
-    table = Table("case", *columns, title=title, title_justify="left")
+    headings = [column.replace("_", " ") for column in columns]
+    table = Table("case", *headings, title=title, title_justify="left")
     done = []
     for row in rows:
         console.print(f"[dim]{row['case']}", markup=True)
-        table.add_row(row["case"], *(_shown(row.get(column)) for column in columns))
+        table.add_row(row["case"], *(_cell(row, column) for column in columns))
         done.append(row)
     console.print(table)
     if output.json:
@@ -80,17 +97,16 @@ def report(title: str, rows: Iterable[Row], columns: list[str], output: Output) 
         _plot(title, done, output.plot)
 
 
+def _cell(row: Row, column: str) -> str:
+    if column == "ratio" and row.get("ratio_low", row.get("ratio")) != row.get("ratio"):
+        return f"{row['ratio']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f})"
+    return _shown(row.get(column))
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _status_bytes(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(key)
 
 
 def _plot(title: str, rows: list[Row], file: Path) -> None:
@@ -100,6 +116,7 @@ def _plot(title: str, rows: list[Row], file: Path) -> None:
     from matplotlib import pyplot
 
     number = "ratio" if "ratio" in rows[0] else next(k for k in rows[0] if k != "case")
+    rows = [row for row in rows if number in row]
     figure, axes = pyplot.subplots(figsize=(8, 0.6 + 0.45 * len(rows)), layout="constrained")
     cases, values = [row["case"] for row in rows], [row[number] for row in rows]
     bars = axes.barh(cases, values, color="#4c78a8")
