@@ -71,10 +71,11 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=50, help="held-out prompts per task")
     parser.add_argument("--temperature", type=float, default=1.0, help="1 is the schedule's own")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--early-end", action="store_true", help="the engine's option of that name")
     parser.add_argument("--mistakes", action="store_true", help="print every wrong answer")
     parser.add_argument("--json", type=Path, help="write the scores to this file")
     options = parser.parse_args()
-    config = EngineConfig(model=options.model, device="cpu", threads=1)
+    config = EngineConfig(model=options.model, device="cpu", threads=1, early_end=options.early_end)
     worker = Worker(build_denoiser(config), config)
     tokenizer = AutoTokenizer.from_pretrained(config.model_path)
     scores = [

@@ -46,6 +46,10 @@ class EngineConfig(BaseModel):
         ge=1,
         description="Most requests that denoise together; each has a KV cache of its own.",
     )
+    early_end: bool = Field(
+        default=False,
+        description="Finish a block when it is stable and confident up to its end token.",
+    )
     prefix_cache_mib: int = Field(
         default=2048,
         ge=0,

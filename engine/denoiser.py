@@ -19,7 +19,7 @@ from engine.model.diffusion_gemma import DiffusionGemma, Segment
 from engine.model.vocab_tail import draw, vocab_tail
 from engine.noise import BlockNoise, block_noise
 from engine.prefix_cache import PrefixCache
-from engine.sampler import SamplerConfig, accept, converged, stable_steps
+from engine.sampler import SamplerConfig, accept, converged, counted_positions, stable_steps
 from engine.sequence import Pass, PassResult, Sequence
 
 logger = logging.getLogger(__name__)
@@ -171,12 +171,14 @@ class Denoiser:
         )
         count = len(canvases)
         argmax, entropy = tail.argmax.view(count, -1), tail.entropy.view(count, -1)
+        counted = counted_positions(argmax, self.sampler)
         stable = stable_steps(
             argmax,
             torch.stack([canvas.argmax for canvas in canvases]),
             torch.stack([canvas.stable for canvas in canvases]),
+            counted,
         )
-        done = converged(stable, entropy, self.sampler)
+        done = converged(stable, entropy, self.sampler, counted)
         finished = {}
         report = torch.cat([done[:, None], argmax], dim=1).tolist()  # the one sync
         for sequence, (is_done, *tokens) in zip(sequences, report, strict=True):

@@ -5,6 +5,7 @@ model's evaluation run whole answers in their own process; `serve` puts it on th
 thread: nothing else touches the device.
 """
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from time import perf_counter
@@ -187,7 +188,7 @@ def build_denoiser(
     model = load_model(checkpoint, device=device, dtype=dtype, on_progress=_rationed(send))
     return Denoiser(
         model,
-        checkpoint.sampler,
+        dataclasses.replace(checkpoint.sampler, early_end=config.early_end),
         context_length=min(config.max_context, checkpoint.config.max_positions),
         prefill_chunk=config.prefill_chunk,
         max_active=config.max_active,

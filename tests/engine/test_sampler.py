@@ -6,6 +6,7 @@ from engine.sampler import (
     UnsupportedSamplerError,
     accept,
     converged,
+    counted_positions,
     stable_steps,
 )
 
@@ -43,6 +44,23 @@ def test_a_block_is_done_when_stable_and_confident():
     config = SamplerConfig(stability_threshold=2, confidence_threshold=0.005)
     entropy = torch.tensor([0.004, 0.004, 0.006])[:, None].expand(3, 8)
     assert converged(torch.tensor([2, 1, 2]), entropy, config).tolist() == [True, False, False]
+
+
+def test_with_early_end_only_positions_up_to_the_end_token_hold_a_canvas_open():
+    config = SamplerConfig(early_end=True, end_tokens=frozenset({8, 9}))
+    argmax = torch.tensor([[1, 9, 3, 9], [1, 2, 3, 4], [8, 1, 2, 3]])
+    counted = counted_positions(argmax, config)
+    assert counted.tolist() == [[True, True, False, False], [True] * 4, [True] + [False] * 3]
+    changed = torch.tensor([[1, 9, 5, 5], [1, 2, 3, 5], [8, 5, 5, 5]])
+    stable = stable_steps(argmax, changed, torch.tensor([0, 0, 0]), counted)
+    assert stable.tolist() == [1, 0, 1]
+    entropy = torch.tensor([[0.0, 0.0, 5.0, 5.0], [0.0] * 4, [5.0, 0.0, 0.0, 0.0]])
+    assert converged(stable, entropy, config, counted).tolist() == [True, False, False]
+
+
+def test_without_early_end_every_position_counts():
+    config = SamplerConfig(end_tokens=frozenset({9}))
+    assert counted_positions(torch.tensor([[9, 1]]), config) is None
 
 
 def test_generation_config_fills_the_sampler_and_what_it_leaves_out_is_the_release_s():
