@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.kv_cache import KVCache, Snapshot
 from engine.model.diffusion_gemma import DiffusionGemma, Segment
-from engine.model.vocab_tail import draw, vocab_tail
+from engine.model.vocab_tail import TailResult, draw, triton_vocab_tail, vocab_tail
 from engine.noise import BlockNoise, block_noise
 from engine.prefix_cache import PrefixCache
 from engine.sampler import SamplerConfig, accept, converged, counted_positions, stable_steps
@@ -84,6 +84,9 @@ class Denoiser:
         ]
         self._prefixes: PrefixCache[Snapshot] = PrefixCache(prefix_cache_bytes)
         self._slots: dict[Sequence, Slot] = {}
+        self._kernels = self._device.type == "cuda"
+        if self._kernels:
+            self._try_kernels()
 
     @torch.inference_mode()
     def run(self, works: Pass) -> PassResult:
@@ -160,15 +163,16 @@ class Denoiser:
         Gives the argmax canvases of those that are finished. The device is waited for once, for
         the stopping rule.
         """
-        temperatures = self._temperatures(sequences)  # [N * C]
+        each = [
+            # At temperature 0 the schedule's own, for what is drawn with none of it.
+            self.sampler.temperature(sequence.step_index) * (sequence.request.temperature or 1.0)
+            for sequence in sequences
+        ]
+        temperatures = torch.tensor(each, device=self._device).repeat_interleave(
+            self.model.config.canvas_length
+        )  # [N * C]
         model, softcap = self.model, self.model.config.softcap
-        tail = vocab_tail(
-            hidden,
-            model.embedding,
-            temperatures,
-            softcap=softcap,
-            embedding_scale=model.embedding_scale,
-        )
+        tail = self._vocab_tail(hidden, temperatures, min(each))
         count = len(canvases)
         argmax, entropy = tail.argmax.view(count, -1), tail.entropy.view(count, -1)
         counted = counted_positions(argmax, self.sampler)
@@ -218,16 +222,32 @@ class Denoiser:
             canvas.stable, canvas.soft_embeddings = stable[index], soft[index]
         return finished
 
-    def _temperatures(self, sequences: list[Sequence]) -> Tensor:
-        """The step's temperature of each row, [N * C] float32."""
-        each = [
-            # At temperature 0 the schedule's own, for what is drawn with none of it.
-            self.sampler.temperature(sequence.step_index) * (sequence.request.temperature or 1.0)
-            for sequence in sequences
-        ]
-        return torch.tensor(each, device=self._device).repeat_interleave(
-            self.model.config.canvas_length
-        )
+    def _vocab_tail(
+        self, hidden: Tensor, temperatures: Tensor, least_temperature: float
+    ) -> TailResult:
+        model = self.model
+        scales = {"softcap": model.config.softcap, "embedding_scale": model.embedding_scale}
+        if self._kernels:
+            return triton_vocab_tail(
+                hidden,
+                model.embedding,
+                temperatures,
+                **scales,
+                least_temperature=least_temperature,
+            )
+        return vocab_tail(hidden, model.embedding, temperatures, **scales)
+
+    def _try_kernels(self) -> None:
+        """Run Triton's kernels once; where they do not run, the plain operations take over."""
+        embedding = self.model.embedding
+        rows = self.model.config.canvas_length
+        hidden = torch.zeros(rows, embedding.shape[1], dtype=embedding.dtype, device=self._device)
+        temperatures = torch.ones(rows, device=self._device)
+        try:
+            self._vocab_tail(hidden, temperatures, 1.0).entropy.tolist()
+        except Exception:  # whatever a compiler, a driver or a missing package may raise
+            logger.warning("Triton kernels can't be used here, plain ones are", exc_info=True)
+            self._kernels = False
 
     def _soft_embeddings(self, canvases: list[Canvas]) -> Tensor | None:
         """The canvases' self-conditioning [N * C, D], zeros before the first step."""

@@ -3,8 +3,9 @@
 lm_head -> softcap -> temperature -> softmax -> entropy, argmax, sample -> soft embedding.
 
 `vocab_tail` and `draw` walk over the vocabulary in chunks that stay in the processor's cache, so
-that the [R, V] logits never exist. `plain_vocab_tail` says the same in a few lines that hold
-everything at once: it is what the tests compare with.
+that the [R, V] logits never exist. `triton_vocab_tail` is for GPUs: there the logits exist once, in
+the weights' type, and one kernel turns them into probabilities. `plain_vocab_tail` says the same in
+a few lines that hold everything at once in float32: it is what the tests compare with.
 
 Letters: R canvas positions (rows), D hidden size, V vocabulary, G groups of the vocabulary.
 """
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 CHUNK = 4096  # vocabulary entries that are worked on together; 1024 to 8192 are equally fast
+_SAFE_EXPONENT = 80.0
 GROUP = 256  # vocabulary entries whose probabilities are kept as one sum
 
 
@@ -80,6 +82,44 @@ def vocab_tail(
         entropy=entropy.clamp_(min=0.0).float(),
         soft_embeddings=(soft * (embedding_scale / total)[:, None]).to(hidden.dtype),
         group_mass=torch.cat([mass * weights[:, i, None] for i, mass in enumerate(masses)], 1),
+    )
+
+
+def triton_vocab_tail(
+    hidden: Tensor,
+    embedding: Tensor,
+    temperatures: Tensor,
+    *,
+    softcap: float,
+    embedding_scale: float,
+    least_temperature: float,
+) -> TailResult:
+    """The same as `vocab_tail`: a cuBLAS product, one pass over the logits, a cuBLAS product.
+
+    `least_temperature` is the host's knowledge of what `temperatures` holds. Down to one of
+    softcap / 80 the constant exponent shift softcap / temperature is safe, since exp(-80) is a
+    normal number; below, the rows' maxima are taken first, which is one more pass of reading.
+    """
+    # Here: triton is there only where it is needed, and slow to import.
+    from engine.kernels.vocab_statistics import vocab_statistics
+
+    logits = F.linear(hidden, embedding)  # [R, V]
+    sharpness = softcap / temperatures
+    if softcap / least_temperature <= _SAFE_EXPONENT:
+        shift = torch.ones_like(sharpness)
+    else:
+        shift = (logits.amax(-1).float() / softcap).tanh()
+    group = _group_size(embedding.shape[0])
+    found = vocab_statistics(logits, sharpness, shift, softcap=softcap, group=group)
+    total = found.mass.sum(-1, dtype=torch.float64)
+    entropy = total.log() - found.energy.sum(-1, dtype=torch.float64) / total
+    best = found.best.argmax(-1, keepdim=True)  # [R, 1], a group
+    soft = F.linear(logits, embedding.T).float() * (embedding_scale / total)[:, None]
+    return TailResult(
+        argmax=(best * group + found.place.gather(1, best)).squeeze(1),
+        entropy=entropy.clamp_(min=0.0).float(),
+        soft_embeddings=soft.to(hidden.dtype),
+        group_mass=found.mass.double(),
     )
 
 

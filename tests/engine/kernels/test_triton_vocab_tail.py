@@ -1,0 +1,33 @@
+"""The GPU's vocabulary tail against the CPU's."""
+
+import pytest
+import torch
+
+from engine.model.vocab_tail import draw, triton_vocab_tail, vocab_tail
+
+ROWS, HIDDEN = 9, 32
+
+
+@pytest.mark.parametrize("vocab", [160, 1280, 4352])
+@pytest.mark.parametrize("temperature", [0.7, 0.1])  # with the constant shift and without
+def test_the_gpu_s_tail_gives_what_the_cpu_s_gives(vocab, temperature):
+    generator = torch.Generator().manual_seed(vocab)
+    hidden = torch.randn(ROWS, HIDDEN, generator=generator) * torch.linspace(0.01, 3, ROWS)[:, None]
+    embedding = torch.randn(vocab, HIDDEN, generator=generator)
+    temperatures = temperature * torch.linspace(0.6, 1.4, ROWS)
+    scales = {"softcap": 30.0, "embedding_scale": 4.0}
+    plain = vocab_tail(hidden, embedding, temperatures, **scales)
+    found = triton_vocab_tail(
+        hidden, embedding, temperatures, **scales, least_temperature=float(temperatures.min())
+    )
+    assert torch.equal(found.argmax, plain.argmax)
+    torch.testing.assert_close(found.entropy, plain.entropy, atol=5e-5, rtol=0)
+    torch.testing.assert_close(found.soft_embeddings, plain.soft_embeddings, atol=2e-4, rtol=0)
+    wanted = torch.ones(ROWS, dtype=torch.bool)
+    for seed in range(20):
+        uniforms = torch.rand(ROWS, generator=torch.Generator().manual_seed(seed))
+        ours, theirs = (
+            draw(each, hidden, embedding, temperatures, uniforms, wanted, softcap=30.0)
+            for each in (found, plain)
+        )
+        assert torch.equal(ours, theirs)

@@ -1,0 +1,31 @@
+import pytest
+import torch
+
+from engine.kernels.vocab_statistics import plain_vocab_statistics, vocab_statistics
+
+ROWS = 7
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("vocab", "group"), [(160, 32), (1280, 256), (4352, 256)])
+@pytest.mark.parametrize("shift", ["one", "peak"])
+def test_the_kernel_computes_what_plain_operations_do(vocab, group, dtype, shift):
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(ROWS, vocab, generator=generator) * 12).to(dtype)
+    logits[0] = 0.0  # every token equally likely
+    logits[1, 5:9] = 60.0  # several argmaxes, far above the softcap
+    sharpness = 30.0 / torch.linspace(0.4, 1.6, ROWS)
+    shifts = {"one": torch.ones(ROWS), "peak": (logits.float() / 30).tanh().amax(1)}
+    ours, plain = logits.clone(), logits.clone()
+    arguments = {"softcap": 30.0, "group": group}
+    found = vocab_statistics(ours, sharpness, shifts[shift], **arguments)
+    expected = plain_vocab_statistics(plain, sharpness, shifts[shift], **arguments)
+    # An error of 1e-7 in tanh is one of 75 times that in the exponent at the lowest temperature.
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(ours, plain, rtol=tolerance, atol=1e-36)
+    torch.testing.assert_close(found.mass, expected.mass, rtol=1e-4, atol=1e-36)
+    # The terms of the energy are zero at the peak, so what it is small beside is the mass.
+    error = (found.energy - expected.energy).abs()
+    assert (error <= 1e-4 * expected.energy.abs() + 1e-5 * expected.mass + 1e-36).all()
+    assert torch.equal(found.best, expected.best)
+    assert torch.equal(found.place, expected.place)
