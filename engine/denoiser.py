@@ -161,20 +161,37 @@ class Denoiser:
         """The second half of a denoising step: hidden states [N * C, D] move the canvases on.
 
         Gives the argmax canvases of those that are finished. The device is waited for once, for
-        the stopping rule.
+        the stopping rule. Canvases change last, so that the step can be run again if it fails.
         """
         each = [
             # At temperature 0 the schedule's own, for what is drawn with none of it.
             self.sampler.temperature(sequence.step_index) * (sequence.request.temperature or 1.0)
             for sequence in sequences
         ]
-        temperatures = torch.tensor(each, device=self._device).repeat_interleave(
-            self.model.config.canvas_length
-        )  # [N * C]
-        model, softcap = self.model, self.model.config.softcap
+        width = self.model.config.canvas_length
+        temperatures = torch.tensor(each, device=self._device).repeat_interleave(width)  # [N * C]
         tail = self._vocab_tail(hidden, temperatures, min(each))
-        count = len(canvases)
-        argmax, entropy = tail.argmax.view(count, -1), tail.entropy.view(count, -1)
+        argmax, entropy = tail.argmax.view(-1, width), tail.entropy.view(-1, width)
+        stable, done = self._stopping_rule(argmax, entropy, canvases)
+        finished = {}
+        report = torch.cat([done[:, None], argmax], dim=1).tolist()  # the one sync
+        for sequence, (is_done, *tokens) in zip(sequences, report, strict=True):
+            if is_done or sequence.step_index + 1 == self.sampler.max_denoising_steps:
+                finished[sequence] = tokens
+        if len(finished) < len(canvases):
+            accepted = accept(entropy, self.sampler.entropy_bound)
+            drawn, fresh = self._draw(tail, hidden, temperatures, accepted, sequences, canvases)
+            moved = drawn.where(accepted, fresh)
+            soft = tail.soft_embeddings.view(len(canvases), width, -1)
+            for index, canvas in enumerate(canvases):
+                canvas.tokens, canvas.argmax = moved[index], argmax[index]
+                canvas.stable, canvas.soft_embeddings = stable[index], soft[index]
+        return finished
+
+    def _stopping_rule(
+        self, argmax: Tensor, entropy: Tensor, canvases: list[Canvas]
+    ) -> tuple[Tensor, Tensor]:
+        """For how many steps each canvas has been stable, and whether it is done; both [N]."""
         counted = counted_positions(argmax, self.sampler)
         stable = stable_steps(
             argmax,
@@ -182,45 +199,41 @@ class Denoiser:
             torch.stack([canvas.stable for canvas in canvases]),
             counted,
         )
-        done = converged(stable, entropy, self.sampler, counted)
-        finished = {}
-        report = torch.cat([done[:, None], argmax], dim=1).tolist()  # the one sync
-        for sequence, (is_done, *tokens) in zip(sequences, report, strict=True):
-            if is_done or sequence.step_index + 1 == self.sampler.max_denoising_steps:
-                finished[sequence] = tokens
-        if len(finished) == count:
-            return finished
-        # At temperature 0 the one random thing is the starting noise, so it renoises too.
-        steps = [sequence.step_index for sequence in sequences]
+        return stable, converged(stable, entropy, self.sampler, counted)
+
+    def _draw(
+        self,
+        tail: TailResult,
+        hidden: Tensor,
+        temperatures: Tensor,
+        accepted: Tensor,
+        sequences: list[Sequence],
+        canvases: list[Canvas],
+    ) -> tuple[Tensor, Tensor]:
+        """What accepted positions become, and what the others are renoised with; both [N, C].
+
+        At temperature 0 the one random thing is the starting noise, so it renoises too.
+        """
+        pairs = list(zip(sequences, canvases, strict=True))
         greedy = [sequence.request.temperature == 0 for sequence in sequences]
-        uniforms = torch.stack(
-            [canvas.noise.uniforms[step] for canvas, step in zip(canvases, steps, strict=True)]
-        )
+        uniforms = torch.stack([canvas.noise.uniforms[s.step_index] for s, canvas in pairs])
         fresh = torch.stack(
             [
-                canvas.noise.canvases[0 if is_greedy else step + 1]
-                for canvas, step, is_greedy in zip(canvases, steps, greedy, strict=True)
+                canvas.noise.canvases[0 if is_greedy else sequence.step_index + 1]
+                for (sequence, canvas), is_greedy in zip(pairs, greedy, strict=True)
             ]
         )
-        accepted = accept(entropy, self.sampler.entropy_bound)
         sample = draw(
             tail,
             hidden,
-            model.embedding,
+            self.model.embedding,
             temperatures,
             uniforms.flatten(),
             accepted.flatten(),
-            softcap=softcap,
-        )
-        drawn = argmax.where(
-            torch.tensor(greedy, device=self._device)[:, None], sample.view(count, -1)
-        )
-        moved = drawn.where(accepted, fresh)
-        soft = tail.soft_embeddings.view(count, -1, hidden.shape[1])
-        for index, canvas in enumerate(canvases):
-            canvas.tokens, canvas.argmax = moved[index], argmax[index]
-            canvas.stable, canvas.soft_embeddings = stable[index], soft[index]
-        return finished
+            softcap=self.model.config.softcap,
+        ).view_as(fresh)
+        is_greedy = torch.tensor(greedy, device=self._device)[:, None]
+        return tail.argmax.view_as(fresh).where(is_greedy, sample), fresh
 
     def _vocab_tail(
         self, hidden: Tensor, temperatures: Tensor, least_temperature: float
