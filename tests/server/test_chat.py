@@ -1,5 +1,7 @@
 """Answers through the official OpenAI SDK, from a real server and a real worker."""
 
+import asyncio
+
 import openai
 import pytest
 
@@ -95,6 +97,15 @@ def test_the_next_turn_s_usage_tells_what_did_not_have_to_be_read_again(client):
     )
     usage = chunks[-1].usage
     assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens
+
+
+async def test_requests_at_the_same_time_get_the_answers_that_each_gets_alone(server, client):
+    seeds = range(6)  # more than run together
+    alone = [ask(client, max_tokens=60, seed=seed).choices[0].message.content for seed in seeds]
+    url = f"{server.url}/v1"
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as each:
+        together = await asyncio.gather(*(ask(each, max_tokens=60, seed=seed) for seed in seeds))
+    assert [answer.choices[0].message.content for answer in together] == alone
 
 
 def test_completions_take_text_and_token_ids(client):
