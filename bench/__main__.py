@@ -7,7 +7,7 @@ import torch
 import transformers
 import typer
 
-from bench import autoregressive, counts, generate, step, tail, turns
+from bench import autoregressive, counts, generate, roofline, step, tail, turns
 from bench.compare import LEAST_ROUNDS, Output, report
 
 main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -78,6 +78,19 @@ def autoregressive_command(
         "ratio",
     ]
     report("Blocks against tokens", autoregressive.rows(rounds), columns, Output(json, plot))
+
+
+@main.command("roofline")
+def roofline_command(json: Json = None, plot: Plot = None) -> None:
+    """The least time of a step of the released model, by device: arithmetic."""
+    columns = [
+        "step_ms",
+        "bound",
+        *(f"tokens_s_at_{n}" for n in roofline.TOKENS_A_STEP),
+        "compute_bound_from",
+    ]
+    title = f"Roofline of a step, 256 rows behind {roofline.CONTEXT:,} tokens"
+    report(title, roofline.rows(), columns, Output(json, plot))
 
 
 @main.command("counts")
