@@ -30,6 +30,12 @@ class Metrics:
         self.completion_tokens = counter("easel_completion_tokens_total", "Tokens of answers")
         self.denoising_steps = counter("easel_denoising_steps_total", "Denoising steps")
         self.blocks = counter("easel_blocks_total", "Finished blocks")
+        self.speculations = counter(
+            "easel_speculations_total", "Passes that bet on a block and started the next"
+        )
+        self.speculations_won = counter(
+            "easel_speculations_won_total", "Such passes whose block was then finished as bet on"
+        )
         self.worker_starts = counter("easel_worker_starts_total", "Worker processes started")
         self.in_flight = gauge("easel_requests_in_flight", "Requests with the worker")
         self.queue_depth = gauge("easel_queue_depth", "Requests waiting for the device")

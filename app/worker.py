@@ -177,6 +177,8 @@ class WorkerClient:
                     self._metrics.blocks.inc()
                     self._metrics.denoising_steps.inc(message.denoising_steps)
                     self._metrics.block_time.observe(message.duration_s)
+                    self._metrics.speculations.inc(message.speculations)
+                    self._metrics.speculations_won.inc(message.speculation_won)
                     if request_id in self._open:
                         self._open[request_id].put_nowait(message)
                 case Done() | Failed():

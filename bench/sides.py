@@ -61,8 +61,14 @@ def easel_step(denoiser: Denoiser, prompt: list[int]) -> Callable[[], object]:
         assert work is not None
         denoiser.run([work])
         sequence.record(work, None, frozenset())
-    sequence.step_index = STEP
-    return lambda: denoiser.run([Work(sequence, [], denoise=True)])
+    canvas = denoiser._slots[sequence].canvas
+    assert canvas is not None
+
+    def step() -> None:
+        canvas.step_index = STEP
+        denoiser.run([Work(sequence, [], denoise=True)])
+
+    return step
 
 
 @torch.inference_mode()

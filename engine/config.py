@@ -50,6 +50,11 @@ class EngineConfig(BaseModel):
         default=False,
         description="Finish a block when it is stable and confident up to its end token.",
     )
+    speculate: bool = Field(
+        default=False,
+        description="Bet on a canvas that is nearly done: commit it and start the next block in "
+        "the same pass. Saves passes where a pass' rows cost little.",
+    )
     prefix_cache_mib: int = Field(
         default=2048,
         ge=0,

@@ -8,7 +8,9 @@ is the sequence's.
 Letters: N canvases of a pass, C canvas positions, D hidden size.
 """
 
+import dataclasses
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +21,15 @@ from engine.model.diffusion_gemma import DiffusionGemma, Segment
 from engine.model.vocab_tail import TailResult, draw, triton_vocab_tail, vocab_tail
 from engine.noise import BlockNoise, block_noise
 from engine.prefix_cache import PrefixCache
-from engine.sampler import SamplerConfig, accept, converged, counted_positions, stable_steps
-from engine.sequence import Pass, PassResult, Sequence
+from engine.sampler import (
+    SamplerConfig,
+    accept,
+    converged,
+    counted_positions,
+    nearly_converged,
+    stable_steps,
+)
+from engine.sequence import Pass, PassResult, Sequence, Step, Work
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +43,12 @@ class Canvas:
     """The block in the making, on the device."""
 
     noise: BlockNoise
+    temperature: float  # the request's, which multiplies the schedule's
     tokens: Tensor  # [C] int64
     argmax: Tensor  # [C] int64; -1 before the first step
     stable: Tensor  # [] int64, steps for which argmax has stayed the same
     soft_embeddings: Tensor | None = None  # [C, D] self-conditioning; None before the first step
+    step_index: int = 0  # denoising steps that it has had
 
 
 @dataclass
@@ -71,11 +82,12 @@ class Denoiser:
         self.context_length = context_length
         self.vocab_size = model.config.vocab_size
         self._device = model.embedding.device
+        canvas = model.config.canvas_length
         self._free = [
             KVCache(
                 model.config.layers,
                 capacity=context_length,
-                pass_tokens=min(prefill_chunk, context_length) + model.config.canvas_length,
+                pass_tokens=max(min(prefill_chunk, context_length), canvas) + canvas,
                 dtype=model.embedding.dtype,
                 device=self._device,
                 slack=SLACK_TOKENS,
@@ -91,31 +103,55 @@ class Denoiser:
     @torch.inference_mode()
     def run(self, works: Pass) -> PassResult:
         """One pass through the weights for everything in it."""
-        segments, canvases = [], []
+        segments: list[Segment] = []
+        canvases: list[Canvas] = []
+        bets: dict[Sequence, Canvas] = {}  # the next blocks' canvases
         for work in works:
-            slot = self._slots[work.sequence]
+            slot, ahead = self._slots[work.sequence], len(work.tokens)
             if work.tokens:
-                tokens = torch.tensor(work.tokens, device=self._device)
-                segments.append(Segment(slot.cache, tokens, causal=True))
+                segments.append(self._encoded(slot, work.tokens))
             if work.denoise:
-                if slot.canvas is None:
-                    slot.canvas = self._new_canvas(work.sequence)
+                slot.canvas = slot.canvas or self._new_canvas(work.sequence)
                 canvases.append(slot.canvas)
-                start = len(work.tokens)
-                segments.append(Segment(slot.cache, slot.canvas.tokens, causal=False, start=start))
+                segments.append(Segment(slot.cache, slot.canvas.tokens, causal=False, start=ahead))
+            if work.speculation:
+                # The draft takes the canvas' place in the cache, which has been read by then.
+                following = bets[work.sequence] = self._new_canvas(work.sequence, ahead=1)
+                canvases.append(following)
+                segments.append(self._encoded(slot, work.speculation))
+                start = len(work.speculation)
+                segments.append(Segment(slot.cache, following.tokens, causal=False, start=start))
         hidden = self.model.run(segments, self._soft_embeddings(canvases))
-        stepped = [work.sequence for work in works if work.denoise]
-        finished = self._sample(hidden, stepped, canvases) if stepped else {}
+        steps = iter(self._sample(hidden, canvases) if canvases else [])
         # Only now: a pass that ran out of memory has changed nothing and may be run again.
-        for work in works:
-            slot = self._slots[work.sequence]
-            slot.cache.advance(len(work.tokens))
-            slot.tokens += work.tokens
-            if work.sequence in finished:
-                slot.canvas = None
-            if work.tokens and len(slot.tokens) in work.sequence.checkpoints:
-                self._keep(slot)
-        return [finished.get(work.sequence) for work in works]
+        return [self._settle(work, steps, bets.get(work.sequence)) for work in works]
+
+    def _encoded(self, slot: Slot, tokens: list[int]) -> Segment:
+        return Segment(slot.cache, torch.tensor(tokens, device=self._device), causal=True)
+
+    def _settle(self, work: Work, steps: Iterator[Step], bet: Canvas | None) -> Step | None:
+        """Make what a pass did for one sequence part of its state; its steps are the next ones."""
+        slot = self._slots[work.sequence]
+        step = next(steps) if work.denoise else None
+        self._advance(work.sequence, slot, work.tokens)
+        if step is None or not step.done:
+            if bet is not None:
+                next(steps)
+            return step
+        slot.canvas = None
+        if bet is not None:
+            next(steps)
+            if step.draft == work.speculation:
+                slot.canvas = bet
+                self._advance(work.sequence, slot, work.speculation)
+                return dataclasses.replace(step, next_started=True)
+        return step
+
+    def _advance(self, sequence: Sequence, slot: Slot, tokens: list[int]) -> None:
+        slot.cache.advance(len(tokens))
+        slot.tokens += tokens
+        if tokens and len(slot.tokens) in sequence.checkpoints:
+            self._keep(slot)
 
     def start(self, sequence: Sequence) -> int:
         """Give the sequence a free KV cache, until it is released.
@@ -155,43 +191,21 @@ class Denoiser:
                 logger.warning("no memory to keep a prefix of %d tokens", len(slot.tokens))
                 self._prefixes.clear()
 
-    def _sample(
-        self, hidden: Tensor, sequences: list[Sequence], canvases: list[Canvas]
-    ) -> dict[Sequence, list[int]]:
+    def _sample(self, hidden: Tensor, canvases: list[Canvas]) -> list[Step]:
         """The second half of a denoising step: hidden states [N * C, D] move the canvases on.
 
-        Gives the argmax canvases of those that are finished. The device is waited for once, for
-        the stopping rule. Canvases change last, so that the step can be run again if it fails.
+        The device is waited for once, for the stopping rule. Canvases change last, so that the
+        step can be run again if it fails.
         """
         each = [
             # At temperature 0 the schedule's own, for what is drawn with none of it.
-            self.sampler.temperature(sequence.step_index) * (sequence.request.temperature or 1.0)
-            for sequence in sequences
+            self.sampler.temperature(canvas.step_index) * (canvas.temperature or 1.0)
+            for canvas in canvases
         ]
         width = self.model.config.canvas_length
         temperatures = torch.tensor(each, device=self._device).repeat_interleave(width)  # [N * C]
         tail = self._vocab_tail(hidden, temperatures, min(each))
         argmax, entropy = tail.argmax.view(-1, width), tail.entropy.view(-1, width)
-        stable, done = self._stopping_rule(argmax, entropy, canvases)
-        finished = {}
-        report = torch.cat([done[:, None], argmax], dim=1).tolist()  # the one sync
-        for sequence, (is_done, *tokens) in zip(sequences, report, strict=True):
-            if is_done or sequence.step_index + 1 == self.sampler.max_denoising_steps:
-                finished[sequence] = tokens
-        if len(finished) < len(canvases):
-            accepted = accept(entropy, self.sampler.entropy_bound)
-            drawn, fresh = self._draw(tail, hidden, temperatures, accepted, sequences, canvases)
-            moved = drawn.where(accepted, fresh)
-            soft = tail.soft_embeddings.view(len(canvases), width, -1)
-            for index, canvas in enumerate(canvases):
-                canvas.tokens, canvas.argmax = moved[index], argmax[index]
-                canvas.stable, canvas.soft_embeddings = stable[index], soft[index]
-        return finished
-
-    def _stopping_rule(
-        self, argmax: Tensor, entropy: Tensor, canvases: list[Canvas]
-    ) -> tuple[Tensor, Tensor]:
-        """For how many steps each canvas has been stable, and whether it is done; both [N]."""
         counted = counted_positions(argmax, self.sampler)
         stable = stable_steps(
             argmax,
@@ -199,7 +213,23 @@ class Denoiser:
             torch.stack([canvas.stable for canvas in canvases]),
             counted,
         )
-        return stable, converged(stable, entropy, self.sampler, counted)
+        done = converged(stable, entropy, self.sampler, counted)
+        nearly = nearly_converged(entropy, self.sampler, counted)
+        report = torch.cat([done[:, None], nearly[:, None], argmax], dim=1).tolist()  # the one sync
+        steps = []
+        for canvas, (is_done, is_nearly, *draft) in zip(canvases, report, strict=True):
+            last = canvas.step_index + 1 == self.sampler.max_denoising_steps
+            steps.append(Step(draft, done=bool(is_done) or last, nearly=bool(is_nearly)))
+        if not all(step.done for step in steps):
+            accepted = accept(entropy, self.sampler.entropy_bound)
+            drawn, fresh = self._draw(tail, hidden, temperatures, accepted, canvases)
+            moved = drawn.where(accepted, fresh)
+            soft = tail.soft_embeddings.view(len(canvases), width, -1)
+            for index, canvas in enumerate(canvases):
+                canvas.tokens, canvas.argmax = moved[index], argmax[index]
+                canvas.stable, canvas.soft_embeddings = stable[index], soft[index]
+                canvas.step_index += 1
+        return steps
 
     def _draw(
         self,
@@ -207,20 +237,18 @@ class Denoiser:
         hidden: Tensor,
         temperatures: Tensor,
         accepted: Tensor,
-        sequences: list[Sequence],
         canvases: list[Canvas],
     ) -> tuple[Tensor, Tensor]:
         """What accepted positions become, and what the others are renoised with; both [N, C].
 
         At temperature 0 the one random thing is the starting noise, so it renoises too.
         """
-        pairs = list(zip(sequences, canvases, strict=True))
-        greedy = [sequence.request.temperature == 0 for sequence in sequences]
-        uniforms = torch.stack([canvas.noise.uniforms[s.step_index] for s, canvas in pairs])
+        greedy = [canvas.temperature == 0 for canvas in canvases]
+        uniforms = torch.stack([canvas.noise.uniforms[canvas.step_index] for canvas in canvases])
         fresh = torch.stack(
             [
-                canvas.noise.canvases[0 if is_greedy else sequence.step_index + 1]
-                for (sequence, canvas), is_greedy in zip(pairs, greedy, strict=True)
+                canvas.noise.canvases[0 if is_greedy else canvas.step_index + 1]
+                for canvas, is_greedy in zip(canvases, greedy, strict=True)
             ]
         )
         sample = draw(
@@ -271,10 +299,11 @@ class Denoiser:
         each = [canvas.soft_embeddings for canvas in canvases]
         return torch.cat([nothing if soft is None else soft for soft in each])
 
-    def _new_canvas(self, sequence: Sequence) -> Canvas:
+    def _new_canvas(self, sequence: Sequence, ahead: int = 0) -> Canvas:
+        """The canvas of the sequence's current block, or of one that is so many ahead."""
         noise = block_noise(
             sequence.request.seed,
-            sequence.block_index,
+            sequence.block_index + ahead,
             steps=self.sampler.max_denoising_steps,
             canvas_length=self.model.config.canvas_length,
             vocab_size=self.model.config.vocab_size,
@@ -283,6 +312,7 @@ class Denoiser:
         start = noise.canvases[0]
         return Canvas(
             noise,
+            sequence.request.temperature,
             tokens=start,
             argmax=torch.full_like(start, -1),
             stable=torch.zeros((), dtype=torch.int64, device=self._device),

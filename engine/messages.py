@@ -63,7 +63,8 @@ class Block(msgspec.Struct, frozen=True, tag=True):
     `tokens` may end in an end token, which counts as a token of the answer but has no text.
     `denoising_steps` made it, in `duration_s` seconds since the block before it (or since the
     request first ran), prefill and commit included. `cached_tokens` of the prompt did not have to
-    be encoded, the same number in each block of an answer.
+    be encoded, the same number in each block of an answer. `speculations` passes bet on it, and
+    the last of them won if `speculation_won`: then the next block has had its first step.
     """
 
     id: str
@@ -72,6 +73,8 @@ class Block(msgspec.Struct, frozen=True, tag=True):
     denoising_steps: int
     duration_s: float
     cached_tokens: int = 0
+    speculations: int = 0
+    speculation_won: bool = False
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):

@@ -12,6 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Times the threshold of the stopping rule. On the demo model's answers of several blocks, bets were
+# tried and won: at 1, 16 and 16; at 5, 22 and 21; at 20, 28 and 21; at 100, 32 and 21.
+_NEARLY = 5.0
+
 
 class UnsupportedSamplerError(ValueError):
     """The checkpoint's `generation_config.json` asks for a sampler that this engine lacks."""
@@ -105,3 +109,12 @@ def converged(
         entropy = entropy.where(counted, 0.0)
     confident = entropy.mean(-1) < config.confidence_threshold
     return (stable >= config.stability_threshold) & confident
+
+
+def nearly_converged(
+    entropy: Tensor, config: SamplerConfig, counted: Tensor | None = None
+) -> Tensor:
+    """Whether canvases look as if the next step could finish them, [N] bool: a guess to bet on."""
+    if counted is not None:
+        entropy = entropy.where(counted, 0.0)
+    return entropy.mean(-1) < _NEARLY * config.confidence_threshold

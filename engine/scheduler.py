@@ -12,9 +12,10 @@ from engine.sequence import Pass, Sequence
 class Scheduler:
     """The waiting and the running sequences. Every one added leaves by `remove`, once."""
 
-    def __init__(self, *, prefill_chunk: int, max_active: int) -> None:
+    def __init__(self, *, prefill_chunk: int, max_active: int, speculate: bool = False) -> None:
         self._prefill_chunk = prefill_chunk
         self._max_active = max_active
+        self._speculate = speculate
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
 
@@ -53,7 +54,7 @@ class Scheduler:
         works: Pass = []
         room = self._prefill_chunk
         for sequence in self._running:
-            work = sequence.next_work(room)
+            work = sequence.next_work(room, speculate=self._speculate)
             if work is not None:
                 works.append(work)
                 room -= len(work.tokens)

@@ -21,17 +21,31 @@ class Work:
     `denoise`, the canvas behind them has a denoising step. Both are one pass through the weights:
     the commit of a block is folded into the first step of the next, and the end of the prompt
     into the first step of all.
+
+    `speculation` is the canvas' draft if the pass shall bet on it: commit it and make the next
+    block's first step behind it. The bet is won if the step finishes the block as it stands there.
     """
 
     sequence: "Sequence"
     tokens: list[int]
     denoise: bool
+    speculation: list[int] | None = None
 
 
 Pass = list[Work]
 
-# Of each work of a pass: the argmax canvas if the pass finished the block, else None.
-PassResult = list[list[int] | None]
+
+@dataclass(frozen=True)
+class Step:
+    """What a denoising step made of a canvas."""
+
+    draft: list[int]  # the argmax canvas
+    done: bool  # which is then the block
+    nearly: bool = False  # it may well be done after the next step
+    next_started: bool = False  # the bet was won: the block is committed, the next has had a step
+
+
+PassResult = list[Step | None]  # of each work of the pass; None where nothing was denoised
 
 
 @dataclass(frozen=True)
@@ -40,6 +54,7 @@ class FinishedBlock:
 
     tokens: list[int]
     denoising_steps: int
+    speculations: int  # passes that bet on it
     finish_reason: FinishReason | None
 
 
@@ -58,6 +73,8 @@ class Sequence:
     reused: int = 0  # of them, those of an earlier request
     block_index: int = 0
     step_index: int = 0  # denoising steps that the current canvas has had
+    draft: list[int] | None = None  # the canvas' argmax, if it is nearly done
+    speculations: int = 0  # passes that have bet on the current canvas
     answer_tokens: int = 0
     finish_reason: FinishReason | None = field(default=None)
 
@@ -77,23 +94,37 @@ class Sequence:
         self.unencoded = self.unencoded[length:]
         self.encoded = self.reused = length
 
-    def next_work(self, most_tokens: int) -> Work | None:
+    def next_work(self, most_tokens: int, *, speculate: bool = False) -> Work | None:
         """What the next pass may do for this answer, encoding at most so many tokens."""
         pauses = [at - self.encoded for at in self.checkpoints if at > self.encoded]
         tokens = self.unencoded[: min([most_tokens, *pauses])]
         denoise = len(tokens) == len(self.unencoded)
-        return Work(self, tokens, denoise) if tokens or denoise else None
+        if not tokens and not denoise:
+            return None
+        return Work(self, tokens, denoise, self.draft if speculate else None)
 
-    def record(
-        self, done: Work, canvas: list[int] | None, end_tokens: Set[int]
-    ) -> FinishedBlock | None:
+    def record(self, done: Work, step: Step | None, end_tokens: Set[int]) -> FinishedBlock | None:
         """Take note of a pass; gives the block that it finished, if it finished one."""
         self.unencoded = self.unencoded[len(done.tokens) :]
         self.encoded += len(done.tokens)
-        if not done.denoise:
+        if step is None:
             return None
         self.step_index += 1
-        return None if canvas is None else self._finish(canvas, end_tokens)
+        self.speculations += done.speculation is not None
+        if not step.done:
+            self.draft = step.draft if step.nearly and self._goes_on(step, end_tokens) else None
+            return None
+        block = self._finish(step.draft, end_tokens)
+        if step.next_started:
+            self.encoded += len(self.unencoded)
+            self.unencoded = []
+            self.step_index = 1
+        return block
+
+    def _goes_on(self, step: Step, end_tokens: Set[int]) -> bool:
+        """Whether another block would follow this canvas."""
+        room = self.request.max_tokens - self.answer_tokens
+        return len(step.draft) < room and end_tokens.isdisjoint(step.draft)
 
     def _finish(self, canvas: list[int], end_tokens: Set[int]) -> FinishedBlock:
         room = self.request.max_tokens - self.answer_tokens
@@ -104,9 +135,10 @@ class Sequence:
             tokens, self.finish_reason = canvas[:room], "length"
         else:
             tokens = canvas
-        block = FinishedBlock(tokens, self.step_index, self.finish_reason)
+        block = FinishedBlock(tokens, self.step_index, self.speculations, self.finish_reason)
         self.answer_tokens += len(tokens)
         self.unencoded = canvas
         self.block_index += 1
-        self.step_index = 0
+        self.step_index = self.speculations = 0
+        self.draft = None
         return block

@@ -32,7 +32,7 @@ from engine.messages import (
 )
 from engine.model.checkpoint import find_checkpoint, load_model
 from engine.scheduler import Scheduler
-from engine.sequence import Sequence, Work
+from engine.sequence import Sequence, Step, Work
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,9 @@ class Worker:
     def __init__(self, denoiser: Denoiser, config: EngineConfig) -> None:
         self._denoiser = denoiser
         self._scheduler = Scheduler(
-            prefill_chunk=config.prefill_chunk, max_active=config.max_active
+            prefill_chunk=config.prefill_chunk,
+            max_active=config.max_active,
+            speculate=config.speculate,
         )
         self._block_started: dict[str, float] = {}  # by request id, when running
         self._told = Stats(waiting=0, running=0)
@@ -75,7 +77,7 @@ class Worker:
         for work in works:
             self._block_started.setdefault(work.sequence.request.id, perf_counter())
         try:
-            canvases = self._denoiser.run(works)
+            steps = self._denoiser.run(works)
         except torch.OutOfMemoryError:
             if self._denoiser.forget_prefixes():
                 logger.warning("out of memory: kept prefixes are given up, the pass runs again")
@@ -87,8 +89,8 @@ class Worker:
             ]
         return [
             message
-            for work, canvas in zip(works, canvases, strict=True)
-            for message in self._record(work, canvas)
+            for work, step in zip(works, steps, strict=True)
+            for message in self._record(work, step)
         ]
 
     def stats(self) -> list[FromWorker]:
@@ -116,11 +118,11 @@ class Worker:
         self._scheduler.add(Sequence.start(request, self._denoiser.sampler.end_tokens))
         return []
 
-    def _record(self, work: Work, canvas: list[int] | None) -> Iterator[FromWorker]:
+    def _record(self, work: Work, step: Step | None) -> Iterator[FromWorker]:
         """Take note of what a pass did for one sequence."""
         sequence, request_id = work.sequence, work.sequence.request.id
         index = sequence.block_index
-        block = sequence.record(work, canvas, self._denoiser.sampler.end_tokens)
+        block = sequence.record(work, step, self._denoiser.sampler.end_tokens)
         if block is None:
             return
         started, now = self._block_started[request_id], perf_counter()
@@ -132,6 +134,8 @@ class Worker:
             block.denoising_steps,
             duration_s=now - started,
             cached_tokens=sequence.reused,
+            speculations=block.speculations,
+            speculation_won=step is not None and step.next_started,
         )
         if block.finish_reason is not None:
             yield self._end(sequence, Done(request_id, block.finish_reason))

@@ -1,6 +1,6 @@
 from engine.messages import GenerateRequest
 from engine.scheduler import Scheduler
-from engine.sequence import Sequence
+from engine.sequence import Sequence, Step
 
 
 def sequence(request_id, prompt=(1, 2)):
@@ -25,7 +25,8 @@ def who(works):
 
 def record(works):
     for work in works:
-        work.sequence.record(work, None, frozenset())
+        step = Step([0], done=False) if work.denoise else None
+        work.sequence.record(work, step, frozenset())
 
 
 def test_an_idle_scheduler_has_no_pass():

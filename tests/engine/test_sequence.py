@@ -1,7 +1,7 @@
 import pytest
 
 from engine.messages import GenerateRequest
-from engine.sequence import WORTH_KEEPING_TOKENS, Sequence, Work
+from engine.sequence import WORTH_KEEPING_TOKENS, Sequence, Step, Work
 
 END = frozenset({99})
 
@@ -10,8 +10,10 @@ def start(max_tokens=100, prompt=(1, 2, 3, 4, 5)):
     return Sequence.start(GenerateRequest("r", list(prompt), max_tokens, seed=0))
 
 
-def run(sequence, canvas=None):
-    return sequence.record(sequence.next_work(1000), canvas, END)
+def run(sequence, canvas=None, **step):
+    """One pass; it finishes the block if it is given a canvas."""
+    made = Step(canvas or [0, 0], done=canvas is not None, **step)
+    return sequence.record(sequence.next_work(1000), made, END)
 
 
 def test_the_prompt_is_encoded_in_chunks_the_last_of_them_with_the_first_step():
@@ -19,7 +21,7 @@ def test_the_prompt_is_encoded_in_chunks_the_last_of_them_with_the_first_step():
     for _ in range(4):
         work = sequence.next_work(most_tokens=2)
         seen.append((work.tokens, work.denoise))
-        sequence.record(work, None, END)
+        sequence.record(work, Step([0], done=False) if work.denoise else None, END)
     assert seen == [([1, 2], False), ([3, 4], False), ([5], True), ([], True)]
 
 
@@ -103,3 +105,41 @@ def test_max_tokens_counts_all_blocks():
 
 def test_a_block_that_fills_max_tokens_exactly_ends_the_answer():
     assert run(start(max_tokens=2), [7, 8]).finish_reason == "length"
+
+
+def bet(sequence, draft, *, nearly=True):
+    """What the next work bets on after a step with this draft."""
+    sequence.record(sequence.next_work(1000), Step(draft, done=False, nearly=nearly), END)
+    return sequence.next_work(1000, speculate=True).speculation
+
+
+def test_a_canvas_that_is_nearly_done_is_bet_on_if_that_is_switched_on():
+    sequence = start()
+    assert bet(sequence, [7, 8]) == [7, 8]
+    assert sequence.next_work(1000).speculation is None
+    assert bet(start(), [7, 8], nearly=False) is None
+
+
+def test_a_canvas_that_would_end_the_answer_is_not_bet_on():
+    assert bet(start(), [7, 99]) is None
+    assert bet(start(max_tokens=2), [7, 8]) is None
+    assert bet(start(max_tokens=3), [7, 8]) == [7, 8]
+
+
+def test_a_won_bet_leaves_nothing_to_commit_and_the_next_block_with_its_first_step_done():
+    sequence = start()
+    bet(sequence, [7, 8])
+    work = sequence.next_work(1000, speculate=True)
+    block = sequence.record(work, Step([7, 8], done=True, next_started=True), END)
+    assert (block.tokens, block.denoising_steps, block.speculations) == ([7, 8], 2, 1)
+    assert sequence.next_work(1000) == Work(sequence, [], denoise=True)
+    assert run(sequence, [9, 9]).denoising_steps == 2
+
+
+def test_a_lost_bet_changes_nothing():
+    sequence = start()
+    bet(sequence, [7, 8])
+    work = sequence.next_work(1000, speculate=True)
+    block = sequence.record(work, Step([7, 9], done=True), END)
+    assert (block.tokens, block.speculations) == ([7, 9], 1)
+    assert sequence.next_work(1000) == Work(sequence, [7, 9], denoise=True)

@@ -184,6 +184,39 @@ def test_out_of_memory_gives_up_kept_prefixes_and_runs_the_pass_again(
     assert tokens_of(worker.generate(request())) == tokens_of(expected)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0])
+@pytest.mark.parametrize("window", [6, 64])
+def test_speculation_changes_no_token_and_saves_passes(tmp_path, monkeypatch, temperature, window):
+    shape = Shape(
+        layers="sfsf", window=window, canvas=8, confidence_threshold=0.8, entropy_bound=6.0
+    )
+    config = EngineConfig(
+        model=str(write_random_model(tmp_path, shape)), device="cpu", prefix_cache_mib=0
+    )
+    denoiser, passes = build_denoiser(config), []
+    denoiser.sampler = dataclasses.replace(denoiser.sampler, end_tokens=frozenset())
+    run = denoiser.run
+    monkeypatch.setattr(denoiser, "run", lambda works: passes.append(works) or run(works))
+    made, counts, tries, wins = {}, {}, 0, 0
+    for speculate in (False, True):
+        worker = Worker(denoiser, config.model_copy(update={"speculate": speculate}))
+        passes.clear()
+        for seed in range(6):  # together, so that bets share passes with others' steps
+            worker.handle(request(f"{seed}", seed=seed, max_tokens=60, temperature=temperature))
+        blocks = [m for m in until_idle(worker) if isinstance(m, Block)]
+        made[speculate] = {
+            f"{seed}": tokens_of(b for b in blocks if b.id == f"{seed}") for seed in range(6)
+        }
+        steps = sum(block.denoising_steps for block in blocks)
+        counts[speculate] = (steps, len(passes))
+        tries = sum(block.speculations for block in blocks)
+        wins = sum(block.speculation_won for block in blocks)
+    assert made[True] == made[False]
+    assert counts[True][0] == counts[False][0]
+    assert tries > wins > 0
+    assert counts[True][1] < counts[False][1]
+
+
 def test_the_size_of_prefill_chunks_does_not_change_the_tokens(denoiser, worker):
     one_by_one = Worker(denoiser, EngineConfig(prefill_chunk=1))
     by_token = tokens_of(one_by_one.generate(request()))
