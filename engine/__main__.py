@@ -44,7 +44,8 @@ def main() -> int:
 def _serve(address: str, config: EngineConfig) -> int:
     # OpenMP reads this when torch is imported. By default its threads spin while they wait for
     # each other, which is ruinous as soon as anything else uses a core: the demo model's first
-    # block took 24 s instead of 0.28 s beside one busy process (two threads on two cores).
+    # block took 24 s instead of 0.28 s beside one busy process (two threads on two cores). See
+    # `choose_threads` for what sleeping costs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Imported only now: torch takes seconds, during which the end of stdin must be heard.
     from engine.device import DeviceError

@@ -63,7 +63,7 @@ class EngineConfig(BaseModel):
     threads: int = Field(
         default=0,
         ge=0,
-        description="CPU threads of the worker; 0 leaves the choice to torch.",
+        description="CPU threads of the worker; 0 is one for a narrow model, else torch's choice.",
     )
 
     @property

@@ -9,6 +9,7 @@ from engine.config import EngineConfig
 
 logger = logging.getLogger(__name__)
 
+_SHARED_FROM = 512  # hidden size from which CPU threads are worth their waiting
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -37,6 +38,19 @@ def choose_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
     if config.dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
     return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
+def choose_threads(config: EngineConfig, device: torch.device, hidden_size: int) -> int:
+    """CPU threads for torch; a narrow model on a CPU gets one.
+
+    Its operations are too small to share: on two idle cores the demo model's step takes 4.6 ms
+    with one thread and 4.2 ms with two that spin while they wait, 13 ms with two that sleep; a
+    step of width 1024 460 ms, 273 ms and 299 ms.
+    """
+    if config.threads:
+        return config.threads
+    narrow = device.type == "cpu" and hidden_size < _SHARED_FROM
+    return 1 if narrow else torch.get_num_threads()
 
 
 def device_name(device: torch.device) -> str:

@@ -15,7 +15,7 @@ import zmq
 
 from engine.config import EngineConfig
 from engine.denoiser import Denoiser
-from engine.device import choose_device, choose_dtype, device_name
+from engine.device import choose_device, choose_dtype, choose_threads, device_name
 from engine.messages import (
     Block,
     Cancel,
@@ -184,11 +184,10 @@ def build_denoiser(
 
     Raises CheckpointError, UnsupportedModelError or UnsupportedSamplerError.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
     device = choose_device(config)
     dtype = choose_dtype(config, device)
     checkpoint = find_checkpoint(config.model_path)
+    torch.set_num_threads(choose_threads(config, device, checkpoint.config.hidden_size))
     model = load_model(checkpoint, device=device, dtype=dtype, on_progress=_rationed(send))
     return Denoiser(
         model,
