@@ -80,9 +80,9 @@ def count(work: Callable[[], object], *, rows: int, vocab: int) -> Counts:
     return counts
 
 
-def answer_passes(prompt: list[int], max_tokens: int = 256) -> tuple[int, int, int]:
+def answer_passes(prompt: list[int], *, speculate: bool = False) -> tuple[int, int, int]:
     """Blocks, denoising steps and passes of one answer of the demo model."""
-    config = EngineConfig(device="cpu", threads=1)
+    config = EngineConfig(device="cpu", threads=1, speculate=speculate)
     denoiser = build_denoiser(config)
     run, passes = denoiser.run, 0
 
@@ -93,7 +93,7 @@ def answer_passes(prompt: list[int], max_tokens: int = 256) -> tuple[int, int, i
 
     denoiser.run = counted  # type: ignore[method-assign]  # to look on
     worker = Worker(denoiser, config)
-    request = GenerateRequest("counts", prompt, max_tokens, seed=0)
+    request = GenerateRequest("counts", prompt, max_tokens=256, seed=0)
     blocks = [m for m in worker.generate(request) if isinstance(m, Block)]
     return len(blocks), sum(block.denoising_steps for block in blocks), passes
 
@@ -115,8 +115,10 @@ def step_counts() -> dict[str, Counts]:
 def rows() -> Iterator[Row]:
     for side, counts in step_counts().items():
         yield {"case": f"{side}: a step of 6 layers", **asdict(counts)}
-    blocks, steps, passes = answer_passes(demo_prompt("Count to 50"))
-    answer = {"blocks": blocks, "steps": steps}
-    yield {"case": "Easel: an answer of the demo model", **answer, "passes": passes}
+    prompt = demo_prompt("Count to 50")
+    for case, speculate in {"an answer of the demo model": False, "speculating": True}.items():
+        blocks, steps, passes = answer_passes(prompt, speculate=speculate)
+        answer = {"blocks": blocks, "steps": steps}
+        yield {"case": f"Easel: {case}", **answer, "passes": passes}
     # generate encodes the prompt, and every block but the last, in passes of their own.
     yield {"case": "Transformers: the same answer", **answer, "passes": steps + blocks}

@@ -30,3 +30,8 @@ def test_an_answer_costs_one_pass_a_denoising_step():
     blocks, steps, passes = answer_passes(demo_prompt("Count to 50"))
     assert blocks == 4
     assert passes == steps
+
+
+def test_speculation_saves_passes():
+    blocks, steps, passes = answer_passes(demo_prompt("Count to 50"), speculate=True)
+    assert steps - blocks < passes < steps
