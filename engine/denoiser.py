@@ -133,19 +133,17 @@ class Denoiser:
         """Make what a pass did for one sequence part of its state; its steps are the next ones."""
         slot = self._slots[work.sequence]
         step = next(steps) if work.denoise else None
+        following = None if bet is None else next(steps)
         self._advance(work.sequence, slot, work.tokens)
         if step is None or not step.done:
-            if bet is not None:
-                next(steps)
             return step
         slot.canvas = None
-        if bet is not None:
-            next(steps)
-            if step.draft == work.speculation:
-                slot.canvas = bet
-                self._advance(work.sequence, slot, work.speculation)
-                return dataclasses.replace(step, next_started=True)
-        return step
+        # A next block that its first step finished has to be made again, to be given as a block.
+        if following is None or following.done or step.draft != work.speculation:
+            return step
+        slot.canvas = bet
+        self._advance(work.sequence, slot, work.speculation)
+        return dataclasses.replace(step, next_started=True)
 
     def _advance(self, sequence: Sequence, slot: Slot, tokens: list[int]) -> None:
         slot.cache.advance(len(tokens))

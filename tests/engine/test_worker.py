@@ -185,10 +185,17 @@ def test_out_of_memory_gives_up_kept_prefixes_and_runs_the_pass_again(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0])
-@pytest.mark.parametrize("window", [6, 64])
-def test_speculation_changes_no_token_and_saves_passes(tmp_path, monkeypatch, temperature, window):
+@pytest.mark.parametrize(("window", "stability"), [(6, 1), (64, 1), (6, 2), (6, 0)])
+def test_speculation_changes_no_token_and_saves_passes(
+    tmp_path, monkeypatch, temperature, window, stability
+):
     shape = Shape(
-        layers="sfsf", window=window, canvas=8, confidence_threshold=0.8, entropy_bound=6.0
+        layers="sfsf",
+        window=window,
+        canvas=8,
+        confidence_threshold=0.8,
+        entropy_bound=6.0,
+        stability_threshold=stability,
     )
     config = EngineConfig(
         model=str(write_random_model(tmp_path, shape)), device="cpu", prefix_cache_mib=0
@@ -213,8 +220,10 @@ def test_speculation_changes_no_token_and_saves_passes(tmp_path, monkeypatch, te
         wins = sum(block.speculation_won for block in blocks)
     assert made[True] == made[False]
     assert counts[True][0] == counts[False][0]
-    assert tries > wins > 0
-    assert counts[True][1] < counts[False][1]
+    assert tries > 0
+    if stability == 1:  # at 0 the draft is seldom what the step makes, at 2 it is bet on too soon
+        assert tries > wins > 0
+        assert counts[True][1] < counts[False][1]
 
 
 def test_the_size_of_prefill_chunks_does_not_change_the_tokens(denoiser, worker):
