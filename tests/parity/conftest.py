@@ -15,8 +15,6 @@ from engine.messages import Block, Done, GenerateRequest
 from engine.worker import Worker, build_denoiser
 from tests.parity.tiny_models import SHAPES
 
-DEMO = ["demo"] if DEMO_MODEL_PATH.exists() else []  # not trained yet in this tree
-
 
 @dataclass(frozen=True)
 class Pair:
@@ -43,7 +41,7 @@ class Pair:
         return torch.randint(6, vocab, (length,), generator=generator).tolist()
 
 
-@pytest.fixture(scope="session", params=[*SHAPES, *DEMO])
+@pytest.fixture(scope="session", params=[*SHAPES, "demo"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder = DEMO_MODEL_PATH
     if request.param != "demo":
