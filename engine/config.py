@@ -55,6 +55,10 @@ class EngineConfig(BaseModel):
         description="Bet on a canvas that is nearly done: commit it and start the next block in "
         "the same pass. Saves passes where a pass' rows cost little.",
     )
+    narrow_canvas: bool = Field(
+        default=False,
+        description="Where max_tokens leaves less than a canvas, denoise only as much.",
+    )
     prefix_cache_mib: int = Field(
         default=2048,
         ge=0,

@@ -5,7 +5,7 @@ Owns every tensor of the running sequences. The reference is transformers'
 token by token. Knows no schedule: who runs and when is the scheduler's to say, how far an answer
 is the sequence's.
 
-Letters: N canvases of a pass, C canvas positions, D hidden size.
+Letters: N canvases of a pass, C positions of the widest, R of all together, D hidden size.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from engine.kv_cache import KVCache, Snapshot
 from engine.model.diffusion_gemma import DiffusionGemma, Segment
@@ -26,6 +27,7 @@ from engine.sampler import (
     accept,
     converged,
     counted_positions,
+    mean_entropy,
     nearly_converged,
     stable_steps,
 )
@@ -36,6 +38,7 @@ logger = logging.getLogger(__name__)
 # How far a kept prefix can be cut back where sliding layers have lost its beginning. The next turn
 # of a conversation differs from the last prompt in how the model's turn begins, by ten tokens.
 SLACK_TOKENS = 64
+NARROW_TOKENS = 16  # a narrower canvas has a multiple of these
 
 
 @dataclass
@@ -60,6 +63,27 @@ class Slot:
     canvas: Canvas | None = None
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The rows of canvases that stand one behind the other, and as a tensor of one row each."""
+
+    widths: list[int]
+
+    def padded(self, flat: Tensor, padding: float) -> Tensor:
+        """[R] -> [N, C]."""
+        if len(set(self.widths)) == 1:
+            return flat.view(len(self.widths), -1)
+        return pad_sequence(
+            list(torch.split(flat, self.widths)), batch_first=True, padding_value=padding
+        )
+
+    def flat(self, padded: Tensor) -> Tensor:
+        """[N, C] -> [R]."""
+        if len(set(self.widths)) == 1:
+            return padded.flatten()
+        return torch.cat([row[:width] for row, width in zip(padded, self.widths, strict=True)])
+
+
 class Denoiser:
     """The model with the state of the sequences that it works on."""
 
@@ -72,15 +96,18 @@ class Denoiser:
         prefill_chunk: int,
         max_active: int,
         prefix_cache_bytes: int = 0,
+        narrow_canvas: bool = False,
     ) -> None:
         """Allocates `max_active` KV caches for `context_length` tokens and a canvas behind them.
 
-        Up to `prefix_cache_bytes` are taken beside them, as requests come, to keep prefixes.
+        Up to `prefix_cache_bytes` are taken beside them, as requests come, to keep prefixes. With
+        `narrow_canvas` a block of which `max_tokens` leaves less than a canvas has a narrower one.
         """
         self.model = model
         self.sampler = sampler
         self.context_length = context_length
         self.vocab_size = model.config.vocab_size
+        self._narrow_canvas = narrow_canvas
         self._device = model.embedding.device
         canvas = model.config.canvas_length
         self._free = [
@@ -190,7 +217,7 @@ class Denoiser:
                 self._prefixes.clear()
 
     def _sample(self, hidden: Tensor, canvases: list[Canvas]) -> list[Step]:
-        """The second half of a denoising step: hidden states [N * C, D] move the canvases on.
+        """The second half of a denoising step: hidden states [R, D] move the canvases on.
 
         The device is waited for once, for the stopping rule. Canvases change last, so that the
         step can be run again if it fails.
@@ -200,32 +227,42 @@ class Denoiser:
             self.sampler.temperature(canvas.step_index) * (canvas.temperature or 1.0)
             for canvas in canvases
         ]
-        width = self.model.config.canvas_length
-        temperatures = torch.tensor(each, device=self._device).repeat_interleave(width)  # [N * C]
+        rows = Rows([canvas.tokens.shape[0] for canvas in canvases])
+        widths = torch.tensor(rows.widths, device=self._device)  # [N]
+        temperatures = torch.tensor(each, device=self._device)
+        temperatures = temperatures.repeat_interleave(widths, output_size=hidden.shape[0])  # [R]
         tail = self._vocab_tail(hidden, temperatures, min(each))
-        argmax, entropy = tail.argmax.view(-1, width), tail.entropy.view(-1, width)
+        argmax, entropy = rows.padded(tail.argmax, -1), rows.padded(tail.entropy, 0.0)
         counted = counted_positions(argmax, self.sampler)
         stable = stable_steps(
             argmax,
-            torch.stack([canvas.argmax for canvas in canvases]),
+            rows.padded(torch.cat([canvas.argmax for canvas in canvases]), -1),
             torch.stack([canvas.stable for canvas in canvases]),
             counted,
         )
-        done = converged(stable, entropy, self.sampler, counted)
-        nearly = nearly_converged(entropy, self.sampler, counted)
+        mean = mean_entropy(entropy, widths, counted)
+        done = converged(stable, mean, self.sampler)
+        nearly = nearly_converged(mean, self.sampler)
         report = torch.cat([done[:, None], nearly[:, None], argmax], dim=1).tolist()  # the one sync
         steps = []
-        for canvas, (is_done, is_nearly, *draft) in zip(canvases, report, strict=True):
+        for canvas, width, (is_done, is_nearly, *draft) in zip(
+            canvases, rows.widths, report, strict=True
+        ):
             last = canvas.step_index + 1 == self.sampler.max_denoising_steps
-            steps.append(Step(draft, done=bool(is_done) or last, nearly=bool(is_nearly)))
+            steps.append(Step(draft[:width], done=bool(is_done) or last, nearly=bool(is_nearly)))
         if not all(step.done for step in steps):
-            accepted = accept(entropy, self.sampler.entropy_bound)
-            drawn, fresh = self._draw(tail, hidden, temperatures, accepted, canvases)
-            moved = drawn.where(accepted, fresh)
-            soft = tail.soft_embeddings.view(len(canvases), width, -1)
-            for index, canvas in enumerate(canvases):
-                canvas.tokens, canvas.argmax = moved[index], argmax[index]
-                canvas.stable, canvas.soft_embeddings = stable[index], soft[index]
+            accepted = rows.flat(accept(entropy, self.sampler.entropy_bound))
+            moved = self._draw(tail, hidden, temperatures, accepted, canvases)
+            each_canvas = zip(
+                canvases,
+                torch.split(moved, rows.widths),
+                torch.split(tail.argmax, rows.widths),
+                torch.split(tail.soft_embeddings, rows.widths),
+                stable,
+                strict=True,
+            )
+            for canvas, *state in each_canvas:
+                canvas.tokens, canvas.argmax, canvas.soft_embeddings, canvas.stable = state
                 canvas.step_index += 1
         return steps
 
@@ -236,30 +273,34 @@ class Denoiser:
         temperatures: Tensor,
         accepted: Tensor,
         canvases: list[Canvas],
-    ) -> tuple[Tensor, Tensor]:
-        """What accepted positions become, and what the others are renoised with; both [N, C].
+    ) -> Tensor:
+        """The canvases' next tokens [R]: draws where accepted [R], new noise elsewhere.
 
         At temperature 0 the one random thing is the starting noise, so it renoises too.
         """
-        greedy = [canvas.temperature == 0 for canvas in canvases]
-        uniforms = torch.stack([canvas.noise.uniforms[canvas.step_index] for canvas in canvases])
-        fresh = torch.stack(
-            [
-                canvas.noise.canvases[0 if is_greedy else canvas.step_index + 1]
-                for canvas, is_greedy in zip(canvases, greedy, strict=True)
-            ]
-        )
         sample = draw(
             tail,
             hidden,
             self.model.embedding,
             temperatures,
-            uniforms.flatten(),
-            accepted.flatten(),
+            torch.cat([canvas.noise.uniforms[canvas.step_index] for canvas in canvases]),
+            accepted,
             softcap=self.model.config.softcap,
-        ).view_as(fresh)
-        is_greedy = torch.tensor(greedy, device=self._device)[:, None]
-        return tail.argmax.view_as(fresh).where(is_greedy, sample), fresh
+        )
+        greedy = [canvas.temperature == 0 for canvas in canvases]
+        if any(greedy):
+            widths = [canvas.tokens.shape[0] for canvas in canvases]
+            pairs = zip(
+                greedy, torch.split(tail.argmax, widths), torch.split(sample, widths), strict=True
+            )
+            sample = torch.cat([best if is_greedy else drawn for is_greedy, best, drawn in pairs])
+        fresh = torch.cat(
+            [
+                canvas.noise.canvases[0 if is_greedy else canvas.step_index + 1]
+                for canvas, is_greedy in zip(canvases, greedy, strict=True)
+            ]
+        )
+        return sample.where(accepted, fresh)
 
     def _vocab_tail(
         self, hidden: Tensor, temperatures: Tensor, least_temperature: float
@@ -289,21 +330,31 @@ class Denoiser:
             self._kernels = False
 
     def _soft_embeddings(self, canvases: list[Canvas]) -> Tensor | None:
-        """The canvases' self-conditioning [N * C, D], zeros before the first step."""
+        """The canvases' self-conditioning [R, D], zeros before the first step."""
         if all(canvas.soft_embeddings is None for canvas in canvases):
             return None
         embedding = self.model.embedding
-        nothing = embedding.new_zeros(self.model.config.canvas_length, embedding.shape[1])
-        each = [canvas.soft_embeddings for canvas in canvases]
-        return torch.cat([nothing if soft is None else soft for soft in each])
+        return torch.cat(
+            [
+                embedding.new_zeros(canvas.tokens.shape[0], embedding.shape[1])
+                if canvas.soft_embeddings is None
+                else canvas.soft_embeddings
+                for canvas in canvases
+            ]
+        )
 
     def _new_canvas(self, sequence: Sequence, ahead: int = 0) -> Canvas:
         """The canvas of the sequence's current block, or of one that is so many ahead."""
+        longest = self.model.config.canvas_length
+        width = longest
+        if self._narrow_canvas:
+            room = sequence.request.max_tokens - sequence.answer_tokens - ahead * longest
+            width = min(longest, -(-room // NARROW_TOKENS) * NARROW_TOKENS)
         noise = block_noise(
             sequence.request.seed,
             sequence.block_index + ahead,
             steps=self.sampler.max_denoising_steps,
-            canvas_length=self.model.config.canvas_length,
+            canvas_length=width,
             vocab_size=self.model.config.vocab_size,
             device=self._device,
         )

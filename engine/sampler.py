@@ -96,10 +96,8 @@ def stable_steps(
     return torch.where(same.all(-1), stable_so_far + 1, 0)
 
 
-def converged(
-    stable: Tensor, entropy: Tensor, config: SamplerConfig, counted: Tensor | None = None
-) -> Tensor:
-    """The stopping rule, [N] bool: stable [N] for long enough and confident [N, C] on average.
+def mean_entropy(entropy: Tensor, widths: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Over each canvas' own positions [N]; entropy [N, C] is zero behind its width.
 
     Positions that do not count have no entropy, rather than no part in the average: so the rule
     fires no later than without them. (Averaging over the others alone it fired later, at 2.63
@@ -107,14 +105,14 @@ def converged(
     """
     if counted is not None:
         entropy = entropy.where(counted, 0.0)
-    confident = entropy.mean(-1) < config.confidence_threshold
-    return (stable >= config.stability_threshold) & confident
+    return entropy.sum(-1) / widths
 
 
-def nearly_converged(
-    entropy: Tensor, config: SamplerConfig, counted: Tensor | None = None
-) -> Tensor:
+def converged(stable: Tensor, mean: Tensor, config: SamplerConfig) -> Tensor:
+    """The stopping rule, [N] bool: stable [N] for long enough, of mean entropy [N] low enough."""
+    return (stable >= config.stability_threshold) & (mean < config.confidence_threshold)
+
+
+def nearly_converged(mean: Tensor, config: SamplerConfig) -> Tensor:
     """Whether canvases look as if the next step could finish them, [N] bool: a guess to bet on."""
-    if counted is not None:
-        entropy = entropy.where(counted, 0.0)
-    return entropy.mean(-1) < _NEARLY * config.confidence_threshold
+    return mean < _NEARLY * config.confidence_threshold

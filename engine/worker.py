@@ -196,6 +196,7 @@ def build_denoiser(
         prefill_chunk=config.prefill_chunk,
         max_active=config.max_active,
         prefix_cache_bytes=config.prefix_cache_mib * 2**20,
+        narrow_canvas=config.narrow_canvas,
     )
 
 

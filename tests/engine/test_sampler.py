@@ -7,6 +7,7 @@ from engine.sampler import (
     accept,
     converged,
     counted_positions,
+    mean_entropy,
     stable_steps,
 )
 
@@ -42,8 +43,13 @@ def test_stable_steps_count_equal_canvases_and_start_again_at_a_change():
 
 def test_a_block_is_done_when_stable_and_confident():
     config = SamplerConfig(stability_threshold=2, confidence_threshold=0.005)
-    entropy = torch.tensor([0.004, 0.004, 0.006])[:, None].expand(3, 8)
-    assert converged(torch.tensor([2, 1, 2]), entropy, config).tolist() == [True, False, False]
+    mean = torch.tensor([0.004, 0.004, 0.006])
+    assert converged(torch.tensor([2, 1, 2]), mean, config).tolist() == [True, False, False]
+
+
+def test_the_mean_entropy_of_a_narrower_canvas_is_over_its_own_positions():
+    entropy = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.1, 0.3, 0.0, 0.0]])
+    assert mean_entropy(entropy, torch.tensor([4, 2])).tolist() == pytest.approx([0.25, 0.2])
 
 
 def test_with_early_end_only_positions_up_to_the_end_token_hold_a_canvas_open():
@@ -55,7 +61,8 @@ def test_with_early_end_only_positions_up_to_the_end_token_hold_a_canvas_open():
     stable = stable_steps(argmax, changed, torch.tensor([0, 0, 0]), counted)
     assert stable.tolist() == [1, 0, 1]
     entropy = torch.tensor([[0.0, 0.0, 5.0, 5.0], [0.0] * 4, [5.0, 0.0, 0.0, 0.0]])
-    assert converged(stable, entropy, config, counted).tolist() == [True, False, False]
+    mean = mean_entropy(entropy, torch.tensor([4, 4, 4]), counted)
+    assert converged(stable, mean, config).tolist() == [True, False, False]
 
 
 def test_without_early_end_every_position_counts():

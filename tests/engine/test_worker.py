@@ -184,6 +184,34 @@ def test_out_of_memory_gives_up_kept_prefixes_and_runs_the_pass_again(
     assert tokens_of(worker.generate(request())) == tokens_of(expected)
 
 
+def test_narrow_canvases_change_nothing_for_others_and_cost_fewer_rows(tmp_path, monkeypatch):
+    shape = Shape(layers="sf", canvas=48, confidence_threshold=1.0, entropy_bound=6.0)
+    config = EngineConfig(
+        model=str(write_random_model(tmp_path, shape)), device="cpu", narrow_canvas=True
+    )
+    denoiser, rows = build_denoiser(config), []
+    denoiser.sampler = dataclasses.replace(denoiser.sampler, end_tokens=frozenset())
+    worker, decode = Worker(denoiser, config), denoiser.model.run
+    monkeypatch.setattr(
+        denoiser.model,
+        "run",
+        lambda segments, soft: (
+            rows.append([len(s.tokens) for s in segments if not s.causal]) or decode(segments, soft)
+        ),
+    )
+    wants = {"a": 3, "b": 17, "c": 100, "d": 48}
+    each = [request(name, max_tokens=want) for name, want in wants.items()]
+    alone, widths = {}, {}
+    for one in each:
+        rows.clear()
+        alone[one.id] = tokens_of(worker.generate(one))
+        widths[one.id] = {width for canvases in rows for width in canvases}
+    assert widths == {"a": {16}, "b": {32}, "c": {48, 16}, "d": {48}}
+    messages = [message for one in each for message in worker.handle(one)] + until_idle(worker)
+    for name in wants:
+        assert tokens_of(m for m in messages if m.id == name) == alone[name]
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0])
 @pytest.mark.parametrize(("window", "stability"), [(6, 1), (64, 1), (6, 2), (6, 0)])
 def test_speculation_changes_no_token_and_saves_passes(
