@@ -119,7 +119,7 @@ def _plot(title: str, rows: list[Row], file: Path) -> None:
     rows = [row for row in rows if number in row]
     figure, axes = pyplot.subplots(figsize=(8, 0.6 + 0.45 * len(rows)), layout="constrained")
     cases, values = [row["case"] for row in rows], [row[number] for row in rows]
-    bars = axes.barh(cases, values, color="#4c78a8")
+    axes.barh(cases, values, color="#4c78a8")
     if number == "ratio":
         errors = [
             [max(row["ratio"] - row["ratio_low"], 0) for row in rows],
@@ -127,8 +127,10 @@ def _plot(title: str, rows: list[Row], file: Path) -> None:
         ]
         axes.errorbar(values, cases, xerr=errors, fmt="none", ecolor="black", capsize=3)
         axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
-    axes.bar_label(bars, labels=[_shown(value) for value in values], padding=14)
-    axes.margins(x=0.18)
+    for place, row in enumerate(rows):
+        end = (row.get("ratio_high", row[number]), place)  # behind the spread
+        axes.annotate(_shown(row[number]), end, (6, 0), textcoords="offset points", va="center")
+    axes.margins(x=0.12)
     axes.invert_yaxis()
     axes.set_xlabel("times as fast" if number == "ratio" else number.replace("_", " "))
     axes.set_title(title, loc="left")
