@@ -139,13 +139,15 @@ class _Progress:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._told = time.monotonic()
+        self._told: float | None = None
 
     def __call__(self, message: Loading | Ready) -> None:
         match message:
             case Loading(loaded_bytes=loaded, total_bytes=total):
-                if time.monotonic() - self._told > _PROGRESS_EVERY_S:
-                    self._told = time.monotonic()
+                now = time.monotonic()
+                self._told = self._told or now
+                if now - self._told > _PROGRESS_EVERY_S:
+                    self._told = now
                     percent = 100 * loaded // max(total, 1)
                     console.print(f"Loading {self._settings.model}: {percent} %", markup=False)
             case Ready():
