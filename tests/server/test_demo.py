@@ -1,6 +1,7 @@
 """What a newcomer sees: the server as it starts by default, with the trained demo model."""
 
 import json
+import shutil
 import subprocess
 
 import openai
@@ -58,6 +59,7 @@ def test_a_long_answer_streams_in_as_many_chunks_as_it_has_blocks(client):
     assert len(texts) == chunks[-1].diffusion["blocks"] == 4
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl on this machine")
 def test_the_curl_line_that_the_server_prints_works_when_pasted(demo):
     log = demo.log.read_text()
     command = log[log.index("curl -N") :].split("\n\n")[0]
