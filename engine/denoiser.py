@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 # How far a kept prefix can be cut back where sliding layers have lost its beginning. The next turn
 # of a conversation differs from the last prompt in how the model's turn begins, by ten tokens.
 SLACK_TOKENS = 64
+LEAST_TEMPERATURE = 1e-3  # a lower one is taken as this: float32 ends before it makes a difference
 NARROW_TOKENS = 16  # a narrower canvas has a multiple of these
 
 
@@ -224,7 +225,8 @@ class Denoiser:
         """
         each = [
             # At temperature 0 the schedule's own, for what is drawn with none of it.
-            self.sampler.temperature(canvas.step_index) * (canvas.temperature or 1.0)
+            self.sampler.temperature(canvas.step_index)
+            * max(canvas.temperature or 1.0, LEAST_TEMPERATURE)
             for canvas in canvases
         ]
         rows = Rows([canvas.tokens.shape[0] for canvas in canvases])
@@ -324,7 +326,11 @@ class Denoiser:
         hidden = torch.zeros(rows, embedding.shape[1], dtype=embedding.dtype, device=self._device)
         temperatures = torch.ones(rows, device=self._device)
         try:
-            self._vocab_tail(hidden, temperatures, 1.0).entropy.tolist()
+            tail = self._vocab_tail(hidden, temperatures, 1.0)
+            uniforms, wanted = torch.zeros_like(temperatures), temperatures > 0
+            softcap = self.model.config.softcap
+            draw(tail, hidden, embedding, temperatures, uniforms, wanted, softcap=softcap)
+            torch.cuda.synchronize(self._device)
         except Exception:  # whatever a compiler, a driver or a missing package may raise
             logger.warning("Triton kernels can't be used here, plain ones are", exc_info=True)
             self._kernels = False

@@ -61,6 +61,13 @@ class KVCache:
             kept = min(capacity, self._most(layer.window))
             shape = (2, layer.kv_heads, kept + pass_tokens, layer.head_size)
             self._tensors.append(torch.zeros(shape, dtype=dtype, device=device))
+        # What `advance` copies through, so that it never allocates.
+        sliding = [
+            2 * layer.kv_heads * self._most(layer.window) * layer.head_size
+            for layer in layers
+            if layer.window is not None
+        ]
+        self._scratch = torch.empty(max(sliding, default=0), dtype=dtype, device=device)
 
     def stored(self, layer: int) -> int:
         """How many tokens, the last ones, this layer holds."""
@@ -85,14 +92,16 @@ class KVCache:
         return both[0, :, first:end], both[1, :, first:end]
 
     def advance(self, count: int) -> None:
-        """Keep the first `count` tokens that the last pass wrote."""
+        """Keep the first `count` tokens that the last pass wrote. Allocates nothing."""
         assert self.position + count <= self.capacity, "the context is longer than the cache"
         for index, (layer, both) in enumerate(zip(self._layers, self._tensors, strict=True)):
             end = self._held[index] + count
             kept = self._held[index] = min(end, self._most(layer.window))
             if kept < end:
                 # A copy in between: source and destination may overlap.
-                both[:, :, :kept] = both[:, :, end - kept : end].clone()
+                source = both[:, :, end - kept : end]
+                between = self._scratch[: source.numel()].view(source.shape)
+                both[:, :, :kept] = between.copy_(source)
         self.position += count
 
     @property

@@ -34,7 +34,8 @@ def vocab_statistics(
 
     logits in any float type, contiguous, V a multiple of `group`, which is a power of two;
     sharpness [R] (softcap / temperature) and shift [R] float32. With a shift of 1 no exponent is
-    above 0, whatever the logits; with the row's largest tanh none underflows that matters.
+    above 0 or below -2 sharpness, whatever the logits; with the row's largest tanh none underflows
+    that matters.
     """
     rows, vocab = logits.shape
     assert logits.is_contiguous()
@@ -95,5 +96,5 @@ def _kernel(  # type: ignore[no-untyped-def]  # its arguments are not Python's
     largest = tl.max(raw, 1)
     tl.store(best + out, largest, mask=inside)
     # The first of equals, as torch.max has it on a CPU.
-    first = tl.min(tl.where(raw == largest[:, None], within[None, :], GROUP), 1)
+    first = tl.min(tl.where(raw == largest[:, None], within[None, :], GROUP - 1), 1)
     tl.store(place + out, first, mask=inside)

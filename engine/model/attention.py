@@ -45,4 +45,5 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) 
     attended = F.scaled_dot_product_attention(
         grouped, keys[None], values[None], attn_mask=mask, scale=1.0
     )
-    return attended.view(heads, count, size)
+    # Not a view: some of PyTorch's kernels on a GPU give their result transposed.
+    return attended.reshape(heads, count, size)

@@ -48,10 +48,19 @@ class Experts(nn.Module):
         count, per_token = choice.experts.shape
         flat = choice.experts.flatten()  # [T * k]
         order = flat.argsort(stable=True)
-        ends = torch.bincount(flat, minlength=self.gate_up.shape[0]).cumsum(0, dtype=torch.int32)
+        ends = group_ends(flat[order], self.gate_up.shape[0])
         rows = x[order // per_token]  # [T * k, D], one expert's after another's
         gate, up = F.grouped_mm(rows, self.gate_up.mT, offs=ends).chunk(2, dim=-1)
         inner = F.gelu(gate, approximate="tanh") * up
         out = F.grouped_mm(inner, self.down.mT, offs=ends)
         unsorted = torch.empty_like(out).index_copy_(0, order, out).view(count, per_token, -1)
         return (unsorted * choice.weights[..., None].to(out.dtype)).sum(1)
+
+
+def group_ends(ordered: Tensor, groups: int) -> Tensor:
+    """Where each group ends in ascending group numbers [T]: [groups] int32, as grouped_mm wants it.
+
+    Not by bincount, for whose result the host would wait on a GPU.
+    """
+    numbers = torch.arange(groups, device=ordered.device)
+    return torch.searchsorted(ordered, numbers, right=True, out_int32=True)

@@ -16,8 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.model.experts import group_ends
+
 CHUNK = 4096  # vocabulary entries that are worked on together; 1024 to 8192 are equally fast
 _SAFE_EXPONENT = 80.0
+_GATHERED_ROWS = 64  # of 1.4 MB each in the released model
 GROUP = 256  # vocabulary entries whose probabilities are kept as one sum
 
 
@@ -97,15 +100,16 @@ def triton_vocab_tail(
     """The same as `vocab_tail`: a cuBLAS product, one pass over the logits, a cuBLAS product.
 
     `least_temperature` is the host's knowledge of what `temperatures` holds. Down to one of
-    softcap / 80 the constant exponent shift softcap / temperature is safe, since exp(-80) is a
-    normal number; below, the rows' maxima are taken first, which is one more pass of reading.
+    2 softcap / 80 the constant exponent shift softcap / temperature is safe: no exponent is below
+    -80, whose exponential is a normal number. Below, the rows' maxima are taken first, which is one
+    more pass of reading.
     """
     # Here: triton is there only where it is needed, and slow to import.
     from engine.kernels.vocab_statistics import vocab_statistics
 
     logits = F.linear(hidden, embedding)  # [R, V]
     sharpness = softcap / temperatures
-    if softcap / least_temperature <= _SAFE_EXPONENT:
+    if 2 * softcap / least_temperature <= _SAFE_EXPONENT:
         shift = torch.ones_like(sharpness)
     else:
         shift = (logits.amax(-1).float() / softcap).tanh()
@@ -139,8 +143,7 @@ def draw(
     by the kept sums, then the token in it, for which only that group's logits are computed again.
     Rows that are not `wanted` ([R] bool) get some token and cost next to nothing.
     """
-    vocab = embedding.shape[0]
-    size = _group_size(vocab)
+    size = _group_size(embedding.shape[0])
     running = result.group_mass.cumsum(-1)
     targets = uniforms.double() * running[:, -1]
     groups = torch.searchsorted(running, targets[:, None], right=True)
@@ -148,13 +151,32 @@ def draw(
     mass = result.group_mass.gather(1, groups)
     rest = (targets[:, None] - running.gather(1, groups) + mass) / mass
     groups = groups.squeeze(1)
-    # One product with each group's rows, as experts have it.
+    in_group = gathered_products if hidden.is_cuda else grouped_products
+    logits = in_group(hidden, embedding.view(-1, size, embedding.shape[1]), groups)  # [R, size]
+    logits = logits.float().div_(softcap).tanh_() * (softcap / temperatures[:, None])
+    return groups * size + inverse_cdf(logits.softmax(-1), rest.squeeze(1))
+
+
+def grouped_products(hidden: Tensor, embedding: Tensor, groups: Tensor) -> Tensor:
+    """Each row's product with its group of the embedding: [R, D], [G, size, D], [R] -> [R, size].
+
+    One product with each group's rows, as experts have it: nothing is copied.
+    """
     order = groups.argsort(stable=True)
-    ends = torch.bincount(groups, minlength=vocab // size).cumsum(0, dtype=torch.int32)
-    logits = F.grouped_mm(hidden[order], embedding.view(-1, size, embedding.shape[1]).mT, offs=ends)
-    logits = logits.float().div_(softcap).tanh_() * (softcap / temperatures[order, None])
-    tokens = groups[order] * size + inverse_cdf(logits.softmax(-1), rest.squeeze(1)[order])
-    return torch.empty_like(tokens).scatter_(0, order, tokens)
+    ends = group_ends(groups[order], embedding.shape[0])
+    return torch.empty(
+        hidden.shape[0], embedding.shape[1], dtype=hidden.dtype, device=hidden.device
+    ).index_copy_(0, order, F.grouped_mm(hidden[order], embedding.mT, offs=ends))
+
+
+def gathered_products(hidden: Tensor, embedding: Tensor, groups: Tensor) -> Tensor:
+    """The same from a copy of each row's group, some rows at a time: for GPUs.
+
+    There grouped_mm takes fewer than 1,024 groups (PyTorch's GroupMM.cu), which is just what the
+    released vocabulary has.
+    """
+    parts = zip(hidden.split(_GATHERED_ROWS), groups.split(_GATHERED_ROWS), strict=True)  # type: ignore[no-untyped-call]  # torch's split has none
+    return torch.cat([torch.bmm(embedding[g], h[:, :, None]).squeeze(2) for h, g in parts])
 
 
 def plain_vocab_tail(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.kv_cache import KVCache, LayerShape
 
@@ -91,3 +92,17 @@ def test_a_snapshot_does_not_change_with_its_cache():
     cache.restore(snapshot, 10)
     assert seen(cache) == expected(10)
     assert snapshot.nbytes == cache.stored_nbytes
+
+
+def test_to_advance_allocates_nothing():
+    cache, operations = cache_of(30), []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if not func.is_view:
+                operations.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        cache.advance(3)
+    assert set(operations) == {torch.ops.aten.copy_.default}

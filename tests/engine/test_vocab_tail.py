@@ -1,7 +1,16 @@
 import pytest
 import torch
 
-from engine.model.vocab_tail import CHUNK, draw, inverse_cdf, plain_vocab_tail, vocab_tail
+from engine.model.experts import group_ends
+from engine.model.vocab_tail import (
+    CHUNK,
+    draw,
+    gathered_products,
+    grouped_products,
+    inverse_cdf,
+    plain_vocab_tail,
+    vocab_tail,
+)
 
 ROWS, HIDDEN = 24, 16
 SOFTCAP = 30.0
@@ -127,3 +136,17 @@ def test_samples_follow_the_distribution():
 def test_the_largest_uniform_number_draws_a_token_that_is_possible():
     probs = torch.tensor([[0.1] * 10 + [0.0]])  # whose float32 sum is not exactly one
     assert inverse_cdf(probs, torch.tensor([1 - 2.0**-24])).item() == 9
+
+
+def test_both_ways_to_multiply_rows_with_their_groups_give_the_same():
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(150, HIDDEN, generator=generator)  # several parts of gathered rows
+    embedding = torch.randn(9, 32, HIDDEN, generator=generator)
+    groups = torch.randint(0, 9, (150,), generator=generator)
+    expected = torch.einsum("rd,rsd->rs", hidden, embedding[groups])
+    for products in (grouped_products, gathered_products):
+        torch.testing.assert_close(products(hidden, embedding, groups), expected)
+
+
+def test_groups_end_where_the_next_begins():
+    assert group_ends(torch.tensor([0, 0, 2, 2, 2, 4]), 6).tolist() == [2, 2, 5, 5, 6, 6]

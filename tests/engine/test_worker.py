@@ -184,6 +184,12 @@ def test_out_of_memory_gives_up_kept_prefixes_and_runs_the_pass_again(
     assert tokens_of(worker.generate(request())) == tokens_of(expected)
 
 
+def test_a_temperature_too_small_for_float32_draws_what_a_very_small_one_does(worker):
+    expected = tokens_of(worker.generate(request(temperature=1e-3)))
+    for temperature in (1e-7, 1e-40):
+        assert tokens_of(worker.generate(request(temperature=temperature))) == expected
+
+
 def test_narrow_canvases_change_nothing_for_others_and_cost_fewer_rows(tmp_path, monkeypatch):
     shape = Shape(layers="sf", canvas=48, confidence_threshold=1.0, entropy_bound=6.0)
     config = EngineConfig(

@@ -9,7 +9,7 @@ ROWS, HIDDEN = 9, 32
 
 
 @pytest.mark.parametrize("vocab", [160, 1280, 4352])
-@pytest.mark.parametrize("temperature", [0.7, 0.1])  # with the constant shift and without
+@pytest.mark.parametrize("temperature", [1.6, 0.7, 0.1])  # with the constant shift and without
 def test_the_gpu_s_tail_gives_what_the_cpu_s_gives(vocab, temperature):
     generator = torch.Generator().manual_seed(vocab)
     hidden = torch.randn(ROWS, HIDDEN, generator=generator) * torch.linspace(0.01, 3, ROWS)[:, None]
@@ -31,3 +31,14 @@ def test_the_gpu_s_tail_gives_what_the_cpu_s_gives(vocab, temperature):
             for each in (found, plain)
         )
         assert torch.equal(ours, theirs)
+
+
+def test_rows_of_negative_logits_have_a_distribution_too():
+    hidden, embedding = torch.full((1, HIDDEN), -1.0), torch.full((160, HIDDEN), 20 / HIDDEN)
+    embedding[7] = 15 / HIDDEN  # the least negative one
+    temperatures = torch.full((1,), 0.4)
+    scales = {"softcap": 30.0, "embedding_scale": 4.0}
+    found = triton_vocab_tail(hidden, embedding, temperatures, **scales, least_temperature=0.4)
+    plain = vocab_tail(hidden, embedding, temperatures, **scales)
+    assert found.argmax.tolist() == plain.argmax.tolist() == [7]
+    torch.testing.assert_close(found.entropy, plain.entropy, atol=5e-5, rtol=0)
