@@ -66,15 +66,11 @@ class PromptBuilder:
     def text(self, text: str) -> list[int]:
         """Token ids of raw text, in which nothing is a control token."""
         text = _encodable(text)
-        tokens: list[int] = self._literal.encode(text, add_special_tokens=False).ids
+        tokens = _ids(self._literal, text)
         if self._control_ids.isdisjoint(tokens):
             return tokens
         # A tokenizer may have a control token among its words too; its characters are not it.
-        return [
-            token
-            for character in text
-            for token in self._literal.encode(character, add_special_tokens=False).ids
-        ]
+        return [token for character in text for token in _ids(self._literal, character)]
 
     def raw(self, text: str) -> list[int]:
         """Token ids of a raw completion prompt: the beginning-of-text token, then the text."""
@@ -82,7 +78,7 @@ class PromptBuilder:
         return [*([] if first is None else [first]), *self.text(text)]
 
     def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(_encodable(text), add_special_tokens=False).ids)
+        return _ids(self.tokenizer, _encodable(text))
 
     def _mark(self, text: str, nonce: str, typed: list[str]) -> str:
         """Put a place-holder that no user can guess where a control token is typed as text."""
@@ -94,16 +90,25 @@ class PromptBuilder:
         return self._control.sub(mark, text)
 
 
-def answer_room(prompt: list[int], wanted: int | None, context_length: int) -> int:
-    """How many tokens the answer may have: what is wanted, cut to what the context leaves."""
+def answer_room(prompt: list[int], wanted: int | None, context_length: int, *, param: str) -> int:
+    """How many tokens the answer may have: what is wanted, cut to what the context leaves.
+
+    Raises ContextLengthExceeded, which blames the request's field `param`.
+    """
     room = context_length - len(prompt)
     if room < 1:
         raise ContextLengthExceeded(
             f"The prompt has {len(prompt)} tokens; at most {context_length - 1} fit the context "
             f"of {context_length} tokens together with an answer.",
-            param="messages",
+            param=param,
         )
     return room if wanted is None else min(wanted, room)
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """As a batch of one, which lets other threads run meanwhile: `encode` holds up them all."""
+    (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=False)
+    return list(encoding.ids)
 
 
 def _encodable(text: str) -> str:

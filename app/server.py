@@ -1,6 +1,7 @@
 """The FastAPI application: routes, errors, and the worker's life as its own."""
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -11,9 +12,17 @@ from contextlib import asynccontextmanager, suppress
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import ApiError, BodyTooLarge, MethodNotAllowed, NotFound, error_body
+from app.errors import (
+    ApiError,
+    BodyTooLarge,
+    MethodNotAllowed,
+    NotFound,
+    NotReady,
+    error_body,
+)
 from app.logs import RequestIds
 from app.metrics import Metrics
 from app.prompt import PromptBuilder
@@ -25,6 +34,7 @@ from engine.messages import Loading, Ready
 
 logger = logging.getLogger(__name__)
 
+_SHUTTING_DOWN = NotReady("The server is shutting down.")
 _UNEXPECTED = ApiError("An unexpected error happened; the server's log has it.")
 
 
@@ -85,41 +95,70 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        received = int(announced) if announced.isdigit() else 0
+        self._check(received)
         received = 0
 
         async def limited() -> dict[str, object]:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._most:
-                raise BodyTooLarge(f"The body is larger than {self._most} bytes (max_body_bytes).")
+            self._check(received)
             return dict(message)
 
         await self._app(scope, limited, send)
 
+    def _check(self, size: int) -> None:
+        if size > self._most:
+            raise BodyTooLarge(f"The body is larger than {self._most} bytes (max_body_bytes).")
+
 
 class UnexpectedErrors:
-    """Middleware: a fault of ours is logged, and answered in the envelope if nothing was yet."""
+    """Middleware: what no endpoint answers is answered here, in the envelope or the stream.
+
+    A fault of ours is logged; a client that leaves while it sends its body is none. When the grace
+    of a shutdown runs out, uvicorn cancels what still runs, which ends with an error of its own.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
+        started = streaming = False
 
         async def watched(message: Message) -> None:
-            nonlocal started
+            nonlocal started, streaming
             started = True
+            if message["type"] == "http.response.start":
+                kind = dict(message["headers"]).get(b"content-type", b"")
+                streaming = kind.startswith(b"text/event-stream")
             await send(message)
 
         try:
             await self._app(scope, receive, watched)
-        except Exception:
-            if started or scope["type"] != "http":
+        except ClientDisconnect:
+            return
+        except (Exception, asyncio.CancelledError) as error:
+            if scope["type"] != "http":
                 raise
-            logger.exception("unexpected error")
-            answer = await _api_error(Request(scope), _UNEXPECTED)
-            await answer(scope, receive, send)
+            answered: ApiError
+            match error:
+                case ApiError():
+                    answered = error
+                case asyncio.CancelledError():
+                    answered = _SHUTTING_DOWN
+                case _:
+                    logger.exception("unexpected error")
+                    answered = _UNEXPECTED
+            if not started:
+                answer = await _api_error(Request(scope), answered)
+                await answer(scope, receive, send)
+            elif streaming:
+                last = f"data: {json.dumps(error_body(answered))}\n\ndata: [DONE]\n\n"
+                await send({"type": "http.response.body", "body": last.encode()})
+            elif answered is not _SHUTTING_DOWN:
+                raise
 
 
 async def _api_error(_request: Request, error: Exception) -> JSONResponse:
@@ -131,9 +170,11 @@ async def _http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     path = request.url.path
     if error.status_code == 405:
-        return await _api_error(
+        answer = await _api_error(
             request, MethodNotAllowed(f"{request.method} is not allowed on {path}.")
         )
+        answer.headers.update(error.headers or {})  # which methods are
+        return answer
     if error.status_code == 404:
         return await _api_error(request, NotFound(f"There is nothing at {path}."))
     return await _api_error(request, ApiError(str(error.detail)))

@@ -115,7 +115,7 @@ def worker_request(
     return GenerateRequest(
         id=uuid.uuid4().hex,
         prompt=prompt,
-        max_tokens=answer_room(prompt, token_limit, limits.context_length),
+        max_tokens=answer_room(prompt, token_limit, limits.context_length, param=body.prompt_field),
         seed=(body.seed if body.seed is not None else uuid.uuid4().int) % 2**64,
         temperature=1.0 if body.temperature is None else body.temperature,
     )
@@ -188,7 +188,8 @@ def _bad_request(error: ValidationError) -> ApiError:
     first = error.errors(include_url=False)[0]
     context = first.get("ctx", {})
     path = [*first["loc"], *([context["field"]] if "field" in context else [])]
-    field = ".".join(str(part) for part in path) or None
+    # "(list)" and the like tell which form a field has, and are no part of its name.
+    field = ".".join(str(part) for part in path if not str(part).startswith("(")) or None
     if first["type"] == "json_invalid":
         return BadRequest(f"The body is not valid JSON: {first['msg']}")
     if first["type"] == "extra_forbidden":

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from app.schemas.common import ApiRequest, Strict
+from app.schemas.common import ONE, ONE_OR_SEVERAL, SEVERAL, ApiRequest, Strict
 
 
 class TextPart(Strict):
@@ -25,7 +25,11 @@ class ChatMessage(Strict):
     }
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: Annotated[
+        Annotated[str, ONE]
+        | Annotated[list[TextPart], Field(min_length=1, fail_fast=True), SEVERAL],
+        ONE_OR_SEVERAL,
+    ]
 
     @property
     def text(self) -> str:
@@ -64,10 +68,12 @@ class ChatCompletionRequest(ApiRequest):
         "web_search_options": (),
     }
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     metadata: dict[str, str] | None = None
+
+    prompt_field: ClassVar[str] = "messages"
 
     @property
     def token_limit(self) -> int | None:

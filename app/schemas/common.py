@@ -3,11 +3,32 @@
 import json
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 MAX_STOPS = 4
 UNSUPPORTED = "unsupported_parameter"  # the error's type here and its code in the answer
+
+
+def _form(value: Any) -> str | None:
+    return "(string)" if isinstance(value, str) else "(list)" if isinstance(value, list) else None
+
+
+# A field that is one string or a list is checked as what it is, so that an error speaks of that.
+ONE, SEVERAL = Tag("(string)"), Tag("(list)")
+ONE_OR_SEVERAL = Discriminator(
+    _form,
+    custom_error_type="string_or_list",
+    custom_error_message="Input should be a string or a list",
+)
 
 
 class Strict(BaseModel):
@@ -50,17 +71,18 @@ class ApiRequest(Strict):
     model: str | None = None
     temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None = (
-        None
-    )
+    stop: (
+        Annotated[
+            Annotated[str, Field(min_length=1), ONE]
+            | Annotated[list[Annotated[str, Field(min_length=1)]], Field(fail_fast=True), SEVERAL],
+            ONE_OR_SEVERAL,
+        ]
+        | None
+    ) = None
+    prompt_field: ClassVar[str]  # the field that a prompt too long is blamed on
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-
-    @field_validator("temperature", mode="before")
-    @classmethod
-    def _whole_numbers_are_numbers(cls, value: Any) -> Any:
-        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("stop")
     @classmethod

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from app.schemas.common import ApiRequest
+from app.schemas.common import ONE, ONE_OR_SEVERAL, SEVERAL, ApiRequest
 
 
 class CompletionRequest(ApiRequest):
@@ -20,11 +20,16 @@ class CompletionRequest(ApiRequest):
         "top_p": (1, 1.0),
     }
 
-    prompt: (
-        Annotated[str, Field(min_length=1)]
-        | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-    )
+    prompt: Annotated[
+        Annotated[str, Field(min_length=1), ONE]
+        | Annotated[
+            list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True), SEVERAL
+        ],
+        ONE_OR_SEVERAL,
+    ]
     max_tokens: int | None = Field(default=None, ge=1)
+
+    prompt_field: ClassVar[str] = "prompt"
 
     @property
     def token_limit(self) -> int | None:

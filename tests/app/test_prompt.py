@@ -71,14 +71,15 @@ def test_what_the_template_refuses_is_a_bad_request(prompts):
 
 
 def test_the_answer_gets_what_is_wanted_or_what_the_context_leaves():
-    assert answer_room([1] * 60, 10, 100) == 10
-    assert answer_room([1] * 60, 32_000, 100) == 40
-    assert answer_room([1] * 60, None, 100) == 40
+    assert answer_room([1] * 60, 10, 100, param="prompt") == 10
+    assert answer_room([1] * 60, 32_000, 100, param="prompt") == 40
+    assert answer_room([1] * 60, None, 100, param="prompt") == 40
 
 
 def test_a_prompt_that_fills_the_context_is_refused_with_the_numbers():
-    with pytest.raises(ContextLengthExceeded, match=r"100 tokens; at most 99"):
-        answer_room([1] * 100, 1, 100)
+    with pytest.raises(ContextLengthExceeded, match=r"100 tokens; at most 99") as error:
+        answer_room([1] * 100, 1, 100, param="prompt")
+    assert error.value.param == "prompt"
 
 
 def test_the_front_end_never_imports_torch():

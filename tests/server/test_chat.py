@@ -121,6 +121,9 @@ def test_completions_take_text_and_token_ids(client):
 def test_the_model_is_listed_and_its_name_is_accepted(client):
     (model,) = client.models.list().data
     assert ask(client, model=model.id, max_tokens=1).model == model.id
+    assert client.models.retrieve(model.id) == model
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-9")
 
 
 def test_another_model_is_not_found(client):

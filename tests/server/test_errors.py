@@ -1,5 +1,9 @@
 """Every refusal: its status, and OpenAI's envelope."""
 
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
 import pytest
 
 GOOD = {"messages": [{"role": "user", "content": "hi"}]}
@@ -29,7 +33,16 @@ def envelope(response):
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"messages": [{"role": "user", "content": "x", "name": "Al"}]}, "messages.0.name"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages.0.content"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages.0.content.0",
+        ),
+        ({"temperature": 10**400}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"stop": [1]}, "stop.0"),
+        ({"stop": 1}, "stop"),
         ({"n": 2}, "n"),
         ({"n": True}, "n"),
         ({"top_p": 0.5}, "top_p"),
@@ -42,7 +55,22 @@ def envelope(response):
 def test_a_bad_field_is_named(http, change, param):
     response = http.post("/v1/chat/completions", json={**GOOD, **change})
     assert response.status_code == 400
-    assert str(envelope(response)["param"]).startswith(param)
+    blamed = str(envelope(response)["param"])
+    assert blamed == param or blamed.startswith(f"{param}.")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "param"), [([-1], "prompt.0"), ([], "prompt"), (["a"], "prompt.0"), (7, "prompt")]
+)
+def test_a_bad_raw_prompt_is_named(http, prompt, param):
+    response = http.post("/v1/completions", json={"prompt": prompt})
+    assert response.status_code == 400
+    assert envelope(response)["param"] == param
+
+
+def test_a_whole_number_is_a_temperature(http):
+    response = http.post("/v1/chat/completions", json={**GOOD, "temperature": 1, "max_tokens": 1})
+    assert response.status_code == 200
 
 
 def test_neutral_values_of_unsupported_fields_are_accepted(http):
@@ -62,6 +90,7 @@ def test_a_prompt_longer_than_the_context_is_refused_with_numbers(http):
     response = http.post("/v1/completions", json={"prompt": [300] * 2048})
     error = envelope(response)
     assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert error["param"] == "prompt"
     assert "2048 tokens" in error["message"]
 
 
@@ -69,6 +98,8 @@ def test_a_wrong_path_and_a_wrong_method_answer_in_the_envelope(http):
     assert envelope(http.get("/v1/nope"))["code"] == "not_found"
     wrong = http.get("/v1/chat/completions")
     assert (wrong.status_code, envelope(wrong)["code"]) == (405, "method_not_allowed")
+    assert wrong.headers["allow"] == "POST"
+    assert http.head("/health/ready").status_code == 200
 
 
 def test_the_client_s_request_id_comes_back(http):
@@ -79,9 +110,35 @@ def test_the_client_s_request_id_comes_back(http):
 
 
 def test_a_body_over_the_limit_is_refused(start_server):
-    import httpx
-
     server = start_server(EASEL_MAX_BODY_BYTES="2000").wait_until_ready()
     response = httpx.post(f"{server.url}/v1/chat/completions", content=b"x" * 3000)
     assert response.status_code == 413
     envelope(response)
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as announcing:
+        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n"
+        announcing.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
+        assert announcing.recv(100).startswith(b"HTTP/1.1 413")
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_a_client_that_leaves_while_it_sends_is_no_fault_of_ours(start_server):
+    server = start_server().wait_until_ready()
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as leaving:
+        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+        leaving.sendall(f"{head}{{".encode())
+    assert server.stop() == 0  # it has seen the connection end by then
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_a_long_prompt_holds_up_nobody(http, server):
+    huge = {"messages": [{"role": "user", "content": "x" * 3_000_000}]}
+    with ThreadPoolExecutor() as pool:
+        refused = pool.submit(
+            httpx.post, f"{server.url}/v1/chat/completions", json=huge, timeout=60
+        )
+        answered = 0
+        while not refused.done():
+            http.get("/health/live").raise_for_status()
+            answered += 1
+    assert refused.result().json()["error"]["code"] == "context_length_exceeded"
+    assert answered > 3

@@ -95,6 +95,24 @@ def test_sigterm_lets_a_running_stream_finish(start_server):
     assert server.process.wait(60) == 0
 
 
+def test_a_stream_that_outlives_the_grace_of_a_shutdown_ends_with_an_error(start_server):
+    server = start_server(EASEL_SHUTDOWN_GRACE_S="1").wait_until_ready()
+    body = {**LONG, "stream": True}
+    worker = server.worker_pid()
+    with httpx.stream(
+        "POST", f"{server.url}/v1/chat/completions", json=body, timeout=60
+    ) as response:
+        events = (line[6:] for line in response.iter_lines() if line.startswith("data: "))
+        next(events)
+        os.kill(worker, signal.SIGSTOP)
+        server.process.send_signal(signal.SIGTERM)
+        *_, error, done = events
+    assert json.loads(error)["error"]["code"] == "not_ready"
+    assert done == "[DONE]"
+    assert server.process.wait(60) == 0
+    assert "Traceback" not in server.log.read_text()
+
+
 def test_a_killed_front_end_takes_its_worker_with_it(start_server):
     server = start_server().wait_until_ready()
     worker = os.pidfd_open(server.worker_pid())
