@@ -9,11 +9,10 @@ from bench.random_model import Shape, write_random_model
 from bench.sides import easel_step, load_both, random_prompt, transformers_step
 from engine.config import DEMO_MODEL_PATH
 
-_NEVER = {"confidence_threshold": 1e-9, "steps": 48}  # the canvas is never finished
-_WIDE = {"canvas": 256, "vocab": 262144, "window": 1024, "positions": 8192, **_NEVER}
+_WIDE = {"canvas": 256, "window": 1024, "positions": 8192, "steps": 48}
 
 
-def _shape(width: int, layers: str, vocab: int, **more: int) -> Shape:
+def _shape(width: int, layers: str, vocab: int) -> Shape:
     return Shape(
         layers=layers,
         hidden=width,
@@ -21,7 +20,8 @@ def _shape(width: int, layers: str, vocab: int, **more: int) -> Shape:
         head=64,
         full_head=128,
         expert=width // 2,
-        **{**_WIDE, "vocab": vocab, **more},  # type: ignore[arg-type]  # of two types
+        vocab=vocab,
+        **_WIDE,
     )
 
 
@@ -32,14 +32,7 @@ CASES = {
     "d=512, V=262144": (_shape(512, "sf", 262144), 64),
     "demo model": (None, 64),
     "30 layers x 128 experts": (
-        Shape(
-            layers="sssssf" * 5,
-            hidden=64,
-            experts=128,
-            per_token=8,
-            vocab=1024,
-            **{k: v for k, v in _WIDE.items() if k != "vocab"},  # type: ignore[arg-type]
-        ),
+        Shape(layers="sssssf" * 5, hidden=64, experts=128, per_token=8, vocab=1024, **_WIDE),
         64,
     ),
     "d=1024, 6 layers, prefix 1024": (_shape(1024, "sssssf", 4096), 1024),

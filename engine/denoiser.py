@@ -254,7 +254,7 @@ class Denoiser:
             steps.append(Step(draft[:width], done=bool(is_done) or last, nearly=bool(is_nearly)))
         if not all(step.done for step in steps):
             accepted = rows.flat(accept(entropy, self.sampler.entropy_bound))
-            moved = self._draw(tail, hidden, temperatures, accepted, canvases)
+            moved = self._draw(tail, hidden, temperatures, accepted, canvases, rows)
             each_canvas = zip(
                 canvases,
                 torch.split(moved, rows.widths),
@@ -275,6 +275,7 @@ class Denoiser:
         temperatures: Tensor,
         accepted: Tensor,
         canvases: list[Canvas],
+        rows: Rows,
     ) -> Tensor:
         """The canvases' next tokens [R]: draws where accepted [R], new noise elsewhere.
 
@@ -291,11 +292,9 @@ class Denoiser:
         )
         greedy = [canvas.temperature == 0 for canvas in canvases]
         if any(greedy):
-            widths = [canvas.tokens.shape[0] for canvas in canvases]
-            pairs = zip(
-                greedy, torch.split(tail.argmax, widths), torch.split(sample, widths), strict=True
-            )
-            sample = torch.cat([best if is_greedy else drawn for is_greedy, best, drawn in pairs])
+            best, drawn = torch.split(tail.argmax, rows.widths), torch.split(sample, rows.widths)
+            triples = zip(greedy, best, drawn, strict=True)
+            sample = torch.cat([b if is_greedy else d for is_greedy, b, d in triples])
         fresh = torch.cat(
             [
                 canvas.noise.canvases[0 if is_greedy else canvas.step_index + 1]

@@ -24,7 +24,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     `prompt` holds at least one token id and at most `Ready.context_length - 1` of them;
     `max_tokens` is at least 1 and `len(prompt) + max_tokens` at most `Ready.context_length`.
     `seed` is in 0 .. 2**64 - 1; the same seed and prompt give the same tokens. `temperature`
-    multiplies the checkpoint's temperature schedule; 0 draws nothing but the starting noise.
+    multiplies the checkpoint's temperature schedule, one below 0.001 as that; 0 draws nothing but
+    the starting noise.
     """
 
     id: str
