@@ -31,7 +31,13 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+        """OpenAI's SDKs read both."""
+        if self.retry_after_s is None:
+            return {}
+        return {
+            "Retry-After": str(self.retry_after_s),
+            "retry-after-ms": str(1000 * self.retry_after_s),
+        }
 
 
 class BadRequest(ApiError):

@@ -26,7 +26,7 @@ from app.errors import (
 from app.logs import RequestIds
 from app.metrics import Metrics
 from app.prompt import PromptBuilder
-from app.routes import chat, completions, health, models
+from app.routes import about, chat, completions, health, models, tokens
 from app.routes.generation import Services
 from app.settings import Settings
 from app.worker import WorkerCannotStartError, WorkerClient
@@ -66,7 +66,7 @@ def create_app(
 
     app = FastAPI(title="Easel", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.created = int(time.time())
-    for module in (chat, completions, models, health):
+    for module in (chat, completions, models, tokens, health, about):
         app.include_router(module.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_exception)

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass
 
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import AppStatus
@@ -9,15 +10,29 @@ from sse_starlette.sse import AppStatus
 _PING_S = 15
 
 
-def event_stream(events: AsyncGenerator[str, None]) -> EventSourceResponse:
-    """Each string becomes one `data:` event. `events` is closed when the client goes away."""
+@dataclass(frozen=True)
+class NamedEvent:
+    """An event with a name of its own, as some dialects have them."""
+
+    name: str
+    data: str
+
+
+def event_stream(events: AsyncGenerator[str | NamedEvent, None]) -> EventSourceResponse:
+    """Each becomes one event, a string a nameless one; closed when the client goes away."""
     # The library ends every stream at SIGTERM by default; ours run to their end.
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]  # its own lack
     # Its default separator is CRLF, which many a hand-written client does not expect.
     return EventSourceResponse(_data(events), sep="\n", ping=_PING_S)
 
 
-async def _data(events: AsyncGenerator[str, None]) -> AsyncGenerator[dict[str, str], None]:
+async def _data(
+    events: AsyncGenerator[str | NamedEvent, None],
+) -> AsyncGenerator[dict[str, str], None]:
     async with aclosing(events):
         async for event in events:
-            yield {"data": event}
+            match event:
+                case NamedEvent(name=name, data=data):
+                    yield {"event": name, "data": data}
+                case str():
+                    yield {"data": event}

@@ -16,7 +16,7 @@ from pathlib import Path
 import zmq
 import zmq.asyncio
 
-from app.errors import NotReady, TooManyRequests
+from app.errors import BadRequest, NotReady, TooManyRequests
 from app.metrics import Metrics
 from engine.config import EngineConfig
 from engine.messages import (
@@ -88,14 +88,20 @@ class WorkerClient:
             self._context.destroy(linger=0)
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def admit(self) -> Ready:
-        """The worker's limits, if it can take one more request now.
+    def admit(self, count: int = 1) -> Ready:
+        """The worker's limits, if it can take so many more answers now.
 
-        Raises NotReady or TooManyRequests: asked before a response begins, these are a status.
+        Raises NotReady, TooManyRequests, or BadRequest if it never could: asked before a response
+        begins, these are a status.
         """
+        if count > self._max_queue:
+            raise BadRequest(
+                f"n: {count} answers are more than may be open at once ({self._max_queue}).",
+                param="n",
+            )
         if self.ready is None:
             raise NotReady("The model is not loaded; try again soon.")
-        if len(self._open) >= self._max_queue:
+        if len(self._open) + count > self._max_queue:
             raise TooManyRequests(
                 f"{len(self._open)} requests are open, which is the limit (max_queue)."
             )

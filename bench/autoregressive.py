@@ -10,7 +10,7 @@ from bench.sides import demo_prompt, load_both
 from engine.config import DEMO_MODEL_PATH, EngineConfig
 from engine.denoiser import Denoiser
 from engine.kv_cache import KVCache
-from engine.messages import Block, GenerateRequest
+from engine.messages import Block, GenerateRequest, Sampling
 from engine.worker import Worker
 
 QUESTIONS = {
@@ -30,7 +30,7 @@ def rows(rounds: int) -> Iterator[Row]:
 
         def blocks(prompt: list[int] = prompt, lengths: dict[str, int] = lengths) -> None:
             denoiser.forget_prefixes()
-            request = GenerateRequest("bench", prompt, ROOM, seed=0)
+            request = GenerateRequest("bench", prompt, ROOM, Sampling(seed=0))
             made = [m for m in worker.generate(request) if isinstance(m, Block)]
             lengths["blocks"] = sum(len(block.tokens) for block in made)
             lengths["passes"] = sum(block.denoising_steps for block in made)

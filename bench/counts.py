@@ -19,7 +19,7 @@ from bench.compare import Row
 from bench.random_model import Shape, write_random_model
 from bench.sides import demo_prompt, easel_step, load_both, random_prompt, transformers_step
 from engine.config import EngineConfig
-from engine.messages import Block, GenerateRequest
+from engine.messages import Block, GenerateRequest, Sampling
 from engine.model.vocab_tail import CHUNK
 from engine.worker import Worker, build_denoiser
 
@@ -93,7 +93,7 @@ def answer_passes(prompt: list[int], *, speculate: bool = False) -> tuple[int, i
 
     denoiser.run = counted  # type: ignore[method-assign]  # to look on
     worker = Worker(denoiser, config)
-    request = GenerateRequest("counts", prompt, max_tokens=256, seed=0)
+    request = GenerateRequest("counts", prompt, max_tokens=256, sampling=Sampling(seed=0))
     blocks = [m for m in worker.generate(request) if isinstance(m, Block)]
     return len(blocks), sum(block.denoising_steps for block in blocks), passes
 

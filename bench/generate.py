@@ -12,7 +12,7 @@ from bench.random_model import Shape, write_random_model
 from bench.sides import demo_prompt, easel_step, load_both, transformers_step
 from engine.config import DEMO_MODEL_PATH, EngineConfig
 from engine.denoiser import Denoiser
-from engine.messages import Block, GenerateRequest
+from engine.messages import Block, GenerateRequest, Sampling
 from engine.worker import Worker
 
 QUESTIONS = (
@@ -54,7 +54,7 @@ def _easel(denoiser: Denoiser, prompts: list[list[int]], tokens: dict[str, int])
         denoiser.forget_prefixes()  # `generate` keeps none either
         tokens["easel"] = 0
         for seed, prompt in enumerate(prompts):
-            for message in worker.generate(GenerateRequest("bench", prompt, ROOM, seed)):
+            for message in worker.generate(GenerateRequest("bench", prompt, ROOM, Sampling(seed))):
                 if isinstance(message, Block):
                     tokens["easel"] += len(message.tokens)
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, DiffusionGemmaForBlockDiffusion, Dynamic
 
 from engine.config import DEMO_MODEL_PATH, EngineConfig
 from engine.denoiser import Denoiser
-from engine.messages import GenerateRequest
+from engine.messages import GenerateRequest, Sampling
 from engine.sequence import Sequence, Work
 from engine.worker import build_denoiser
 
@@ -53,7 +53,7 @@ def demo_prompt(*turns: str) -> list[int]:
 def easel_step(denoiser: Denoiser, prompt: list[int]) -> Callable[[], object]:
     """A denoising step behind this prompt; the canvas is never finished."""
     denoiser.sampler = dataclasses.replace(denoiser.sampler, confidence_threshold=-1.0)
-    request = GenerateRequest("bench", prompt, max_tokens=1, seed=0)
+    request = GenerateRequest("bench", prompt, max_tokens=1, sampling=Sampling(seed=0))
     sequence = Sequence.start(request)
     sequence.reuse(denoiser.start(sequence))
     while sequence.unencoded:

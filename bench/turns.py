@@ -10,7 +10,7 @@ from bench.compare import Row
 from bench.random_model import Shape, write_random_model
 from bench.sides import random_prompt
 from engine.config import EngineConfig
-from engine.messages import Block, GenerateRequest
+from engine.messages import Block, GenerateRequest, Sampling
 from engine.worker import Worker, build_denoiser
 
 TURNS, TURN_TOKENS = 10, 300
@@ -48,7 +48,7 @@ def rows(rounds: int) -> Iterator[Row]:
             prompt = text[: turn * TURN_TOKENS]
             for kept, worker in workers.items():
                 started = perf_counter()
-                request = GenerateRequest("bench", prompt, SHAPE.canvas, seed=turn)
+                request = GenerateRequest("bench", prompt, SHAPE.canvas, Sampling(seed=turn))
                 (block, *_) = worker.generate(request)
                 assert isinstance(block, Block)
                 times.setdefault((turn, kept), []).append(perf_counter() - started)

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from demo.tasks import TASKS, held_out
 from demo.tokenizer import encode_example
 from engine.config import DEMO_MODEL, EngineConfig
-from engine.messages import Block, GenerateRequest
+from engine.messages import Block, GenerateRequest, Sampling
 from engine.worker import Worker, build_denoiser
 
 
@@ -54,7 +54,7 @@ def evaluate(
     for index, example in enumerate(held_out(task, prompts)):
         prompt, expected = encode_example(tokenizer, example)
         room = 2 * len(expected) + 64  # enough to be seen to go wrong
-        request = GenerateRequest(f"{task}-{index}", prompt, room, index, temperature)
+        request = GenerateRequest(f"{task}-{index}", prompt, room, Sampling(index, temperature))
         made = [m for m in worker.generate(request) if isinstance(m, Block)]
         answer = [token for block in made for token in block.tokens]
         right += answer == expected

@@ -356,7 +356,7 @@ class Denoiser:
             room = sequence.request.max_tokens - sequence.answer_tokens - ahead * longest
             width = min(longest, -(-room // NARROW_TOKENS) * NARROW_TOKENS)
         noise = block_noise(
-            sequence.request.seed,
+            sequence.request.sampling.seed,
             sequence.block_index + ahead,
             steps=self.sampler.max_denoising_steps,
             canvas_length=width,
@@ -366,7 +366,7 @@ class Denoiser:
         start = noise.canvases[0]
         return Canvas(
             noise,
-            sequence.request.temperature,
+            sequence.request.sampling.temperature,
             tokens=start,
             argmax=torch.full_like(start, -1),
             stable=torch.zeros((), dtype=torch.int64, device=self._device),

@@ -18,21 +18,51 @@ import msgspec
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
-class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
-    """One answer to make.
+class Sampling(msgspec.Struct, frozen=True):
+    """How one answer is drawn.
 
-    `prompt` holds at least one token id and at most `Ready.context_length - 1` of them;
-    `max_tokens` is at least 1 and `len(prompt) + max_tokens` at most `Ready.context_length`.
     `seed` is in 0 .. 2**64 - 1; the same seed and prompt give the same tokens. `temperature`
     multiplies the checkpoint's temperature schedule, one below 0.001 as that; 0 draws nothing but
     the starting noise.
     """
 
+    seed: int
+    temperature: float = 1.0
+    choice: int = 0
+    top_p: float = 1.0
+    top_k: int = 0
+    logit_bias: dict[int, float] = {}
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    max_denoising_steps: int | None = None
+    entropy_bound: float | None = None
+    confidence_threshold: float | None = None
+    top_logprobs: int | None = None
+    suffix: list[int] = []
+    priority: int = 0
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
+    """One answer to make.
+
+    `prompt` holds at least one token id and at most `Ready.context_length - 1` of them;
+    `max_tokens` is at least 1 and `len(prompt) + max_tokens` at most `Ready.context_length`.
+    """
+
     id: str
     prompt: list[int]
     max_tokens: int
-    seed: int
-    temperature: float = 1.0
+    sampling: Sampling
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True):
+    """A token's log-probability, and the best tokens in its place with theirs."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]] = []
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -76,6 +106,7 @@ class Block(msgspec.Struct, frozen=True, tag=True):
     cached_tokens: int = 0
     speculations: int = 0
     speculation_won: bool = False
+    logprobs: list[TokenLogprobs] | None = None
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):

@@ -21,6 +21,7 @@ import pytest
 from demo.network import new_model
 from demo.tokenizer import build_tokenizer
 from demo.train import save
+from engine.config import DEMO_MODEL_PATH
 
 START_S = 90
 STEPS = 3  # denoising steps a block: random weights never converge
@@ -99,6 +100,22 @@ def server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     running = Server(model_folder, tmp_path_factory.mktemp("server") / "log").wait_until_ready()
     yield running
     assert running.stop() == 0, running.log.read_text()
+
+
+@pytest.fixture(scope="session")
+def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """What a newcomer gets: the trained demo model."""
+    log = tmp_path_factory.mktemp("demo") / "log"
+    running = Server(DEMO_MODEL_PATH, log, EASEL_MODEL="demo").wait_until_ready()
+    yield running
+    assert running.stop() == 0, log.read_text()
+
+
+@pytest.fixture(scope="session")
+def demo_client(demo_server: Server) -> Iterator[openai.OpenAI]:
+    url = f"{demo_server.url}/v1"
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

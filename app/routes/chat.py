@@ -3,96 +3,267 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator
+import uuid
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from app.errors import ApiError, error_body
+from app.errors import ApiError, BadRequest, error_body
+from app.gemma_format import Event, TextDelta, ThinkingDelta, ToolCallDelta
+from app.prompt import Message
 from app.routes.generation import (
+    AnswerRequest,
+    ChatFormat,
+    Choice,
+    Delta,
     Finished,
     Services,
-    TextDelta,
     answer_events,
     check_model,
+    diffusion,
     parsed,
+    prepare,
+    random_seed,
     services,
-    worker_request,
+    usage,
+    whole_answers,
 )
 from app.routes.waiting import unless_gone
-from app.schemas.chat import ChatCompletionRequest
+from app.schemas.chat import ChatCompletionRequest, ChatMessage, ImagePart, Tool
+from app.schemas.tools import validator
 from app.sse import event_stream
-from engine.messages import GenerateRequest
+from engine.messages import GenerateRequest, TokenLogprobs
 
 router = APIRouter()
 
 
+@router.post("/chat/completions", include_in_schema=False)
 @router.post("/v1/chat/completions")
 async def chat_completions(http: Request) -> Response:
     body = await parsed(http, ChatCompletionRequest)
     found = services(http)
     check_model(body.model, found.settings.model)
-    limits = found.worker.admit()
-    messages = [{"role": message.role, "content": message.text} for message in body.messages]
-    prompt = await asyncio.to_thread(found.prompts.chat, messages)
-    request = worker_request(body, prompt, body.token_limit, limits)
+    limits = found.worker.admit(body.n or 1)
+    request = await asyncio.to_thread(_request, found, body)
+    prepared = prepare(request, limits)
     head = {
-        "id": f"chatcmpl-{request.id}",
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),
         "model": found.settings.model,
     }
     if body.stream:
-        return event_stream(_chunks(found, request, body, head))
-    return await unless_gone(http, _whole(found, request, body, head))
+        chunks = _chunks(found, request, prepared, head, include_usage=body.include_usage)
+        return event_stream(chunks)
+    return await unless_gone(http, _whole(found, request, prepared, head))
+
+
+def _request(found: Services, body: ChatCompletionRequest) -> AnswerRequest:
+    tools = [tool.model_dump(exclude_none=True) for tool in body.offered]
+    prompt = found.prompts.chat(template_messages(body.messages), tools, thinking=body.thinking)
+    top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    return AnswerRequest(
+        [prompt],
+        msgspec.structs.replace(
+            body.sampling(random_seed()),
+            logit_bias=body.bias,
+            presence_penalty=body.presence_penalty or 0.0,
+            frequency_penalty=body.frequency_penalty or 0.0,
+            top_logprobs=top_logprobs,
+        ),
+        body.token_limit,
+        "messages",
+        n=body.n or 1,
+        stops=body.stops,
+        format=ChatFormat(
+            {tool.function.name: _validator(tool) for tool in body.offered},
+            parallel_calls=body.parallel_tool_calls is not False,
+        ),
+    )
+
+
+def _validator(tool: Tool) -> Any:
+    schema = tool.function.parameters
+    return validator(schema) if tool.function.strict and schema is not None else None
+
+
+def template_messages(messages: Sequence[ChatMessage]) -> list[Message]:
+    """In the template's terms. Raises BadRequest for a result of a call that nobody made."""
+    called: set[str] = set()
+    turns = []
+    for index, message in enumerate(messages):
+        called.update(call.id for call in message.tool_calls or ())
+        if message.tool_call_id is not None and message.tool_call_id not in called:
+            field = f"messages.{index}.tool_call_id"
+            raise BadRequest(
+                f"{field}: no call before it has the id {message.tool_call_id!r}.", param=field
+            )
+        turn = message.model_dump(exclude_none=True, exclude={"tool_calls", "content"})
+        turn["content"] = _content(message)
+        if message.tool_calls:
+            turn["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {
+                        "name": call.function.name,
+                        "arguments": _arguments(call.function.arguments),
+                    },
+                }
+                for call in message.tool_calls
+            ]
+        turns.append(turn)
+    return turns
+
+
+def _content(message: ChatMessage) -> str | list[dict[str, Any]]:
+    if message.content is None or isinstance(message.content, str):
+        return message.content or ""
+    return [
+        {"type": "image", "url": part.image_url.url}
+        if isinstance(part, ImagePart)
+        else {"type": "text", "text": part.text}
+        for part in message.content
+    ]
+
+
+def _arguments(text: str) -> Any:
+    """A mapping, as the template has it; what is none is shown to the model as it came."""
+    try:
+        arguments = json.loads(text or "{}")
+    except ValueError:
+        return text
+    return arguments if isinstance(arguments, dict) else text
 
 
 async def _whole(
-    found: Services, request: GenerateRequest, body: ChatCompletionRequest, head: dict[str, Any]
+    found: Services,
+    request: AnswerRequest,
+    prepared: Sequence[GenerateRequest],
+    head: dict[str, Any],
 ) -> Response:
-    text = ""
-    async for event in answer_events(found, request, body.stops):
-        match event:
-            case TextDelta(text=more):
-                text += more
-            case Finished():
-                end = event
-    message = {"role": "assistant", "content": text, "refusal": None}
-    choice = {"index": 0, "message": message, "finish_reason": end.reason, "logprobs": None}
+    choices = await whole_answers(found, request, prepared)
+    figures = [choice.end.figures for choice in choices]
     return JSONResponse(
         {
             **head,
             "object": "chat.completion",
-            "choices": [choice],
-            "usage": end.figures.usage,
-            "diffusion": end.figures.diffusion,
+            "choices": [_choice(found, request, choice) for choice in choices],
+            "usage": usage(figures, request.n),
+            "diffusion": diffusion(figures),
         }
     )
 
 
+def _choice(found: Services, request: AnswerRequest, choice: Choice) -> dict[str, Any]:
+    calls = choice.calls
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": None if calls and not choice.text else choice.text,
+        "refusal": None,
+    }
+    if choice.thinking:
+        message |= _thinking(choice.thinking)
+    if calls:
+        message["tool_calls"] = [_call(call) for call in calls]
+    return {
+        "index": choice.end.choice,
+        "message": message,
+        "finish_reason": choice.end.reason,
+        "logprobs": _logprobs(found, request, choice.logprobs),
+    }
+
+
+def _thinking(text: str) -> dict[str, str]:
+    """Under both names that clients look for."""
+    return {"reasoning_content": text, "reasoning": text}
+
+
+def _call(call: ToolCallDelta) -> dict[str, Any]:
+    """A call, or what a delta adds to one."""
+    if call.name is None:
+        return {"function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+
+
+def _delta(event: Event) -> dict[str, Any]:
+    match event:
+        case TextDelta(text=text):
+            return {"content": text}
+        case ThinkingDelta(text=text):
+            return _thinking(text)
+        case ToolCallDelta(index=index):
+            return {"tool_calls": [{"index": index, **_call(event)}]}
+
+
+def _logprobs(
+    found: Services, request: AnswerRequest, logprobs: Sequence[TokenLogprobs]
+) -> dict[str, Any] | None:
+    """OpenAI's figures of text tokens; None if they were not asked for."""
+    if request.sampling.top_logprobs is None:
+        return None
+
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        raw = found.prompts.vocabulary.token_bytes(token)
+        text = raw.decode(errors="replace")
+        return {"token": text, "logprob": logprob, "bytes": list(raw)}
+
+    content = [
+        {**entry(each.token, each.logprob), "top_logprobs": [entry(*pair) for pair in each.top]}
+        for each in logprobs
+    ]
+    return {"content": content, "refusal": None}
+
+
 async def _chunks(
-    found: Services, request: GenerateRequest, body: ChatCompletionRequest, head: dict[str, Any]
+    found: Services,
+    request: AnswerRequest,
+    prepared: Sequence[GenerateRequest],
+    head: dict[str, Any],
+    *,
+    include_usage: bool,
 ) -> AsyncGenerator[str, None]:
     head = {**head, "object": "chat.completion.chunk"}
-    if body.include_usage:
+    if include_usage:
         head["usage"] = None  # as the specification has it for every chunk but the last
 
-    def chunk(delta: dict[str, Any], reason: str | None = None, **more: Any) -> str:
-        choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
-        return json.dumps({**head, "choices": [choice], **more}, ensure_ascii=False)
+    def chunk(
+        choice: int,
+        delta: dict[str, Any],
+        reason: str | None = None,
+        logprobs: Sequence[TokenLogprobs] = (),
+        **more: Any,
+    ) -> str:
+        found_logprobs = _logprobs(found, request, logprobs) if logprobs else None
+        one = {
+            "index": choice,
+            "delta": delta,
+            "finish_reason": reason,
+            "logprobs": found_logprobs,
+        }
+        return json.dumps({**head, "choices": [one], **more}, ensure_ascii=False)
 
-    yield chunk({"role": "assistant", "content": ""})
+    for choice in range(request.choices):
+        yield chunk(choice, {"role": "assistant", "content": ""})
+    ends: dict[int, Finished] = {}
     try:
-        async with aclosing(answer_events(found, request, body.stops)) as events:
+        async with aclosing(answer_events(found, request, prepared)) as events:
             async for event in events:
                 match event:
-                    case TextDelta(text=text):
-                        yield chunk({"content": text})
-                    case Finished(reason=reason, figures=figures):
-                        yield chunk({}, reason, diffusion=figures.diffusion)
-                        if body.include_usage:
-                            yield json.dumps({**head, "choices": [], "usage": figures.usage})
+                    case Delta(choice=choice, event=added, logprobs=logprobs):
+                        yield chunk(choice, _delta(added), logprobs=logprobs)
+                    case Finished(choice=choice, reason=reason, logprobs=logprobs):
+                        ends[choice] = event
+                        last = diffusion([event.figures])
+                        yield chunk(choice, {}, reason, logprobs, diffusion=last)
+        if include_usage:
+            figures = [ends[choice].figures for choice in range(request.choices)]
+            last_usage = usage(figures, request.n)
+            yield json.dumps({**head, "choices": [], "usage": last_usage})
     except ApiError as error:
         yield json.dumps(error_body(error))
     yield "[DONE]"

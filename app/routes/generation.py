@@ -1,24 +1,35 @@
-"""What the dialects' endpoints share: a request given to the worker, its answer as events."""
+"""What the dialects' endpoints share: one internal request, one internal stream of events.
 
+A dialect's module translates: its JSON to an `AnswerRequest`, `Delta` and `Finished` (or, of an
+answer that is not streamed, `Choice`) to its JSON.
+"""
+
+import asyncio
+import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+import msgspec
 from fastapi import Request
+from jsonschema import ValidationError as InvalidArguments
+from jsonschema.protocols import Validator
 from pydantic import BaseModel, ValidationError
+from referencing.exceptions import Unresolvable
 
 from app.errors import ApiError, BadRequest, GenerationFailed, ModelNotFound
+from app.gemma_format import AnswerParser, Call, Event, TextDelta, ThinkingDelta, ToolCallDelta
 from app.metrics import Metrics
-from app.output import TextOutput
-from app.prompt import PromptBuilder, answer_room
-from app.schemas.common import UNSUPPORTED, ApiRequest
+from app.output import AnswerOutput, merged
+from app.prompt import Prompt, PromptBuilder, answer_room
+from app.schemas.common import UNSUPPORTED
 from app.settings import Settings
 from app.worker import WorkerClient
-from engine.messages import Block, Done, Failed, GenerateRequest, Ready
+from engine.messages import Block, Done, Failed, GenerateRequest, Ready, Sampling, TokenLogprobs
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +47,44 @@ class Services:
 
 
 @dataclass(frozen=True)
-class TextDelta:
-    """Text that one block adds."""
+class ChatFormat:
+    """How a chat's answer is read. A tool has a validator if its calls must satisfy it."""
 
-    text: str
+    tools: Mapping[str, Validator | None] = field(default_factory=dict)
+    parallel_calls: bool = True
 
 
+@dataclass(frozen=True)
+class AnswerRequest:
+    """What every dialect asks for: each prompt answered `n` times, in whatever order.
+
+    Of an answer to prompt p the number n * p, n * p + 1, … is its choice. `format` is None for
+    raw completions, whose answer is all text.
+    """
+
+    prompts: Sequence[Prompt]
+    sampling: Sampling
+    max_tokens: int | None
+    prompt_field: str  # the request's field that a prompt too long is blamed on
+    n: int = 1
+    stops: tuple[str, ...] = ()
+    format: ChatFormat | None = None
+
+    @property
+    def choices(self) -> int:
+        return len(self.prompts) * self.n
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one block adds to a choice: one event, and of text the tokens' log-probabilities."""
+
+    choice: int
+    event: Event
+    logprobs: list[TokenLogprobs]
+
+
+Reason = Literal["stop", "length", "tool_calls"]
 Outcome = Literal["stop", "length", "cancelled", "error"]
 
 
@@ -52,39 +95,45 @@ class Figures:
     prompt_tokens: int
     cached_tokens: int = 0
     completion_tokens: int = 0
+    thinking_tokens: int = 0
     blocks: int = 0
     denoising_steps: int = 0
     time_to_first_block_s: float = 0.0
     duration_s: float = 0.0
     outcome: Outcome = "cancelled"  # unless it ends otherwise
 
-    @property
-    def usage(self) -> dict[str, Any]:
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
-        }
-
-    @property
-    def diffusion(self) -> dict[str, float]:
-        """Speeds are the answer's tokens over wall time; SDKs ignore the whole object."""
-        return {
-            "blocks": self.blocks,
-            "denoising_steps": self.denoising_steps,
-            "tokens_per_step": round(self.completion_tokens / max(self.denoising_steps, 1), 3),
-            "time_to_first_block_s": round(self.time_to_first_block_s, 6),
-            "tokens_per_second": round(self.completion_tokens / self.duration_s, 3),
-        }
-
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of an answer."""
+    """The end of a choice. `stop_string` is what ended it, if one did."""
 
-    reason: Literal["stop", "length"]
+    choice: int
+    reason: Reason
     figures: Figures
+    stop_string: str | None = None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # of text that never came
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A whole answer: what it says, thinks and calls in order, neighbours of a kind as one."""
+
+    events: list[Event]
+    logprobs: list[TokenLogprobs]
+    end: Finished
+
+    @property
+    def text(self) -> str:
+        return "".join(event.text for event in self.events if isinstance(event, TextDelta))
+
+    @property
+    def thinking(self) -> str:
+        return "".join(event.text for event in self.events if isinstance(event, ThinkingDelta))
+
+    @property
+    def calls(self) -> list[ToolCallDelta]:
+        """Each a whole call."""
+        return [event for event in self.events if isinstance(event, ToolCallDelta)]
 
 
 def services(request: Request) -> Services:
@@ -108,61 +157,208 @@ def check_model(wanted: str | None, served: str) -> None:
         )
 
 
-def worker_request(
-    body: ApiRequest, prompt: list[int], token_limit: int | None, limits: Ready
-) -> GenerateRequest:
-    """The same request in the worker's terms; raises ContextLengthExceeded."""
-    return GenerateRequest(
-        id=uuid.uuid4().hex,
-        prompt=prompt,
-        max_tokens=answer_room(prompt, token_limit, limits.context_length, param=body.prompt_field),
-        seed=(body.seed if body.seed is not None else uuid.uuid4().int) % 2**64,
-        temperature=1.0 if body.temperature is None else body.temperature,
-    )
+def random_seed() -> int:
+    return uuid.uuid4().int % 2**64
+
+
+def usage(figures: Sequence[Figures], n: int) -> dict[str, Any]:
+    """OpenAI's usage of all choices in their order; a prompt is counted once for its n answers."""
+    prompts = figures[::n]
+    prompt_tokens = sum(each.prompt_tokens for each in prompts)
+    completion_tokens = sum(each.completion_tokens for each in figures)
+    thinking_tokens = sum(each.thinking_tokens for each in figures)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(each.cached_tokens for each in prompts)},
+        "completion_tokens_details": {"reasoning_tokens": thinking_tokens},
+    }
+
+
+def diffusion(figures: Sequence[Figures]) -> dict[str, float]:
+    """Speeds are the answer's tokens over wall time; SDKs ignore the whole object."""
+    tokens = sum(each.completion_tokens for each in figures)
+    steps = sum(each.denoising_steps for each in figures)
+    duration_s = max(each.duration_s for each in figures)
+    return {
+        "blocks": sum(each.blocks for each in figures),
+        "denoising_steps": steps,
+        "tokens_per_step": round(tokens / max(steps, 1), 3),
+        "time_to_first_block_s": round(min(each.time_to_first_block_s for each in figures), 6),
+        "tokens_per_second": round(tokens / duration_s, 3),
+    }
+
+
+def prepare(request: AnswerRequest, limits: Ready) -> list[GenerateRequest]:
+    """The choices in the worker's terms, one after the other.
+
+    Raises ContextLengthExceeded, and BadRequest for token ids that the model does not have.
+    """
+    if any(token >= limits.vocab_size for token in request.sampling.logit_bias):
+        raise BadRequest(
+            f"logit_bias: token ids must be below {limits.vocab_size}.", param="logit_bias"
+        )
+    suffix = request.sampling.suffix
+    prepared = []
+    for prompt in request.prompts:
+        context = limits.context_length - len(suffix)
+        room = answer_room(prompt.tokens, request.max_tokens, context, param=request.prompt_field)
+        if suffix and room + len(suffix) > limits.canvas_length:
+            raise BadRequest(
+                f"suffix: its {len(suffix)} tokens and max_tokens ({room}) must fit one canvas "
+                f"of {limits.canvas_length} tokens.",
+                param="suffix",
+            )
+        for choice in range(request.n):
+            prepared.append(
+                GenerateRequest(
+                    id=uuid.uuid4().hex,
+                    prompt=prompt.tokens,
+                    max_tokens=room,
+                    sampling=msgspec.structs.replace(request.sampling, choice=choice),
+                )
+            )
+    return prepared
 
 
 async def answer_events(
-    found: Services, request: GenerateRequest, stops: tuple[str, ...]
-) -> AsyncGenerator[TextDelta | Finished, None]:
-    """Run the request: a delta for each block that adds text, then `Finished`.
+    found: Services, request: AnswerRequest, prepared: Sequence[GenerateRequest]
+) -> AsyncGenerator[Delta | Finished, None]:
+    """Run all choices together: deltas for each block that adds something, `Finished` for each.
 
-    Raises GenerationFailed. Leaving early, or a stop string, cancels it in the worker. However it
-    ends, it is counted and logged once.
+    Raises GenerationFailed if one of them fails, which ends them all. Leaving early cancels them
+    in the worker. However a choice ends, it is counted and logged once.
     """
-    started = time.monotonic()
-    output = TextOutput(found.prompts.tokenizer, stops)
-    figures = Figures(len(request.prompt))
-    reason: Literal["stop", "length"] = "length"
+    events: asyncio.Queue[Delta | Finished | BaseException] = asyncio.Queue()
+
+    async def run(choice: int) -> None:
+        try:
+            prompt = request.prompts[choice // request.n]
+            one = _choice_events(found, request, prompt, prepared[choice], choice)
+            async with aclosing(one) as mine:
+                async for event in mine:
+                    events.put_nowait(event)
+        except Exception as error:
+            events.put_nowait(error)
+
+    running = [asyncio.create_task(run(choice)) for choice in range(len(prepared))]
+    left = len(running)
     try:
-        async with aclosing(found.worker.generate(request)) as messages:
+        while left:
+            match await events.get():
+                case BaseException() as error:
+                    raise error
+                case event:
+                    left -= isinstance(event, Finished)
+                    yield event
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def whole_answers(
+    found: Services, request: AnswerRequest, prepared: Sequence[GenerateRequest]
+) -> list[Choice]:
+    """The same as whole answers, by choice."""
+    events: list[list[Event]] = [[] for _ in prepared]
+    logprobs: list[list[TokenLogprobs]] = [[] for _ in prepared]
+    ends: dict[int, Finished] = {}
+    async with aclosing(answer_events(found, request, prepared)) as answer:
+        async for event in answer:
+            logprobs[event.choice] += event.logprobs
+            match event:
+                case Delta():
+                    events[event.choice].append(event.event)
+                case Finished():
+                    ends[event.choice] = event
+    return [
+        Choice(merged(events[choice]), logprobs[choice], ends[choice])
+        for choice in range(len(prepared))
+    ]
+
+
+async def _choice_events(
+    found: Services, request: AnswerRequest, prompt: Prompt, prepared: GenerateRequest, choice: int
+) -> AsyncGenerator[Delta | Finished, None]:
+    started = time.monotonic()
+    output = _output(found, request, prompt)
+    figures = Figures(len(prompt.tokens))
+    reason: Literal["stop", "length"] = "length"
+
+    def deltas(events: list[Event]) -> Iterator[Delta]:
+        for event in events:
+            is_text = isinstance(event, TextDelta)
+            yield Delta(choice, event, output.take_logprobs() if is_text else [])
+
+    try:
+        async with aclosing(found.worker.generate(prepared)) as messages:
             async for message in messages:
                 match message:
-                    case Block(tokens=tokens, denoising_steps=steps, cached_tokens=cached):
+                    case Block():
                         if figures.blocks == 0:
                             figures.time_to_first_block_s = time.monotonic() - started
-                            figures.cached_tokens = cached
+                            figures.cached_tokens = message.cached_tokens
                         figures.blocks += 1
-                        figures.denoising_steps += steps
-                        text = output.feed(tokens)
+                        figures.denoising_steps += message.denoising_steps
+                        events = output.feed(message.tokens, message.logprobs or ())
                         figures.completion_tokens = output.tokens
-                        if text:
-                            yield TextDelta(text)
-                        if output.stopped:
+                        figures.thinking_tokens = output.thinking_tokens
+                        for delta in deltas(events):
+                            yield delta
+                        if output.ended:
                             break
                     case Done(finish_reason=ending):
                         reason = "stop" if ending == "stop" else "length"
                     case Failed(message=why):
                         figures.outcome = "error"
                         raise GenerationFailed(why)
-        rest = output.finish()
-        if rest:
-            yield TextDelta(rest)
-        figures.outcome = reason = "stop" if output.stopped else reason
+        for delta in deltas(output.finish()):
+            yield delta
+        figures.outcome = "stop" if output.ended else reason
         figures.duration_s = time.monotonic() - started
-        yield Finished(reason, figures)
+        called = bool(output.calls) and figures.outcome == "stop" and output.stop_string is None
+        if called:
+            _check_calls(output.calls, request.format, figures)
+        yield Finished(
+            choice,
+            "tool_calls" if called else "stop" if output.ended else reason,
+            figures,
+            output.stop_string,
+            output.take_logprobs(),
+        )
     finally:
         figures.duration_s = figures.duration_s or time.monotonic() - started
         _record(figures, found.metrics)
+
+
+def _output(found: Services, request: AnswerRequest, prompt: Prompt) -> AnswerOutput:
+    form = request.format
+    return AnswerOutput(
+        found.prompts.vocabulary,
+        request.stops,
+        AnswerParser(thinking=prompt.thinking, calls=bool(form.tools)) if form else None,
+        most_calls=None if form is None or form.parallel_calls else 1,
+    )
+
+
+def _check_calls(calls: Sequence[Call], form: ChatFormat | None, figures: Figures) -> None:
+    """Raises GenerationFailed if a call breaks a schema that the client was promised."""
+    for call in calls:
+        validator = form.tools.get(call.name) if form is not None else None
+        if validator is None:
+            continue
+        try:
+            validator.validate(json.loads(call.arguments))
+        except (ValueError, InvalidArguments, Unresolvable) as error:
+            figures.outcome = "error"
+            why = error.message if isinstance(error, InvalidArguments) else error
+            raise GenerationFailed(
+                f"The model called {call.name} with arguments that its strict schema forbids: "
+                f"{why}",
+                code="tool_call_invalid",
+            ) from error
 
 
 def _record(figures: Figures, metrics: Metrics) -> None:
@@ -187,7 +383,7 @@ def _record(figures: Figures, metrics: Metrics) -> None:
 def _bad_request(error: ValidationError) -> ApiError:
     first = error.errors(include_url=False)[0]
     context = first.get("ctx", {})
-    path = [*first["loc"], *([context["field"]] if "field" in context else [])]
+    path = [*first["loc"], *([context["field"]] if context.get("field") else [])]
     # "(list)" and the like tell which form a field has, and are no part of its name.
     field = ".".join(str(part) for part in path if not str(part).startswith("(")) or None
     if first["type"] == "json_invalid":

@@ -14,7 +14,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from engine.messages import Sampling
+
 MAX_STOPS = 4
+MAX_CHOICES = 128
+MAX_TOP_LOGPROBS = 20
 UNSUPPORTED = "unsupported_parameter"  # the error's type here and its code in the answer
 
 
@@ -31,11 +35,16 @@ ONE_OR_SEVERAL = Discriminator(
 )
 
 
+def unsupported(field: str, message: str) -> PydanticCustomError:
+    """The error of a field, under the one that is validated, that Easel does not honour so."""
+    return PydanticCustomError(UNSUPPORTED, "{message}", {"field": field, "message": message})
+
+
 class Strict(BaseModel):
     """Takes no other field than its own, so that none is ignored unseen.
 
-    `neutral` names the fields of OpenAI's schema that Easel does not honour, each with the values
-    that ask for nothing; null always does. Any other value is refused.
+    `neutral` names the fields of the dialect's schema that Easel does not honour, each with the
+    values that ask for nothing; null always does. Any other value is refused.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -51,11 +60,8 @@ class Strict(BaseModel):
             # By type too: 1 == True in Python.
             if value is None or any(value == a and type(value) is type(a) for a in allowed):
                 continue
-            raise PydanticCustomError(
-                UNSUPPORTED,
-                "not supported; allowed: {allowed}",
-                {"field": field, "allowed": ", ".join(json.dumps(v) for v in (None, *allowed))},
-            )
+            values = ", ".join(json.dumps(v) for v in (None, *allowed))
+            raise unsupported(field, f"not supported; allowed: {values}")
         return {field: value for field, value in data.items() if field not in cls.neutral}
 
 
@@ -65,12 +71,46 @@ class StreamOptions(Strict):
     include_usage: bool = False
 
 
-class ApiRequest(Strict):
-    """Fields of every generation request."""
+class SamplingFields(Strict):
+    """How an answer is drawn: OpenAI's fields and, from `top_k` on, Easel's own for every dialect.
+
+    The extensions have the names under which other servers know them.
+    """
+
+    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, description="0 and -1: all tokens")
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    ignore_eos: bool | None = None
+    min_tokens: int | None = Field(default=None, ge=0)
+    priority: int | None = Field(default=None, ge=-(2**31), lt=2**31)
+    max_denoising_steps: int | None = Field(default=None, ge=1, le=1024)
+    entropy_bound: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    confidence_threshold: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+    def sampling(self, seed: int) -> Sampling:
+        """In the worker's terms; `seed` is taken if the request has none."""
+        return Sampling(
+            seed=(seed if self.seed is None else self.seed) % 2**64,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=self.top_p or 1.0,
+            top_k=max(self.top_k or 0, 0),
+            ignore_eos=bool(self.ignore_eos),
+            min_tokens=self.min_tokens or 0,
+            max_denoising_steps=self.max_denoising_steps,
+            entropy_bound=self.entropy_bound,
+            confidence_threshold=self.confidence_threshold,
+        )
+
+
+class ApiRequest(SamplingFields):
+    """Fields of OpenAI's two generation requests."""
 
     model: str | None = None
-    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
+    logit_bias: dict[str, float] | None = None
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     stop: (
         Annotated[
             Annotated[str, Field(min_length=1), ONE]
@@ -79,7 +119,6 @@ class ApiRequest(Strict):
         ]
         | None
     ) = None
-    prompt_field: ClassVar[str]  # the field that a prompt too long is blamed on
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -91,13 +130,26 @@ class ApiRequest(Strict):
             raise ValueError(f"at most {MAX_STOPS} stop strings are allowed")
         return value
 
+    @field_validator("logit_bias")
+    @classmethod
+    def _token_ids(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        for token, bias in (value or {}).items():
+            if not (token.isascii() and token.isdigit() and len(token) < 10):
+                raise ValueError(f"{token!r} is not a token id")
+            if not -100 <= bias <= 100:
+                raise ValueError(f"the bias of token {token} must be from -100 to 100")
+        return value
+
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> "ApiRequest":
         if self.stream_options is not None and not self.stream:
-            raise PydanticCustomError(
-                UNSUPPORTED, "needs stream to be true", {"field": "stream_options"}
-            )
+            raise unsupported("stream_options", "needs stream to be true")
         return self
+
+    @property
+    def bias(self) -> dict[int, float]:
+        """`logit_bias` by token id."""
+        return {int(token): bias for token, bias in (self.logit_bias or {}).items()}
 
     @property
     def stops(self) -> tuple[str, ...]:

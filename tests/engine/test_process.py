@@ -17,6 +17,7 @@ from engine.messages import (
     GenerateRequest,
     Loading,
     Ready,
+    Sampling,
     Stats,
     decode_from_worker,
     encode,
@@ -95,7 +96,7 @@ def test_a_worker_tells_its_limits_when_it_is_ready(start):
 def test_an_answer_comes_in_blocks_and_ends_once(start):
     process = start()
     process.until(Ready)
-    process.send(GenerateRequest("a", [7, 8, 9], 20, seed=0))
+    process.send(GenerateRequest("a", [7, 8, 9], 20, Sampling(seed=0)))
     messages = [m for m in process.until(Done) if not isinstance(m, Stats)]
     *blocks, done = messages
     assert all(isinstance(block, Block) and block.id == "a" for block in blocks)
@@ -105,9 +106,9 @@ def test_an_answer_comes_in_blocks_and_ends_once(start):
 def test_a_cancel_ends_a_running_request_and_the_next_one_runs(start):
     process = start()
     process.until(Ready)
-    process.send(GenerateRequest("long", [7], 500, seed=0))
+    process.send(GenerateRequest("long", [7], 500, Sampling(seed=0)))
     process.send(Cancel("long"))
-    process.send(GenerateRequest("short", [7], 1, seed=0))
+    process.send(GenerateRequest("short", [7], 1, Sampling(seed=0)))
     dones = [process.until(Done)[-1] for _ in range(2)]
     assert [(done.id, done.finish_reason) for done in dones] == [
         ("long", "cancelled"),
@@ -135,7 +136,7 @@ def test_a_worker_works_on_through_the_signals_that_reach_its_whole_group(start)
     process.until(Ready)
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(process.popen.pid, number)
-    process.send(GenerateRequest("a", [7], 1, seed=0))
+    process.send(GenerateRequest("a", [7], 1, Sampling(seed=0)))
     assert process.until(Done)[-1].finish_reason == "length"
 
 

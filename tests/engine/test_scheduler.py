@@ -1,10 +1,10 @@
-from engine.messages import GenerateRequest
+from engine.messages import GenerateRequest, Sampling
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence, Step
 
 
 def sequence(request_id, prompt=(1, 2)):
-    return Sequence.start(GenerateRequest(request_id, list(prompt), 10, seed=0))
+    return Sequence.start(GenerateRequest(request_id, list(prompt), 10, Sampling(seed=0)))
 
 
 def scheduler_with(*sequences, max_active=1):

@@ -1,13 +1,13 @@
 import pytest
 
-from engine.messages import GenerateRequest
+from engine.messages import GenerateRequest, Sampling
 from engine.sequence import WORTH_KEEPING_TOKENS, Sequence, Step, Work
 
 END = frozenset({99})
 
 
 def start(max_tokens=100, prompt=(1, 2, 3, 4, 5)):
-    return Sequence.start(GenerateRequest("r", list(prompt), max_tokens, seed=0))
+    return Sequence.start(GenerateRequest("r", list(prompt), max_tokens, Sampling(seed=0)))
 
 
 def run(sequence, canvas=None, **step):
@@ -27,7 +27,7 @@ def test_the_prompt_is_encoded_in_chunks_the_last_of_them_with_the_first_step():
 
 def test_encoding_pauses_behind_a_long_first_turn_for_other_conversations_to_reuse():
     system = [*([8, 9] * WORTH_KEEPING_TOKENS), 99]
-    request = GenerateRequest("r", [*system, 10, 99, 11], 100, seed=0)
+    request = GenerateRequest("r", [*system, 10, 99, 11], 100, Sampling(seed=0))
     sequence = Sequence.start(request, END)
     first = sequence.next_work(10_000)
     assert (first.tokens, first.denoise) == (system, False)
@@ -36,7 +36,7 @@ def test_encoding_pauses_behind_a_long_first_turn_for_other_conversations_to_reu
 
 
 def test_encoding_does_not_pause_behind_a_short_first_turn():
-    sequence = Sequence.start(GenerateRequest("r", [8, 99, 10], 100, seed=0), END)
+    sequence = Sequence.start(GenerateRequest("r", [8, 99, 10], 100, Sampling(seed=0)), END)
     assert sequence.next_work(10_000).tokens == [8, 99, 10]
 
 

@@ -7,7 +7,7 @@ import torch
 
 from bench.random_model import Shape, write_random_model
 from engine.config import EngineConfig
-from engine.messages import Block, Cancel, Done, Failed, GenerateRequest, Stats
+from engine.messages import Block, Cancel, Done, Failed, GenerateRequest, Sampling, Stats
 from engine.noise import block_noise
 from engine.worker import Worker, build_denoiser
 
@@ -29,9 +29,14 @@ def worker(denoiser):
     return Worker(denoiser, EngineConfig(prefill_chunk=16))
 
 
+SAMPLING_FIELDS = Sampling.__struct_fields__
+
+
 def request(request_id="a", **changes):
-    values = {"id": request_id, "prompt": PROMPT, "max_tokens": 20, "seed": 1}
-    return GenerateRequest(**{**values, **changes})
+    """With these fields of the request or of its sampling."""
+    sampling = {name: changes.pop(name) for name in (*changes,) if name in SAMPLING_FIELDS}
+    values = {"id": request_id, "prompt": PROMPT, "max_tokens": 20}
+    return GenerateRequest(**{**values, **changes}, sampling=Sampling(**{"seed": 1, **sampling}))
 
 
 def tokens_of(messages):

@@ -3,12 +3,16 @@
 import pytest
 import torch
 
-from engine.messages import GenerateRequest
+from engine.messages import GenerateRequest, Sampling
 from engine.model.vocab_tail import inverse_cdf
 from engine.noise import block_noise
 
 BLOCKS = 3
 END_NOWHERE = -1  # the reference falls back to its checkpoint's end tokens if it is given none
+
+
+def request(prompt, length, seed):
+    return GenerateRequest("r", prompt, length, Sampling(seed))
 
 
 @pytest.fixture
@@ -53,7 +57,9 @@ def test_answers_of_three_blocks_are_token_identical(pair, same_noise, seed):
     generated = pair.reference.generate(
         torch.tensor([prompt]), max_new_tokens=length, eos_token_id=[END_NOWHERE]
     )
-    blocks = pair.answer(GenerateRequest("r", prompt, length, seed), end_tokens=frozenset())
+    blocks = pair.answer(
+        GenerateRequest("r", prompt, length, Sampling(seed)), end_tokens=frozenset()
+    )
     tokens = [token for block in blocks for token in block.tokens]
     assert tokens == generated.sequences[0, len(prompt) :].tolist()
     steps = sum(block.denoising_steps for block in blocks)
@@ -66,12 +72,14 @@ def test_answers_of_three_blocks_are_token_identical(pair, same_noise, seed):
 def test_an_answer_ends_with_the_same_end_token(pair, same_noise, seed):
     same_noise(seed)
     prompt, length = pair.prompt(seed=seed), BLOCKS * pair.denoiser.model.config.canvas_length
-    free = pair.answer(GenerateRequest("r", prompt, length, seed), end_tokens=frozenset())
+    free = pair.answer(request(prompt, length, seed), end_tokens=frozenset())
     end = free[1].tokens[3]  # a token that is known to come up
     generated = pair.reference.generate(
         torch.tensor([prompt]), max_new_tokens=length, eos_token_id=[end]
     ).sequences[0, len(prompt) :]
-    blocks = pair.answer(GenerateRequest("r", prompt, length, seed), end_tokens=frozenset([end]))
+    blocks = pair.answer(
+        GenerateRequest("r", prompt, length, Sampling(seed)), end_tokens=frozenset([end])
+    )
     tokens = [token for block in blocks for token in block.tokens]
     assert tokens[-1] == end
     assert tokens == generated.tolist()[: len(tokens)]

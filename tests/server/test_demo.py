@@ -4,26 +4,14 @@ import json
 import shutil
 import subprocess
 
-import openai
 import pytest
 
 from demo.tasks import GREETING
-from engine.config import DEMO_MODEL_PATH
-from tests.conftest import Server
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    log = tmp_path_factory.mktemp("demo") / "log"
-    server = Server(DEMO_MODEL_PATH, log, EASEL_MODEL="demo").wait_until_ready()
-    yield server
-    assert server.stop() == 0
-
-
-@pytest.fixture(scope="module")
-def client(demo):
-    with openai.OpenAI(base_url=f"{demo.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
+def client(demo_client):
+    return demo_client
 
 
 def say(client, *turns, **options):
@@ -60,8 +48,8 @@ def test_a_long_answer_streams_in_as_many_chunks_as_it_has_blocks(client):
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl on this machine")
-def test_the_curl_line_that_the_server_prints_works_when_pasted(demo):
-    log = demo.log.read_text()
+def test_the_curl_line_that_the_server_prints_works_when_pasted(demo_server):
+    log = demo_server.log.read_text()
     command = log[log.index("curl -N") :].split("\n\n")[0]
     pasted = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True

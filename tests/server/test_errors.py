@@ -7,6 +7,11 @@ import httpx
 import pytest
 
 GOOD = {"messages": [{"role": "user", "content": "hi"}]}
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def tool(**function):
+    return {"type": "function", "function": {"name": "f", **function}}
 
 
 def envelope(response):
@@ -31,8 +36,13 @@ def envelope(response):
         ({"stop": ["a"] * 5}, "stop"),
         ({"stop": ""}, "stop"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
-        ({"messages": [{"role": "user", "content": "x", "name": "Al"}]}, "messages.0.name"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.tool_call_id"),
+        (
+            {"messages": [{"role": "tool", "content": "x", "tool_call_id": "a"}]},
+            "messages.0.tool_call_id",
+        ),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages.0"),
+        ({"messages": [{"role": "assistant"}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": []}]}, "messages.0.content"),
         (
@@ -43,11 +53,30 @@ def envelope(response):
         ({"temperature": True}, "temperature"),
         ({"stop": [1]}, "stop.0"),
         ({"stop": 1}, "stop"),
-        ({"n": 2}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"n": 65}, "n"),  # more than the queue could ever hold
         ({"n": True}, "n"),
-        ({"top_p": 0.5}, "top_p"),
-        ({"logprobs": True}, "logprobs"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"99999": 1}}, "logit_bias"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+        ({"max_denoising_steps": 0}, "max_denoising_steps"),
         ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools.0.type"),
+        ({"tools": [tool(name="a b")]}, "tools.0.function.name"),
+        ({"tools": [tool(parameters={"type": "objekt"})]}, "tools.0.function.parameters"),
+        ({"tools": [tool()], "tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "auto"}, "tool_choice"),
+        ({"chat_template_kwargs": {"think": True}}, "chat_template_kwargs.think"),
+        (
+            {"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "none"},
+            "reasoning_effort",
+        ),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"colour": "red"}, "colour"),
     ],
@@ -60,7 +89,16 @@ def test_a_bad_field_is_named(http, change, param):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "param"), [([-1], "prompt.0"), ([], "prompt"), (["a"], "prompt.0"), (7, "prompt")]
+    ("prompt", "param"),
+    [
+        ([-1], "prompt.0"),
+        ([], "prompt"),
+        (["a", 1], "prompt.1"),
+        ([[1], []], "prompt.1"),
+        ([""], "prompt.0"),
+        (7, "prompt"),
+        ([99999], "prompt"),
+    ],
 )
 def test_a_bad_raw_prompt_is_named(http, prompt, param):
     response = http.post("/v1/completions", json={"prompt": prompt})
@@ -71,6 +109,22 @@ def test_a_bad_raw_prompt_is_named(http, prompt, param):
 def test_a_whole_number_is_a_temperature(http):
     response = http.post("/v1/chat/completions", json={**GOOD, "temperature": 1, "max_tokens": 1})
     assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"best_of": 2}, "best_of"),
+        ({"logprobs": 6}, "logprobs"),
+        ({"logprobs": 0, "echo": True}, "logprobs"),
+        ({"suffix": "b"}, "max_tokens"),
+        ({"suffix": "b", "max_tokens": 32}, "suffix"),
+    ],
+)
+def test_a_bad_field_of_a_completion_is_named(http, change, param):
+    response = http.post("/v1/completions", json={"prompt": "a", **change})
+    assert response.status_code == 400
+    assert envelope(response)["param"] == param
 
 
 def test_neutral_values_of_unsupported_fields_are_accepted(http):

@@ -1,0 +1,17 @@
+"""What this server is: asked for by people, and by clients that look whether anyone is there."""
+
+from importlib.metadata import version
+
+from fastapi import APIRouter
+
+router = APIRouter()
+
+
+@router.api_route("/", methods=["GET", "HEAD"])
+async def root() -> dict[str, str]:
+    return {"name": "easel", **await about()}
+
+
+@router.get("/version")
+async def about() -> dict[str, str]:
+    return {"version": version("easel-server")}

@@ -1,0 +1,138 @@
+"""Tool calls and thinking through the official SDK, from the trained demo model."""
+
+import json
+import socket
+
+import openai
+import pytest
+
+QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
+
+
+def weather(city=None, **function):
+    parameters = {
+        "type": "object",
+        "properties": {"city": {"type": "string", **(city or {})}},
+        "required": ["city"],
+    }
+    described = {"name": "get_weather", "description": "Get the weather", "parameters": parameters}
+    return {"type": "function", "function": {**described, **function}}
+
+
+def ask(client, messages=QUESTION, tools=(), **options):
+    if tools:
+        options["tools"] = list(tools)
+    return client.chat.completions.create(model="demo", messages=messages, seed=0, **options)
+
+
+def streamed(client, **options):
+    """The whole answer as the SDK's accumulator builds it, and what came on the way."""
+    with client.chat.completions.stream(model="demo", seed=0, **options) as stream:
+        chunks = [event.chunk for event in stream if event.type == "chunk"]
+        return stream.get_final_completion().choices[0], chunks
+
+
+def test_a_question_that_a_tool_answers_becomes_its_call(demo_client):
+    choice = ask(demo_client, tools=[weather()]).choices[0]
+    (call,) = choice.message.tool_calls
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    assert (call.type, call.function.name) == ("function", "get_weather")
+    assert json.loads(call.function.arguments) == {"city": "Paris"}
+
+
+def test_the_sdk_rebuilds_the_same_call_from_a_stream(demo_client):
+    choice, chunks = streamed(demo_client, messages=QUESTION, tools=[weather()])
+    (call,) = choice.message.tool_calls
+    assert json.loads(call.function.arguments) == {"city": "Paris"}
+    deltas = [d for c in chunks if c.choices for d in c.choices[0].delta.tool_calls or ()]
+    assert [d.index for d in deltas] == [0] * len(deltas)
+    assert [d.id for d in deltas if d.id] == [call.id]
+    assert [c.choices[0].finish_reason for c in chunks][-1] == "tool_calls"
+
+
+def test_a_tool_s_result_goes_back_to_the_model_which_answers(demo_client):
+    message = ask(demo_client, tools=[weather()]).choices[0].message
+    result = {
+        "role": "tool",
+        "tool_call_id": message.tool_calls[0].id,
+        "content": json.dumps({"temperature": 21, "condition": "sunny"}),
+    }
+    turns = [*QUESTION, message.to_dict(), result]
+    choice = ask(demo_client, turns, tools=[weather()]).choices[0]
+    assert choice.message.content == "It is 21 degrees and sunny in Paris."
+    assert choice.finish_reason == "stop"
+
+
+def test_without_a_tool_or_with_none_chosen_nothing_is_called(demo_client):
+    for options in ({}, {"tools": [weather()], "tool_choice": "none"}):
+        message = ask(demo_client, **options).choices[0].message
+        assert message.tool_calls is None
+        assert message.content == "I cannot look up the weather without a tool."
+
+
+def test_arguments_that_a_strict_schema_forbids_are_never_given_out(demo_client):
+    fits = ask(demo_client, tools=[weather({"enum": ["Paris"]}, strict=True)])
+    assert fits.choices[0].finish_reason == "tool_calls"
+    other = weather({"enum": ["London"]}, strict=True)
+    with pytest.raises(openai.InternalServerError, match="strict schema forbids") as error:
+        ask(demo_client, tools=[other])
+    assert error.value.code == "tool_call_invalid"
+    with pytest.raises(openai.APIError, match="strict schema forbids"):
+        list(ask(demo_client, tools=[other], stream=True))
+    lax = ask(demo_client, tools=[weather({"enum": ["London"]})])
+    assert lax.choices[0].finish_reason == "tool_calls"
+
+
+def test_a_schema_s_references_are_not_fetched(demo_client):
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        address = f"http://127.0.0.1:{elsewhere.getsockname()[1]}/schema.json"
+        with pytest.raises(openai.InternalServerError, match=r"schema\.json"):
+            ask(demo_client, tools=[weather({"$ref": address}, strict=True)])
+        elsewhere.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            elsewhere.accept()
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"reasoning_effort": "high"},
+        {"extra_body": {"chat_template_kwargs": {"enable_thinking": True}}},
+    ],
+)
+def test_a_thought_comes_apart_from_the_answer(demo_client, wish):
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    answer = ask(demo_client, question, **wish)
+    message = answer.choices[0].message
+    assert message.content == "The capital of France is Paris."
+    assert message.reasoning_content == message.reasoning == "The user asks for a capital."
+    thinking = answer.usage.completion_tokens_details.reasoning_tokens
+    assert 0 < thinking < answer.usage.completion_tokens
+    chunks = list(ask(demo_client, question, stream=True, **wish))
+    deltas = [c.choices[0].delta for c in chunks]
+    assert "".join(d.content or "" for d in deltas) == message.content
+    thoughts = [getattr(d, "reasoning_content", None) or "" for d in deltas]
+    assert "".join(thoughts) == message.reasoning
+
+
+def test_thinking_is_off_unless_it_is_asked_for(demo_client):
+    for wish in ({}, {"reasoning_effort": "none"}, {"reasoning_effort": "minimal"}):
+        answer = ask(demo_client, **wish)
+        assert not hasattr(answer.choices[0].message, "reasoning_content")
+        assert answer.usage.completion_tokens_details.reasoning_tokens == 0
+
+
+def test_several_answers_come_with_indices_of_their_own(demo_client):
+    question = [{"role": "user", "content": "Count to 50"}]
+    whole = ask(demo_client, question, n=3)
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    one = ask(demo_client, question)
+    assert whole.usage.prompt_tokens == one.usage.prompt_tokens
+    assert whole.usage.completion_tokens >= 3 * 50
+    chunks = list(ask(demo_client, question, n=3, stream=True))
+    for index in range(3):
+        mine = [c.choices[0] for c in chunks if c.choices[0].index == index]
+        assert (mine[0].delta.role, mine[0].delta.content) == ("assistant", "")
+        assert [c.finish_reason for c in mine if c.finish_reason] == ["stop"]
+        text = "".join(c.delta.content or "" for c in mine)
+        assert text == whole.choices[index].message.content
