@@ -14,23 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
+from engine.canvas import Canvas, new_canvas, self_conditioning
+from engine.denoising_step import DenoisingStep
 from engine.kv_cache import KVCache, Snapshot
 from engine.model.diffusion_gemma import DiffusionGemma, Segment
-from engine.model.vocab_tail import TailResult, draw, triton_vocab_tail, vocab_tail
-from engine.noise import BlockNoise, block_noise
 from engine.prefix_cache import PrefixCache
-from engine.sampler import (
-    SamplerConfig,
-    accept,
-    converged,
-    counted_positions,
-    mean_entropy,
-    nearly_converged,
-    stable_steps,
-)
+from engine.sampler import SamplerConfig
 from engine.sequence import Pass, PassResult, Sequence, Step, Work
 
 logger = logging.getLogger(__name__)
@@ -38,21 +28,6 @@ logger = logging.getLogger(__name__)
 # How far a kept prefix can be cut back where sliding layers have lost its beginning. The next turn
 # of a conversation differs from the last prompt in how the model's turn begins, by ten tokens.
 SLACK_TOKENS = 64
-LEAST_TEMPERATURE = 1e-3  # a lower one is taken as this: float32 ends before it makes a difference
-NARROW_TOKENS = 16  # a narrower canvas has a multiple of these
-
-
-@dataclass
-class Canvas:
-    """The block in the making, on the device."""
-
-    noise: BlockNoise
-    temperature: float  # the request's, which multiplies the schedule's
-    tokens: Tensor  # [C] int64
-    argmax: Tensor  # [C] int64; -1 before the first step
-    stable: Tensor  # [] int64, steps for which argmax has stayed the same
-    soft_embeddings: Tensor | None = None  # [C, D] self-conditioning; None before the first step
-    step_index: int = 0  # denoising steps that it has had
 
 
 @dataclass
@@ -62,27 +37,6 @@ class Slot:
     cache: KVCache
     tokens: list[int]  # that the cache holds
     canvas: Canvas | None = None
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of canvases that stand one behind the other, and as a tensor of one row each."""
-
-    widths: list[int]
-
-    def padded(self, flat: Tensor, padding: float) -> Tensor:
-        """[R] -> [N, C]."""
-        if len(set(self.widths)) == 1:
-            return flat.view(len(self.widths), -1)
-        return pad_sequence(
-            list(torch.split(flat, self.widths)), batch_first=True, padding_value=padding
-        )
-
-    def flat(self, padded: Tensor) -> Tensor:
-        """[N, C] -> [R]."""
-        if len(set(self.widths)) == 1:
-            return padded.flatten()
-        return torch.cat([row[:width] for row, width in zip(padded, self.widths, strict=True)])
 
 
 class Denoiser:
@@ -124,9 +78,7 @@ class Denoiser:
         ]
         self._prefixes: PrefixCache[Snapshot] = PrefixCache(prefix_cache_bytes)
         self._slots: dict[Sequence, Slot] = {}
-        self._kernels = self._device.type == "cuda"
-        if self._kernels:
-            self._try_kernels()
+        self._step = DenoisingStep(model)
 
     @torch.inference_mode()
     def run(self, works: Pass) -> PassResult:
@@ -149,10 +101,22 @@ class Denoiser:
                 segments.append(self._encoded(slot, work.speculation))
                 start = len(work.speculation)
                 segments.append(Segment(slot.cache, following.tokens, causal=False, start=start))
-        hidden = self.model.run(segments, self._soft_embeddings(canvases))
-        steps = iter(self._sample(hidden, canvases) if canvases else [])
+        hidden = self.model.run(segments, self_conditioning(canvases, self.model.embedding))
+        steps = iter(self._step.run(hidden, canvases, self.sampler) if canvases else [])
         # Only now: a pass that ran out of memory has changed nothing and may be run again.
         return [self._settle(work, steps, bets.get(work.sequence)) for work in works]
+
+    def _new_canvas(self, sequence: Sequence, ahead: int = 0) -> Canvas:
+        config = self.model.config
+        return new_canvas(
+            sequence,
+            sampler=self.sampler,
+            canvas_length=config.canvas_length,
+            vocab_size=config.vocab_size,
+            device=self._device,
+            narrow=self._narrow_canvas,
+            ahead=ahead,
+        )
 
     def _encoded(self, slot: Slot, tokens: list[int]) -> Segment:
         return Segment(slot.cache, torch.tensor(tokens, device=self._device), causal=True)
@@ -216,158 +180,3 @@ class Denoiser:
             except torch.OutOfMemoryError:
                 logger.warning("no memory to keep a prefix of %d tokens", len(slot.tokens))
                 self._prefixes.clear()
-
-    def _sample(self, hidden: Tensor, canvases: list[Canvas]) -> list[Step]:
-        """The second half of a denoising step: hidden states [R, D] move the canvases on.
-
-        The device is waited for once, for the stopping rule. Canvases change last, so that the
-        step can be run again if it fails.
-        """
-        each = [
-            # At temperature 0 the schedule's own, for what is drawn with none of it.
-            self.sampler.temperature(canvas.step_index)
-            * max(canvas.temperature or 1.0, LEAST_TEMPERATURE)
-            for canvas in canvases
-        ]
-        rows = Rows([canvas.tokens.shape[0] for canvas in canvases])
-        widths = torch.tensor(rows.widths, device=self._device)  # [N]
-        temperatures = torch.tensor(each, device=self._device)
-        temperatures = temperatures.repeat_interleave(widths, output_size=hidden.shape[0])  # [R]
-        tail = self._vocab_tail(hidden, temperatures, min(each))
-        argmax, entropy = rows.padded(tail.argmax, -1), rows.padded(tail.entropy, 0.0)
-        counted = counted_positions(argmax, self.sampler)
-        stable = stable_steps(
-            argmax,
-            rows.padded(torch.cat([canvas.argmax for canvas in canvases]), -1),
-            torch.stack([canvas.stable for canvas in canvases]),
-            counted,
-        )
-        mean = mean_entropy(entropy, widths, counted)
-        done = converged(stable, mean, self.sampler)
-        nearly = nearly_converged(mean, self.sampler)
-        report = torch.cat([done[:, None], nearly[:, None], argmax], dim=1).tolist()  # the one sync
-        steps = []
-        for canvas, width, (is_done, is_nearly, *draft) in zip(
-            canvases, rows.widths, report, strict=True
-        ):
-            last = canvas.step_index + 1 == self.sampler.max_denoising_steps
-            steps.append(Step(draft[:width], done=bool(is_done) or last, nearly=bool(is_nearly)))
-        if not all(step.done for step in steps):
-            accepted = rows.flat(accept(entropy, self.sampler.entropy_bound))
-            moved = self._draw(tail, hidden, temperatures, accepted, canvases, rows)
-            each_canvas = zip(
-                canvases,
-                torch.split(moved, rows.widths),
-                torch.split(tail.argmax, rows.widths),
-                torch.split(tail.soft_embeddings, rows.widths),
-                stable,
-                strict=True,
-            )
-            for canvas, *state in each_canvas:
-                canvas.tokens, canvas.argmax, canvas.soft_embeddings, canvas.stable = state
-                canvas.step_index += 1
-        return steps
-
-    def _draw(
-        self,
-        tail: TailResult,
-        hidden: Tensor,
-        temperatures: Tensor,
-        accepted: Tensor,
-        canvases: list[Canvas],
-        rows: Rows,
-    ) -> Tensor:
-        """The canvases' next tokens [R]: draws where accepted [R], new noise elsewhere.
-
-        At temperature 0 the one random thing is the starting noise, so it renoises too.
-        """
-        sample = draw(
-            tail,
-            hidden,
-            self.model.embedding,
-            temperatures,
-            torch.cat([canvas.noise.uniforms[canvas.step_index] for canvas in canvases]),
-            accepted,
-            softcap=self.model.config.softcap,
-        )
-        greedy = [canvas.temperature == 0 for canvas in canvases]
-        if any(greedy):
-            best, drawn = torch.split(tail.argmax, rows.widths), torch.split(sample, rows.widths)
-            triples = zip(greedy, best, drawn, strict=True)
-            sample = torch.cat([b if is_greedy else d for is_greedy, b, d in triples])
-        fresh = torch.cat(
-            [
-                canvas.noise.canvases[0 if is_greedy else canvas.step_index + 1]
-                for canvas, is_greedy in zip(canvases, greedy, strict=True)
-            ]
-        )
-        return sample.where(accepted, fresh)
-
-    def _vocab_tail(
-        self, hidden: Tensor, temperatures: Tensor, least_temperature: float
-    ) -> TailResult:
-        model = self.model
-        scales = {"softcap": model.config.softcap, "embedding_scale": model.embedding_scale}
-        if self._kernels:
-            return triton_vocab_tail(
-                hidden,
-                model.embedding,
-                temperatures,
-                **scales,
-                least_temperature=least_temperature,
-            )
-        return vocab_tail(hidden, model.embedding, temperatures, **scales)
-
-    def _try_kernels(self) -> None:
-        """Run Triton's kernels once; where they do not run, the plain operations take over."""
-        embedding = self.model.embedding
-        rows = self.model.config.canvas_length
-        hidden = torch.zeros(rows, embedding.shape[1], dtype=embedding.dtype, device=self._device)
-        temperatures = torch.ones(rows, device=self._device)
-        try:
-            tail = self._vocab_tail(hidden, temperatures, 1.0)
-            uniforms, wanted = torch.zeros_like(temperatures), temperatures > 0
-            softcap = self.model.config.softcap
-            draw(tail, hidden, embedding, temperatures, uniforms, wanted, softcap=softcap)
-            torch.cuda.synchronize(self._device)
-        except Exception:  # whatever a compiler, a driver or a missing package may raise
-            logger.warning("Triton kernels can't be used here, plain ones are", exc_info=True)
-            self._kernels = False
-
-    def _soft_embeddings(self, canvases: list[Canvas]) -> Tensor | None:
-        """The canvases' self-conditioning [R, D], zeros before the first step."""
-        if all(canvas.soft_embeddings is None for canvas in canvases):
-            return None
-        embedding = self.model.embedding
-        return torch.cat(
-            [
-                embedding.new_zeros(canvas.tokens.shape[0], embedding.shape[1])
-                if canvas.soft_embeddings is None
-                else canvas.soft_embeddings
-                for canvas in canvases
-            ]
-        )
-
-    def _new_canvas(self, sequence: Sequence, ahead: int = 0) -> Canvas:
-        """The canvas of the sequence's current block, or of one that is so many ahead."""
-        longest = self.model.config.canvas_length
-        width = longest
-        if self._narrow_canvas:
-            room = sequence.request.max_tokens - sequence.answer_tokens - ahead * longest
-            width = min(longest, -(-room // NARROW_TOKENS) * NARROW_TOKENS)
-        noise = block_noise(
-            sequence.request.sampling.seed,
-            sequence.block_index + ahead,
-            steps=self.sampler.max_denoising_steps,
-            canvas_length=width,
-            vocab_size=self.model.config.vocab_size,
-            device=self._device,
-        )
-        start = noise.canvases[0]
-        return Canvas(
-            noise,
-            sequence.request.sampling.temperature,
-            tokens=start,
-            argmax=torch.full_like(start, -1),
-            stable=torch.zeros((), dtype=torch.int64, device=self._device),
-        )

@@ -347,5 +347,5 @@ def test_temperature_zero_draws_nothing_but_the_starting_noise(worker, monkeypat
         noise.uniforms.fill_(float("nan"))
         return noise
 
-    monkeypatch.setattr("engine.denoiser.block_noise", only_the_start)
+    monkeypatch.setattr("engine.canvas.block_noise", only_the_start)
     assert tokens_of(worker.generate(request(temperature=0))) == expected
