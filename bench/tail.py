@@ -42,7 +42,7 @@ def _easel_tail(hidden: Tensor, embedding: Tensor) -> Callable[[], object]:
     @torch.inference_mode()
     def run() -> None:
         tail = vocab_tail(hidden, embedding, temperatures, softcap=SOFTCAP, embedding_scale=16.0)
-        accepted = accept(tail.entropy[None], sampler.entropy_bound)[0]
+        accepted = accept(tail.entropy[None], [sampler])[0]
         draw(tail, hidden, embedding, temperatures, uniforms, accepted, softcap=SOFTCAP)
 
     return run

@@ -5,30 +5,58 @@ Knows what a canvas begins with and what it is conditioned on; not how a step mo
 positions of the widest, R of all together, D hidden size.
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from engine.messages import Sampling
+from engine.model.vocab_tail import Bias
 from engine.noise import BlockNoise, block_noise
 from engine.sampler import SamplerConfig
 from engine.sequence import Sequence
 
 NARROW_TOKENS = 16  # a narrower canvas has a multiple of these
+# Added to a logit it makes a token impossible: finite, so that no difference of two is NaN, and far
+# below where exp ends at any temperature.
+_BANNED = -1e9
+LEAST_TEMPERATURE = 1e-3  # a lower one is taken as this: float32 ends before it makes a difference
 
 
 @dataclass
 class Canvas:
     """The block in the making, on the device."""
 
+    sampling: Sampling  # the request's
+    sampler: SamplerConfig  # the checkpoint's, with the request's numbers
     noise: BlockNoise
-    temperature: float  # the request's, which multiplies the schedule's
+    biases: list[Bias]  # of its own rows
+    suffix: Tensor | None  # [S] int64, its last tokens, if they are fixed
     tokens: Tensor  # [C] int64
     argmax: Tensor  # [C] int64; -1 before the first step
     stable: Tensor  # [] int64, steps for which argmax has stayed the same
     soft_embeddings: Tensor | None = None  # [C, D] self-conditioning; None before the first step
     step_index: int = 0  # denoising steps that it has had
+
+    @property
+    def width(self) -> int:
+        """C."""
+        return self.tokens.shape[0]
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the one random thing is the starting noise."""
+        return self.sampling.temperature == 0
+
+    @property
+    def temperature(self) -> float:
+        """Of its next step; where it is greedy the schedule's own, for what is drawn with none."""
+        factor = max(self.sampling.temperature or 1.0, LEAST_TEMPERATURE)
+        return self.sampler.temperature(self.step_index) * factor
 
 
 @dataclass(frozen=True)
@@ -36,6 +64,12 @@ class Rows:
     """The rows of canvases that stand one behind the other, and as a tensor of one row each."""
 
     widths: list[int]
+
+    @property
+    def places(self) -> list[slice]:
+        """Of each canvas, its rows."""
+        stops = accumulate(self.widths)
+        return [slice(end - width, end) for end, width in zip(stops, self.widths, strict=True)]
 
     def padded(self, flat: Tensor, padding: float) -> Tensor:
         """[R] -> [N, C]."""
@@ -60,28 +94,41 @@ def new_canvas(
     vocab_size: int,
     device: torch.device,
     narrow: bool,
-    ahead: int = 0,
+    ahead: list[int] | None = None,
 ) -> Canvas:
-    """The canvas of the sequence's current block, or of one that is so many ahead.
+    """The canvas of the sequence's current block, or of the one behind it, if it is `ahead`.
 
-    With `narrow` it is no wider than what `max_tokens` leaves needs.
+    With `narrow` it is no wider than what `max_tokens` leaves needs. One that leads up to a suffix
+    is just as wide as both.
     """
+    sampling, block = sequence.request.sampling, sequence.block_index + bool(ahead)
+    answer = [*sequence.answer, *(ahead or [])]
+    room = sequence.request.max_tokens - len(answer)
     width = canvas_length
-    if narrow:
-        room = sequence.request.max_tokens - sequence.answer_tokens - ahead * canvas_length
+    if sampling.suffix:
+        width = room + len(sampling.suffix)
+    elif narrow:
         width = min(canvas_length, -(-room // NARROW_TOKENS) * NARROW_TOKENS)
+    end_tokens, sampler = sampler.end_tokens, sampler.of_request(sampling)
     noise = block_noise(
-        sequence.request.sampling.seed,
-        sequence.block_index + ahead,
+        sampling.seed,
+        block,
         steps=sampler.max_denoising_steps,
         canvas_length=width,
         vocab_size=vocab_size,
         device=device,
+        stream=sequence.stream(block),
     )
-    start = noise.canvases[0]
+    start, suffix = noise.canvases[0], None
+    if sampling.suffix:
+        suffix = torch.tensor(sampling.suffix, device=device)
+        start = torch.cat([start[: -len(suffix)], suffix])
     return Canvas(
+        sampling,
+        sampler,
         noise,
-        sequence.request.sampling.temperature,
+        _biases(sampling, answer, end_tokens, width, vocab_size, device),
+        suffix,
         tokens=start,
         argmax=torch.full_like(start, -1),
         stable=torch.zeros((), dtype=torch.int64, device=device),
@@ -97,9 +144,40 @@ def self_conditioning(canvases: list[Canvas], like: Tensor) -> Tensor | None:
         return None
     return torch.cat(
         [
-            like.new_zeros(canvas.tokens.shape[0], like.shape[1])
+            like.new_zeros(canvas.width, like.shape[1])
             if canvas.soft_embeddings is None
             else canvas.soft_embeddings
             for canvas in canvases
         ]
     )
+
+
+def _biases(
+    sampling: Sampling,
+    answer: list[int],
+    end_tokens: Iterable[int],
+    width: int,
+    vocab_size: int,
+    device: torch.device,
+) -> list[Bias]:
+    """What the request adds to the logits of a canvas behind its `answer` so far."""
+    biases = []
+    wanted = dict(sampling.logit_bias)
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        for token, times in Counter(answer).items():
+            penalty = sampling.presence_penalty + times * sampling.frequency_penalty
+            wanted[token] = wanted.get(token, 0.0) - penalty
+    if any(wanted.values()):
+        biases.append(Bias(slice(0, width), _vector(wanted, vocab_size, device)))
+    early = min(sampling.min_tokens - len(answer), width)  # positions that are too early to end at
+    banned = dict.fromkeys((token for token in end_tokens if token < vocab_size), _BANNED)
+    if early > 0 and banned:
+        biases.append(Bias(slice(0, early), _vector(banned, vocab_size, device)))
+    return biases
+
+
+def _vector(values: dict[int, float], size: int, device: torch.device) -> Tensor:
+    """[size] float32, zero where there is no value."""
+    vector = torch.zeros(size)
+    vector[list(values)] = torch.tensor(list(values.values()))
+    return vector.to(device)

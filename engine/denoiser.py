@@ -96,17 +96,17 @@ class Denoiser:
                 segments.append(Segment(slot.cache, slot.canvas.tokens, causal=False, start=ahead))
             if work.speculation:
                 # The draft takes the canvas' place in the cache, which has been read by then.
-                following = bets[work.sequence] = self._new_canvas(work.sequence, ahead=1)
+                following = bets[work.sequence] = self._new_canvas(work.sequence, work.speculation)
                 canvases.append(following)
                 segments.append(self._encoded(slot, work.speculation))
                 start = len(work.speculation)
                 segments.append(Segment(slot.cache, following.tokens, causal=False, start=start))
         hidden = self.model.run(segments, self_conditioning(canvases, self.model.embedding))
-        steps = iter(self._step.run(hidden, canvases, self.sampler) if canvases else [])
+        steps = iter(self._step.run(hidden, canvases) if canvases else [])
         # Only now: a pass that ran out of memory has changed nothing and may be run again.
         return [self._settle(work, steps, bets.get(work.sequence)) for work in works]
 
-    def _new_canvas(self, sequence: Sequence, ahead: int = 0) -> Canvas:
+    def _new_canvas(self, sequence: Sequence, ahead: list[int] | None = None) -> Canvas:
         config = self.model.config
         return new_canvas(
             sequence,

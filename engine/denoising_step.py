@@ -11,12 +11,15 @@ import logging
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from engine.canvas import Canvas, Rows
+from engine.messages import TokenLogprobs
 from engine.model.diffusion_gemma import DiffusionGemma
-from engine.model.vocab_tail import TailResult, draw, triton_vocab_tail, vocab_tail
+from engine.model.logprobs import logprobs
+from engine.model.truncated_draw import truncated_draw
+from engine.model.vocab_tail import Bias, TailResult, draw, triton_vocab_tail, vocab_tail
 from engine.sampler import (
-    SamplerConfig,
     accept,
     converged,
     counted_positions,
@@ -28,8 +31,6 @@ from engine.sequence import Step
 
 logger = logging.getLogger(__name__)
 
-LEAST_TEMPERATURE = 1e-3  # a lower one is taken as this: float32 ends before it makes a difference
-
 
 class DenoisingStep:
     """What follows the model's pass, with the model's vocabulary."""
@@ -40,25 +41,24 @@ class DenoisingStep:
         if self._kernels:
             self._try_kernels()
 
-    def run(self, hidden: Tensor, canvases: list[Canvas], sampler: SamplerConfig) -> list[Step]:
+    def run(self, hidden: Tensor, canvases: list[Canvas]) -> list[Step]:
         """Move the canvases on by what the model gave for their rows, hidden states [R, D].
 
-        The device is waited for once, for the stopping rule. Canvases change last, so that the
-        step can be run again if it fails.
+        The device is waited for once, for the stopping rule; and again for the log-probabilities
+        of a finished block and for truncated draws, where a request asks for them. Canvases change
+        last, so that the step can be run again if it fails.
         """
-        each = [
-            # At temperature 0 the schedule's own, for what is drawn with none of it.
-            sampler.temperature(canvas.step_index)
-            * max(canvas.temperature or 1.0, LEAST_TEMPERATURE)
-            for canvas in canvases
-        ]
-        rows = Rows([canvas.tokens.shape[0] for canvas in canvases])
+        rows = Rows([canvas.width for canvas in canvases])
+        samplers = [canvas.sampler for canvas in canvases]
         widths = torch.tensor(rows.widths, device=hidden.device)  # [N]
-        temperatures = torch.tensor(each, device=hidden.device)
-        temperatures = temperatures.repeat_interleave(widths, output_size=hidden.shape[0])  # [R]
-        tail = self._vocab_tail(hidden, temperatures, min(each))
+        temperatures = torch.tensor(
+            [canvas.temperature for canvas in canvases], device=hidden.device
+        ).repeat_interleave(widths, output_size=hidden.shape[0])  # [R]
+        biases = _shifted_biases(canvases, rows)
+        tail = self._vocab_tail(hidden, temperatures, canvases, biases)
+        self._fix_suffixes(tail, canvases, rows)
         argmax, entropy = rows.padded(tail.argmax, -1), rows.padded(tail.entropy, 0.0)
-        counted = counted_positions(argmax, sampler)
+        counted = counted_positions(argmax, samplers)
         stable = stable_steps(
             argmax,
             rows.padded(torch.cat([canvas.argmax for canvas in canvases]), -1),
@@ -66,18 +66,25 @@ class DenoisingStep:
             counted,
         )
         mean = mean_entropy(entropy, widths, counted)
-        done = converged(stable, mean, sampler)
-        nearly = nearly_converged(mean, sampler)
+        done = converged(stable, mean, samplers)
+        nearly = nearly_converged(mean, samplers)
         report = torch.cat([done[:, None], nearly[:, None], argmax], dim=1).tolist()  # the one sync
         steps = []
-        for canvas, width, (is_done, is_nearly, *draft) in zip(
-            canvases, rows.widths, report, strict=True
+        for canvas, place, (is_done, is_nearly, *draft) in zip(
+            canvases, rows.places, report, strict=True
         ):
-            last = canvas.step_index + 1 == sampler.max_denoising_steps
-            steps.append(Step(draft[:width], done=bool(is_done) or last, nearly=bool(is_nearly)))
+            is_done = bool(is_done) or canvas.step_index + 1 == canvas.sampler.max_denoising_steps
+            steps.append(
+                Step(
+                    draft[: canvas.width],
+                    done=is_done,
+                    nearly=bool(is_nearly),
+                    logprobs=self._logprobs(hidden, tail, canvas, place) if is_done else None,
+                )
+            )
         if not all(step.done for step in steps):
-            accepted = rows.flat(accept(entropy, sampler.entropy_bound))
-            moved = self._draw(tail, hidden, temperatures, accepted, canvases, rows)
+            accepted = rows.flat(accept(entropy, samplers))
+            moved = self._draw(tail, hidden, temperatures, accepted, canvases, rows, biases)
             each_canvas = zip(
                 canvases,
                 torch.split(moved, rows.widths),
@@ -91,6 +98,52 @@ class DenoisingStep:
                 canvas.step_index += 1
         return steps
 
+    def _vocab_tail(
+        self,
+        hidden: Tensor,
+        temperatures: Tensor,
+        canvases: list[Canvas],
+        biases: list[Bias],
+    ) -> TailResult:
+        """Of all rows, whatever their canvases' requests ask for.
+
+        The kernels shift exponents by the softcap, a bound that a bias breaks; a pass with a bias
+        has the plain operations, whose running maximum is right for any logits.
+        """
+        model = self._model
+        scales = {"softcap": model.config.softcap, "embedding_scale": model.embedding_scale}
+        if self._kernels and not biases:
+            least = min(canvas.temperature for canvas in canvases)
+            return triton_vocab_tail(
+                hidden, model.embedding, temperatures, **scales, least_temperature=least
+            )
+        return vocab_tail(hidden, model.embedding, temperatures, **scales, biases=biases)
+
+    def _fix_suffixes(self, tail: TailResult, canvases: list[Canvas], rows: Rows) -> None:
+        """Positions that hold a suffix are certain of it, whatever the model says there."""
+        for canvas, place in zip(canvases, rows.places, strict=True):
+            if canvas.suffix is not None:
+                fixed = slice(place.stop - len(canvas.suffix), place.stop)
+                tail.argmax[fixed] = canvas.suffix
+                tail.entropy[fixed] = 0.0
+                embeddings = F.embedding(canvas.suffix, self._model.embedding)
+                tail.soft_embeddings[fixed] = embeddings * self._model.embedding_scale
+
+    def _logprobs(
+        self, hidden: Tensor, tail: TailResult, canvas: Canvas, place: slice
+    ) -> list[TokenLogprobs] | None:
+        """Of a finished canvas' argmax, without its suffix; None if nobody asked for them."""
+        if canvas.sampling.top_logprobs is None:
+            return None
+        free = slice(place.start, place.stop - len(canvas.sampling.suffix))
+        return logprobs(
+            hidden[free],
+            self._model.embedding,
+            tail.argmax[free],
+            softcap=self._model.config.softcap,
+            best=canvas.sampling.top_logprobs,
+        ).messages()
+
     def _draw(
         self,
         tail: TailResult,
@@ -99,62 +152,62 @@ class DenoisingStep:
         accepted: Tensor,
         canvases: list[Canvas],
         rows: Rows,
+        biases: list[Bias],
     ) -> Tensor:
         """The canvases' next tokens [R]: draws where accepted [R], new noise elsewhere.
 
-        At temperature 0 the one random thing is the starting noise, so it renoises too.
+        A greedy canvas is renoised with its starting noise. A suffix is neither.
         """
-        sample = draw(
-            tail,
-            hidden,
-            self._model.embedding,
-            temperatures,
-            torch.cat([canvas.noise.uniforms[canvas.step_index] for canvas in canvases]),
-            accepted,
-            softcap=self._model.config.softcap,
-        )
-        greedy = [canvas.temperature == 0 for canvas in canvases]
-        if any(greedy):
-            best, drawn = torch.split(tail.argmax, rows.widths), torch.split(sample, rows.widths)
-            triples = zip(greedy, best, drawn, strict=True)
-            sample = torch.cat([b if is_greedy else d for is_greedy, b, d in triples])
+        embedding, softcap = self._model.embedding, self._model.config.softcap
+        uniforms = torch.cat([canvas.noise.uniforms[canvas.step_index] for canvas in canvases])
+        inputs = (hidden, embedding, temperatures, uniforms)
+        sample = draw(tail, *inputs, accepted, softcap=softcap, biases=biases)
+        for canvas, place in zip(canvases, rows.places, strict=True):
+            top_k, top_p = canvas.sampling.top_k, canvas.sampling.top_p
+            if canvas.greedy or top_k == 1:
+                sample[place] = tail.argmax[place]
+            elif top_k or top_p < 1:
+                some = place.start + accepted[place].nonzero().squeeze(1)
+                sample[some] = truncated_draw(
+                    *inputs, some, softcap=softcap, top_k=top_k, top_p=top_p, biases=biases
+                )
         fresh = torch.cat(
             [
-                canvas.noise.canvases[0 if is_greedy else canvas.step_index + 1]
-                for canvas, is_greedy in zip(canvases, greedy, strict=True)
+                canvas.noise.canvases[0 if canvas.greedy else canvas.step_index + 1]
+                for canvas in canvases
             ]
         )
-        return sample.where(accepted, fresh)
-
-    def _vocab_tail(
-        self, hidden: Tensor, temperatures: Tensor, least_temperature: float
-    ) -> TailResult:
-        model = self._model
-        scales = {"softcap": model.config.softcap, "embedding_scale": model.embedding_scale}
-        if self._kernels:
-            return triton_vocab_tail(
-                hidden,
-                model.embedding,
-                temperatures,
-                **scales,
-                least_temperature=least_temperature,
-            )
-        return vocab_tail(hidden, model.embedding, temperatures, **scales)
+        moved = sample.where(accepted, fresh)
+        for canvas, place in zip(canvases, rows.places, strict=True):
+            if canvas.suffix is not None:
+                moved[place.stop - len(canvas.suffix) : place.stop] = canvas.suffix
+        return moved
 
     def _try_kernels(self) -> None:
         """Run Triton's kernels once; where they do not run, the plain operations take over."""
         embedding = self._model.embedding
-        rows = self._model.config.canvas_length
+        rows, softcap = self._model.config.canvas_length, self._model.config.softcap
         hidden = torch.zeros(
             rows, embedding.shape[1], dtype=embedding.dtype, device=embedding.device
         )
         temperatures = torch.ones(rows, device=embedding.device)
+        scales = {"softcap": softcap, "embedding_scale": self._model.embedding_scale}
         try:
-            tail = self._vocab_tail(hidden, temperatures, 1.0)
+            tail = triton_vocab_tail(
+                hidden, embedding, temperatures, **scales, least_temperature=1.0
+            )
             uniforms, wanted = torch.zeros_like(temperatures), temperatures > 0
-            softcap = self._model.config.softcap
             draw(tail, hidden, embedding, temperatures, uniforms, wanted, softcap=softcap)
             torch.cuda.synchronize(embedding.device)
         except Exception:  # whatever a compiler, a driver or a missing package may raise
             logger.warning("Triton kernels can't be used here, plain ones are", exc_info=True)
             self._kernels = False
+
+
+def _shifted_biases(canvases: list[Canvas], rows: Rows) -> list[Bias]:
+    """The canvases' biases, of the pass' rows."""
+    return [
+        Bias(slice(place.start + bias.rows.start, place.start + bias.rows.stop), bias.values)
+        for canvas, place in zip(canvases, rows.places, strict=True)
+        for bias in canvas.biases
+    ]

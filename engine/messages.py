@@ -21,9 +21,29 @@ FinishReason = Literal["stop", "length", "cancelled"]
 class Sampling(msgspec.Struct, frozen=True):
     """How one answer is drawn.
 
-    `seed` is in 0 .. 2**64 - 1; the same seed and prompt give the same tokens. `temperature`
+    `seed` is in 0 .. 2**64 - 1; the same seed and prompt give the same tokens. `choice` (0 ..
+    2**31 - 1) tells the answers to one prompt apart: each has other random numbers. `temperature`
     multiplies the checkpoint's temperature schedule, one below 0.001 as that; 0 draws nothing but
     the starting noise.
+
+    `top_p` (above 0, at most 1) and `top_k` (0: all tokens) cut what accepted positions draw from,
+    first to the k best tokens and those as likely as the last of them, then to the least number of
+    best tokens that have p of the rest's probability. A block is not what was drawn but the argmax
+    canvas, so they steer the way there; entropy, acceptance, argmax and self-conditioning see every
+    token.
+
+    `logit_bias` is added to the logits before the temperature, and OpenAI's penalties are
+    subtracted, which count the tokens of this answer's blocks so far. Everything sees them but
+    log-probabilities. End tokens cannot come before `min_tokens` others. With `ignore_eos` they
+    neither end an answer nor cut it.
+
+    `max_denoising_steps` (1 or more; the temperature falls over as many), `entropy_bound` and
+    `confidence_threshold` (0 or more) replace the checkpoint's. With `top_logprobs` (0 or more) a
+    block comes with its tokens' log-probabilities and as many best others.
+
+    `suffix` is what the answer leads up to: its only block has `max_tokens` free positions with the
+    suffix fixed behind them, and together they fit a canvas and, with the prompt, the context.
+    Of waiting requests the lowest `priority` runs first, then the earliest.
     """
 
     seed: int
@@ -58,7 +78,11 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):
-    """A token's log-probability, and the best tokens in its place with theirs."""
+    """A token's log-probability, and the best tokens in its place with theirs, best first.
+
+    By the logits, softcapped but without bias, penalties or temperature, of the step that made the
+    block final.
+    """
 
     token: int
     logprob: float
@@ -96,6 +120,9 @@ class Block(msgspec.Struct, frozen=True, tag=True):
     request first ran), prefill and commit included. `cached_tokens` of the prompt did not have to
     be encoded, the same number in each block of an answer. `speculations` passes bet on it, and
     the last of them won if `speculation_won`: then the next block has had its first step.
+    `logprobs` are there, one a token, if they were asked for. A first block that began with an end
+    token has been made again with other random numbers if it is `rerolled`, once; the steps of both
+    count.
     """
 
     id: str
@@ -107,6 +134,7 @@ class Block(msgspec.Struct, frozen=True, tag=True):
     speculations: int = 0
     speculation_won: bool = False
     logprobs: list[TokenLogprobs] | None = None
+    rerolled: bool = False
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):

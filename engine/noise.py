@@ -1,4 +1,4 @@
-"""Counter-based random numbers: a function of (seed, block, step, position) and of nothing else.
+"""Counter-based random numbers: a function of (seed, stream, block, step, position) alone.
 
 No generator has a state here, so the same request gives the same tokens whoever else is being
 served, and may be taken up again at any block. The generator is Philox4x32-10 (Salmon et al.,
@@ -30,12 +30,22 @@ class BlockNoise:
 
 
 def block_noise(
-    seed: int, block: int, *, steps: int, canvas_length: int, vocab_size: int, device: torch.device
+    seed: int,
+    block: int,
+    *,
+    steps: int,
+    canvas_length: int,
+    vocab_size: int,
+    device: torch.device,
+    stream: int = 0,
 ) -> BlockNoise:
-    """The numbers of block `block` (from 0) for a request with `seed` (0 .. 2**64 - 1)."""
+    """The numbers of block `block` (from 0) for a request with `seed` (0 .. 2**64 - 1).
+
+    Each `stream` (0 .. 2**32 - 1) of a seed is another function, unrelated to the others.
+    """
     position = torch.arange(canvas_length, device=device).expand(steps + 1, canvas_length)
     step = torch.arange(steps + 1, device=device)[:, None].expand(steps + 1, canvas_length)
-    counter = (position, step, torch.full_like(position, block), torch.zeros_like(position))
+    counter = (position, step, torch.full_like(position, block), torch.full_like(position, stream))
     words = philox(counter, (seed & _MASK, seed >> 32))
     # Multiply-shift instead of a remainder: its bias is at most vocab_size / 2**32.
     canvases = (words[0] * vocab_size) >> 32

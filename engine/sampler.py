@@ -1,16 +1,22 @@
 """The entropy-bound sampler: temperature schedule, acceptance, renoising and the stopping rule.
 
-Knows nothing of the model: it works on one step's statistics. The reference is
+Knows nothing of the model: it works on one step's statistics. Each canvas has its own
+`SamplerConfig`, since a request may have some of the checkpoint's numbers otherwise; where all are
+the same, nothing is computed but what one would need. The reference is
 `EntropyBoundSampler`, `LinearTemperatureScheduleLogitsProcessor` and
 `StableAndConfidentStoppingCriteria` in transformers'
 `models/diffusion_gemma/generation_diffusion_gemma.py`. Letters: N canvases, C positions of each.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from engine.messages import Sampling
 
 # Times the threshold of the stopping rule. On the demo model's answers of several blocks, bets were
 # tried and won: at 1, 16 and 16; at 5, 22 and 21; at 20, 28 and 21; at 100, 32 and 21.
@@ -57,13 +63,27 @@ class SamplerConfig:
         known = {key: value for key, value in given.items() if value is not None}
         return cls(**known, end_tokens=frozenset(ends))
 
+    def of_request(self, sampling: Sampling) -> "SamplerConfig":
+        """With the numbers that a request has of its own; itself, if it has none.
+
+        As in Transformers, `max_denoising_steps` also sets over how many the temperature falls.
+        """
+        numbers: dict[str, Any] = {
+            "max_denoising_steps": sampling.max_denoising_steps,
+            "entropy_bound": sampling.entropy_bound,
+            "confidence_threshold": sampling.confidence_threshold,
+            "end_tokens": frozenset() if sampling.ignore_eos else None,
+        }
+        given = {name: number for name, number in numbers.items() if number is not None}
+        return dataclasses.replace(self, **given) if given else self
+
     def temperature(self, step_index: int) -> float:
         """The schedule's temperature at a block's step 0, 1, …: from near t_max down to t_min."""
         steps_left = self.max_denoising_steps - step_index
         return self.t_min + (self.t_max - self.t_min) * (steps_left / self.max_denoising_steps)
 
 
-def accept(entropy: Tensor, entropy_bound: float) -> Tensor:
+def accept(entropy: Tensor, configs: Sequence[SamplerConfig]) -> Tensor:
     """Which positions of canvases [N, C] to accept: the least uncertain ones, up to the bound.
 
     In ascending order of entropy, a position is accepted while the sum of the entropies before
@@ -71,19 +91,24 @@ def accept(entropy: Tensor, entropy_bound: float) -> Tensor:
     so that they may be drawn independently (arXiv 2505.24857). Gives [N, C] bool.
     """
     ordered, order = entropy.sort(stable=True)
-    within = ordered.cumsum(-1) - ordered <= entropy_bound
+    bounds = _of_each([config.entropy_bound for config in configs], entropy.device)
+    within = ordered.cumsum(-1) - ordered <= bounds
     return torch.zeros_like(within).scatter_(-1, order, within)
 
 
-def counted_positions(argmax: Tensor, config: SamplerConfig) -> Tensor | None:
+def counted_positions(argmax: Tensor, configs: Sequence[SamplerConfig]) -> Tensor | None:
     """Which positions of canvases [N, C] the stopping rule looks at, [N, C] bool; None: at all.
 
     With `early_end` those up to the first end token of the argmax canvas: the block is cut there.
+    The end tokens are the checkpoint's, or none where a request ignores them.
     """
-    if not config.early_end or not config.end_tokens:
+    cut = [config.early_end and bool(config.end_tokens) for config in configs]
+    if not any(cut):
         return None
-    ends = torch.isin(argmax, torch.tensor(sorted(config.end_tokens), device=argmax.device))
-    return ends.cumsum(-1) - ends.long() == 0
+    end_tokens = sorted(configs[cut.index(True)].end_tokens)
+    ends = torch.isin(argmax, torch.tensor(end_tokens, device=argmax.device))
+    counted = ends.cumsum(-1) - ends.long() == 0
+    return counted if all(cut) else counted | ~torch.tensor(cut, device=argmax.device)[:, None]
 
 
 def stable_steps(
@@ -108,11 +133,21 @@ def mean_entropy(entropy: Tensor, widths: Tensor, counted: Tensor | None = None)
     return entropy.sum(-1) / widths
 
 
-def converged(stable: Tensor, mean: Tensor, config: SamplerConfig) -> Tensor:
+def converged(stable: Tensor, mean: Tensor, configs: Sequence[SamplerConfig]) -> Tensor:
     """The stopping rule, [N] bool: stable [N] for long enough, of mean entropy [N] low enough."""
-    return (stable >= config.stability_threshold) & (mean < config.confidence_threshold)
+    steps = _of_each([config.stability_threshold for config in configs], mean.device)
+    nats = _of_each([config.confidence_threshold for config in configs], mean.device)
+    return ((stable[:, None] >= steps) & (mean[:, None] < nats)).squeeze(1)
 
 
-def nearly_converged(mean: Tensor, config: SamplerConfig) -> Tensor:
+def nearly_converged(mean: Tensor, configs: Sequence[SamplerConfig]) -> Tensor:
     """Whether canvases look as if the next step could finish them, [N] bool: a guess to bet on."""
-    return mean < _NEARLY * config.confidence_threshold
+    nats = _of_each([_NEARLY * config.confidence_threshold for config in configs], mean.device)
+    return (mean[:, None] < nats).squeeze(1)
+
+
+def _of_each(values: Sequence[float], device: torch.device) -> float | Tensor:
+    """One number for all canvases, if it is the same; else one a canvas, [N, 1]."""
+    if len(set(values)) == 1:
+        return values[0]
+    return torch.tensor(values, device=device, dtype=torch.float32)[:, None]

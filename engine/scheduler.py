@@ -1,10 +1,9 @@
 """Who is in the next pass. Policy only: plain Python, no I/O, no clock, no tensor.
 
-Requests run in arrival order, at most `max_active` together; the others wait. Each pass encodes at
-most `prefill_chunk` tokens, so that a long prompt holds up nobody's denoising steps for long.
+Requests run by priority, then in arrival order, at most `max_active` together; the others wait.
+Each pass encodes at most `prefill_chunk` tokens, so that a long prompt holds up nobody's denoising
+steps for long.
 """
-
-from collections import deque
 
 from engine.sequence import Pass, Sequence
 
@@ -16,7 +15,7 @@ class Scheduler:
         self._prefill_chunk = prefill_chunk
         self._max_active = max_active
         self._speculate = speculate
-        self._waiting: deque[Sequence] = deque()
+        self._waiting: list[Sequence] = []  # in arrival order
         self._running: list[Sequence] = []
 
     @property
@@ -43,9 +42,12 @@ class Scheduler:
             self._waiting.remove(sequence)
 
     def start_waiting(self) -> list[Sequence]:
-        """Let those run for whom there is room; gives them."""
+        """Let those run for whom there is room, the lowest priority first; gives them."""
         room = self._max_active - len(self._running)
-        started = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+        # A stable sort: those of one priority stay in arrival order.
+        started = sorted(self._waiting, key=lambda s: s.request.sampling.priority)[:room]
+        for sequence in started:
+            self._waiting.remove(sequence)
         self._running += started
         return started
 

@@ -8,7 +8,7 @@ before the next canvas can be denoised.
 from collections.abc import Set
 from dataclasses import dataclass, field
 
-from engine.messages import FinishReason, GenerateRequest
+from engine.messages import FinishReason, GenerateRequest, TokenLogprobs
 
 WORTH_KEEPING_TOKENS = 256  # a shorter first turn is not worth a pass that ends with it
 
@@ -42,6 +42,7 @@ class Step:
     draft: list[int]  # the argmax canvas
     done: bool  # which is then the block
     nearly: bool = False  # it may well be done after the next step
+    logprobs: list[TokenLogprobs] | None = None  # of the draft, if it is done and they are wanted
     next_started: bool = False  # the bet was won: the block is committed, the next has had a step
 
 
@@ -56,6 +57,8 @@ class FinishedBlock:
     denoising_steps: int
     speculations: int  # passes that bet on it
     finish_reason: FinishReason | None
+    logprobs: list[TokenLogprobs] | None
+    rerolled: bool
 
 
 @dataclass(eq=False)  # two requests for the same are not the same
@@ -75,7 +78,8 @@ class Sequence:
     step_index: int = 0  # denoising steps that the current canvas has had
     draft: list[int] | None = None  # the canvas' argmax, if it is nearly done
     speculations: int = 0  # passes that have bet on the current canvas
-    answer_tokens: int = 0
+    answer: list[int] = field(default_factory=list)  # the tokens of its blocks
+    rerolled: bool = False  # the first block came out empty and was begun again
     finish_reason: FinishReason | None = field(default=None)
 
     @classmethod
@@ -88,6 +92,18 @@ class Sequence:
         if turn >= WORTH_KEEPING_TOKENS:
             checkpoints.add(turn)
         return cls(request, list(request.prompt), frozenset(checkpoints))
+
+    @property
+    def room(self) -> int:
+        """How many more tokens the answer may have."""
+        return self.request.max_tokens - len(self.answer)
+
+    def stream(self, block: int) -> int:
+        """Which of the seed's streams of random numbers a block has.
+
+        Two for each choice: the second is for a first block that is made again.
+        """
+        return 2 * self.request.sampling.choice + (self.rerolled and block == 0)
 
     def reuse(self, length: int) -> None:
         """The KV cache holds the first `length` tokens of the prompt already."""
@@ -104,17 +120,26 @@ class Sequence:
         return Work(self, tokens, denoise, self.draft if speculate else None)
 
     def record(self, done: Work, step: Step | None, end_tokens: Set[int]) -> FinishedBlock | None:
-        """Take note of a pass; gives the block that it finished, if it finished one."""
+        """Take note of a pass; gives the block that it finished, if it finished one.
+
+        An answer's first block that begins with an end token is not finished but begun again, once:
+        now and then a canvas of noise settles on an empty answer where the next one would not.
+        """
         self.unencoded = self.unencoded[len(done.tokens) :]
         self.encoded += len(done.tokens)
         if step is None:
             return None
+        if self.request.sampling.ignore_eos:
+            end_tokens = frozenset()
         self.step_index += 1
         self.speculations += done.speculation is not None
         if not step.done:
             self.draft = step.draft if step.nearly and self._goes_on(step, end_tokens) else None
             return None
-        block = self._finish(step.draft, end_tokens)
+        if self._comes_out_empty(step, end_tokens) and not self.rerolled:
+            self.rerolled, self.draft = True, None
+            return None
+        block = self._finish(step, end_tokens)
         if step.next_started:
             self.encoded += len(self.unencoded)
             self.unencoded = []
@@ -123,11 +148,17 @@ class Sequence:
 
     def _goes_on(self, step: Step, end_tokens: Set[int]) -> bool:
         """Whether another block would follow this canvas."""
-        room = self.request.max_tokens - self.answer_tokens
-        return len(step.draft) < room and end_tokens.isdisjoint(step.draft)
+        return len(step.draft) < self.room and end_tokens.isdisjoint(step.draft)
 
-    def _finish(self, canvas: list[int], end_tokens: Set[int]) -> FinishedBlock:
-        room = self.request.max_tokens - self.answer_tokens
+    def _comes_out_empty(self, step: Step, end_tokens: Set[int]) -> bool:
+        """Where a suffix is led up to, nothing is a good answer too."""
+        first = self.block_index == 0 and not self.request.sampling.suffix
+        return first and step.draft[0] in end_tokens
+
+    def _finish(self, step: Step, end_tokens: Set[int]) -> FinishedBlock:
+        canvas, room = step.draft, self.room
+        if self.request.sampling.suffix:
+            canvas = canvas[:room]  # the suffix is no part of the answer
         end = next((i + 1 for i, token in enumerate(canvas) if token in end_tokens), None)
         if end is not None and end <= room:
             tokens, self.finish_reason = canvas[:end], "stop"
@@ -135,8 +166,15 @@ class Sequence:
             tokens, self.finish_reason = canvas[:room], "length"
         else:
             tokens = canvas
-        block = FinishedBlock(tokens, self.step_index, self.speculations, self.finish_reason)
-        self.answer_tokens += len(tokens)
+        block = FinishedBlock(
+            tokens,
+            self.step_index,
+            self.speculations,
+            self.finish_reason,
+            logprobs=None if step.logprobs is None else step.logprobs[: len(tokens)],
+            rerolled=self.rerolled and self.block_index == 0,
+        )
+        self.answer += tokens
         self.unencoded = canvas
         self.block_index += 1
         self.step_index = self.speculations = 0

@@ -7,6 +7,7 @@ thread: nothing else touches the device.
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterator
 from time import perf_counter
 
@@ -25,6 +26,7 @@ from engine.messages import (
     GenerateRequest,
     Loading,
     Ready,
+    Sampling,
     Stats,
     ToWorker,
     decode_to_worker,
@@ -37,6 +39,8 @@ from engine.sequence import Sequence, Step, Work
 logger = logging.getLogger(__name__)
 
 _PROGRESS_PARTS = 200  # `Loading` messages at most
+_MOST_STEPS = 1024  # a block's random numbers for all of its steps are made at once
+_MOST_BIAS = 1e4  # nats: far from where float32 ends at the lowest temperature
 
 
 class Worker:
@@ -115,8 +119,24 @@ class Worker:
             return [Failed(request.id, "The prompt and max_tokens do not fit the context.")]
         if not 0 <= min(request.prompt) <= max(request.prompt) < self._denoiser.vocab_size:
             return [Failed(request.id, "The prompt has token ids that the model does not have.")]
+        obstacle = self._sampling_obstacle(request)
+        if obstacle is not None:
+            return [Failed(request.id, obstacle)]
         self._scheduler.add(Sequence.start(request, self._denoiser.sampler.end_tokens))
         return []
+
+    def _sampling_obstacle(self, request: GenerateRequest) -> str | None:
+        """Why the request's sampling can't be done, if it can't; checked first in front too."""
+        wanted, vocab_size = request.sampling, self._denoiser.vocab_size
+        if wanted.suffix:
+            length = request.max_tokens + len(wanted.suffix)
+            room = self._denoiser.context_length - len(request.prompt)
+            if length > min(self._denoiser.model.config.canvas_length, room):
+                return "suffix and max_tokens do not fit one canvas behind the prompt."
+        if any(not 0 <= token < vocab_size for token in (*wanted.suffix, *wanted.logit_bias)):
+            return "suffix or logit_bias has token ids that the model does not have."
+        wrong = _out_of_range(wanted)
+        return f"{wrong[0]} is out of range." if wrong else None
 
     def _record(self, work: Work, step: Step | None) -> Iterator[FromWorker]:
         """Take note of what a pass did for one sequence."""
@@ -136,6 +156,8 @@ class Worker:
             cached_tokens=sequence.reused,
             speculations=block.speculations,
             speculation_won=step is not None and step.next_started,
+            logprobs=block.logprobs,
+            rerolled=block.rerolled,
         )
         if block.finish_reason is not None:
             yield self._end(sequence, Done(request_id, block.finish_reason))
@@ -198,6 +220,24 @@ def build_denoiser(
         prefix_cache_bytes=config.prefix_cache_mib * 2**20,
         narrow_canvas=config.narrow_canvas,
     )
+
+
+def _out_of_range(sampling: Sampling) -> list[str]:
+    """The names of numbers that nothing can be computed with; a NaN is in no range."""
+    biases, steps = sampling.logit_bias.values(), sampling.max_denoising_steps
+    fine = {
+        "seed": 0 <= sampling.seed < 2**64,
+        "choice": 0 <= sampling.choice < 2**31,
+        "temperature": 0 <= sampling.temperature < math.inf,
+        "top_p": 0 < sampling.top_p <= 1,
+        "top_k": sampling.top_k >= 0,
+        "logit_bias": all(abs(bias) <= _MOST_BIAS for bias in biases),
+        "presence_penalty": abs(sampling.presence_penalty) <= _MOST_BIAS,
+        "frequency_penalty": abs(sampling.frequency_penalty) <= _MOST_BIAS,
+        "max_denoising_steps": steps is None or 1 <= steps <= _MOST_STEPS,
+        "top_logprobs": sampling.top_logprobs is None or sampling.top_logprobs >= 0,
+    }
+    return [name for name, is_fine in fine.items() if not is_fine]
 
 
 def _rationed(send: Callable[[Loading], None]) -> Callable[[int, int], None]:

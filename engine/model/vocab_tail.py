@@ -3,13 +3,15 @@
 lm_head -> softcap -> temperature -> softmax -> entropy, argmax, sample -> soft embedding.
 
 `vocab_tail` and `draw` walk over the vocabulary in chunks that stay in the processor's cache, so
-that the [R, V] logits never exist. `triton_vocab_tail` is for GPUs: there the logits exist once, in
+that the [R, V] logits never exist; where a request has a bias, it is added to its rows' chunks.
+`triton_vocab_tail` is for GPUs: there the logits exist once, in
 the weights' type, and one kernel turns them into probabilities. `plain_vocab_tail` says the same in
 a few lines that hold everything at once in float32: it is what the tests compare with.
 
 Letters: R canvas positions (rows), D hidden size, V vocabulary, G groups of the vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +24,14 @@ CHUNK = 4096  # vocabulary entries that are worked on together; 1024 to 8192 are
 _SAFE_EXPONENT = 80.0
 _GATHERED_ROWS = 64  # of 1.4 MB each in the released model
 GROUP = 256  # vocabulary entries whose probabilities are kept as one sum
+
+
+@dataclass(frozen=True)
+class Bias:
+    """What is added to the softcapped logits of consecutive rows, before the temperature."""
+
+    rows: slice
+    values: Tensor  # [V] float32, finite
 
 
 @dataclass(frozen=True)
@@ -41,8 +51,9 @@ def vocab_tail(
     *,
     softcap: float,
     embedding_scale: float,
+    biases: Sequence[Bias] = (),
 ) -> TailResult:
-    """Statistics of softmax(softcap * tanh(hidden @ embedding.T / softcap) / temperature).
+    """Statistics of softmax((softcap * tanh(hidden @ embedding.T / softcap) + bias) / temperature).
 
     hidden [R, D] and embedding [V, D] in the weights' dtype, temperatures [R] float32 above 0.
     Between the two products everything is float32 (DESIGN.md says why), and partial sums are
@@ -51,7 +62,8 @@ def vocab_tail(
 
     Exponents are taken relative to the largest logit so far, as in an online softmax (Milakov and
     Gimelshein, arXiv 1805.02867): the constant shift softcap / temperature, which needs no
-    rescaling, would underflow at temperatures below about 0.3, and the maximum is known anyway.
+    rescaling, would underflow at temperatures below about 0.3 and is no bound where there is a
+    bias, and the maximum is known anyway.
     """
     rows, vocab = hidden.shape[0], embedding.shape[0]
     group = _group_size(vocab)
@@ -62,7 +74,9 @@ def vocab_tail(
     masses, energies, peaks = [], [], []  # of each chunk: [R, chunk / group], [R], [R]
     for start in range(0, vocab, CHUNK):
         part = embedding[start : start + CHUNK]
-        logits = _capped(hidden, part, softcap)  # [R, chunk]
+        logits = capped(hidden, part, softcap)  # [R, chunk]
+        for bias in biases:
+            logits[bias.rows].add_(bias.values[start : start + CHUNK], alpha=1 / softcap)
         best, index = logits.max(-1)
         argmax = torch.where(best > peak, index + start, argmax)
         last_peak, peak = peak, torch.maximum(best, peak)
@@ -136,6 +150,7 @@ def draw(
     wanted: Tensor,
     *,
     softcap: float,
+    biases: Sequence[Bias] = (),
 ) -> Tensor:
     """A token for each row from the distribution behind `result`: [R] int64.
 
@@ -153,7 +168,11 @@ def draw(
     groups = groups.squeeze(1)
     in_group = gathered_products if hidden.is_cuda else grouped_products
     logits = in_group(hidden, embedding.view(-1, size, embedding.shape[1]), groups)  # [R, size]
-    logits = logits.float().div_(softcap).tanh_() * (softcap / temperatures[:, None])
+    logits = logits.float().div_(softcap).tanh_()
+    for bias in biases:
+        values = bias.values.view(-1, size)[groups[bias.rows]]
+        logits[bias.rows].add_(values, alpha=1 / softcap)
+    logits.mul_(softcap / temperatures[:, None])
     return groups * size + inverse_cdf(logits.softmax(-1), rest.squeeze(1))
 
 
@@ -189,7 +208,7 @@ def plain_vocab_tail(
     embedding_scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """argmax, entropy, soft embeddings and samples, with the whole logits in memory."""
-    logits = _capped(hidden, embedding, softcap) * (softcap / temperatures)[:, None]  # [R, V]
+    logits = capped(hidden, embedding, softcap) * (softcap / temperatures)[:, None]  # [R, V]
     probs = logits.double().softmax(-1)
     soft = F.linear(probs.to(embedding.dtype), embedding.T) * embedding_scale
     entropy = torch.special.entr(probs).sum(-1).float()
@@ -207,7 +226,7 @@ def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
     return tokens.clamp_(max=probs.shape[-1] - 1)
 
 
-def _capped(hidden: Tensor, embedding: Tensor, softcap: float) -> Tensor:
+def capped(hidden: Tensor, embedding: Tensor, softcap: float) -> Tensor:
     """tanh(logit / softcap), float32."""
     return F.linear(hidden, embedding).float().div_(softcap).tanh_()
 

@@ -21,12 +21,13 @@ def test_temperature_falls_linearly_from_t_max_to_just_above_t_min():
 def test_positions_are_accepted_until_the_entropy_before_them_exceeds_the_bound():
     first = [0.5, 0.01, 0.2, 0.06, 0.04]  # ascending: 0.01 0.04 0.06 0.2 0.5
     second = [0.01, 0.02, 0.03, 0.04, 0.5]
-    accepted = accept(torch.tensor([first, second]), entropy_bound=0.11001)
+    config = SamplerConfig(entropy_bound=0.11001)
+    accepted = accept(torch.tensor([first, second]), [config, config])
     assert accepted.tolist() == [[False, True, True, True, True], [True] * 5]
 
 
 def test_the_least_uncertain_position_is_always_accepted():
-    accepted = accept(torch.tensor([[5.0, 4.0, 6.0]]), entropy_bound=0.1)
+    accepted = accept(torch.tensor([[5.0, 4.0, 6.0]]), [SamplerConfig(entropy_bound=0.1)])
     assert accepted.tolist() == [[False, True, False]]
 
 
@@ -44,7 +45,7 @@ def test_stable_steps_count_equal_canvases_and_start_again_at_a_change():
 def test_a_block_is_done_when_stable_and_confident():
     config = SamplerConfig(stability_threshold=2, confidence_threshold=0.005)
     mean = torch.tensor([0.004, 0.004, 0.006])
-    assert converged(torch.tensor([2, 1, 2]), mean, config).tolist() == [True, False, False]
+    assert converged(torch.tensor([2, 1, 2]), mean, [config] * 3).tolist() == [True, False, False]
 
 
 def test_the_mean_entropy_of_a_narrower_canvas_is_over_its_own_positions():
@@ -55,19 +56,19 @@ def test_the_mean_entropy_of_a_narrower_canvas_is_over_its_own_positions():
 def test_with_early_end_only_positions_up_to_the_end_token_hold_a_canvas_open():
     config = SamplerConfig(early_end=True, end_tokens=frozenset({8, 9}))
     argmax = torch.tensor([[1, 9, 3, 9], [1, 2, 3, 4], [8, 1, 2, 3]])
-    counted = counted_positions(argmax, config)
+    counted = counted_positions(argmax, [config] * 3)
     assert counted.tolist() == [[True, True, False, False], [True] * 4, [True] + [False] * 3]
     changed = torch.tensor([[1, 9, 5, 5], [1, 2, 3, 5], [8, 5, 5, 5]])
     stable = stable_steps(argmax, changed, torch.tensor([0, 0, 0]), counted)
     assert stable.tolist() == [1, 0, 1]
     entropy = torch.tensor([[0.0, 0.0, 5.0, 5.0], [0.0] * 4, [5.0, 0.0, 0.0, 0.0]])
     mean = mean_entropy(entropy, torch.tensor([4, 4, 4]), counted)
-    assert converged(stable, mean, config).tolist() == [True, False, False]
+    assert converged(stable, mean, [config] * 3).tolist() == [True, False, False]
 
 
 def test_without_early_end_every_position_counts():
     config = SamplerConfig(end_tokens=frozenset({9}))
-    assert counted_positions(torch.tensor([[9, 1]]), config) is None
+    assert counted_positions(torch.tensor([[9, 1]]), [config]) is None
 
 
 def test_generation_config_fills_the_sampler_and_what_it_leaves_out_is_the_release_s():
