@@ -179,5 +179,5 @@ def _biases(
 def _vector(values: dict[int, float], size: int, device: torch.device) -> Tensor:
     """[size] float32, zero where there is no value."""
     vector = torch.zeros(size)
-    vector[list(values)] = torch.tensor(list(values.values()))
+    vector[list(values)] = torch.tensor(list(values.values()), dtype=torch.float32)
     return vector.to(device)

@@ -28,7 +28,7 @@ def test_philox_gives_the_published_known_answers(counter, key, expected):
     assert tuple(int(w) for w in words) == expected
 
 
-def noise(seed, block, steps=48, canvas_length=256, vocab_size=262144):
+def noise(seed, block, stream=0, steps=48, canvas_length=256, vocab_size=262144):
     return block_noise(
         seed,
         block,
@@ -36,6 +36,7 @@ def noise(seed, block, steps=48, canvas_length=256, vocab_size=262144):
         canvas_length=canvas_length,
         vocab_size=vocab_size,
         device=CPU,
+        stream=stream,
     )
 
 
@@ -45,8 +46,8 @@ def test_a_step_of_a_position_has_the_same_number_however_many_are_asked_for():
     assert torch.equal(whole.uniforms[:5, :10], part.uniforms)
 
 
-@pytest.mark.parametrize("other", [(8, 3), (7, 4), (7 + 2**32, 3)])
-def test_another_seed_or_block_gives_other_numbers(other):
+@pytest.mark.parametrize("other", [(8, 3), (7, 4), (7 + 2**32, 3), (7, 3, 1), (7, 3, 2**32 - 1)])
+def test_another_seed_block_or_stream_gives_other_numbers(other):
     equal = (noise(7, 3).uniforms == noise(*other).uniforms).float().mean()
     assert equal < 0.001
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from engine.messages import Sampling
 from engine.sampler import (
     SamplerConfig,
     UnsupportedSamplerError,
@@ -8,6 +9,7 @@ from engine.sampler import (
     converged,
     counted_positions,
     mean_entropy,
+    nearly_converged,
     stable_steps,
 )
 
@@ -29,6 +31,33 @@ def test_positions_are_accepted_until_the_entropy_before_them_exceeds_the_bound(
 def test_the_least_uncertain_position_is_always_accepted():
     accepted = accept(torch.tensor([[5.0, 4.0, 6.0]]), [SamplerConfig(entropy_bound=0.1)])
     assert accepted.tolist() == [[False, True, False]]
+
+
+def test_each_canvas_is_accepted_up_to_its_own_bound():
+    entropy = torch.tensor([[0.3, 0.1, 0.2]] * 3)
+    configs = [SamplerConfig(entropy_bound=bound) for bound in (0.0, 0.15, 1.0)]
+    accepted = accept(entropy, configs)
+    assert accepted.tolist() == [[False, True, False], [False, True, True], [True] * 3]
+    for alone, config in zip(accepted, configs, strict=True):
+        assert torch.equal(accept(entropy[:1], [config])[0], alone)
+
+
+def test_each_canvas_has_its_own_stopping_rule():
+    configs = [SamplerConfig(confidence_threshold=nats) for nats in (0.004, 0.006, 0.001)]
+    stable, mean = torch.tensor([1, 1, 1]), torch.tensor([0.005, 0.005, 0.005])
+    assert converged(stable, mean, configs).tolist() == [False, True, False]
+    assert nearly_converged(mean, configs).tolist() == [True, True, False]  # below five times
+
+
+def test_a_request_s_numbers_replace_the_checkpoint_s_and_the_others_stay():
+    config = SamplerConfig(t_min=0.3, end_tokens=frozenset({9}))
+    assert config.of_request(Sampling(seed=0)) is config
+    own = Sampling(
+        seed=0, max_denoising_steps=4, entropy_bound=0.0, confidence_threshold=0.0, ignore_eos=True
+    )
+    assert config.of_request(own) == SamplerConfig(
+        max_denoising_steps=4, entropy_bound=0.0, confidence_threshold=0.0, t_min=0.3
+    )
 
 
 def test_stable_steps_count_equal_canvases_and_start_again_at_a_change():
@@ -64,6 +93,15 @@ def test_with_early_end_only_positions_up_to_the_end_token_hold_a_canvas_open():
     entropy = torch.tensor([[0.0, 0.0, 5.0, 5.0], [0.0] * 4, [5.0, 0.0, 0.0, 0.0]])
     mean = mean_entropy(entropy, torch.tensor([4, 4, 4]), counted)
     assert converged(stable, mean, [config] * 3).tolist() == [True, False, False]
+
+
+def test_a_canvas_whose_request_ignores_end_tokens_is_open_to_its_end():
+    config = SamplerConfig(early_end=True, end_tokens=frozenset({9}))
+    ignoring = config.of_request(Sampling(seed=0, ignore_eos=True))
+    argmax = torch.tensor([[9, 1, 1], [9, 1, 1]])
+    counted = counted_positions(argmax, [ignoring, config])
+    assert counted.tolist() == [[True] * 3, [True, False, False]]
+    assert counted_positions(argmax, [ignoring, ignoring]) is None
 
 
 def test_without_early_end_every_position_counts():

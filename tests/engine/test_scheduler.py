@@ -3,8 +3,9 @@ from engine.scheduler import Scheduler
 from engine.sequence import Sequence, Step
 
 
-def sequence(request_id, prompt=(1, 2)):
-    return Sequence.start(GenerateRequest(request_id, list(prompt), 10, Sampling(seed=0)))
+def sequence(request_id, prompt=(1, 2), priority=0):
+    sampling = Sampling(seed=0, priority=priority)
+    return Sequence.start(GenerateRequest(request_id, list(prompt), 10, sampling))
 
 
 def scheduler_with(*sequences, max_active=1):
@@ -40,6 +41,26 @@ def test_requests_run_one_at_a_time_in_arrival_order_where_one_may_run():
     assert who(next_pass(scheduler)) == [first]
     scheduler.remove(first)
     assert who(next_pass(scheduler)) == [second]
+
+
+def test_of_those_who_wait_the_lowest_priority_runs_first_then_the_earliest():
+    waiting = [
+        sequence(name, priority=p) for name, p in zip("abcde", (0, 5, -1, 0, -1), strict=True)
+    ]
+    scheduler, order = scheduler_with(*waiting), []
+    while scheduler.waiting + scheduler.running:
+        (running,) = who(next_pass(scheduler))
+        order.append(running.request.id)
+        scheduler.remove(running)
+    assert order == ["c", "e", "a", "d", "b"]
+
+
+def test_a_lower_priority_does_not_take_the_place_of_one_that_runs():
+    running = sequence("a", priority=9)
+    scheduler = scheduler_with(running)
+    next_pass(scheduler)
+    scheduler.add(sequence("b", priority=-9))
+    assert who(next_pass(scheduler)) == [running]
 
 
 def test_as_many_run_together_as_may_and_the_next_joins_when_one_leaves():

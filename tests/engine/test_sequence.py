@@ -1,13 +1,15 @@
 import pytest
 
-from engine.messages import GenerateRequest, Sampling
+from engine.messages import GenerateRequest, Sampling, TokenLogprobs
 from engine.sequence import WORTH_KEEPING_TOKENS, Sequence, Step, Work
 
 END = frozenset({99})
 
 
-def start(max_tokens=100, prompt=(1, 2, 3, 4, 5)):
-    return Sequence.start(GenerateRequest("r", list(prompt), max_tokens, Sampling(seed=0)))
+def start(max_tokens=100, prompt=(1, 2, 3, 4, 5), **sampling):
+    return Sequence.start(
+        GenerateRequest("r", list(prompt), max_tokens, Sampling(seed=0, **sampling))
+    )
 
 
 def run(sequence, canvas=None, **step):
@@ -143,3 +145,55 @@ def test_a_lost_bet_changes_nothing():
     block = sequence.record(work, Step([7, 9], done=True), END)
     assert (block.tokens, block.speculations) == ([7, 9], 1)
     assert sequence.next_work(1000) == Work(sequence, [7, 9], denoise=True)
+
+
+def test_a_first_block_that_begins_with_an_end_token_is_begun_again_once_with_other_noise():
+    sequence = start(choice=3)
+    assert sequence.stream(0) == 6
+    assert run(sequence, [99, 8]) is None
+    assert (sequence.stream(0), sequence.stream(1)) == (7, 6)
+    assert sequence.next_work(1000) == Work(sequence, [], denoise=True)
+    block = run(sequence, [99, 8])
+    assert (block.tokens, block.finish_reason, block.rerolled) == ([99], "stop", True)
+    assert block.denoising_steps == 2
+
+
+def test_a_block_that_is_not_empty_the_second_time_is_like_any_other():
+    sequence = start()
+    run(sequence, [99, 8])
+    block = run(sequence, [7, 8])
+    assert (block.tokens, block.finish_reason, block.rerolled) == ([7, 8], None, True)
+    assert not run(sequence, [7, 8]).rerolled
+
+
+def test_a_later_block_may_be_empty():
+    sequence = start()
+    run(sequence, [7, 8])
+    assert run(sequence, [99, 8]).tokens == [99]
+
+
+def test_ignored_end_tokens_neither_end_nor_cut_nor_begin_again():
+    sequence = start(max_tokens=3, ignore_eos=True)
+    block = run(sequence, [99, 8])
+    assert (block.tokens, block.finish_reason, block.rerolled) == ([99, 8], None, False)
+    last = run(sequence, [99, 99])
+    assert (last.tokens, last.finish_reason) == ([99], "length")
+
+
+@pytest.mark.parametrize(
+    ("canvas", "tokens", "reason"),
+    [
+        ([7, 8, 40, 99], [7, 8], "length"),  # the suffix' own end token is no end
+        ([7, 99, 40, 99], [7, 99], "stop"),
+        ([99, 8, 40, 99], [99], "stop"),  # and is not begun again
+    ],
+)
+def test_a_suffix_is_no_part_of_the_answer_and_its_block_is_the_last(canvas, tokens, reason):
+    block = run(start(max_tokens=2, suffix=[40, 99]), canvas)
+    assert (block.tokens, block.finish_reason, block.rerolled) == (tokens, reason, False)
+
+
+def test_log_probabilities_are_cut_like_their_tokens():
+    logprobs = [TokenLogprobs(token, -0.5) for token in (7, 99, 8)]
+    block = run(start(), [7, 99, 8], logprobs=logprobs)
+    assert block.logprobs == logprobs[:2]

@@ -4,6 +4,7 @@ import torch
 from engine.model.experts import group_ends
 from engine.model.vocab_tail import (
     CHUNK,
+    Bias,
     draw,
     gathered_products,
     grouped_products,
@@ -97,6 +98,33 @@ def test_rows_that_are_wanted_are_drawn_the_same_whatever_others_are(vocab):
     wanted = torch.arange(ROWS) % 3 == 0
     some = case.draw(case.uniforms, wanted)
     assert torch.equal(some[wanted], case.sample[wanted])
+
+
+@pytest.mark.parametrize("banned", [-100.0, -1e9])
+def test_a_bias_is_part_of_its_rows_distribution_and_of_no_other(vocab, banned):
+    plain = Case(vocab)
+    values, others = torch.randn(2, vocab, generator=torch.Generator().manual_seed(1)) * 3
+    values[: vocab // 2] = banned  # whole chunks among them
+    values[-1] = 25.0
+    biases = [Bias(slice(4, 9), values), Bias(slice(8, 12), others)]
+    logits = plain.probs.log() * plain.temperatures.double()[:, None]  # but for a constant a row
+    for bias in biases:
+        logits[bias.rows] += bias.values
+    probs = (logits / plain.temperatures.double()[:, None]).softmax(-1)
+    inputs = (plain.hidden, plain.embedding, plain.temperatures)
+    scale = {"softcap": SOFTCAP, "embedding_scale": 4.0}
+    found = vocab_tail(*inputs, **scale, biases=biases)
+    entropy = torch.special.entr(probs).sum(-1)
+    torch.testing.assert_close(found.entropy.double(), entropy, atol=2e-4, rtol=0)
+    assert torch.equal(found.argmax, probs.argmax(-1))
+    soft = 4.0 * probs @ plain.embedding.double()
+    torch.testing.assert_close(found.soft_embeddings.double(), soft, atol=1e-3, rtol=0)
+    drawn = draw(found, *inputs, plain.uniforms, EVERY, softcap=SOFTCAP, biases=biases)
+    assert torch.equal(drawn, inverse_cdf(probs, plain.uniforms))
+    rest = torch.cat([torch.arange(4), torch.arange(12, ROWS)])
+    for name in ("argmax", "entropy", "soft_embeddings", "group_mass"):
+        assert torch.equal(getattr(found, name)[rest], getattr(plain.result, name)[rest])
+    assert torch.equal(drawn[rest], plain.sample[rest])
 
 
 def test_draws_follow_the_distribution():
