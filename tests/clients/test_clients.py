@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import DEMO_MODEL_PATH
 from tests.clients.snippets import Snippet, snippets
-from tests.conftest import Server
 
 ROOT = Path(__file__).parents[2]
 CLIENTS = ROOT / ".venv-clients"
@@ -18,14 +16,6 @@ PAGE = snippets((ROOT / "docs" / "clients.md").read_text())
 COMMANDS = {"python": ("python",), "js": ("node",), "sh": ("bash", "-euo", "pipefail")}
 SUFFIXES = {"python": ".py", "js": ".mjs", "sh": ".sh"}
 LIMIT_S = 100
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    log = tmp_path_factory.mktemp("demo") / "log"
-    server = Server(DEMO_MODEL_PATH, log, EASEL_MODEL="demo").wait_until_ready()
-    yield server
-    assert server.stop() == 0
 
 
 def run(snippet: Snippet, url: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -46,10 +36,10 @@ def run(snippet: Snippet, url: str, folder: Path) -> subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize("snippet", PAGE, ids=lambda snippet: snippet.name)
-def test_the_snippet_prints_what_the_page_shows(snippet, demo, tmp_path):
+def test_the_snippet_prints_what_the_page_shows(snippet, demo_server, tmp_path):
     assert (CLIENTS / ".installed").exists(), f"no clients yet: make {CLIENTS.name}/.installed"
     if "curl " in snippet.code and shutil.which("curl") is None:
         pytest.skip("there is no curl on this machine")
-    ran = run(snippet, demo.url, tmp_path)
+    ran = run(snippet, demo_server.url, tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert snippet.promises(ran.stdout), f"{ran.stdout}\n{ran.stderr}"

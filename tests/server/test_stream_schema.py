@@ -3,6 +3,7 @@
 import json
 from copy import deepcopy
 
+import httpx
 import pytest
 
 from tests.server.stream_schema import check_chat_stream, check_completion_stream
@@ -35,6 +36,47 @@ def test_a_chat_stream_is_openai_s_schema(http, options, usage):
 def test_a_completion_stream_is_openai_s_schema(http, options, usage):
     sent = stream(http, "/v1/completions", **{**COMPLETION, **options, **usage})
     check_completion_stream(sent, include_usage=bool(usage))
+
+
+WEATHER = {
+    "name": "get_weather",
+    "description": "Get the weather",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}},
+        "required": ["city"],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("question", "options", "reason"),
+    [
+        ("Count to 40", {}, "stop"),
+        ("Count to 40", {"n": 3}, "stop"),
+        ("Count to 40", {"reasoning_effort": "low"}, "stop"),
+        ("Count to 40", {"reasoning_effort": "low", "n": 2, "max_tokens": 20}, "length"),
+        ("What is the weather in Paris?", {}, "tool_calls"),
+        ("What is the weather in Paris?", {"n": 2}, "tool_calls"),
+        ("What is the weather in Paris?", {"reasoning_effort": "low"}, "tool_calls"),
+    ],
+)
+def test_the_demo_model_s_streams_are_openai_s_schema(demo_server, question, options, reason):
+    body = {
+        "messages": [{"role": "user", "content": question}],
+        "tools": [{"type": "function", "function": WEATHER}] if "weather" in question else None,
+        "seed": 1,
+        **options,
+        **USAGE,
+    }
+    with httpx.Client(base_url=demo_server.url, timeout=60) as http:
+        sent = stream(http, "/v1/chat/completions", **body)
+    chunks = check_chat_stream(sent, include_usage=True)
+    parts = [part for chunk in chunks for part in chunk["choices"]]
+    ends = [part["finish_reason"] for part in parts if part["finish_reason"]]
+    assert ends == [reason] * options.get("n", 1)
+    thoughts = [part["delta"] for part in parts if "reasoning_content" in part["delta"]]
+    assert bool(thoughts) is ("reasoning_effort" in options)
 
 
 def part(delta, reason=None, **more):
