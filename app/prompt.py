@@ -9,7 +9,6 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -17,6 +16,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from app.errors import BadRequest, ContextLengthExceeded
 from app.gemma_format import EMPTY_THOUGHT, MODEL_TURN, ends_in_thought
+from app.model_files import model_file
 from app.vocabulary import Vocabulary
 
 Message = dict[str, Any]  # in the chat template's terms
@@ -35,14 +35,14 @@ class PromptBuilder:
 
     def __init__(self, model: str) -> None:
         """Reads the files of a folder or a Hugging Face id; raises OSError if one is missing."""
-        self.vocabulary = Vocabulary(_model_file(model, "tokenizer.json"))
-        config = json.loads(_model_file(model, "tokenizer_config.json").read_text())
+        self.vocabulary = Vocabulary(model_file(model, "tokenizer.json"))
+        config = json.loads(model_file(model, "tokenizer_config.json").read_text())
         self._special = {
             name: token if isinstance(token, str) else token["content"]
             for name, token in config.items()
             if name.endswith("_token") and token is not None
         }
-        self._template = _model_file(model, "chat_template.jinja").read_text()
+        self._template = model_file(model, "chat_template.jinja").read_text()
 
     def chat(
         self,
@@ -125,12 +125,3 @@ def answer_room(prompt: list[int], wanted: int | None, context_length: int, *, p
             param=param,
         )
     return room if wanted is None else min(wanted, room)
-
-
-def _model_file(model: str, name: str) -> Path:
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder / name
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(model, name))

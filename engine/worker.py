@@ -31,6 +31,7 @@ from engine.messages import (
     encode,
 )
 from engine.model.checkpoint import find_checkpoint, load_model
+from engine.model.vision import Vision
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence, Step, Work
 
@@ -115,8 +116,19 @@ class Worker:
             return [Failed(request.id, "The prompt and max_tokens do not fit the context.")]
         if not 0 <= min(request.prompt) <= max(request.prompt) < self._denoiser.vocab_size:
             return [Failed(request.id, "The prompt has token ids that the model does not have.")]
+        if not self._takes_images(request):
+            return [Failed(request.id, "The model can't take the prompt's images.")]
         self._scheduler.add(Sequence.start(request, self._denoiser.sampler.end_tokens))
         return []
+
+    def _takes_images(self, request: GenerateRequest) -> bool:
+        """Whether there is a vision tower for them, and each stands whole behind the one before."""
+        vision, end = self._denoiser.vision, 0
+        for image in request.images:
+            if vision is None or not vision.fits(image) or image.start < end:
+                return False
+            end = image.end
+        return end <= len(request.prompt)
 
     def _record(self, work: Work, step: Step | None) -> Iterator[FromWorker]:
         """Take note of what a pass did for one sequence."""
@@ -188,7 +200,12 @@ def build_denoiser(
     dtype = choose_dtype(config, device)
     checkpoint = find_checkpoint(config.model_path)
     torch.set_num_threads(choose_threads(config, device, checkpoint.config.hidden_size))
-    model = load_model(checkpoint, device=device, dtype=dtype, on_progress=_rationed(send))
+    vision = None
+    if checkpoint.vision is not None:
+        vision = Vision(checkpoint.vision, device=device, dtype=dtype)
+    model = load_model(
+        checkpoint, device=device, dtype=dtype, vision=vision, on_progress=_rationed(send)
+    )
     return Denoiser(
         model,
         dataclasses.replace(checkpoint.sampler, early_end=config.early_end),
@@ -197,6 +214,7 @@ def build_denoiser(
         max_active=config.max_active,
         prefix_cache_bytes=config.prefix_cache_mib * 2**20,
         narrow_canvas=config.narrow_canvas,
+        vision=vision,
     )
 
 
