@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CLIENTS := .venv-clients
 # Installed first and with pip: where a CPU build of this release lies at hand, pip takes it, and
 # the project's own range is then satisfied. On a machine with an NVIDIA GPU and no such build it
 # is PyPI's CUDA build.
@@ -17,7 +18,7 @@ help: ## Show this list
 serve: $(VENV)/.installed ## Start the server with the demo model on 127.0.0.1:8000
 	@$(BIN)/easel serve
 
-test: check ## Lint, types, import rules and every test, on the CPU
+test: check $(CLIENTS)/.installed ## Lint, types, import rules and every test, on the CPU
 	$(BIN)/pytest
 
 check: $(VENV)/.installed-dev ## Lint, types and import rules only
@@ -33,8 +34,8 @@ fmt: $(VENV)/.installed-dev ## Format the code and mend what the linter can mend
 demo-accuracy: $(VENV)/.installed ## Measure the demo model's accuracy per task (demo/README.md)
 	$(BIN)/python -m demo.evaluate
 
-clean: ## Remove the virtual environment and every cache
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+clean: ## Remove the virtual environments and every cache
+	rm -rf $(VENV) $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -55,3 +56,15 @@ $(VENV)/.installed: pyproject.toml $(VENV)/.torch
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.torch
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+# What docs/clients.md shows and the tests run: clients for Python, and Node with those for it.
+$(CLIENTS)/.installed: tests/clients/requirements.txt tests/clients/package.json \
+		tests/clients/package-lock.json | $(BIN)/python
+	@echo "Making $(CLIENTS) and installing the clients that are tested (once; about a minute)."
+	@set -e; start=$$(date +%s); \
+	$(BIN)/python -m venv --clear $(CLIENTS); \
+	$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check -r $<; \
+	cp tests/clients/package.json tests/clients/package-lock.json $(CLIENTS); \
+	PATH="$(CURDIR)/$(CLIENTS)/bin:$$PATH" npm ci --prefix $(CLIENTS) --silent --no-audit --no-fund; \
+	echo "Installed the clients in $$(($$(date +%s) - start)) s."
+	@touch $@

@@ -13,8 +13,10 @@ import typer
 import uvicorn
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 
 from app.logs import configure_logs
+from app.security import KeysUnreadableError, api_keys, is_loopback
 from app.server import create_app
 from app.settings import PREFIX, Settings, unknown_variables
 from engine.messages import Loading, Ready
@@ -98,8 +100,15 @@ def _serve(settings: Settings) -> int:
     progress = _Progress(settings)
     try:
         app = create_app(settings, progress)
+    except KeysUnreadableError as error:
+        _refuse(str(error))
     except Exception as error:  # tokenizers raises a bare Exception for a missing file
         _refuse(f"model {settings.model!r} cannot be read: {error}")
+    if not is_loopback(settings.host) and not api_keys(settings):
+        console.print(
+            f"[bold red]easel: whoever reaches {escape(settings.host)} can use this server: "
+            f"set {PREFIX}API_KEY.[/bold red]"
+        )
     config = uvicorn.Config(
         app,
         log_config=None,

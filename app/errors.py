@@ -3,6 +3,7 @@
 ApiError
 ├── BadRequest              400  the request names something wrong or unsupported
 │   └── ContextLengthExceeded    the prompt leaves no room for an answer
+├── Unauthorized            401  no API key, or none of the server's
 ├── NotFound                404
 │   └── ModelNotFound            the model named is not the one served
 ├── MethodNotAllowed        405
@@ -47,6 +48,16 @@ class BadRequest(ApiError):
 
 class ContextLengthExceeded(BadRequest):
     code = "context_length_exceeded"
+
+
+class Unauthorized(ApiError):
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": "Bearer"}
 
 
 class NotFound(ApiError):

@@ -154,8 +154,9 @@ class AnswerParser:
     def _close_call(self) -> list[Event]:
         """A call with its end marker; a mere name calls without arguments."""
         call = self._call
-        bare = call is not None and call.arguments is None and _HEAD.fullmatch(call.head)
-        return (self._read("{}") if bare else []) + self._end_call()
+        if call and call.arguments is None and _HEAD.fullmatch(call.head):
+            return self._read("{}") + self._end_call()
+        return self._end_call()
 
     def _end_call(self) -> list[Event]:
         """Leave a call, if one is open, with what its source has been so far."""
@@ -165,9 +166,8 @@ class AnswerParser:
         if call.arguments is None:
             self._call = None
             return self._say(call.head)
-        complete = call.arguments.complete
         events = self._argue(call.arguments.rest())
-        self.calls.append(Call(call.name, call.text, complete))
+        self.calls.append(Call(call.name, call.text, call.arguments.complete))
         self._call = None
         return events
 

@@ -9,7 +9,6 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -17,7 +16,10 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from app.errors import BadRequest, ContextLengthExceeded
 from app.gemma_format import EMPTY_THOUGHT, MODEL_TURN, ends_in_thought
+from app.images import ImagePart, ImageReader
+from app.model_files import model_file
 from app.vocabulary import Vocabulary
+from engine.messages import Image
 
 Message = dict[str, Any]  # in the chat template's terms
 
@@ -28,21 +30,23 @@ class Prompt:
 
     tokens: list[int]
     thinking: bool = False
+    images: Sequence[Image] = ()
 
 
 class PromptBuilder:
-    """A checkpoint's tokenizer and chat template."""
+    """A checkpoint's tokenizer, chat template and image processor."""
 
     def __init__(self, model: str) -> None:
         """Reads the files of a folder or a Hugging Face id; raises OSError if one is missing."""
-        self.vocabulary = Vocabulary(_model_file(model, "tokenizer.json"))
-        config = json.loads(_model_file(model, "tokenizer_config.json").read_text())
+        self.vocabulary = Vocabulary(model_file(model, "tokenizer.json"))
+        config = json.loads(model_file(model, "tokenizer_config.json").read_text())
         self._special = {
             name: token if isinstance(token, str) else token["content"]
             for name, token in config.items()
             if name.endswith("_token") and token is not None
         }
-        self._template = _model_file(model, "chat_template.jinja").read_text()
+        self._template = model_file(model, "chat_template.jinja").read_text()
+        self._images = ImageReader.find(model)
 
     def chat(
         self,
@@ -53,14 +57,17 @@ class PromptBuilder:
     ) -> Prompt:
         """A conversation, up to where the model answers.
 
-        Messages and tools are what the template is given: OpenAI's, but for the arguments of a
-        tool call, which are a mapping. Raises BadRequest if the template refuses them.
+        Messages and tools are what the template is given: OpenAI's, but that the arguments of a
+        tool call are a mapping, and a content's images are `image_part`s. Raises BadRequest for
+        images that can't be taken and if the template refuses the messages.
         """
+        messages, parts = _without_images(messages)
+        pictures = self._images.read(parts)
         typed: list[str] = []
         nonce = secrets.token_hex(8)
         try:
             rendered: list[str] = render_jinja_template(
-                [self._marked(list(messages), nonce, typed)],
+                [self._marked(messages, nonce, typed)],
                 tools=self._marked(list(tools), nonce, typed) or None,
                 chat_template=self._template,
                 add_generation_prompt=True,
@@ -80,7 +87,8 @@ class PromptBuilder:
         for index, part in enumerate(re.split(f"\ue000{nonce}:([0-9]+)\ue001", text)):
             encode = self.vocabulary.encode_literally if index % 2 else self.vocabulary.encode
             tokens += encode(typed[int(part)] if index % 2 else part)
-        return Prompt(tokens, thinking=ends_in_thought(text))
+        tokens, images = self._images.place(tokens, pictures)
+        return Prompt(tokens, ends_in_thought(text), images)
 
     def raw(self, text: str) -> Prompt:
         """A raw completion's prompt: the beginning-of-text token, then the text."""
@@ -112,6 +120,29 @@ class PromptBuilder:
         return self.vocabulary.typed_control.sub(mark, text)
 
 
+def image_part(url: str, param: str) -> dict[str, Any]:
+    """A part of a message's content: an image, and the request's field that has it."""
+    return {"type": "image", "image": ImagePart(url, param)}
+
+
+def _without_images(messages: Sequence[Message]) -> tuple[list[Message], list[ImagePart]]:
+    """The messages as the template knows them, and the images that it shows, in its order."""
+    images: list[ImagePart] = []
+
+    def taken(part: dict[str, Any]) -> dict[str, Any]:
+        if "image" not in part:
+            return part
+        images.append(part["image"])
+        return {"type": "image"}
+
+    return [
+        {**message, "content": [taken(part) for part in message["content"]]}
+        if isinstance(message["content"], list)
+        else message
+        for message in messages
+    ], images
+
+
 def answer_room(prompt: list[int], wanted: int | None, context_length: int, *, param: str) -> int:
     """How many tokens the answer may have: what is wanted, cut to what the context leaves.
 
@@ -125,12 +156,3 @@ def answer_room(prompt: list[int], wanted: int | None, context_length: int, *, p
             param=param,
         )
     return room if wanted is None else min(wanted, room)
-
-
-def _model_file(model: str, name: str) -> Path:
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder / name
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(model, name))

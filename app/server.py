@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,6 +29,7 @@ from app.metrics import Metrics
 from app.prompt import PromptBuilder
 from app.routes import about, chat, completions, health, models, tokens
 from app.routes.generation import Services
+from app.security import ApiKeys, api_keys, open_paths
 from app.settings import Settings
 from app.worker import WorkerCannotStartError, WorkerClient
 from engine.messages import Loading, Ready
@@ -41,7 +43,11 @@ _UNEXPECTED = ApiError("An unexpected error happened; the server's log has it.")
 def create_app(
     settings: Settings, on_progress: Callable[[Loading | Ready], None] = lambda _message: None
 ) -> FastAPI:
-    """An app with a worker of its own. Raises OSError if the tokenizer's files are not there."""
+    """An app with a worker of its own.
+
+    Raises OSError if the tokenizer's files are not there, KeysUnreadableError if its keys' are not.
+    """
+    keys = api_keys(settings)
     prompts = PromptBuilder(settings.model_path)
 
     @asynccontextmanager
@@ -72,7 +78,18 @@ def create_app(
     app.add_exception_handler(HTTPException, _http_exception)
     # The last one added is the outermost: every answer has a request id, this one's included.
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
+    if keys:
+        app.add_middleware(ApiKeys, keys=keys, open_paths=open_paths(settings))
     app.add_middleware(UnexpectedErrors)
+    if settings.cors_origins:
+        origins = [origin.strip() for origin in settings.cors_origins.split(",")]
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after", "retry-after-ms"],
+        )
     app.add_middleware(RequestIds)
     return app
 

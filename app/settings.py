@@ -5,9 +5,10 @@ it. From the environment (`EASEL_PORT`) or the command line (`--port`); frozen a
 """
 
 import os
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from engine.config import EngineConfig
@@ -22,6 +23,20 @@ class Settings(EngineConfig, BaseSettings):
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(default=8000, ge=1, le=65535, description="Port to listen on.")
+    api_key: SecretStr = Field(
+        default=SecretStr(""),
+        description="A key that clients must send, or several with commas between; empty: none.",
+    )
+    api_key_file: Path | None = Field(
+        default=None, description="A file with more such keys, one a line."
+    )
+    metrics_open: bool = Field(
+        default=True, description="Whether /metrics can be read without a key."
+    )
+    cors_origins: str = Field(
+        default="",
+        description="Web origins whose pages may ask, with commas between; * for all.",
+    )
     max_queue: int = Field(
         default=64, ge=1, description="Most requests open at once; one more is answered 429."
     )

@@ -87,13 +87,15 @@ def new_random_model(shape: Shape, seed: int = 0) -> DiffusionGemmaForBlockDiffu
         use_bidirectional_attention="vision",
     )
     vision = Gemma4VisionConfig(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
         head_dim=16,
-        position_embedding_size=16,
+        patch_size=2,
+        position_embedding_size=70 * 3,  # a strip of the fewest tokens an image can be limited to
+        standardize=True,
     )
     config = DiffusionGemmaConfig(
         text_config=text,
@@ -130,5 +132,5 @@ def _randomise(model: torch.nn.Module, generator: torch.Generator) -> None:
             std = 0.4 if name.endswith("embed_tokens.weight") else fan_in**-0.5
             parameter.normal_(0.0, std, generator=generator)
     for name, buffer in model.named_buffers():
-        if name.endswith("layer_scalar"):
+        if name.endswith(("layer_scalar", "std_scale", "std_bias")):
             buffer.uniform_(0.5, 1.0, generator=generator)

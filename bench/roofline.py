@@ -77,6 +77,7 @@ RELEASED = ModelConfig(
     full_rope=Rope(1_000_000.0, 0.25),
     canvas_length=256,
     max_positions=262144,
+    bidirectional_images=True,
 )
 
 

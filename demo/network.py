@@ -25,7 +25,7 @@ from demo.tokenizer import SPECIAL_TOKENS, VOCAB_SIZE
 CANVAS = 32
 
 
-def new_config() -> DiffusionGemmaConfig:
+def new_config(*, image_positions: int = 64) -> DiffusionGemmaConfig:
     """The demo model's shape; a vision tower as small as it can be, since one must be there."""
     layer_types = ["sliding", "sliding", "full", "sliding", "full"]
     text = DiffusionGemmaTextConfig(
@@ -56,7 +56,7 @@ def new_config() -> DiffusionGemmaConfig:
         num_attention_heads=1,
         num_key_value_heads=1,
         head_dim=32,
-        position_embedding_size=64,
+        position_embedding_size=image_positions,
     )
     return DiffusionGemmaConfig(
         text_config=text,
@@ -68,9 +68,14 @@ def new_config() -> DiffusionGemmaConfig:
     )
 
 
-def new_model(seed: int) -> DiffusionGemmaForBlockDiffusion:
-    """Fresh weights. Attention's scale is 1.0, so q and k norms make q.k about 1 at the start."""
-    model = DiffusionGemmaForBlockDiffusion(new_config())
+def new_model(
+    seed: int, config: DiffusionGemmaConfig | None = None
+) -> DiffusionGemmaForBlockDiffusion:
+    """Fresh weights of the demo model's shape, or of another.
+
+    Attention's scale is 1.0, so q and k norms make q.k about 1 at the start.
+    """
+    model = DiffusionGemmaForBlockDiffusion(config or new_config())
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.model.decoder.named_parameters():

@@ -14,11 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from engine.canvas import Canvas, new_canvas, self_conditioning
 from engine.denoising_step import DenoisingStep
 from engine.kv_cache import KVCache, Snapshot
-from engine.model.diffusion_gemma import DiffusionGemma, Segment
+from engine.messages import Image
+from engine.model.diffusion_gemma import DiffusionGemma, ImageRows, Segment
+from engine.model.vision import Vision
 from engine.prefix_cache import PrefixCache
 from engine.sampler import SamplerConfig
 from engine.sequence import Pass, PassResult, Sequence, Step, Work
@@ -52,24 +55,28 @@ class Denoiser:
         max_active: int,
         prefix_cache_bytes: int = 0,
         narrow_canvas: bool = False,
+        vision: Vision | None = None,
     ) -> None:
         """Allocates `max_active` KV caches for `context_length` tokens and a canvas behind them.
 
         Up to `prefix_cache_bytes` are taken beside them, as requests come, to keep prefixes. With
         `narrow_canvas` a block of which `max_tokens` leaves less than a canvas has a narrower one.
+        Without `vision` no request may have images.
         """
         self.model = model
         self.sampler = sampler
+        self.vision = vision
         self.context_length = context_length
         self.vocab_size = model.config.vocab_size
         self._narrow_canvas = narrow_canvas
         self._device = model.embedding.device
         canvas = model.config.canvas_length
+        chunk = max(prefill_chunk, 0 if vision is None else vision.most_tokens)
         self._free = [
             KVCache(
                 model.config.layers,
                 capacity=context_length,
-                pass_tokens=max(min(prefill_chunk, context_length), canvas) + canvas,
+                pass_tokens=max(min(chunk, context_length), canvas) + canvas,
                 dtype=model.embedding.dtype,
                 device=self._device,
                 slack=SLACK_TOKENS,
@@ -89,7 +96,7 @@ class Denoiser:
         for work in works:
             slot, ahead = self._slots[work.sequence], len(work.tokens)
             if work.tokens:
-                segments.append(self._encoded(slot, work.tokens))
+                segments.append(self._encoded(slot, work.tokens, work.images))
             if work.denoise:
                 slot.canvas = slot.canvas or self._new_canvas(work.sequence)
                 canvases.append(slot.canvas)
@@ -118,8 +125,18 @@ class Denoiser:
             ahead=ahead,
         )
 
-    def _encoded(self, slot: Slot, tokens: list[int]) -> Segment:
-        return Segment(slot.cache, torch.tensor(tokens, device=self._device), causal=True)
+    def _encoded(self, slot: Slot, tokens: list[int], images: tuple[Image, ...] = ()) -> Segment:
+        rows = tuple(
+            ImageRows(image.start - slot.cache.position, self._embeddings(image))
+            for image in images
+        )
+        tensor = torch.tensor(tokens, device=self._device)
+        return Segment(slot.cache, tensor, causal=True, images=rows)
+
+    def _embeddings(self, image: Image) -> Tensor:
+        assert self.vision is not None, "the worker refuses images that nobody can see"
+        embeddings: Tensor = self.vision(image)
+        return embeddings
 
     def _settle(self, work: Work, steps: Iterator[Step], bet: Canvas | None) -> Step | None:
         """Make what a pass did for one sequence part of its state; its steps are the next ones."""
@@ -141,14 +158,15 @@ class Denoiser:
         slot.cache.advance(len(tokens))
         slot.tokens += tokens
         if tokens and len(slot.tokens) in sequence.checkpoints:
-            self._keep(slot)
+            self._keep(sequence, slot)
 
     def start(self, sequence: Sequence) -> int:
         """Give the sequence a free KV cache, until it is released.
 
         Returns how many tokens of its prompt the cache holds already, from an earlier request.
         """
-        cache, match = self._free.pop(), self._prefixes.longest(sequence.request.prompt)
+        prompt = sequence.prefix_keys(sequence.request.prompt)
+        cache, match = self._free.pop(), self._prefixes.longest(prompt)
         length = 0 if match is None else match.length
         if match is not None:
             cache.restore(match.kept, length)
@@ -159,7 +177,7 @@ class Denoiser:
         """The sequence has ended; it need not have started. Its KV cache is free."""
         slot = self._slots.pop(sequence, None)
         if slot is not None:
-            self._keep(slot)
+            self._keep(sequence, slot)
             slot.cache.clear()
             self._free.append(slot.cache)
 
@@ -169,14 +187,14 @@ class Denoiser:
         self._prefixes.clear()
         return some
 
-    def _keep(self, slot: Slot) -> None:
+    def _keep(self, sequence: Sequence, slot: Slot) -> None:
         """Keep what the slot's cache holds for later requests, if there is memory for it."""
-        cache = slot.cache
-        if slot.tokens and self._prefixes.make_room(
-            slot.tokens, nbytes=cache.stored_nbytes, shortest=cache.shortest
+        cache, keys = slot.cache, sequence.prefix_keys(slot.tokens)
+        if keys and self._prefixes.make_room(
+            keys, nbytes=cache.stored_nbytes, shortest=cache.shortest
         ):
             try:
-                self._prefixes.add(slot.tokens, cache.snapshot())
+                self._prefixes.add(keys, cache.snapshot())
             except torch.OutOfMemoryError:
                 logger.warning("no memory to keep a prefix of %d tokens", len(slot.tokens))
                 self._prefixes.clear()

@@ -64,17 +64,38 @@ class Sampling(msgspec.Struct, frozen=True):
     priority: int = 0
 
 
+class Image(msgspec.Struct, frozen=True):
+    """A picture in a prompt, in place of its `tokens` placeholders from position `start` on.
+
+    `pixels` are height * width * 3 bytes: RGB, row by row, already of the size that the
+    checkpoint's image processor wants.
+    """
+
+    start: int
+    tokens: int
+    height: int
+    width: int
+    pixels: bytes
+
+    @property
+    def end(self) -> int:
+        """The position behind its last token."""
+        return self.start + self.tokens
+
+
 class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     """One answer to make.
 
     `prompt` holds at least one token id and at most `Ready.context_length - 1` of them;
     `max_tokens` is at least 1 and `len(prompt) + max_tokens` at most `Ready.context_length`.
+    `images` stand in the order of their tokens in the prompt.
     """
 
     id: str
     prompt: list[int]
     max_tokens: int
     sampling: Sampling
+    images: list[Image] = []
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):

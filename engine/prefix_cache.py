@@ -1,6 +1,7 @@
 """Which prefixes' keys and values are kept, which of them serves a prompt best, and which one goes.
 
 Plain Python: what is kept is opaque here, but for its size and for how far back it can be cut.
+An image's tokens come as keys of what it shows, see `Sequence.prefix_keys`.
 The longest common prefix of token ids wins; beyond the budget the least recently used goes.
 """
 

@@ -1,8 +1,8 @@
 """Who is in the next pass. Policy only: plain Python, no I/O, no clock, no tensor.
 
 Requests run by priority, then in arrival order, at most `max_active` together; the others wait.
-Each pass encodes at most `prefill_chunk` tokens, so that a long prompt holds up nobody's denoising
-steps for long.
+Each pass encodes at most `prefill_chunk` tokens, or one image that has more, so that a long prompt
+holds up nobody's denoising steps for long.
 """
 
 from engine.sequence import Pass, Sequence
@@ -59,5 +59,5 @@ class Scheduler:
             work = sequence.next_work(room, speculate=self._speculate)
             if work is not None:
                 works.append(work)
-                room -= len(work.tokens)
+                room = max(0, room - len(work.tokens))  # an image may have taken more
         return works

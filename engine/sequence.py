@@ -5,10 +5,11 @@ any tensor (denoiser). Prefill and commit are one thing here: tokens that have t
 before the next canvas can be denoised.
 """
 
+import hashlib
 from collections.abc import Set
 from dataclasses import dataclass, field
 
-from engine.messages import FinishReason, GenerateRequest, TokenLogprobs
+from engine.messages import FinishReason, GenerateRequest, Image, TokenLogprobs
 
 WORTH_KEEPING_TOKENS = 256  # a shorter first turn is not worth a pass that ends with it
 
@@ -24,12 +25,15 @@ class Work:
 
     `speculation` is the canvas' draft if the pass shall bet on it: commit it and make the next
     block's first step behind it. The bet is won if the step finishes the block as it stands there.
+
+    `images` are those whose tokens are among `tokens`, each of them whole.
     """
 
     sequence: "Sequence"
     tokens: list[int]
     denoise: bool
     speculation: list[int] | None = None
+    images: tuple[Image, ...] = ()
 
 
 Pass = list[Work]
@@ -72,6 +76,7 @@ class Sequence:
     request: GenerateRequest
     unencoded: list[int]
     checkpoints: frozenset[int] = frozenset()
+    image_keys: tuple[int, ...] = ()  # what tells each image from every other, and from a token
     encoded: int = 0  # tokens that the KV cache holds
     reused: int = 0  # of them, those of an earlier request
     block_index: int = 0
@@ -91,7 +96,8 @@ class Sequence:
         turn = next((i + 1 for i, t in enumerate(request.prompt) if t in end_tokens), 0)
         if turn >= WORTH_KEEPING_TOKENS:
             checkpoints.add(turn)
-        return cls(request, list(request.prompt), frozenset(checkpoints))
+        keys = tuple(_image_key(image) for image in request.images)
+        return cls(request, list(request.prompt), frozenset(checkpoints), keys)
 
     @property
     def room(self) -> int:
@@ -111,13 +117,30 @@ class Sequence:
         self.encoded = self.reused = length
 
     def next_work(self, most_tokens: int, *, speculate: bool = False) -> Work | None:
-        """What the next pass may do for this answer, encoding at most so many tokens."""
+        """What the next pass may do for this answer, encoding at most so many tokens.
+
+        More of them only where an image begins and has more: one is encoded whole.
+        """
         pauses = [at - self.encoded for at in self.checkpoints if at > self.encoded]
-        tokens = self.unencoded[: min([most_tokens, *pauses])]
+        count = self._without_cut(min([most_tokens, len(self.unencoded), *pauses]))
+        tokens = self.unencoded[:count]
         denoise = len(tokens) == len(self.unencoded)
         if not tokens and not denoise:
             return None
-        return Work(self, tokens, denoise, self.draft if speculate else None)
+        end = self.encoded + count
+        images = tuple(i for i in self.request.images if self.encoded <= i.start < end)
+        return Work(self, tokens, denoise, self.draft if speculate else None, images)
+
+    def prefix_keys(self, tokens: list[int]) -> list[int]:
+        """The sequence's first tokens, as prefixes are compared: images by what they show.
+
+        All tokens of an image have one key, so two prefixes never part inside an image.
+        """
+        keys = list(tokens)
+        for image, key in zip(self.request.images, self.image_keys, strict=True):
+            if image.end <= len(tokens):
+                keys[image.start : image.end] = [key] * image.tokens
+        return keys
 
     def record(self, done: Work, step: Step | None, end_tokens: Set[int]) -> FinishedBlock | None:
         """Take note of a pass; gives the block that it finished, if it finished one.
@@ -145,6 +168,14 @@ class Sequence:
             self.unencoded = []
             self.step_index = 1
         return block
+
+    def _without_cut(self, count: int) -> int:
+        """So many tokens, but none or all of an image: its rows see each other in one pass."""
+        end = self.encoded + count
+        cut = next((i for i in self.request.images if i.start < end < i.end), None)
+        if cut is None:
+            return count
+        return cut.start - self.encoded if cut.start > self.encoded else cut.tokens
 
     def _goes_on(self, step: Step, end_tokens: Set[int]) -> bool:
         """Whether another block would follow this canvas."""
@@ -180,3 +211,9 @@ class Sequence:
         self.step_index = self.speculations = 0
         self.draft = None
         return block
+
+
+def _image_key(image: Image) -> int:
+    """A negative number, which no token is: of the pixels' hash and the size that they make."""
+    size = image.height.to_bytes(4) + image.width.to_bytes(4)
+    return -1 - int.from_bytes(hashlib.blake2b(size + image.pixels, digest_size=16).digest())

@@ -7,7 +7,6 @@ thread: nothing else touches the device.
 
 import dataclasses
 import logging
-import math
 from collections.abc import Callable, Iterator
 from time import perf_counter
 
@@ -33,6 +32,7 @@ from engine.messages import (
     encode,
 )
 from engine.model.checkpoint import find_checkpoint, load_model
+from engine.model.vision import Vision
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence, Step, Work
 
@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 _PROGRESS_PARTS = 200  # `Loading` messages at most
 _MOST_STEPS = 1024  # a block's random numbers for all of its steps are made at once
 _MOST_BIAS = 1e4  # nats: far from where float32 ends at the lowest temperature
+_MOST_TEMPERATURE = 1e4  # at which what is banned is still impossible in float32
 
 
 class Worker:
@@ -119,6 +120,8 @@ class Worker:
             return [Failed(request.id, "The prompt and max_tokens do not fit the context.")]
         if not 0 <= min(request.prompt) <= max(request.prompt) < self._denoiser.vocab_size:
             return [Failed(request.id, "The prompt has token ids that the model does not have.")]
+        if not self._takes_images(request):
+            return [Failed(request.id, "The model can't take the prompt's images.")]
         obstacle = self._sampling_obstacle(request)
         if obstacle is not None:
             return [Failed(request.id, obstacle)]
@@ -137,6 +140,15 @@ class Worker:
             return "suffix or logit_bias has token ids that the model does not have."
         wrong = _out_of_range(wanted)
         return f"{wrong[0]} is out of range." if wrong else None
+
+    def _takes_images(self, request: GenerateRequest) -> bool:
+        """Whether there is a vision tower for them, and each stands whole behind the one before."""
+        vision, end = self._denoiser.vision, 0
+        for image in request.images:
+            if vision is None or not vision.fits(image) or image.start < end:
+                return False
+            end = image.end
+        return end <= len(request.prompt)
 
     def _record(self, work: Work, step: Step | None) -> Iterator[FromWorker]:
         """Take note of what a pass did for one sequence."""
@@ -210,7 +222,12 @@ def build_denoiser(
     dtype = choose_dtype(config, device)
     checkpoint = find_checkpoint(config.model_path)
     torch.set_num_threads(choose_threads(config, device, checkpoint.config.hidden_size))
-    model = load_model(checkpoint, device=device, dtype=dtype, on_progress=_rationed(send))
+    vision = None
+    if checkpoint.vision is not None:
+        vision = Vision(checkpoint.vision, device=device, dtype=dtype)
+    model = load_model(
+        checkpoint, device=device, dtype=dtype, vision=vision, on_progress=_rationed(send)
+    )
     return Denoiser(
         model,
         dataclasses.replace(checkpoint.sampler, early_end=config.early_end),
@@ -219,6 +236,7 @@ def build_denoiser(
         max_active=config.max_active,
         prefix_cache_bytes=config.prefix_cache_mib * 2**20,
         narrow_canvas=config.narrow_canvas,
+        vision=vision,
     )
 
 
@@ -228,7 +246,7 @@ def _out_of_range(sampling: Sampling) -> list[str]:
     fine = {
         "seed": 0 <= sampling.seed < 2**64,
         "choice": 0 <= sampling.choice < 2**31,
-        "temperature": 0 <= sampling.temperature < math.inf,
+        "temperature": 0 <= sampling.temperature <= _MOST_TEMPERATURE,
         "top_p": 0 < sampling.top_p <= 1,
         "top_k": sampling.top_k >= 0,
         "logit_bias": all(abs(bias) <= _MOST_BIAS for bias in biases),

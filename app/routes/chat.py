@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 
 from app.errors import ApiError, BadRequest, error_body
 from app.gemma_format import Event, TextDelta, ThinkingDelta, ToolCallDelta
-from app.prompt import Message
+from app.prompt import Message, image_part
 from app.routes.generation import (
     AnswerRequest,
     ChatFormat,
@@ -102,7 +102,7 @@ def template_messages(messages: Sequence[ChatMessage]) -> list[Message]:
                 f"{field}: no call before it has the id {message.tool_call_id!r}.", param=field
             )
         turn = message.model_dump(exclude_none=True, exclude={"tool_calls", "content"})
-        turn["content"] = _content(message)
+        turn["content"] = _content(message, f"messages.{index}.content")
         if message.tool_calls:
             turn["tool_calls"] = [
                 {
@@ -119,14 +119,14 @@ def template_messages(messages: Sequence[ChatMessage]) -> list[Message]:
     return turns
 
 
-def _content(message: ChatMessage) -> str | list[dict[str, Any]]:
+def _content(message: ChatMessage, field: str) -> str | list[dict[str, Any]]:
     if message.content is None or isinstance(message.content, str):
         return message.content or ""
     return [
-        {"type": "image", "url": part.image_url.url}
+        image_part(part.image_url.url, f"{field}.{index}.image_url.url")
         if isinstance(part, ImagePart)
         else {"type": "text", "text": part.text}
-        for part in message.content
+        for index, part in enumerate(message.content)
     ]
 
 

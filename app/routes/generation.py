@@ -217,6 +217,7 @@ def prepare(request: AnswerRequest, limits: Ready) -> list[GenerateRequest]:
                     prompt=prompt.tokens,
                     max_tokens=room,
                     sampling=msgspec.structs.replace(request.sampling, choice=choice),
+                    images=list(prompt.images),
                 )
             )
     return prepared

@@ -8,8 +8,8 @@ from jsonschema.validators import validator_for
 from pydantic import Field
 from referencing import Registry
 
-# OpenAI's characters and those of tool servers whose names have a place in them.
-ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,128}$")]
+# OpenAI's characters and those with which tool servers put a place before a name.
+ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
 
 
 def checked_schema(schema: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -16,14 +16,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from engine.model.diffusion_gemma import DiffusionGemma, Layer, ModelConfig
+from engine.model.vision import Vision, VisionConfig, is_vision
 from engine.sampler import SamplerConfig
 
 # Files that a model needs here, of all that a repository may hold.
 _WANTED_FILES = ["*.json", "*.safetensors", "*.jinja"]
 _ENCODER = "model.encoder.language_model."
 _DECODER = "model.decoder."
-# Recognised, and of no use to a model that only reads text.
-_VISION = ("model.encoder.vision_tower.", "model.encoder.embed_vision.")
 _LISTED = 8  # names that an error spells out
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 
@@ -39,6 +38,7 @@ class Checkpoint:
     folder: Path
     config: ModelConfig
     sampler: SamplerConfig
+    vision: VisionConfig | None
 
 
 def find_checkpoint(model: str) -> Checkpoint:
@@ -58,7 +58,8 @@ def find_checkpoint(model: str) -> Checkpoint:
         raise CheckpointError(f"model {model!r}: {_first_line(error)}") from error
     shapes = ModelConfig.from_transformers(config)
     folder = path if local else _download(model)
-    return Checkpoint(folder, shapes, _sampler_config(folder))
+    vision = VisionConfig.find(folder, config)
+    return Checkpoint(folder, shapes, _sampler_config(folder), vision)
 
 
 def load_model(
@@ -66,16 +67,19 @@ def load_model(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    vision: Vision | None = None,
     on_progress: Callable[[int, int], None] = lambda _loaded, _total: None,
 ) -> DiffusionGemma:
     """The network with its weights on `device`. `on_progress` gets bytes read and bytes in all.
+
+    Fills `vision` too if there is one; if not, a file's vision tensors are passed over.
 
     Raises CheckpointError listing the tensors that are missing, unexpected or mis-shaped.
     """
     with torch.device("meta"):
         model = DiffusionGemma(checkpoint.config)
     model = model.to(dtype).to_empty(device=device).requires_grad_(False).eval()
-    places = _places(model)
+    places = _places(model) | ({} if vision is None else vision.places())
     unfilled = set(places)
     unexpected, mis_shaped = [], []
     files = _weight_files(checkpoint.folder)
@@ -85,7 +89,7 @@ def load_model(
             loaded += tensor.nbytes
             on_progress(min(loaded, total), total)
             name = _canonical(name)
-            if name.startswith(_VISION):
+            if vision is None and is_vision(name):
                 continue
             if name not in places:
                 unexpected.append(name)

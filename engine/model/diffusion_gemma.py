@@ -69,6 +69,7 @@ class ModelConfig:
     full_rope: Rope
     canvas_length: int
     max_positions: int
+    bidirectional_images: bool  # an image's tokens see each other in the encoder, not only back
 
     @classmethod
     def from_transformers(cls, config: Any) -> "ModelConfig":
@@ -96,6 +97,7 @@ class ModelConfig:
             full_rope=_rope(text.rope_parameters["full_attention"]),
             canvas_length=config.canvas_length,
             max_positions=text.max_position_embeddings,
+            bidirectional_images=text.use_bidirectional_attention == "vision",
         )
 
 
@@ -164,6 +166,18 @@ Ropes = dict[bool, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
+class ImageRows:
+    """Rows of a segment that are an image, and the embeddings [T, D] that it has there."""
+
+    start: int  # the first of them, from the segment's beginning
+    embeddings: Tensor
+
+    @property
+    def place(self) -> slice:
+        return slice(self.start, self.start + self.embeddings.shape[0])
+
+
+@dataclass(frozen=True)
 class Segment:
     """Rows of one pass that follow each other in one sequence and attend in one way.
 
@@ -175,6 +189,7 @@ class Segment:
     tokens: Tensor  # [T] int64
     causal: bool
     start: int = 0
+    images: tuple[ImageRows, ...] = ()  # of a causal segment; each of them whole
 
 
 class RMSNorm(nn.Module):
@@ -341,6 +356,7 @@ class DiffusionGemma(nn.Module):
         """
         rows = _Rows.of(segments)
         x = F.embedding(rows.tokens, self.embedding) * self.embedding_scale
+        rows.put_images(x)
         x[rows.encoded :] = self.self_conditioning(x[rows.encoded :], soft_embeddings)
         ropes = self._ropes(rows.spans, x)
         *layers, last_layer = enumerate(self._layers())
@@ -377,7 +393,12 @@ class DiffusionGemma(nn.Module):
             if not segment.causal:
                 attended[number] = bidirectional_attention(queries, keys, values)
             elif not skip_encoded:
-                mask = rows.mask(number, keys.shape[1], window)
+                mask = rows.mask(
+                    number,
+                    keys.shape[1],
+                    window,
+                    bidirectional_images=self.config.bidirectional_images,
+                )
                 attended[number] = causal_attention(queries, keys, values, mask)
         if not attended:
             return x[:0]
@@ -443,11 +464,26 @@ class _Rows:
         ordered = [self.segments[number] for number in self.order]
         return [(s.cache.position + s.start, s.tokens.shape[0]) for s in ordered]
 
-    def mask(self, number: int, seen: int, window: int | None) -> Tensor:
-        """A causal segment's mask [T, seen], the same for all layers with this window."""
+    def put_images(self, embedded: Tensor) -> None:
+        """Put the images' embeddings, which are not scaled, into the rows' [R, D]."""
+        for number, segment in enumerate(self.segments):
+            for image in segment.images:
+                embedded[self.places[number]][image.place] = image.embeddings
+
+    def mask(
+        self, number: int, seen: int, window: int | None, *, bidirectional_images: bool
+    ) -> Tensor:
+        """A causal segment's mask [T, seen], the same for all layers with this window.
+
+        An image's tokens see all of it, however far: in full layers and beyond a window, as
+        in the reference's `generate` (and unlike in Gemma 4).
+        """
         key = (number, window)
         if key not in self.masks:
-            tokens = self.segments[number].tokens
-            count = tokens.shape[0]
-            self.masks[key] = causal_mask(seen - count, count, window, tokens.device)
+            segment = self.segments[number]
+            count = segment.tokens.shape[0]
+            mask = causal_mask(seen - count, count, window, segment.tokens.device)
+            for image in segment.images if bidirectional_images else ():
+                mask[:, seen - count :][image.place, image.place] = True
+            self.masks[key] = mask
         return self.masks[key]

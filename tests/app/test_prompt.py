@@ -8,6 +8,7 @@ import pytest
 
 from app.errors import BadRequest, ContextLengthExceeded
 from app.prompt import PromptBuilder, answer_room
+from demo.network import new_config
 from demo.tokenizer import SPECIAL_TOKENS, build_tokenizer, save_tokenizer
 
 TURN, END_OF_TURN = SPECIAL_TOKENS["<|turn>"], SPECIAL_TOKENS["<turn|>"]
@@ -18,6 +19,7 @@ def reference(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer = build_tokenizer(0, examples=4000)
     save_tokenizer(tokenizer, folder)
+    new_config().save_pretrained(folder)
     return tokenizer, folder
 
 

@@ -1,4 +1,4 @@
-from engine.messages import GenerateRequest, Sampling
+from engine.messages import GenerateRequest, Image, Sampling
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence, Step
 
@@ -133,3 +133,20 @@ def test_a_request_is_found_while_it_waits_and_while_it_runs_and_not_after():
     assert scheduler.find("b") is second
     scheduler.remove(first)
     assert scheduler.find("a") is None
+
+
+def test_an_image_larger_than_a_chunk_leaves_no_room_and_takes_none_from_steps():
+    picture = Image(0, 20, 1, 1, b"")
+    seeing = Sequence.start(GenerateRequest("a", [3] * 21, 10, Sampling(0), images=[picture]))
+    reading, stepping = sequence("b", prompt=[5] * 20), sequence("c")
+    scheduler = scheduler_with(stepping, max_active=3)
+    record(next_pass(scheduler))
+    for each in (seeing, reading):
+        scheduler.add(each)
+    works = next_pass(scheduler)
+    assert [(work.sequence, len(work.tokens), work.denoise) for work in works] == [
+        (stepping, 0, True),
+        (seeing, 20, False),
+    ]
+    record(works)
+    assert [len(work.tokens) for work in next_pass(scheduler)] == [0, 1, 7]

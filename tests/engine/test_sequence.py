@@ -1,6 +1,6 @@
 import pytest
 
-from engine.messages import GenerateRequest, Sampling, TokenLogprobs
+from engine.messages import GenerateRequest, Image, Sampling, TokenLogprobs
 from engine.sequence import WORTH_KEEPING_TOKENS, Sequence, Step, Work
 
 END = frozenset({99})
@@ -197,3 +197,67 @@ def test_log_probabilities_are_cut_like_their_tokens():
     logprobs = [TokenLogprobs(token, -0.5) for token in (7, 99, 8)]
     block = run(start(), [7, 99, 8], logprobs=logprobs)
     assert block.logprobs == logprobs[:2]
+
+
+def image(start, tokens, pixels=b"a", height=1, width=1):
+    return Image(start, tokens, height, width, pixels)
+
+
+def with_images(*images, length=12):
+    prompt = list(range(1, length + 1))
+    return Sequence.start(GenerateRequest("r", prompt, 100, Sampling(0), images=list(images)))
+
+
+def chunks(sequence, most_tokens):
+    """What each pass encodes of the prompt: its tokens, and at which of them images begin."""
+    seen = []
+    while sequence.unencoded:
+        work = sequence.next_work(most_tokens)
+        seen.append((work.tokens, [each.start for each in work.images]))
+        sequence.record(work, Step([0], done=False) if work.denoise else None, END)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("most_tokens", "expected"),
+    [
+        (1, [([1], []), ([2], []), ([3, 4, 5], [2]), ([6], []), ([7, 8, 9, 10], [6])]),
+        (3, [([1, 2], []), ([3, 4, 5], [2]), ([6], []), ([7, 8, 9, 10], [6])]),
+        (5, [([1, 2, 3, 4, 5], [2]), ([6, 7, 8, 9, 10], [6]), ([11, 12], [])]),
+        (7, [([1, 2, 3, 4, 5, 6], [2]), ([7, 8, 9, 10, 11, 12], [6])]),
+        (10, [([1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [2, 6])]),
+    ],
+)
+def test_an_image_is_encoded_whole_and_more_than_wanted_only_if_it_is_larger(most_tokens, expected):
+    seen = chunks(with_images(image(2, 3), image(6, 4)), most_tokens)
+    assert seen[: len(expected)] == expected
+    assert [token for tokens, _ in seen for token in tokens] == list(range(1, 13))
+
+
+def test_an_image_waits_for_a_pass_that_has_room():
+    assert with_images(image(0, 3)).next_work(0) is None
+
+
+def test_a_reused_prefix_brings_its_images_along():
+    sequence = with_images(image(2, 3), image(6, 4))
+    sequence.reuse(5)
+    assert chunks(sequence, 100) == [([6, 7, 8, 9, 10, 11, 12], [6])]
+
+
+def test_prefixes_tell_images_apart_by_pixels_and_size_but_not_by_place():
+    def key(each):
+        return with_images(each).prefix_keys(list(range(1, 13)))[each.start]
+
+    one = key(image(2, 3))
+    assert one < 0
+    assert key(image(5, 3)) == one
+    others = [image(2, 3, b"b"), image(2, 3, height=2), image(2, 3, width=2)]
+    assert len({one, *map(key, others)}) == 4
+
+
+def test_in_a_prefix_every_token_of_an_image_is_its_key_and_the_others_are_themselves():
+    sequence = with_images(image(2, 3), image(6, 4))
+    keys = sequence.prefix_keys([*range(1, 13), 77])
+    first, second = keys[2], keys[6]
+    assert keys == [1, 2, *[first] * 3, 6, *[second] * 4, 11, 12, 77]
+    assert sequence.prefix_keys([1, 2, 3, 4, 5]) == keys[:5]

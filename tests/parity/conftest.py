@@ -12,6 +12,8 @@ from bench.random_model import write_random_model
 from engine.config import DEMO_MODEL_PATH, EngineConfig
 from engine.denoiser import Denoiser
 from engine.messages import Block, Done, GenerateRequest
+from engine.model.vocab_tail import inverse_cdf
+from engine.noise import block_noise
 from engine.worker import Worker, build_denoiser
 from tests.parity.tiny_models import SHAPES
 
@@ -47,6 +49,41 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if request.param != "demo":
         folder = write_random_model(tmp_path_factory.mktemp("tiny"), SHAPES[request.param])
     return load_pair(folder)
+
+
+@pytest.fixture
+def same_noise(pair, monkeypatch):
+    """Make the reference draw its numbers where Easel draws them; gives a function of the seed."""
+    reference, sampler, config = pair.reference, pair.denoiser.sampler, pair.denoiser.model.config
+    state = {"block": -1, "canvas": 0, "uniforms": 0}
+
+    def noise():
+        return block_noise(
+            state["seed"],
+            state["block"],
+            steps=sampler.max_denoising_steps,
+            canvas_length=config.canvas_length,
+            vocab_size=config.vocab_size,
+            device=torch.device("cpu"),
+        )
+
+    def initialize_canvas(batch_size, device):
+        state["canvas"] += 1
+        return noise().canvases[state["canvas"] - 1][None]
+
+    def multinomial(probs, num_samples):
+        state["uniforms"] += 1
+        return inverse_cdf(probs, noise().uniforms[state["uniforms"] - 1])[:, None]
+
+    def prepare_denoiser_inputs(**kwargs):
+        state.update(block=state["block"] + 1, canvas=0, uniforms=0)
+        kwargs["sampler"].initialize_canvas = initialize_canvas
+        return original(**kwargs)
+
+    original = reference._prepare_denoiser_inputs
+    monkeypatch.setattr(reference, "_prepare_denoiser_inputs", prepare_denoiser_inputs)
+    monkeypatch.setattr(torch, "multinomial", multinomial)
+    return lambda seed: state.update(seed=seed, block=-1)
 
 
 def load_pair(folder: Path) -> Pair:

@@ -4,8 +4,6 @@ import pytest
 import torch
 
 from engine.messages import GenerateRequest, Sampling
-from engine.model.vocab_tail import inverse_cdf
-from engine.noise import block_noise
 
 BLOCKS = 3
 END_NOWHERE = -1  # the reference falls back to its checkpoint's end tokens if it is given none
@@ -13,41 +11,6 @@ END_NOWHERE = -1  # the reference falls back to its checkpoint's end tokens if i
 
 def request(prompt, length, seed):
     return GenerateRequest("r", prompt, length, Sampling(seed))
-
-
-@pytest.fixture
-def same_noise(pair, monkeypatch):
-    """Make the reference draw its numbers where Easel draws them; gives a function of the seed."""
-    reference, sampler, config = pair.reference, pair.denoiser.sampler, pair.denoiser.model.config
-    state = {"block": -1, "canvas": 0, "uniforms": 0}
-
-    def noise():
-        return block_noise(
-            state["seed"],
-            state["block"],
-            steps=sampler.max_denoising_steps,
-            canvas_length=config.canvas_length,
-            vocab_size=config.vocab_size,
-            device=torch.device("cpu"),
-        )
-
-    def initialize_canvas(batch_size, device):
-        state["canvas"] += 1
-        return noise().canvases[state["canvas"] - 1][None]
-
-    def multinomial(probs, num_samples):
-        state["uniforms"] += 1
-        return inverse_cdf(probs, noise().uniforms[state["uniforms"] - 1])[:, None]
-
-    def prepare_denoiser_inputs(**kwargs):
-        state.update(block=state["block"] + 1, canvas=0, uniforms=0)
-        kwargs["sampler"].initialize_canvas = initialize_canvas
-        return original(**kwargs)
-
-    original = reference._prepare_denoiser_inputs
-    monkeypatch.setattr(reference, "_prepare_denoiser_inputs", prepare_denoiser_inputs)
-    monkeypatch.setattr(torch, "multinomial", multinomial)
-    return lambda seed: state.update(seed=seed, block=-1)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63 + 5])

@@ -8,11 +8,11 @@ from engine.kv_cache import KVCache
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
 
 
-def new_cache(pair):
+def new_cache(pair, capacity=256, pass_tokens=64):
     return KVCache(
         pair.denoiser.model.config.layers,
-        capacity=256,
-        pass_tokens=64,
+        capacity=capacity,
+        pass_tokens=pass_tokens,
         dtype=torch.float32,
         device=torch.device("cpu"),
     )

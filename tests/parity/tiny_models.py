@@ -1,6 +1,10 @@
 """The tiny random models that parity is held on."""
 
-from bench.random_model import Shape
+from pathlib import Path
+
+from transformers import Gemma4ImageProcessorPil
+
+from bench.random_model import Shape, write_random_model
 
 SHAPES = {
     "window-shorter-than-the-prompt": Shape(),
@@ -11,3 +15,20 @@ SHAPES = {
     ),
     "one-expert-a-token": Shape(layers="f", experts=3, per_token=1, canvas=24),
 }
+# Where the tokens of one image are more than a window, and where they are fewer.
+SEEING_SHAPES = {
+    "window-shorter-than-an-image": Shape(),
+    "window-longer-than-the-images": Shape(layers="sf", window=256),
+}
+IMAGE, BEGIN_OF_IMAGE, END_OF_IMAGE = 3, 4, 5  # their ids in all of these
+
+
+def write_seeing_model(folder: Path, shape: Shape) -> Path:
+    """Write a checkpoint of this shape that takes images, of 70 tokens at most."""
+    write_random_model(folder, shape)
+    write_image_processor(folder)
+    return folder
+
+
+def write_image_processor(folder: Path, *, patch_size: int = 2) -> None:
+    Gemma4ImageProcessorPil(patch_size=patch_size, max_soft_tokens=70).save_pretrained(folder)

@@ -1,0 +1,45 @@
+"""docs/clients.md, run as it stands: each client's real package against a real `easel serve`."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.clients.snippets import Snippet, snippets
+
+ROOT = Path(__file__).parents[2]
+CLIENTS = ROOT / ".venv-clients"
+ADDRESS = "http://127.0.0.1:8000"  # the page's
+PAGE = snippets((ROOT / "docs" / "clients.md").read_text())
+COMMANDS = {"python": ("python",), "js": ("node",), "sh": ("bash", "-euo", "pipefail")}
+SUFFIXES = {"python": ".py", "js": ".mjs", "sh": ".sh"}
+LIMIT_S = 100
+
+
+def run(snippet: Snippet, url: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The snippet, in a folder that is its home too, with nothing of our environment."""
+    file = folder / f"snippet{SUFFIXES[snippet.language]}"
+    file.write_text(snippet.code.replace(ADDRESS, url))
+    # Node looks for packages beside the file and above it.
+    (folder / "node_modules").symlink_to(CLIENTS / "node_modules")
+    return subprocess.run(
+        [*COMMANDS[snippet.language], file.name],
+        cwd=folder,
+        env={"PATH": f"{CLIENTS / 'bin'}:{os.environ['PATH']}", "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("snippet", PAGE, ids=lambda snippet: snippet.name)
+def test_the_snippet_prints_what_the_page_shows(snippet, demo_server, tmp_path):
+    assert (CLIENTS / ".installed").exists(), f"no clients yet: make {CLIENTS.name}/.installed"
+    if "curl " in snippet.code and shutil.which("curl") is None:
+        pytest.skip("there is no curl on this machine")
+    ran = run(snippet, demo_server.url, tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert snippet.promises(ran.stdout), f"{ran.stdout}\n{ran.stderr}"

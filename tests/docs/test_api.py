@@ -1,0 +1,46 @@
+"""docs/api.md says of every field and every endpoint what becomes of it."""
+
+import re
+from pathlib import Path
+
+import pytest
+from fastapi.routing import APIRoute
+
+from app.routes import about, chat, completions, health, models, tokens
+from app.schemas.chat import ChatCompletionRequest
+from app.schemas.common import SamplingFields
+from app.schemas.completions import CompletionRequest
+from app.schemas.tokens import DetokenizeRequest, TokenizeRequest
+
+PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+
+
+def named_in(heading):
+    """Everything in backticks under the first heading that has this in it."""
+    section = next(s for s in re.split(r"^## ", PAGE, flags=re.M) if heading in s.splitlines()[0])
+    return set(re.findall(r"`([^`]+)`", section))
+
+
+CHAT = named_in("/v1/chat/completions") | {"model"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "named"),
+    [
+        (ChatCompletionRequest, CHAT),
+        (CompletionRequest, named_in("/v1/completions") | set(SamplingFields.model_fields)),
+        (TokenizeRequest, named_in("/tokenize")),
+        (DetokenizeRequest, named_in("/tokenize")),
+    ],
+)
+def test_every_field_has_its_line(schema, named):
+    fields = {*schema.model_fields, *schema.neutral}
+    assert fields - named - {"model"} == set()
+
+
+@pytest.mark.parametrize("module", [about, chat, completions, health, models, tokens])
+def test_every_endpoint_is_named(module):
+    for route in module.router.routes:
+        assert isinstance(route, APIRoute)
+        if route.include_in_schema and route.path != "/":
+            assert route.path.replace("{name:path}", "{id}") in PAGE

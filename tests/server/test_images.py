@@ -1,0 +1,76 @@
+"""Images in messages, through the official SDK to a real server whose model sees."""
+
+import openai
+import pytest
+
+from demo.network import new_config, new_model
+from demo.tokenizer import build_tokenizer
+from demo.train import save
+from tests.conftest import Server
+from tests.parity.tiny_models import write_image_processor
+from tests.pictures import data_url, noise_picture
+
+MOST_TOKENS = 70  # of one image
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("seeing")
+    save(new_model(0, new_config(image_positions=256)), build_tokenizer(0, examples=4000), folder)
+    write_image_processor(folder, patch_size=16)
+    server = Server(folder, tmp_path_factory.mktemp("log") / "log").wait_until_ready()
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+    assert server.stop() == 0
+
+
+def ask(client, *images, question="What is this?", **options):
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in images]
+    content = [*parts, {"type": "text", "text": question}]
+    options = {"seed": 0, "max_tokens": 32, **options}
+    messages = [{"role": "user", "content": content}]
+    return client.chat.completions.create(model=None, messages=messages, **options)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_a_picture_of_each_format_is_read_as_tokens(seeing, kind):
+    blind = ask(seeing).usage.prompt_tokens
+    seen = ask(seeing, data_url(noise_picture(60, 80), kind)).usage.prompt_tokens
+    assert 10 < seen - blind <= MOST_TOKENS + 2
+
+
+def test_what_is_in_the_picture_changes_the_answer(seeing):
+    one, again, other = (
+        ask(seeing, data_url(noise_picture(60, 80, seed=seed))) for seed in (0, 0, 1)
+    )
+    assert one.choices[0].message.content == again.choices[0].message.content
+    assert one.choices[0].message.content != other.choices[0].message.content
+    assert again.usage.prompt_tokens_details.cached_tokens > MOST_TOKENS // 2
+    assert other.usage.prompt_tokens_details.cached_tokens < MOST_TOKENS // 2
+
+
+def test_a_typed_placeholder_is_text_and_moves_no_picture(seeing):
+    picture = data_url(noise_picture(60, 80))
+    plain = ask(seeing, picture, question="x").usage.prompt_tokens
+    typed = ask(seeing, picture, question="<|image|>").usage.prompt_tokens
+    assert typed == plain - 1 + len("<|image|>")
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("http://127.0.0.1:9/cat.png", "not fetched"),
+        ("file:///etc/passwd", "must be data:"),
+        ("data:image/png;base64,AAAA", "is not a PNG image"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_its_field(seeing, url, says):
+    with pytest.raises(openai.BadRequestError, match=says) as error:
+        ask(seeing, url)
+    assert error.value.body["param"] == "messages.0.content.0.image_url.url"
+
+
+def test_a_model_that_does_not_see_says_so(client):
+    with pytest.raises(openai.BadRequestError, match="takes no images") as error:
+        ask(client, data_url(noise_picture(8, 8)))
+    assert error.value.code == "unsupported_parameter"
