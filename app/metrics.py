@@ -36,6 +36,9 @@ class Metrics:
         self.speculations_won = counter(
             "easel_speculations_won_total", "Such passes whose block was then finished as bet on"
         )
+        self.rerolls = counter(
+            "easel_rerolled_answers_total", "Answers whose first block came out empty, once"
+        )
         self.worker_starts = counter("easel_worker_starts_total", "Worker processes started")
         self.in_flight = gauge("easel_requests_in_flight", "Requests with the worker")
         self.queue_depth = gauge("easel_queue_depth", "Requests waiting for the device")

@@ -1,7 +1,7 @@
 """The front end's side of the boundary: start, watch and restart the worker, and ask it.
 
 One process at a time, each life with a socket of its own in a private folder. Whatever happens
-to the worker, every request that was given to it gets its terminal message.
+to the worker, every request gets its terminal message: it goes on with the next one where it stood.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ import zmq.asyncio
 
 from app.errors import BadRequest, NotReady, TooManyRequests
 from app.metrics import Metrics
+from app.open_requests import Answer, OpenRequests
 from engine.config import EngineConfig
 from engine.messages import (
     Block,
@@ -36,8 +37,6 @@ logger = logging.getLogger(__name__)
 
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 1.0, 30.0
 _STOP_S = 5.0
-
-Answer = Block | Done | Failed
 
 
 class WorkerCannotStartError(RuntimeError):
@@ -60,7 +59,7 @@ class WorkerClient:
         self._metrics = metrics
         self._max_queue = max_queue
         self._on_progress = on_progress
-        self._open: dict[str, asyncio.Queue[Answer]] = {}
+        self._open = OpenRequests()
         self._socket: zmq.asyncio.Socket | None = None
         self._context = zmq.asyncio.Context()
         self._folder = Path(tempfile.mkdtemp(prefix="easel-"))  # mode 0700
@@ -74,9 +73,11 @@ class WorkerClient:
         try:
             while True:
                 code = await self._live(life)
-                was_ready = self.ready is not None
+                was_ready, self.ready = self.ready is not None, None
                 ever_ready = ever_ready or was_ready
-                self._fail_everyone()
+                self._open.worker_died()
+                self._count_open()
+                self._metrics.queue_depth.set(0)
                 if not ever_ready:
                     raise WorkerCannotStartError(f"the worker ended with exit code {code}")
                 backoff = _FIRST_BACKOFF_S if was_ready else min(2 * backoff, _LONGEST_BACKOFF_S)
@@ -84,7 +85,9 @@ class WorkerClient:
                 await asyncio.sleep(backoff)
                 life += 1
         finally:
-            self._fail_everyone()
+            self.ready = None
+            self._open.fail_all("The server is shutting down.")
+            self._count_open()
             self._context.destroy(linger=0)
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -113,20 +116,30 @@ class WorkerClient:
         Leaving early cancels the request. Raises as `admit` does before the first.
         """
         self.admit()
-        assert self._socket is not None, "a worker that is ready has a socket"
-        answers = self._open[request.id] = asyncio.Queue()
-        self._metrics.in_flight.set(len(self._open))
+        opened = self._open.add(request)
+        self._count_open()
+        self._give_due()
         ended = False
         try:
-            await self._socket.send(encode(request))
             while not ended:
-                answer = await answers.get()
+                answer = await opened.answers.get()
                 ended = not isinstance(answer, Block)
                 yield answer
         finally:
-            # The terminal message of a cancelled request finds its entry here and removes it.
-            if not ended and request.id in self._open and self._socket is not None:
+            # The terminal message of a request that the worker has comes later and removes it.
+            if not ended and self._open.cancel(request.id) and self._socket is not None:
                 self._socket.send(encode(Cancel(request.id)))
+            self._count_open()
+
+    def _give_due(self) -> None:
+        """Send the worker what is due, if there is one that is ready."""
+        if self.ready is None or self._socket is None:
+            return
+        for request in self._open.due():
+            self._socket.send(encode(request))
+
+    def _count_open(self) -> None:
+        self._metrics.in_flight.set(len(self._open))
 
     async def _live(self, life: int) -> int:
         """One worker's life, from its start to its exit code."""
@@ -177,28 +190,21 @@ class WorkerClient:
                 case Ready():
                     self.ready = message
                     self._on_progress(message)
+                    self._give_due()
                 case Stats(waiting=waiting):
                     self._metrics.queue_depth.set(waiting)
-                case Block(id=request_id):
+                case Block():
                     self._metrics.blocks.inc()
                     self._metrics.denoising_steps.inc(message.denoising_steps)
                     self._metrics.block_time.observe(message.duration_s)
                     self._metrics.speculations.inc(message.speculations)
                     self._metrics.speculations_won.inc(message.speculation_won)
-                    if request_id in self._open:
-                        self._open[request_id].put_nowait(message)
+                    self._metrics.rerolls.inc(message.rerolled)
+                    self._deliver(message)
                 case Done() | Failed():
-                    self._end(message)
+                    self._deliver(message)
 
-    def _end(self, last: Done | Failed) -> None:
-        answers = self._open.pop(last.id, None)
-        if answers is None:
-            return
-        self._metrics.in_flight.set(len(self._open))
-        answers.put_nowait(last)
-
-    def _fail_everyone(self) -> None:
-        self.ready = None
-        for request_id in list(self._open):
-            self._end(Failed(request_id, "The worker process ended unexpectedly."))
-        self._metrics.queue_depth.set(0)
+    def _deliver(self, message: Answer) -> None:
+        self._open.deliver(message)
+        self._count_open()
+        self._give_due()  # its end, or its first block, may be what another waits for

@@ -163,14 +163,14 @@ class Denoiser:
     def start(self, sequence: Sequence) -> int:
         """Give the sequence a free KV cache, until it is released.
 
-        Returns how many tokens of its prompt the cache holds already, from an earlier request.
+        Returns how many of its tokens the cache holds already, from an earlier request.
         """
-        prompt = sequence.prefix_keys(sequence.request.prompt)
-        cache, match = self._free.pop(), self._prefixes.longest(prompt)
+        tokens = sequence.unencoded
+        cache, match = self._free.pop(), self._prefixes.longest(sequence.prefix_keys(tokens))
         length = 0 if match is None else match.length
         if match is not None:
             cache.restore(match.kept, length)
-        self._slots[sequence] = Slot(cache, sequence.request.prompt[:length])
+        self._slots[sequence] = Slot(cache, tokens[:length])
         return length
 
     def release(self, sequence: Sequence) -> None:

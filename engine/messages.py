@@ -5,7 +5,7 @@ callable. The rules that both sides keep:
 
 - The worker sends any number of `Loading`, then one `Ready`; nothing is sent to it before `Ready`.
 - After `Ready` each `GenerateRequest` gets any number of `Block`, their indices rising by one from
-  zero, then exactly one `Done` or `Failed`, whatever happens.
+  its `delivered_blocks`, then exactly one `Done` or `Failed`, whatever happens.
 - `Cancel` is a wish: the front end still waits for the terminal message. An unknown id is ignored.
 - Nobody waits for the other side: no high-water mark; the front end's admission bound is the limit.
 - Every worker life has its own socket address, so nothing meant for a dead worker reaches the next.
@@ -89,6 +89,10 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     `prompt` holds at least one token id and at most `Ready.context_length - 1` of them;
     `max_tokens` is at least 1 and `len(prompt) + max_tokens` at most `Ready.context_length`.
     `images` stand in the order of their tokens in the prompt.
+
+    `delivered` are the tokens of the answer that were given before, in so many blocks, by a worker
+    that has died or to a request that had to give way: the answer goes on behind them, with the
+    same noise that it would have had.
     """
 
     id: str
@@ -96,6 +100,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     max_tokens: int
     sampling: Sampling
     images: list[Image] = []
+    delivered: list[int] = []
+    delivered_blocks: int = 0
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):

@@ -97,7 +97,14 @@ class Sequence:
         if turn >= WORTH_KEEPING_TOKENS:
             checkpoints.add(turn)
         keys = tuple(_image_key(image) for image in request.images)
-        return cls(request, list(request.prompt), frozenset(checkpoints), keys)
+        return cls(
+            request,
+            [*request.prompt, *request.delivered],
+            frozenset(checkpoints),
+            keys,
+            block_index=request.delivered_blocks,
+            answer=list(request.delivered),
+        )
 
     @property
     def room(self) -> int:
@@ -112,7 +119,7 @@ class Sequence:
         return 2 * self.request.sampling.choice + (self.rerolled and block == 0)
 
     def reuse(self, length: int) -> None:
-        """The KV cache holds the first `length` tokens of the prompt already."""
+        """The KV cache holds the first `length` tokens already."""
         self.unencoded = self.unencoded[length:]
         self.encoded = self.reused = length
 

@@ -118,8 +118,11 @@ class Worker:
         # token that is none would end the process.
         if not request.prompt or not 1 <= request.max_tokens <= room:
             return [Failed(request.id, "The prompt and max_tokens do not fit the context.")]
-        if not 0 <= min(request.prompt) <= max(request.prompt) < self._denoiser.vocab_size:
+        tokens = [*request.prompt, *request.delivered]
+        if not 0 <= min(tokens) <= max(tokens) < self._denoiser.vocab_size:
             return [Failed(request.id, "The prompt has token ids that the model does not have.")]
+        if len(request.delivered) >= request.max_tokens:
+            return [Failed(request.id, "All of the answer was delivered before.")]
         if not self._takes_images(request):
             return [Failed(request.id, "The model can't take the prompt's images.")]
         obstacle = self._sampling_obstacle(request)

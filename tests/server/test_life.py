@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import httpx
 import pytest
@@ -65,18 +66,64 @@ def test_more_requests_than_the_queue_holds_are_answered_429(start_server):
     assert int(refused.headers["retry-after"]) >= 1
 
 
-def test_a_killed_worker_fails_its_requests_and_is_started_again(start_server):
+@pytest.mark.parametrize("blocks_before", [0, 3])
+def test_a_killed_worker_s_requests_go_on_where_they_stood(start_server, blocks_before):
     server = start_server().wait_until_ready()
+    body = {**LONG, "stream": True, "max_tokens": 400}
+
+    def events_of(response):
+        lines = (line[6:] for line in response.iter_lines() if line.startswith("data: "))
+        return (json.loads(line) for line in lines if line != "[DONE]")
+
+    def content(events):
+        return "".join(e["choices"][0]["delta"].get("content", "") for e in events)
+
+    url = f"{server.url}/v1/chat/completions"
+    with httpx.stream("POST", url, json=body, timeout=60) as response:
+        undisturbed = content(events_of(response))
+    with httpx.stream("POST", url, json=body, timeout=60) as response:
+        events = events_of(response)
+        first = [next(events) for _ in range(1 + blocks_before)]
+        os.kill(server.worker_pid(), signal.SIGKILL)
+        rest = list(events)
+        assert httpx.get(f"{server.url}/health/ready").status_code == 200
+    assert content([*first, *rest]) == undisturbed
+    assert rest[-1]["choices"][0]["finish_reason"] in ("length", "stop")
+    metrics = httpx.get(f"{server.url}/metrics").text
+    assert "easel_worker_starts_total 2.0" in metrics
+
+
+def test_without_a_worker_the_server_is_not_ready(start_server):
+    server = start_server().wait_until_ready()
+    os.kill(server.worker_pid(), signal.SIGKILL)
+    with httpx.Client(base_url=server.url) as http:
+        while http.get("/health/ready").status_code == 200:
+            time.sleep(0.01)
+        refused = http.post("/v1/chat/completions", json=LONG)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+        assert refused.headers["retry-after"]
+    server.wait_until_ready()
+
+
+def test_a_request_that_kills_the_worker_twice_is_given_up(start_server):
+    server = start_server().wait_until_ready()
+    body = {**LONG, "stream": True}
     with httpx.stream(
-        "POST", f"{server.url}/v1/chat/completions", json={**LONG, "stream": True}, timeout=60
+        "POST", f"{server.url}/v1/chat/completions", json=body, timeout=90
     ) as response:
         events = (line[6:] for line in response.iter_lines() if line.startswith("data: "))
         next(events)
-        os.kill(server.worker_pid(), signal.SIGKILL)
+        for _ in range(2):
+            worker = server.wait_until_ready().worker_pid()
+            os.kill(worker, signal.SIGSTOP)  # so that no block comes in between
+            time.sleep(0.2)
+            os.kill(worker, signal.SIGKILL)
+            while httpx.get(f"{server.url}/health/ready").status_code == 200:
+                time.sleep(0.01)
         *_, error, done = events
     assert json.loads(error)["error"]["code"] == "generation_failed"
+    assert "died twice" in json.loads(error)["error"]["message"]
     assert done == "[DONE]"
-    assert httpx.get(f"{server.url}/health/ready").status_code == 503
     server.wait_until_ready()
 
 
