@@ -48,10 +48,14 @@ class Services:
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How a chat's answer is read. A tool has a validator if its calls must satisfy it."""
+    """How a chat's answer is read. A tool has a validator if its calls must satisfy it.
+
+    `whole_calls`: the dialect can't carry a call whose arguments are no JSON.
+    """
 
     tools: Mapping[str, Validator | None] = field(default_factory=dict)
     parallel_calls: bool = True
+    whole_calls: bool = False
 
 
 @dataclass(frozen=True)
@@ -319,6 +323,8 @@ async def _choice_events(
         figures.outcome = "stop" if output.ended else reason
         figures.duration_s = time.monotonic() - started
         called = bool(output.calls) and figures.outcome == "stop" and output.stop_string is None
+        if request.format is not None and request.format.whole_calls:
+            _check_whole(output.calls, figures)
         if called:
             _check_calls(output.calls, request.format, figures)
         yield Finished(
@@ -341,6 +347,18 @@ def _output(found: Services, request: AnswerRequest, prompt: Prompt) -> AnswerOu
         AnswerParser(thinking=prompt.thinking, calls=bool(form.tools)) if form else None,
         most_calls=None if form is None or form.parallel_calls else 1,
     )
+
+
+def _check_whole(calls: Sequence[Call], figures: Figures) -> None:
+    """Raises GenerationFailed if a call is none, but for the last of an answer that was cut."""
+    for call in calls[:-1] if figures.outcome == "length" else calls:
+        if not call.complete:
+            figures.outcome = "error"
+            raise GenerationFailed(
+                f"The model called {call.name} with arguments that are not in its format: "
+                f"{call.arguments}",
+                code="tool_call_invalid",
+            )
 
 
 def _check_calls(calls: Sequence[Call], form: ChatFormat | None, figures: Figures) -> None:
