@@ -14,8 +14,8 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from app.errors import ApiError, BadRequest, ContextLengthExceeded, error_body
 from app.gemma_format import Event, TextDelta, ThinkingDelta, ToolCallDelta
@@ -234,15 +234,14 @@ def _content(blocks: Iterable[AnyBlock]) -> str | list[dict[str, Any]]:
 async def _whole(answer: Answer) -> Response:
     (choice,) = await whole_answers(answer.found, answer.request, answer.prepared)
     blocks = [_block(event, answer.shows_thoughts) for event in choice.events]
-    return JSONResponse(
-        {
-            **answer.head,
-            "content": [block for block in blocks if block is not None],
-            **_stop(answer, choice.end),
-            "usage": _usage(choice.end.figures),
-            "diffusion": diffusion([choice.end.figures]),
-        }
-    )
+    message = {
+        **answer.head,
+        "content": [block for block in blocks if block is not None],
+        **_stop(answer, choice.end),
+        "usage": _usage(choice.end.figures),
+        "diffusion": diffusion([choice.end.figures]),
+    }
+    return Response(msgspec.json.encode(message), media_type="application/json")
 
 
 async def _stream(answer: Answer) -> AsyncGenerator[NamedEvent, None]:
@@ -343,11 +342,16 @@ def _block(event: Event, shows_thoughts: bool) -> dict[str, Any] | None:
             return {"type": "thinking", "thinking": thought, "signature": SIGNATURE}
         case ToolCallDelta(name=name, arguments=arguments):
             try:
-                given = json.loads(arguments)
+                json.loads(arguments, parse_int=str, parse_float=str)
             except ValueError:
                 return None
-            call_id = f"toolu_{uuid.uuid4().hex[:24]}"
-            return {"type": "tool_use", "id": call_id, "name": name, "input": given}
+            return {
+                "type": "tool_use",
+                "id": f"toolu_{uuid.uuid4().hex[:24]}",
+                "name": name,
+                # As it came: numbers of any size, and halves of characters, survive only so.
+                "input": msgspec.Raw(arguments.encode()),
+            }
 
 
 def _stop(answer: Answer, end: Finished) -> dict[str, str | None]:

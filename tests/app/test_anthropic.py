@@ -233,3 +233,12 @@ async def test_a_call_that_is_cut_off_is_left_out():
     started = [e["content_block"] for e in events if e["type"] == "content_block_start"]
     assert [each["type"] for each in started] == ["text", "tool_use"]
     assert events[-2]["delta"]["stop_reason"] == "max_tokens"
+
+
+async def test_what_python_cannot_write_as_json_comes_as_the_model_wrote_it():
+    answer = r'<|tool_call>call:f{x:1e999,y:"\ud800"}<tool_call|>'
+    message = await answered(answer, stream=False)
+    assert message["content"][0]["input"] == {"x": float("inf"), "y": "\ud800"}
+    events = await answered(answer, stream=True)
+    partial = [e["delta"] for e in events if e["type"] == "content_block_delta"]
+    assert json.loads(partial[0]["partial_json"]) == message["content"][0]["input"]
