@@ -245,20 +245,19 @@ async def _whole(answer: Answer) -> Response:
 
 
 async def _stream(answer: Answer) -> AsyncGenerator[NamedEvent, None]:
-    prompt = answer.request.prompts[0]
-    begun = {
-        **answer.head,
-        "content": [],
-        "stop_reason": None,
-        "stop_sequence": None,
-        "usage": _usage(Figures(len(prompt.tokens))),  # what is cached of them is told at the end
-    }
-    yield _event("message_start", message=begun)
-    yield _event("ping")
+    """Begins with the first block, as only then it is known what of the prompt was cached.
+
+    Clients take a 0 at the end for no news and keep the number they were told at the beginning.
+    """
     blocks = _StreamedBlocks(answer.shows_thoughts)
+    begun = False
     try:
         async with aclosing(answer_events(answer.found, answer.request, answer.prepared)) as events:
             async for event in events:
+                if not begun:
+                    yield _beginning(answer, event.figures)
+                    yield _event("ping")
+                    begun = True
                 match event:
                     case Delta(event=added):
                         for each in blocks.add(added):
@@ -276,6 +275,17 @@ async def _stream(answer: Answer) -> AsyncGenerator[NamedEvent, None]:
     except ApiError as error:
         body = error_body(error, "anthropic", request_id.get())
         yield NamedEvent("error", json.dumps(body))
+
+
+def _beginning(answer: Answer, figures: Figures) -> NamedEvent:
+    message = {
+        **answer.head,
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": _usage(figures),
+    }
+    return _event("message_start", message=message)
 
 
 @dataclass

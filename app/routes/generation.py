@@ -79,15 +79,6 @@ class AnswerRequest:
         return len(self.prompts) * self.n
 
 
-@dataclass(frozen=True)
-class Delta:
-    """What one block adds to a choice: one event, and of text the tokens' log-probabilities."""
-
-    choice: int
-    event: Event
-    logprobs: list[TokenLogprobs]
-
-
 Reason = Literal["stop", "length", "tool_calls"]
 Outcome = Literal["stop", "length", "cancelled", "error"]
 
@@ -105,6 +96,19 @@ class Figures:
     time_to_first_block_s: float = 0.0
     duration_s: float = 0.0
     outcome: Outcome = "cancelled"  # unless it ends otherwise
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one block adds to a choice: one event, and of text the tokens' log-probabilities.
+
+    `figures` go on being counted; those of the prompt are there from the first block on.
+    """
+
+    choice: int
+    event: Event
+    logprobs: list[TokenLogprobs]
+    figures: Figures
 
 
 @dataclass(frozen=True)
@@ -294,7 +298,7 @@ async def _choice_events(
     def deltas(events: list[Event]) -> Iterator[Delta]:
         for event in events:
             is_text = isinstance(event, TextDelta)
-            yield Delta(choice, event, output.take_logprobs() if is_text else [])
+            yield Delta(choice, event, output.take_logprobs() if is_text else [], figures)
 
     try:
         async with aclosing(found.worker.generate(prepared)) as messages:
