@@ -1,4 +1,4 @@
-"""Everything that a client can be told went wrong, in OpenAI's envelope.
+"""Everything that a client can be told went wrong, in the envelope of the dialect it speaks.
 
 ApiError
 ├── BadRequest              400  the request names something wrong or unsupported
@@ -13,7 +13,22 @@ ApiError
 └── NotReady                503  with Retry-After
 """
 
-from typing import Any
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+UNSUPPORTED = "unsupported_parameter"  # the code of a field that Easel does not honour
+
+Dialect = Literal["openai", "anthropic"]
+
+_ANTHROPIC_TYPES = {  # by status
+    400: "invalid_request_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 
 class ApiError(Exception):
@@ -99,8 +114,28 @@ class NotReady(ApiError):
     retry_after_s = 2
 
 
-def error_body(error: ApiError) -> dict[str, Any]:
+def dialect(path: str, headers: Mapping[str, str]) -> Dialect:
+    """Which one a request speaks: models are asked for in both, the rest has paths of its own."""
+    if path.startswith("/v1/models"):
+        return "anthropic" if "anthropic-version" in headers else "openai"
+    own = path == "/v1/messages" or path.startswith("/v1/messages/")
+    return "anthropic" if own else "openai"
+
+
+def error_body(
+    error: ApiError, spoken: Dialect = "openai", request_id: str | None = None
+) -> dict[str, Any]:
     """The envelope, the same before a stream and inside one."""
+    if spoken == "anthropic":
+        name = _ANTHROPIC_TYPES.get(error.status, "api_error")
+        told: dict[str, Any] = {"type": name, "message": error.message}
+        if error.code == UNSUPPORTED and error.param == "thread":
+            # The SDK's tool runner asks for one first, and goes on without if it is told so.
+            told["details"] = {
+                "error_code": "thread_unsupported_request",
+                "unsupported": ["thread"],
+            }
+        return {"type": "error", "error": told, "request_id": request_id}
     return {
         "error": {
             "message": error.message,
@@ -109,3 +144,9 @@ def error_body(error: ApiError) -> dict[str, Any]:
             "code": error.code,
         }
     }
+
+
+def stream_end(error: ApiError, spoken: Dialect, request_id: str | None) -> str:
+    """The error as the last events of a stream that has begun."""
+    data = f"data: {json.dumps(error_body(error, spoken, request_id))}\n\n"
+    return f"event: error\n{data}" if spoken == "anthropic" else f"{data}data: [DONE]\n\n"

@@ -1,7 +1,6 @@
 """The FastAPI application: routes, errors, and the worker's life as its own."""
 
 import asyncio
-import json
 import logging
 import os
 import signal
@@ -22,12 +21,14 @@ from app.errors import (
     MethodNotAllowed,
     NotFound,
     NotReady,
+    dialect,
     error_body,
+    stream_end,
 )
-from app.logs import RequestIds
+from app.logs import RequestIds, request_id
 from app.metrics import Metrics
 from app.prompt import PromptBuilder
-from app.routes import about, chat, completions, health, models, tokens
+from app.routes import about, anthropic, chat, completions, health, models, tokens
 from app.routes.generation import Services
 from app.security import ApiKeys, api_keys, open_paths
 from app.settings import Settings
@@ -72,7 +73,7 @@ def create_app(
 
     app = FastAPI(title="Easel", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.created = int(time.time())
-    for module in (chat, completions, models, tokens, health, about):
+    for module in (chat, completions, anthropic, models, tokens, health, about):
         app.include_router(module.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_exception)
@@ -168,19 +169,22 @@ class UnexpectedErrors:
                 case _:
                     logger.exception("unexpected error")
                     answered = _UNEXPECTED
+            request = Request(scope)
             if not started:
-                answer = await _api_error(Request(scope), answered)
+                answer = await _api_error(request, answered)
                 await answer(scope, receive, send)
             elif streaming:
-                last = f"data: {json.dumps(error_body(answered))}\n\ndata: [DONE]\n\n"
+                spoken = dialect(request.url.path, request.headers)
+                last = stream_end(answered, spoken, request_id.get())
                 await send({"type": "http.response.body", "body": last.encode()})
             elif answered is not _SHUTTING_DOWN:
                 raise
 
 
-async def _api_error(_request: Request, error: Exception) -> JSONResponse:
+async def _api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    return JSONResponse(error_body(error), status_code=error.status, headers=error.headers)
+    body = error_body(error, dialect(request.url.path, request.headers), request_id.get())
+    return JSONResponse(body, status_code=error.status, headers=error.headers)
 
 
 async def _http_exception(request: Request, error: Exception) -> JSONResponse:
