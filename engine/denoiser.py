@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from engine.graphs import Graphs
 from engine.kv_cache import KVCache, Snapshot
 from engine.messages import Image
 from engine.model.diffusion_gemma import DiffusionGemma, ImageRows, Segment
@@ -101,12 +102,15 @@ class Denoiser:
         prefix_cache_bytes: int = 0,
         narrow_canvas: bool = False,
         vision: Vision | None = None,
+        cuda_graphs: bool = False,
+        compiled: bool = False,
     ) -> None:
         """Allocates `max_active` KV caches for `context_length` tokens and a canvas behind them.
 
         Up to `prefix_cache_bytes` are taken beside them, as requests come, to keep prefixes. With
         `narrow_canvas` a block of which `max_tokens` leaves less than a canvas has a narrower one.
         Without `vision` no request may have images.
+        Passes that only denoise are replayed as `cuda_graphs`, `compiled`, or both.
         """
         self.model = model
         self.sampler = sampler
@@ -130,6 +134,11 @@ class Denoiser:
         ]
         self._prefixes: PrefixCache[Snapshot] = PrefixCache(prefix_cache_bytes)
         self._slots: dict[Sequence, Slot] = {}
+        self._graphs: Graphs | None = None
+        if cuda_graphs or compiled:
+            self._graphs = Graphs(
+                model, canvases=max_active, capture=cuda_graphs, compiled=compiled
+            )
         self._kernels = self._device.type == "cuda"
         if self._kernels:
             self._try_kernels()
@@ -155,10 +164,19 @@ class Denoiser:
                 segments.append(self._encoded(slot, work.speculation))
                 start = len(work.speculation)
                 segments.append(Segment(slot.cache, following.tokens, causal=False, start=start))
-        hidden = self.model.run(segments, self._soft_embeddings(canvases))
+        hidden = self._hidden(segments, canvases)
         steps = iter(self._sample(hidden, canvases) if canvases else [])
         # Only now: a pass that ran out of memory has changed nothing and may be run again.
         return [self._settle(work, steps, bets.get(work.sequence)) for work in works]
+
+    def _hidden(self, segments: list[Segment], canvases: list[Canvas]) -> Tensor:
+        """The network: hidden states [R, D] of the canvases, in a form that fits the pass."""
+        hidden = None
+        if self._graphs is not None:
+            hidden = self._graphs.run(segments, [canvas.soft_embeddings for canvas in canvases])
+        if hidden is None:
+            hidden = self.model.run(segments, self._soft_embeddings(canvases))
+        return hidden
 
     def _encoded(self, slot: Slot, tokens: list[int], images: tuple[Image, ...] = ()) -> Segment:
         rows = tuple(
