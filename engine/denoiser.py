@@ -81,6 +81,19 @@ class Rows:
             list(torch.split(flat, self.widths)), batch_first=True, padding_value=padding
         )
 
+    def filled(self, values: list[float], device: torch.device) -> Tensor:
+        """Each canvas' value in all of its rows, [R] float32.
+
+        Filled in on the device: before it took a tensor from the host, the host would have to wait
+        until it has done all that was launched.
+        """
+        return torch.cat(
+            [
+                torch.full((width,), value, dtype=torch.float32, device=device)
+                for width, value in zip(self.widths, values, strict=True)
+            ]
+        )
+
     def flat(self, padded: Tensor) -> Tensor:
         """[N, C] -> [R]."""
         if len(set(self.widths)) == 1:
@@ -265,9 +278,7 @@ class Denoiser:
             for canvas in canvases
         ]
         rows = Rows([canvas.tokens.shape[0] for canvas in canvases])
-        widths = torch.tensor(rows.widths, device=self._device)  # [N]
-        temperatures = torch.tensor(each, device=self._device)
-        temperatures = temperatures.repeat_interleave(widths, output_size=hidden.shape[0])  # [R]
+        temperatures = rows.filled(each, self._device)  # [R]
         tail = self._vocab_tail(hidden, temperatures, min(each))
         argmax, entropy = rows.padded(tail.argmax, -1), rows.padded(tail.entropy, 0.0)
         counted = counted_positions(argmax, self.sampler)
@@ -277,7 +288,7 @@ class Denoiser:
             torch.stack([canvas.stable for canvas in canvases]),
             counted,
         )
-        mean = mean_entropy(entropy, widths, counted)
+        mean = mean_entropy(entropy, rows.widths, counted)
         done = converged(stable, mean, self.sampler)
         nearly = nearly_converged(mean, self.sampler)
         report = torch.cat([done[:, None], nearly[:, None], argmax], dim=1).tolist()  # the one sync

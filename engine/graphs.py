@@ -45,6 +45,11 @@ class Graphs:
         self._capture = Capture() if capture else None
         self._replays: OrderedDict[tuple[tuple[KVCache, ...], int], Replay] = OrderedDict()
 
+    @property
+    def on(self) -> bool:
+        """Whether nothing has failed yet."""
+        return self._static is not None
+
     def run(
         self, segments: Sequence[Segment], soft_embeddings: Sequence[Tensor | None]
     ) -> Tensor | None:

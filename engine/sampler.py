@@ -82,7 +82,8 @@ def counted_positions(argmax: Tensor, config: SamplerConfig) -> Tensor | None:
     """
     if not config.early_end or not config.end_tokens:
         return None
-    ends = torch.isin(argmax, torch.tensor(sorted(config.end_tokens), device=argmax.device))
+    # One by one: a tensor of them would be made on the host, which would wait for the device.
+    ends = torch.stack([argmax == token for token in config.end_tokens]).any(0)
     return ends.cumsum(-1) - ends.long() == 0
 
 
@@ -96,7 +97,7 @@ def stable_steps(
     return torch.where(same.all(-1), stable_so_far + 1, 0)
 
 
-def mean_entropy(entropy: Tensor, widths: Tensor, counted: Tensor | None = None) -> Tensor:
+def mean_entropy(entropy: Tensor, widths: list[int], counted: Tensor | None = None) -> Tensor:
     """Over each canvas' own positions [N]; entropy [N, C] is zero behind its width.
 
     Positions that do not count have no entropy, rather than no part in the average: so the rule
@@ -105,7 +106,10 @@ def mean_entropy(entropy: Tensor, widths: Tensor, counted: Tensor | None = None)
     """
     if counted is not None:
         entropy = entropy.where(counted, 0.0)
-    return entropy.sum(-1) / widths
+    sums = entropy.sum(-1)
+    if len(set(widths)) == 1:
+        return sums / widths[0]
+    return torch.stack([total / width for total, width in zip(sums, widths, strict=True)])
 
 
 def converged(stable: Tensor, mean: Tensor, config: SamplerConfig) -> Tensor:
