@@ -137,6 +137,7 @@ def test_the_host_waits_for_nothing_and_sends_nothing():
         full_rope=Rope(1e6, 0.25),
         canvas_length=16,
         max_positions=512,
+        bidirectional_images=False,
     )
     device = torch.device("meta")
     with device:
