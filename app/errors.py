@@ -13,6 +13,7 @@ ApiError
 └── NotReady                503  with Retry-After
 """
 
+import json
 from typing import Any
 
 
@@ -109,3 +110,19 @@ def error_body(error: ApiError) -> dict[str, Any]:
             "code": error.code,
         }
     }
+
+
+def error_event(error: ApiError) -> dict[str, Any]:
+    """An event of the Responses API: the flat one that its reference describes, and OpenAI's
+    envelope, which their server sends and their SDKs raise on.
+    """
+    body = error_body(error)
+    flat = {key: body["error"][key] for key in ("message", "param", "code")}
+    return {"type": "error", **flat, **body}
+
+
+def stream_error(path: str, error: ApiError) -> str:
+    """How the event stream of an endpoint ends when it is cut off, in its dialect."""
+    if path.endswith("/responses"):
+        return f"event: error\ndata: {json.dumps(error_event(error))}\n\n"
+    return f"data: {json.dumps(error_body(error))}\n\ndata: [DONE]\n\n"

@@ -1,7 +1,6 @@
 """The FastAPI application: routes, errors, and the worker's life as its own."""
 
 import asyncio
-import json
 import logging
 import os
 import signal
@@ -23,11 +22,13 @@ from app.errors import (
     NotFound,
     NotReady,
     error_body,
+    stream_error,
 )
 from app.logs import RequestIds
 from app.metrics import Metrics
 from app.prompt import PromptBuilder
-from app.routes import about, chat, completions, health, models, tokens
+from app.response_store import ResponseStore
+from app.routes import about, chat, completions, health, models, responses, tokens
 from app.routes.generation import Services
 from app.security import ApiKeys, api_keys, open_paths
 from app.settings import Settings
@@ -59,7 +60,8 @@ def create_app(
             max_queue=settings.max_queue,
             on_progress=on_progress,
         )
-        app.state.services = Services(settings, metrics, worker, prompts)
+        kept = ResponseStore(settings.responses_kept, settings.responses_kept_bytes)
+        app.state.services = Services(settings, metrics, worker, prompts, kept)
         app.state.worker_error = None
         running = asyncio.create_task(worker.run())
         running.add_done_callback(lambda task: _end_if_failed(app, task))
@@ -72,7 +74,7 @@ def create_app(
 
     app = FastAPI(title="Easel", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.created = int(time.time())
-    for module in (chat, completions, models, tokens, health, about):
+    for module in (chat, completions, responses, models, tokens, health, about):
         app.include_router(module.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_exception)
@@ -172,7 +174,7 @@ class UnexpectedErrors:
                 answer = await _api_error(Request(scope), answered)
                 await answer(scope, receive, send)
             elif streaming:
-                last = f"data: {json.dumps(error_body(answered))}\n\ndata: [DONE]\n\n"
+                last = stream_error(scope["path"], answered)
                 await send({"type": "http.response.body", "body": last.encode()})
             elif answered is not _SHUTTING_DOWN:
                 raise

@@ -3,12 +3,17 @@
 import typing
 
 import pytest
-from openai.types import completion_create_params
+from openai.types import completion_create_params, shared_params
+from openai.types import responses as official
 from openai.types.chat import chat_completion_message
 from openai.types.chat import completion_create_params as chat_params
+from openai.types.responses import response_create_params, response_input_item_param
+from openai.types.responses import response_reasoning_item_param as reasoning_params
 
+from app.schemas import response_items, responses
 from app.schemas.chat import ChatCompletionRequest, ChatMessage
 from app.schemas.completions import CompletionRequest
+from app.schemas.responses import ResponseRequest
 
 
 def known(schema):
@@ -20,10 +25,36 @@ def known(schema):
     [
         (ChatCompletionRequest, chat_params.CompletionCreateParamsBase),
         (CompletionRequest, completion_create_params.CompletionCreateParamsBase),
+        (ResponseRequest, response_create_params.ResponseCreateParamsBase),
+        (ResponseRequest, response_create_params.ResponseCreateParamsStreaming),
+        (responses.Reasoning, shared_params.Reasoning),
+        (responses.TextConfig, official.ResponseTextConfigParam),
+        (responses.FunctionTool, official.FunctionToolParam),
+        (responses.ResponseStreamOptions, response_create_params.StreamOptions),
+        (response_items.MessageItem, official.EasyInputMessageParam),
+        (response_items.MessageItem, response_input_item_param.Message),
+        (response_items.MessageItem, official.ResponseOutputMessageParam),
+        (response_items.FunctionCallItem, official.ResponseFunctionToolCallParam),
+        (response_items.FunctionCallOutputItem, response_input_item_param.FunctionCallOutput),
+        (response_items.ReasoningItem, official.ResponseReasoningItemParam),
+        (response_items.ItemReference, response_input_item_param.ItemReference),
+        (response_items.InputText, official.ResponseInputTextParam),
+        (response_items.OutputText, official.ResponseOutputTextParam),
+        (response_items.Refusal, official.ResponseOutputRefusalParam),
+        (response_items.SummaryText, reasoning_params.Summary),
+        (response_items.ReasoningText, reasoning_params.Content),
     ],
 )
 def test_every_parameter_of_the_official_package_is_known(schema, params):
     assert set(typing.get_type_hints(params)) - known(schema) == set()
+
+
+def test_every_wish_of_the_official_package_may_be_included():
+    field = ResponseRequest.model_fields["include"].annotation
+    ((wishes,),) = (
+        typing.get_args(each) for each in typing.get_args(field) if each is not type(None)
+    )
+    assert set(typing.get_args(wishes)) == set(typing.get_args(official.ResponseIncludable))
 
 
 def test_every_field_of_an_answer_may_be_sent_back_as_a_turn():
@@ -31,6 +62,18 @@ def test_every_field_of_an_answer_may_be_sent_back_as_a_turn():
     assert fields - known(ChatMessage) == set()
 
 
-@pytest.mark.parametrize("schema", [ChatCompletionRequest, CompletionRequest, ChatMessage])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        ChatCompletionRequest,
+        CompletionRequest,
+        ChatMessage,
+        ResponseRequest,
+        responses.FunctionTool,
+        response_items.MessageItem,
+        response_items.FunctionCallItem,
+        response_items.FunctionCallOutputItem,
+    ],
+)
 def test_no_field_is_both_honoured_and_refused(schema):
     assert set(schema.model_fields) & set(schema.neutral) == set()
