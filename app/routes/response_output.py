@@ -131,8 +131,7 @@ class OutputItems:
                         self._of_part(field, "part.done", part=part),
                     )
                 ]
-        arguments, name = item["arguments"], item["name"]
-        return [self._of_item("function_call_arguments.done", arguments=arguments, name=name)]
+        return [self._of_item("function_call_arguments.done", arguments=item["arguments"])]
 
     def _of_item(self, type: str, **fields: Any) -> StreamEvent:
         """An event of the open item; those of the item itself have it whole, others its id."""

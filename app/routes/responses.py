@@ -136,12 +136,16 @@ def _not_kept(id: str) -> NotFound:
 
 
 def _listed(item: InputItem) -> dict[str, Any]:
+    """As OpenAI lists it: with a status, and a message's content in parts."""
     listed = {"status": "completed", **item.model_dump(exclude_none=True)}
-    if isinstance(item, MessageItem) and isinstance(item.content, str):
-        part: dict[str, Any] = {"type": "input_text", "text": item.content}
-        if item.role == "assistant":
-            part |= {"type": "output_text", "annotations": []}
-        listed["content"] = [part]
+    if isinstance(item, MessageItem):
+        parts = listed["content"]
+        if isinstance(parts, str):
+            kind = "output_text" if item.role == "assistant" else "input_text"
+            parts = [{"type": kind, "text": parts}]
+        listed["content"] = [
+            {**part, "annotations": []} if part["type"] == "output_text" else part for part in parts
+        ]
     return listed
 
 

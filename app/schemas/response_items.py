@@ -43,7 +43,9 @@ class OutputText(Strict):
 
     type: Literal["output_text"]
     text: str
-    logprobs: list[Any] | None = None  # comes back with what we sent, and says nothing new
+    # Come back with what we sent, and say nothing that the text does not: the SDK's `parsed` too.
+    logprobs: list[Any] | None = None
+    parsed: Any = None
 
 
 class Refusal(Strict):
@@ -99,6 +101,7 @@ class FunctionCallItem(Item):
     call_id: str
     name: str = Field(min_length=1)
     arguments: str
+    parsed_arguments: Any = None  # the SDK's, which reads the arguments in a stream
 
 
 class FunctionCallOutputItem(Item):
