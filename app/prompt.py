@@ -89,7 +89,7 @@ class PromptBuilder:
         for index, part in enumerate(re.split(f"\ue000{nonce}:([0-9]+)\ue001", text)):
             encode = self.vocabulary.encode_literally if index % 2 else self.vocabulary.encode
             tokens += encode(typed[int(part)] if index % 2 else part)
-        tokens, images = self._images.place(tokens, pictures)
+        tokens, images = self._images.place(tokens, pictures, param)
         return Prompt(tokens, ends_in_thought(text), images)
 
     def raw(self, text: str) -> Prompt:

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from app.errors import ApiError, BadRequest, NotFound, error_event
-from app.prompt import Message
+from app.prompt import Message, image_part
 from app.response_store import KeptResponse
 from app.routes.chat import call_arguments, token_logprobs
 from app.routes.generation import (
@@ -37,6 +37,7 @@ from app.routes.waiting import unless_gone
 from app.schemas.response_items import (
     FunctionCallItem,
     FunctionCallOutputItem,
+    InputImage,
     InputItem,
     ItemReference,
     MessageItem,
@@ -49,6 +50,12 @@ from app.sse import NamedEvent, event_stream
 from engine.messages import GenerateRequest, TokenLogprobs
 
 router = APIRouter()
+
+# What OpenAI's parts always have, and ours only with these values.
+_NEUTRAL: dict[str, dict[str, Any]] = {
+    "output_text": {"annotations": []},
+    "input_image": {"detail": "auto"},
+}
 
 
 @dataclass(frozen=True)
@@ -143,9 +150,7 @@ def _listed(item: InputItem) -> dict[str, Any]:
         if isinstance(parts, str):
             kind = "output_text" if item.role == "assistant" else "input_text"
             parts = [{"type": kind, "text": parts}]
-        listed["content"] = [
-            {**part, "annotations": []} if part["type"] == "output_text" else part for part in parts
-        ]
+        listed["content"] = [{**part, **_NEUTRAL.get(part["type"], {})} for part in parts]
     return listed
 
 
@@ -217,12 +222,13 @@ def template_messages(earlier: Sequence[InputItem], said: Sequence[InputItem]) -
     turns: list[Message] = []
     called: set[str] = set()
     for place, item in enumerate([*earlier, *said], start=-len(earlier)):
+        field = f"input.{place}" if place >= 0 else "previous_response_id"
         match item:
             case FunctionCallOutputItem():
                 if item.call_id not in called:
-                    field = f"input.{place}.call_id"
                     raise BadRequest(
-                        f"{field}: no call before it has the id {item.call_id!r}.", param=field
+                        f"{field}.call_id: no call before it has the id {item.call_id!r}.",
+                        param=f"{field}.call_id",
                     )
                 result = {"role": "tool", "tool_call_id": item.call_id, "content": item.text}
                 turns.append(result if item.name is None else {**result, "name": item.name})
@@ -230,7 +236,7 @@ def template_messages(earlier: Sequence[InputItem], said: Sequence[InputItem]) -
                 turn = _assistant_turn(turns, item)
                 turn["content"] += item.text
             case MessageItem():
-                turns.append({"role": item.role, "content": item.text})
+                turns.append({"role": item.role, "content": _content(item, field)})
             case ReasoningItem():
                 turn = _assistant_turn(turns, item)
                 turn["reasoning_content"] = turn.get("reasoning_content", "") + item.text
@@ -243,6 +249,17 @@ def template_messages(earlier: Sequence[InputItem], said: Sequence[InputItem]) -
         turn
         for turn in turns
         if turn["role"] != "assistant" or turn["content"] or "tool_calls" in turn
+    ]
+
+
+def _content(item: MessageItem, field: str) -> str | list[dict[str, Any]]:
+    if isinstance(item.content, str):
+        return item.content
+    return [
+        image_part(part.image_url, f"{field}.content.{index}.image_url")
+        if isinstance(part, InputImage)
+        else {"type": "text", "text": part.text}
+        for index, part in enumerate(item.content)
     ]
 
 

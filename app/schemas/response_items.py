@@ -6,9 +6,9 @@ All that an answer has may come back, and the forms in which clients write it th
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, TypeAdapter
+from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
-from app.schemas.common import ONE, ONE_OR_SEVERAL, SEVERAL, Strict
+from app.schemas.common import ONE, ONE_OR_SEVERAL, SEVERAL, Strict, unsupported
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
@@ -38,6 +38,17 @@ class InputText(Strict):
     text: str
 
 
+class InputImage(Strict):
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "detail": ("auto",),
+        "file_id": (),
+        "prompt_cache_breakpoint": (),
+    }
+
+    type: Literal["input_image"]
+    image_url: str
+
+
 class OutputText(Strict):
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"annotations": ([],)}
 
@@ -59,9 +70,10 @@ class Refusal(Strict):
 
 Part = Annotated[
     Annotated[InputText, Tag("(input_text)")]
+    | Annotated[InputImage, Tag("(input_image)")]
     | Annotated[OutputText, Tag("(output_text)")]
     | Annotated[Refusal, Tag("(refusal)")],
-    _by_type("input_text", "output_text", "refusal"),
+    _by_type("input_text", "input_image", "output_text", "refusal"),
 ]
 Content = Annotated[
     Annotated[str, ONE] | Annotated[list[Part], Field(min_length=1, fail_fast=True), SEVERAL],
@@ -85,9 +97,19 @@ class MessageItem(Item):
     role: Literal["user", "system", "developer", "assistant"]
     content: Content
 
+    @model_validator(mode="after")
+    def _only_the_user_shows_images(self) -> "MessageItem":
+        images = [part for part in self.content if isinstance(part, InputImage)]
+        if images and self.role != "user":
+            raise unsupported("content", "only a user's message may have images")
+        return self
+
     @property
     def text(self) -> str:
-        return _text(self.content)
+        """Without images."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content if not isinstance(part, InputImage))
 
 
 class FunctionCallItem(Item):
@@ -117,7 +139,9 @@ class FunctionCallOutputItem(Item):
 
     @property
     def text(self) -> str:
-        return _text(self.output)
+        if isinstance(self.output, str):
+            return self.output
+        return "".join(part.text for part in self.output)
 
 
 class SummaryText(Strict):
@@ -177,7 +201,3 @@ _ITEMS: TypeAdapter[list[InputItem | ItemReference]] = TypeAdapter(list[AnyItem]
 def sent_back(output: list[dict[str, Any]]) -> list[InputItem]:
     """An answer's items as they are when a client sends them back."""
     return [item for item in _ITEMS.validate_python(output) if not isinstance(item, ItemReference)]
-
-
-def _text(content: str | list[Any]) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content)

@@ -39,6 +39,7 @@ def known(schema):
         (response_items.ReasoningItem, official.ResponseReasoningItemParam),
         (response_items.ItemReference, response_input_item_param.ItemReference),
         (response_items.InputText, official.ResponseInputTextParam),
+        (response_items.InputImage, official.ResponseInputImageParam),
         (response_items.OutputText, official.ResponseOutputTextParam),
         (response_items.Refusal, official.ResponseOutputRefusalParam),
         (response_items.SummaryText, reasoning_params.Summary),

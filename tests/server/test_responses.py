@@ -9,6 +9,7 @@ import openai
 import pytest
 from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
 
+from tests.pictures import data_url, noise_picture
 from tests.server.stream_schema import strictly
 
 EXTENSIONS = {"diffusion", "store"}  # OpenAI sends the latter too, beside its own schema
@@ -29,6 +30,12 @@ THINKING = {"effort": "high", "summary": "auto"}
 RESULT = json.dumps({"temperature": 21, "condition": "sunny"})
 CALL = {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"}
 ANSWERED = {"type": "function_call_output", "call_id": "a", "output": "ok"}
+
+PICTURE = {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}
+
+
+def says(role, *parts):
+    return {"role": role, "content": list(parts)}
 
 
 def strict_weather(city):
@@ -511,8 +518,11 @@ def test_a_stream_cut_by_a_shutdown_ends_with_an_error_event(start_server):
         ({"input": [{"role": "user"}]}, "input.0.content"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input.0.role"),
         ({"input": [{"role": "user", "content": []}]}, "input.0.content"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0"),
-        ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input.0.content.0"),
+        ({"input": [says("user", {"type": "input_image"})]}, "input.0.content.0.image_url"),
+        ({"input": [says("user", {**PICTURE, "detail": "high"})]}, "input.0.content.0.detail"),
+        ({"input": [says("user", {**PICTURE, "file_id": "f"})]}, "input.0.content.0.file_id"),
+        ({"input": [says("system", PICTURE)]}, "input.0.content"),
+        ({"input": [says("user", {"type": "input_file"})]}, "input.0.content.0"),
         ({"input": [{"role": "user", "content": "x", "mood": "good"}]}, "input.0.mood"),
         ({"input": [{"type": "web_search_call", "id": "ws_1"}]}, "input.0"),
         ({"input": [{**CALL, "namespace": "n"}]}, "input.0.namespace"),
@@ -595,6 +605,14 @@ def test_values_that_ask_for_nothing_are_taken(http):
     answer = http.post("/v1/responses", json={"input": "hi", "max_output_tokens": 1, **neutral})
     assert answer.status_code == 200
     assert answer.json()["reasoning"] == {"effort": None, "summary": "concise"}
+
+
+def test_an_image_is_blamed_where_it_stands_by_a_model_that_does_not_see(http):
+    parts = [{"type": "input_image", "image_url": data_url(noise_picture(8, 8))}]
+    answer = http.post("/v1/responses", json={"input": [{"role": "user", "content": parts}]})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "input.0.content.0.image_url"
+    assert "takes no images" in answer.json()["error"]["message"]
 
 
 def test_a_prompt_longer_than_the_context_blames_the_input(http):
