@@ -28,7 +28,7 @@ class KeptResponse:
 
     def size_bytes(self) -> int:
         """As JSON: an item is counted in every response that holds it, so memory is less."""
-        items = sum(len(item.model_dump_json()) for item in self.conversation)
+        items = sum(len(item.model_dump_json().encode()) for item in self.conversation)
         return items + len(msgspec.json.encode(self.response))
 
 
