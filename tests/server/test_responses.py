@@ -283,7 +283,9 @@ def test_instructions_come_first_and_are_not_inherited(demo_client):
         demo_client,
         [{"role": "system", "content": "Answer truthfully."}, {"role": "user", "content": "Hello"}],
     )
-    assert as_item.usage.input_tokens == first.usage.input_tokens
+    # The same prompt to the token, since all of it has been read already.
+    cached = as_item.usage.input_tokens_details.cached_tokens
+    assert cached == as_item.usage.input_tokens == first.usage.input_tokens
     after_plain = ask(demo_client, CAPITAL, previous_response_id=plain.id)
     after_first = ask(demo_client, CAPITAL, previous_response_id=first.id)
     assert after_first.usage.input_tokens == after_plain.usage.input_tokens
