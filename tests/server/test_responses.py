@@ -326,6 +326,20 @@ def test_an_answer_cut_off_is_incomplete(demo_client, demo_http):
     assert events[-1]["response"]["output"][0]["content"][0]["text"] == whole.output_text
 
 
+def test_log_probabilities_come_for_every_token_of_text(demo_client, demo_http):
+    wish = {"include": ["message.output_text.logprobs"], "top_logprobs": 2, "reasoning": THINKING}
+    response = ask(demo_client, **wish)
+    figures = response.output[1].content[0].logprobs
+    assert "".join(figure.token for figure in figures) == response.output_text
+    assert all(len(figure.top_logprobs) == 2 for figure in figures)
+    _, events = sent(demo_http, **wish)
+    check_schema(events[:2] + events[-1:])
+    deltas = [event for event in events if event["type"] == "response.output_text.delta"]
+    last = events[-1]["response"]["output"][1]["content"][0]
+    assert [figure for event in deltas for figure in event["logprobs"]] == last["logprobs"]
+    assert last["logprobs"] == [figure.to_dict() for figure in figures]
+
+
 def test_parallel_calls_are_only_made_if_they_may_be(demo_client):
     response = ask(demo_client, QUESTION, tools=[WEATHER], parallel_tool_calls=False)
     assert [item.type for item in response.output] == ["function_call"]
