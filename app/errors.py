@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 UNSUPPORTED = "unsupported_parameter"  # the code of a field that Easel does not honour
 
-Dialect = Literal["openai", "anthropic"]
+Dialect = Literal["openai", "responses", "anthropic"]
 
 _ANTHROPIC_TYPES = {  # by status
     400: "invalid_request_error",
@@ -118,6 +118,8 @@ def dialect(path: str, headers: Mapping[str, str]) -> Dialect:
     """Which one a request speaks: models are asked for in both, the rest has paths of its own."""
     if path.startswith("/v1/models"):
         return "anthropic" if "anthropic-version" in headers else "openai"
+    if path.endswith("/responses"):
+        return "responses"
     own = path == "/v1/messages" or path.startswith("/v1/messages/")
     return "anthropic" if own else "openai"
 
@@ -146,7 +148,22 @@ def error_body(
     }
 
 
+def error_event(error: ApiError) -> dict[str, Any]:
+    """An event of the Responses API: the flat one that its reference describes, and OpenAI's
+    envelope, which their server sends and their SDKs raise on.
+    """
+    body = error_body(error)
+    flat = {key: body["error"][key] for key in ("message", "param", "code")}
+    return {"type": "error", **flat, **body}
+
+
 def stream_end(error: ApiError, spoken: Dialect, request_id: str | None) -> str:
     """The error as the last events of a stream that has begun."""
-    data = f"data: {json.dumps(error_body(error, spoken, request_id))}\n\n"
-    return f"event: error\n{data}" if spoken == "anthropic" else f"{data}data: [DONE]\n\n"
+    match spoken:
+        case "responses":
+            return f"event: error\ndata: {json.dumps(error_event(error))}\n\n"
+        case "anthropic":
+            data = json.dumps(error_body(error, spoken, request_id))
+            return f"event: error\ndata: {data}\n\n"
+        case "openai":
+            return f"data: {json.dumps(error_body(error))}\n\ndata: [DONE]\n\n"

@@ -138,17 +138,19 @@ class ImageReader:
             )
         return [self._read(part, self._format) for part in parts]
 
-    def place(self, prompt: Sequence[int], pictures: Sequence[Picture]) -> Placed:
+    def place(
+        self, prompt: Sequence[int], pictures: Sequence[Picture], param: str = "messages"
+    ) -> Placed:
         """Give each picture its tokens, begin and end around them, where the prompt has one.
 
-        `prompt` is the rendered chat template's, pictures in its order. Raises BadRequest if it
-        shows more or fewer of them.
+        `prompt` is the rendered chat template's, pictures in its order. Raises BadRequest, which
+        blames the request's field `param`, if it shows more or fewer of them.
         """
         shown = prompt.count(self._image)
         if shown != len(pictures):
             raise BadRequest(
                 f"The model's chat template shows {shown} of the {len(pictures)} images.",
-                param="messages",
+                param=param,
             )
         tokens: list[int] = []
         images: list[Image] = []

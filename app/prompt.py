@@ -54,12 +54,14 @@ class PromptBuilder:
         tools: Sequence[dict[str, Any]] = (),
         *,
         thinking: bool = False,
+        param: str = "messages",
     ) -> Prompt:
         """A conversation, up to where the model answers.
 
         Messages and tools are what the template is given: OpenAI's, but that the arguments of a
         tool call are a mapping, and a content's images are `image_part`s. Raises BadRequest for
-        images that can't be taken and if the template refuses the messages.
+        images that can't be taken and, blaming the request's field `param`, if the template
+        refuses the messages.
         """
         messages, parts = _without_images(messages)
         pictures = self._images.read(parts)
@@ -76,7 +78,7 @@ class PromptBuilder:
             )[0]  # type: ignore[assignment]  # annotated as a string, is a list and a list
         except (TemplateError, TypeError, ValueError) as error:
             raise BadRequest(
-                f"The model's chat template refuses these messages: {error}", param="messages"
+                f"The model's chat template refuses these messages: {error}", param=param
             ) from error
         text = rendered[0]
         if not thinking and text.endswith(MODEL_TURN):
@@ -87,7 +89,7 @@ class PromptBuilder:
         for index, part in enumerate(re.split(f"\ue000{nonce}:([0-9]+)\ue001", text)):
             encode = self.vocabulary.encode_literally if index % 2 else self.vocabulary.encode
             tokens += encode(typed[int(part)] if index % 2 else part)
-        tokens, images = self._images.place(tokens, pictures)
+        tokens, images = self._images.place(tokens, pictures, param)
         return Prompt(tokens, ends_in_thought(text), images)
 
     def raw(self, text: str) -> Prompt:

@@ -28,7 +28,8 @@ from app.errors import (
 from app.logs import RequestIds, request_id
 from app.metrics import Metrics
 from app.prompt import PromptBuilder
-from app.routes import about, anthropic, chat, completions, health, models, tokens
+from app.response_store import ResponseStore
+from app.routes import about, anthropic, chat, completions, health, models, responses, tokens
 from app.routes.generation import Services
 from app.security import ApiKeys, api_keys, open_paths
 from app.settings import Settings
@@ -60,7 +61,8 @@ def create_app(
             max_queue=settings.max_queue,
             on_progress=on_progress,
         )
-        app.state.services = Services(settings, metrics, worker, prompts)
+        kept = ResponseStore(settings.responses_kept, settings.responses_kept_bytes)
+        app.state.services = Services(settings, metrics, worker, prompts, kept)
         app.state.worker_error = None
         running = asyncio.create_task(worker.run())
         running.add_done_callback(lambda task: _end_if_failed(app, task))
@@ -73,7 +75,7 @@ def create_app(
 
     app = FastAPI(title="Easel", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.created = int(time.time())
-    for module in (chat, completions, anthropic, models, tokens, health, about):
+    for module in (chat, completions, responses, anthropic, models, tokens, health, about):
         app.include_router(module.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_exception)

@@ -43,6 +43,17 @@ class Settings(EngineConfig, BaseSettings):
     max_body_bytes: int = Field(
         default=32 * 2**20, ge=1024, description="Largest request body, in bytes."
     )
+    responses_kept: int = Field(
+        default=256,
+        ge=1,
+        description="Most responses of /v1/responses kept for later requests; of more, the least "
+        "recently used one goes.",
+    )
+    responses_kept_bytes: int = Field(
+        default=64 * 2**20,
+        ge=0,
+        description="Most that kept responses may hold, their conversations included, in bytes.",
+    )
     shutdown_grace_s: int = Field(
         default=30, ge=0, description="Seconds that running answers get to finish at SIGTERM."
     )

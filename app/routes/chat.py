@@ -36,6 +36,7 @@ from app.routes.waiting import unless_gone
 from app.schemas.chat import ChatCompletionRequest, ChatMessage, ImagePart, Tool
 from app.schemas.tools import validator
 from app.sse import event_stream
+from app.vocabulary import Vocabulary
 from engine.messages import GenerateRequest, TokenLogprobs
 
 router = APIRouter()
@@ -110,7 +111,7 @@ def template_messages(messages: Sequence[ChatMessage]) -> list[Message]:
                     "type": "function",
                     "function": {
                         "name": call.function.name,
-                        "arguments": _arguments(call.function.arguments),
+                        "arguments": call_arguments(call.function.arguments),
                     },
                 }
                 for call in message.tool_calls
@@ -130,7 +131,7 @@ def _content(message: ChatMessage, field: str) -> str | list[dict[str, Any]]:
     ]
 
 
-def _arguments(text: str) -> Any:
+def call_arguments(text: str) -> Any:
     """A mapping, as the template has it; what is none is shown to the model as it came."""
     try:
         arguments = json.loads(text or "{}")
@@ -206,17 +207,23 @@ def _logprobs(
     """OpenAI's figures of text tokens; None if they were not asked for."""
     if request.sampling.top_logprobs is None:
         return None
+    return {"content": token_logprobs(found.prompts.vocabulary, logprobs), "refusal": None}
+
+
+def token_logprobs(
+    vocabulary: Vocabulary, logprobs: Sequence[TokenLogprobs]
+) -> list[dict[str, Any]]:
+    """OpenAI's figures of each token and of those that might have stood in its place."""
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
-        raw = found.prompts.vocabulary.token_bytes(token)
+        raw = vocabulary.token_bytes(token)
         text = raw.decode(errors="replace")
         return {"token": text, "logprob": logprob, "bytes": list(raw)}
 
-    content = [
+    return [
         {**entry(each.token, each.logprob), "top_logprobs": [entry(*pair) for pair in each.top]}
         for each in logprobs
     ]
-    return {"content": content, "refusal": None}
 
 
 async def _chunks(

@@ -26,6 +26,7 @@ from app.gemma_format import AnswerParser, Call, Event, TextDelta, ThinkingDelta
 from app.metrics import Metrics
 from app.output import AnswerOutput, merged
 from app.prompt import Prompt, PromptBuilder, answer_room
+from app.response_store import ResponseStore
 from app.settings import Settings
 from app.worker import WorkerClient
 from engine.messages import Block, Done, Failed, GenerateRequest, Ready, Sampling, TokenLogprobs
@@ -43,6 +44,7 @@ class Services:
     metrics: Metrics
     worker: WorkerClient
     prompts: PromptBuilder
+    responses: ResponseStore
 
 
 @dataclass(frozen=True)

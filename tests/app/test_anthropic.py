@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from app.errors import BadRequest, GenerationFailed
 from app.metrics import Metrics
 from app.prompt import PromptBuilder, image_part
+from app.response_store import ResponseStore
 from app.routes import anthropic
 from app.routes.generation import Services
 from app.schemas.anthropic import CountTokensRequest
@@ -167,7 +168,7 @@ async def answered(answer, *, stream, finish_reason="stop"):
     app = FastAPI()
     app.include_router(anthropic.router)
     worker = ScriptedWorker(prompts, answer, finish_reason)
-    app.state.services = Services(Settings(), Metrics(), worker, prompts)
+    app.state.services = Services(Settings(), Metrics(), worker, prompts, ResponseStore(1, 0))
     tool = {"name": "f", "input_schema": {"type": "object"}}
     body = {
         "model": Settings().model,

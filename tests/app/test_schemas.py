@@ -8,13 +8,18 @@ import pytest
 from anthropic.types import message_count_tokens_params, message_create_params
 from anthropic.types.beta import message_count_tokens_params as beta_count_tokens_params
 from anthropic.types.beta import message_create_params as beta_message_params
-from openai.types import completion_create_params
+from openai.types import completion_create_params, shared_params
+from openai.types import responses as official
 from openai.types.chat import chat_completion_message
 from openai.types.chat import completion_create_params as chat_params
+from openai.types.responses import response_create_params, response_input_item_param
+from openai.types.responses import response_reasoning_item_param as reasoning_params
 
 from app.schemas import anthropic as messages
+from app.schemas import response_items, responses
 from app.schemas.chat import ChatCompletionRequest, ChatMessage
 from app.schemas.completions import CompletionRequest
+from app.schemas.responses import ResponseRequest
 
 
 def known(schema):
@@ -30,10 +35,37 @@ def known(schema):
         (messages.MessagesRequest, beta_message_params.MessageCreateParamsBase),
         (messages.CountTokensRequest, message_count_tokens_params.MessageCountTokensParams),
         (messages.CountTokensRequest, beta_count_tokens_params.MessageCountTokensParams),
+        (ResponseRequest, response_create_params.ResponseCreateParamsBase),
+        (ResponseRequest, response_create_params.ResponseCreateParamsStreaming),
+        (responses.Reasoning, shared_params.Reasoning),
+        (responses.TextConfig, official.ResponseTextConfigParam),
+        (responses.FunctionTool, official.FunctionToolParam),
+        (responses.ResponseStreamOptions, response_create_params.StreamOptions),
+        (response_items.MessageItem, official.EasyInputMessageParam),
+        (response_items.MessageItem, response_input_item_param.Message),
+        (response_items.MessageItem, official.ResponseOutputMessageParam),
+        (response_items.FunctionCallItem, official.ResponseFunctionToolCallParam),
+        (response_items.FunctionCallOutputItem, response_input_item_param.FunctionCallOutput),
+        (response_items.ReasoningItem, official.ResponseReasoningItemParam),
+        (response_items.ItemReference, response_input_item_param.ItemReference),
+        (response_items.InputText, official.ResponseInputTextParam),
+        (response_items.InputImage, official.ResponseInputImageParam),
+        (response_items.OutputText, official.ResponseOutputTextParam),
+        (response_items.Refusal, official.ResponseOutputRefusalParam),
+        (response_items.SummaryText, reasoning_params.Summary),
+        (response_items.ReasoningText, reasoning_params.Content),
     ],
 )
 def test_every_parameter_of_the_official_package_is_known(schema, params):
     assert set(typing.get_type_hints(params)) - known(schema) == set()
+
+
+def test_every_wish_of_the_official_package_may_be_included():
+    field = ResponseRequest.model_fields["include"].annotation
+    ((wishes,),) = (
+        typing.get_args(each) for each in typing.get_args(field) if each is not type(None)
+    )
+    assert set(typing.get_args(wishes)) == set(typing.get_args(official.ResponseIncludable))
 
 
 def test_every_field_of_an_answer_may_be_sent_back_as_a_turn():
@@ -80,6 +112,11 @@ def test_every_field_of_anthropic_s_parts_is_known(schema, name):
         messages.MessagesRequest,
         messages.InputMessage,
         messages.Tool,
+        ResponseRequest,
+        responses.FunctionTool,
+        response_items.MessageItem,
+        response_items.FunctionCallItem,
+        response_items.FunctionCallOutputItem,
     ],
 )
 def test_no_field_is_both_honoured_and_refused(schema):

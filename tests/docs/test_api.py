@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from fastapi.routing import APIRoute
 
-from app.routes import about, chat, completions, health, models, tokens
+from app.routes import about, anthropic, chat, completions, health, models, responses, tokens
+from app.schemas.anthropic import CountTokensRequest, MessagesRequest
 from app.schemas.chat import ChatCompletionRequest
 from app.schemas.common import SamplingFields
 from app.schemas.completions import CompletionRequest
+from app.schemas.responses import ResponseRequest
 from app.schemas.tokens import DetokenizeRequest, TokenizeRequest
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
@@ -29,6 +31,9 @@ CHAT = named_in("/v1/chat/completions") | {"model"}
     [
         (ChatCompletionRequest, CHAT),
         (CompletionRequest, named_in("/v1/completions") | set(SamplingFields.model_fields)),
+        (ResponseRequest, named_in("/v1/responses") | set(SamplingFields.model_fields)),
+        (MessagesRequest, named_in("/v1/messages") | set(SamplingFields.model_fields)),
+        (CountTokensRequest, named_in("/v1/messages")),
         (TokenizeRequest, named_in("/tokenize")),
         (DetokenizeRequest, named_in("/tokenize")),
     ],
@@ -38,7 +43,9 @@ def test_every_field_has_its_line(schema, named):
     assert fields - named - {"model"} == set()
 
 
-@pytest.mark.parametrize("module", [about, chat, completions, health, models, tokens])
+@pytest.mark.parametrize(
+    "module", [about, anthropic, chat, completions, health, models, responses, tokens]
+)
 def test_every_endpoint_is_named(module):
     for route in module.router.routes:
         assert isinstance(route, APIRoute)

@@ -49,6 +49,22 @@ def test_what_is_in_the_picture_changes_the_answer(seeing):
     assert other.usage.prompt_tokens_details.cached_tokens < MOST_TOKENS // 2
 
 
+def test_the_responses_api_reads_the_same_picture_and_remembers_it(seeing):
+    url = data_url(noise_picture(60, 80))
+    chat = ask(seeing, url)
+    picture = {"type": "input_image", "image_url": url, "detail": "auto"}
+    content = [picture, {"type": "input_text", "text": "What is this?"}]
+    options = {"max_output_tokens": 32, "extra_body": {"seed": 0}}
+    first = seeing.responses.create(input=[{"role": "user", "content": content}], **options)
+    assert first.usage.input_tokens == chat.usage.prompt_tokens
+    assert first.output_text == chat.choices[0].message.content
+    (item,) = seeing.responses.input_items.list(first.id).data
+    assert [part.to_dict() for part in item.content] == content
+    second = seeing.responses.create(input="And?", previous_response_id=first.id, **options)
+    assert second.usage.input_tokens > first.usage.input_tokens
+    assert second.usage.input_tokens_details.cached_tokens > MOST_TOKENS // 2
+
+
 def test_a_typed_placeholder_is_text_and_moves_no_picture(seeing):
     picture = data_url(noise_picture(60, 80))
     plain = ask(seeing, picture, question="x").usage.prompt_tokens

@@ -106,21 +106,17 @@ def test_without_a_worker_the_server_is_not_ready(start_server):
 
 
 def test_a_request_that_kills_the_worker_twice_is_given_up(start_server):
-    server = start_server().wait_until_ready()
-    body = {**LONG, "stream": True}
-    with httpx.stream(
-        "POST", f"{server.url}/v1/chat/completions", json=body, timeout=90
-    ) as response:
-        events = (line[6:] for line in response.iter_lines() if line.startswith("data: "))
-        next(events)
+    server = start_server(EASEL_PREFILL_CHUNK="1").wait_until_ready()
+    # Read token by token, so that its first block is seconds away.
+    body = {"prompt": [300] * 1500, "max_tokens": 10, "stream": True}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=90) as response:
         for _ in range(2):
-            worker = server.wait_until_ready().worker_pid()
-            os.kill(worker, signal.SIGSTOP)  # so that no block comes in between
-            time.sleep(0.2)
-            os.kill(worker, signal.SIGKILL)
+            server.wait_until_ready()
+            time.sleep(0.3)  # it has been given to the worker
+            os.kill(server.worker_pid(), signal.SIGKILL)
             while httpx.get(f"{server.url}/health/ready").status_code == 200:
                 time.sleep(0.01)
-        *_, error, done = events
+        error, done = [line[6:] for line in response.iter_lines() if line.startswith("data: ")]
     assert json.loads(error)["error"]["code"] == "generation_failed"
     assert "died twice" in json.loads(error)["error"]["message"]
     assert done == "[DONE]"

@@ -1,0 +1,203 @@
+"""The items that a conversation is made of in the Responses API, as a client sends them.
+
+All that an answer has may come back, and the forms in which clients write it themselves.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
+
+from app.schemas.common import ONE, ONE_OR_SEVERAL, SEVERAL, Strict, unsupported
+
+Status = Literal["in_progress", "completed", "incomplete"]
+
+
+def _by_type(*names: str, implied: Callable[[Mapping[str, Any]], str] | None = None) -> Any:
+    """Tells a union's members apart by their `type`, or by what a value without one must be."""
+
+    def found(value: Any) -> str | None:
+        if not isinstance(value, Mapping):
+            return f"({getattr(value, 'type', None)})"
+        named = value.get("type")
+        if named is None and implied is not None:
+            named = implied(value)
+        return f"({named})" if named in names else None
+
+    return Discriminator(
+        found,
+        custom_error_type="item",
+        custom_error_message=f"Its type should be one of {', '.join(names)}",
+    )
+
+
+class InputText(Strict):
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"prompt_cache_breakpoint": ()}
+
+    type: Literal["input_text"]
+    text: str
+
+
+class InputImage(Strict):
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "detail": ("auto",),
+        "file_id": (),
+        "prompt_cache_breakpoint": (),
+    }
+
+    type: Literal["input_image"]
+    image_url: str
+
+
+class OutputText(Strict):
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"annotations": ([],)}
+
+    type: Literal["output_text"]
+    text: str
+    # Come back with what we sent, and say nothing that the text does not: the SDK's `parsed` too.
+    logprobs: list[Any] | None = None
+    parsed: Any = None
+
+
+class Refusal(Strict):
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        return self.refusal
+
+
+Part = Annotated[
+    Annotated[InputText, Tag("(input_text)")]
+    | Annotated[InputImage, Tag("(input_image)")]
+    | Annotated[OutputText, Tag("(output_text)")]
+    | Annotated[Refusal, Tag("(refusal)")],
+    _by_type("input_text", "input_image", "output_text", "refusal"),
+]
+Content = Annotated[
+    Annotated[str, ONE] | Annotated[list[Part], Field(min_length=1, fail_fast=True), SEVERAL],
+    ONE_OR_SEVERAL,
+]
+Output = Annotated[
+    Annotated[str, ONE] | Annotated[list[InputText], Field(fail_fast=True), SEVERAL],
+    ONE_OR_SEVERAL,
+]
+
+
+class Item(Strict):
+    id: str | None = None
+    status: Status | None = None
+
+
+class MessageItem(Item):
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"phase": ("commentary", "final_answer")}
+
+    type: Literal["message"] = "message"
+    role: Literal["user", "system", "developer", "assistant"]
+    content: Content
+
+    @model_validator(mode="after")
+    def _only_the_user_shows_images(self) -> "MessageItem":
+        images = [part for part in self.content if isinstance(part, InputImage)]
+        if images and self.role != "user":
+            raise unsupported("content", "only a user's message may have images")
+        return self
+
+    @property
+    def text(self) -> str:
+        """Without images."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content if not isinstance(part, InputImage))
+
+
+class FunctionCallItem(Item):
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "async": (False,),
+        "caller": ({"type": "direct"},),
+        "namespace": (),
+    }
+
+    type: Literal["function_call"]
+    call_id: str
+    name: str = Field(min_length=1)
+    arguments: str
+    parsed_arguments: Any = None  # the SDK's, which reads the arguments in a stream
+
+
+class FunctionCallOutputItem(Item):
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "caller": ({"type": "direct"},),
+        "namespace": (),
+    }
+
+    type: Literal["function_call_output"]
+    call_id: str
+    name: str | None = None
+    output: Output
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.output, str):
+            return self.output
+        return "".join(part.text for part in self.output)
+
+
+class SummaryText(Strict):
+    type: Literal["summary_text"]
+    text: str
+
+
+class ReasoningText(Strict):
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class ReasoningItem(Item):
+    type: Literal["reasoning"]
+    summary: list[SummaryText] = Field(default_factory=list)
+    content: list[ReasoningText] | None = None
+    encrypted_content: str | None = None  # another service's, which nobody else can read
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.content or self.summary)
+
+
+class ItemReference(Strict):
+    """An item of a kept response, by its id."""
+
+    type: Literal["item_reference"] | None = None
+    id: str
+
+
+InputItem = MessageItem | FunctionCallItem | FunctionCallOutputItem | ReasoningItem
+
+
+def _without_type(value: Mapping[str, Any]) -> str:
+    return "item_reference" if set(value) <= {"id", "type"} else "message"
+
+
+AnyItem = Annotated[
+    Annotated[MessageItem, Tag("(message)")]
+    | Annotated[FunctionCallItem, Tag("(function_call)")]
+    | Annotated[FunctionCallOutputItem, Tag("(function_call_output)")]
+    | Annotated[ReasoningItem, Tag("(reasoning)")]
+    | Annotated[ItemReference, Tag("(item_reference)")],
+    _by_type(
+        "message",
+        "function_call",
+        "function_call_output",
+        "reasoning",
+        "item_reference",
+        implied=_without_type,
+    ),
+]
+
+_ITEMS: TypeAdapter[list[InputItem | ItemReference]] = TypeAdapter(list[AnyItem])
+
+
+def sent_back(output: list[dict[str, Any]]) -> list[InputItem]:
+    """An answer's items as they are when a client sends them back."""
+    return [item for item in _ITEMS.validate_python(output) if not isinstance(item, ItemReference)]
