@@ -1,4 +1,4 @@
-"""Everything that a client can be told went wrong, in OpenAI's envelope.
+"""Everything that a client can be told went wrong, in the envelope of the dialect it speaks.
 
 ApiError
 ├── BadRequest              400  the request names something wrong or unsupported
@@ -14,7 +14,21 @@ ApiError
 """
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
+
+UNSUPPORTED = "unsupported_parameter"  # the code of a field that Easel does not honour
+
+Dialect = Literal["openai", "responses", "anthropic"]
+
+_ANTHROPIC_TYPES = {  # by status
+    400: "invalid_request_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 
 class ApiError(Exception):
@@ -100,8 +114,29 @@ class NotReady(ApiError):
     retry_after_s = 2
 
 
-def error_body(error: ApiError) -> dict[str, Any]:
+def dialect(path: str, headers: Mapping[str, str]) -> Dialect:
+    """Which one a request speaks: models are asked for in both, the rest has paths of its own."""
+    if path.startswith("/v1/models"):
+        return "anthropic" if "anthropic-version" in headers else "openai"
+    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        return "anthropic"
+    return "responses" if path in ("/v1/responses", "/responses") else "openai"
+
+
+def error_body(
+    error: ApiError, spoken: Dialect = "openai", request_id: str | None = None
+) -> dict[str, Any]:
     """The envelope, the same before a stream and inside one."""
+    if spoken == "anthropic":
+        name = _ANTHROPIC_TYPES.get(error.status, "api_error")
+        told: dict[str, Any] = {"type": name, "message": error.message}
+        if error.code == UNSUPPORTED and error.param == "thread":
+            # The SDK's tool runner asks for one first, and goes on without if it is told so.
+            told["details"] = {
+                "error_code": "thread_unsupported_request",
+                "unsupported": ["thread"],
+            }
+        return {"type": "error", "error": told, "request_id": request_id}
     return {
         "error": {
             "message": error.message,
@@ -116,13 +151,17 @@ def error_event(error: ApiError) -> dict[str, Any]:
     """An event of the Responses API: the flat one that its reference describes, and OpenAI's
     envelope, which their server sends and their SDKs raise on.
     """
-    body = error_body(error)
-    flat = {key: body["error"][key] for key in ("message", "param", "code")}
-    return {"type": "error", **flat, **body}
+    flat = {"message": error.message, "param": error.param, "code": error.code}
+    return {"type": "error", **flat, **error_body(error)}
 
 
-def stream_error(path: str, error: ApiError) -> str:
-    """How the event stream of an endpoint ends when it is cut off, in its dialect."""
-    if path.endswith("/responses"):
-        return f"event: error\ndata: {json.dumps(error_event(error))}\n\n"
-    return f"data: {json.dumps(error_body(error))}\n\ndata: [DONE]\n\n"
+def stream_end(error: ApiError, spoken: Dialect, request_id: str | None) -> str:
+    """The error as the last events of a stream that has begun."""
+    match spoken:
+        case "openai":
+            return f"data: {json.dumps(error_body(error))}\n\ndata: [DONE]\n\n"
+        case "responses":
+            body = error_event(error)
+        case "anthropic":
+            body = error_body(error, spoken, request_id)
+    return f"event: error\ndata: {json.dumps(body)}\n\n"

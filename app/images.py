@@ -20,9 +20,8 @@ from typing import Any, NamedTuple
 import PIL.Image
 import PIL.ImageOps
 
-from app.errors import BadRequest
+from app.errors import UNSUPPORTED, BadRequest
 from app.model_files import model_file, optional_model_file
-from app.schemas.common import UNSUPPORTED
 from engine.messages import Image
 
 MOST_IMAGES = 32  # of one request: a picture of 100 bytes becomes megabytes of pixels

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
 _HEADER = b"x-request-id"
+_ANTHROPIC_HEADER = b"request-id"  # where Anthropic's SDKs look for it
 _ACCEPTABLE = re.compile(rb"[\w.:/+=-]{1,128}")
 
 
@@ -31,7 +32,7 @@ def _with_request_id(record: logging.LogRecord) -> bool:
 
 
 class RequestIds:
-    """Middleware: the client's `x-request-id` or a fresh one, on every answer."""
+    """Middleware: the client's `x-request-id` or a fresh one, on every answer, by both names."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -46,7 +47,8 @@ class RequestIds:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), (_HEADER, name)]
+                ids = [(_HEADER, name), (_ANTHROPIC_HEADER, name)]
+                message["headers"] = [*message.get("headers", []), *ids]
             await send(message)
 
         await self._app(scope, receive, send_with_id)

@@ -21,14 +21,24 @@ from app.errors import (
     MethodNotAllowed,
     NotFound,
     NotReady,
+    dialect,
     error_body,
-    stream_error,
+    stream_end,
 )
-from app.logs import RequestIds
+from app.logs import RequestIds, request_id
 from app.metrics import Metrics
 from app.prompt import PromptBuilder
 from app.response_store import ResponseStore
-from app.routes import about, chat, completions, health, models, responses, tokens
+from app.routes import (
+    about,
+    anthropic,
+    chat,
+    completions,
+    health,
+    models,
+    responses,
+    tokens,
+)
 from app.routes.generation import Services
 from app.security import ApiKeys, api_keys, open_paths
 from app.settings import Settings
@@ -74,7 +84,7 @@ def create_app(
 
     app = FastAPI(title="Easel", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.created = int(time.time())
-    for module in (chat, completions, responses, models, tokens, health, about):
+    for module in (chat, completions, responses, anthropic, models, tokens, health, about):
         app.include_router(module.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_exception)
@@ -170,19 +180,22 @@ class UnexpectedErrors:
                 case _:
                     logger.exception("unexpected error")
                     answered = _UNEXPECTED
+            request = Request(scope)
             if not started:
-                answer = await _api_error(Request(scope), answered)
+                answer = await _api_error(request, answered)
                 await answer(scope, receive, send)
             elif streaming:
-                last = stream_error(scope["path"], answered)
+                spoken = dialect(request.url.path, request.headers)
+                last = stream_end(answered, spoken, request_id.get())
                 await send({"type": "http.response.body", "body": last.encode()})
             elif answered is not _SHUTTING_DOWN:
                 raise
 
 
-async def _api_error(_request: Request, error: Exception) -> JSONResponse:
+async def _api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    return JSONResponse(error_body(error), status_code=error.status, headers=error.headers)
+    body = error_body(error, dialect(request.url.path, request.headers), request_id.get())
+    return JSONResponse(body, status_code=error.status, headers=error.headers)
 
 
 async def _http_exception(request: Request, error: Exception) -> JSONResponse:

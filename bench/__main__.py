@@ -7,7 +7,7 @@ import torch
 import transformers
 import typer
 
-from bench import autoregressive, counts, generate, roofline, step, tail, turns
+from bench import autoregressive, counts, generate, graphs, roofline, step, tail, turns
 from bench.compare import LEAST_ROUNDS, Output, report
 
 main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -37,6 +37,19 @@ def tail_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = 
 def step_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
     """A whole denoising step against Transformers'."""
     report("Denoising step", step.rows(rounds), _SIDES, Output(json, plot))
+
+
+@main.command("graphs")
+def graphs_command(
+    rounds: Rounds = LEAST_ROUNDS,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the layers, too.")] = False,
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """A denoising step in fixed shapes, a CUDA graph on a GPU, against the dynamic one."""
+    columns = ["fixed_ms", "dynamic_ms", "ratio"]
+    rows = graphs.rows(rounds, compiled=compiled)
+    report("Fixed shapes", rows, columns, Output(json, plot))
 
 
 @main.command("generate")

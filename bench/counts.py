@@ -23,7 +23,7 @@ from engine.messages import Block, GenerateRequest, Sampling
 from engine.model.vocab_tail import CHUNK
 from engine.worker import Worker, build_denoiser
 
-# Methods for whose result the host has to wait for the device.
+# What the host has to wait for the device for: results, and tensors that it makes and sends.
 _SYNCS = {
     Tensor.tolist,
     Tensor.item,
@@ -35,6 +35,7 @@ _SYNCS = {
     Tensor.__float__,
     Tensor.__index__,
     torch.nonzero,
+    torch.tensor,
 }
 
 

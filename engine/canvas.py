@@ -79,6 +79,19 @@ class Rows:
             list(torch.split(flat, self.widths)), batch_first=True, padding_value=padding
         )
 
+    def filled(self, values: list[float], device: torch.device) -> Tensor:
+        """Each canvas' value in all of its rows, [R] float32.
+
+        Filled in on the device: before it took a tensor from the host, the host would have to wait
+        until it has done all that was launched.
+        """
+        return torch.cat(
+            [
+                torch.full((width,), value, dtype=torch.float32, device=device)
+                for width, value in zip(self.widths, values, strict=True)
+            ]
+        )
+
     def flat(self, padded: Tensor) -> Tensor:
         """[N, C] -> [R]."""
         if len(set(self.widths)) == 1:

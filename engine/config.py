@@ -59,6 +59,16 @@ class EngineConfig(BaseModel):
         default=False,
         description="Where max_tokens leaves less than a canvas, denoise only as much.",
     )
+    cuda_graphs: Literal["auto", "off"] = Field(
+        default="auto",
+        description="Capture denoising passes as CUDA graphs; auto does on a GPU. Where that fails "
+        "the log says so.",
+    )
+    compile: bool = Field(
+        default=False,
+        description="Compile the network's layers for denoising passes (torch.compile): seconds or "
+        "minutes at first use. Where that fails the log says so.",
+    )
     prefix_cache_mib: int = Field(
         default=2048,
         ge=0,

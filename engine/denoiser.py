@@ -18,6 +18,7 @@ from torch import Tensor
 
 from engine.canvas import Canvas, new_canvas, self_conditioning
 from engine.denoising_step import DenoisingStep
+from engine.graphs import Graphs
 from engine.kv_cache import KVCache, Snapshot
 from engine.messages import Image
 from engine.model.diffusion_gemma import DiffusionGemma, ImageRows, Segment
@@ -56,12 +57,15 @@ class Denoiser:
         prefix_cache_bytes: int = 0,
         narrow_canvas: bool = False,
         vision: Vision | None = None,
+        cuda_graphs: bool = False,
+        compiled: bool = False,
     ) -> None:
         """Allocates `max_active` KV caches for `context_length` tokens and a canvas behind them.
 
         Up to `prefix_cache_bytes` are taken beside them, as requests come, to keep prefixes. With
         `narrow_canvas` a block of which `max_tokens` leaves less than a canvas has a narrower one.
         Without `vision` no request may have images.
+        Passes that only denoise are replayed as `cuda_graphs`, `compiled`, or both.
         """
         self.model = model
         self.sampler = sampler
@@ -86,6 +90,11 @@ class Denoiser:
         self._prefixes: PrefixCache[Snapshot] = PrefixCache(prefix_cache_bytes)
         self._slots: dict[Sequence, Slot] = {}
         self._step = DenoisingStep(model)
+        self._graphs: Graphs | None = None
+        if cuda_graphs or compiled:
+            self._graphs = Graphs(
+                model, canvases=max_active, capture=cuda_graphs, compiled=compiled
+            )
 
     @torch.inference_mode()
     def run(self, works: Pass) -> PassResult:
@@ -108,7 +117,7 @@ class Denoiser:
                 segments.append(self._encoded(slot, work.speculation))
                 start = len(work.speculation)
                 segments.append(Segment(slot.cache, following.tokens, causal=False, start=start))
-        hidden = self.model.run(segments, self_conditioning(canvases, self.model.embedding))
+        hidden = self._hidden(segments, canvases)
         steps = iter(self._step.run(hidden, canvases) if canvases else [])
         # Only now: a pass that ran out of memory has changed nothing and may be run again.
         return [self._settle(work, steps, bets.get(work.sequence)) for work in works]
@@ -124,6 +133,15 @@ class Denoiser:
             narrow=self._narrow_canvas,
             ahead=ahead,
         )
+
+    def _hidden(self, segments: list[Segment], canvases: list[Canvas]) -> Tensor:
+        """The network: hidden states [R, D] of the canvases, in a form that fits the pass."""
+        hidden = None
+        if self._graphs is not None:
+            hidden = self._graphs.run(segments, [canvas.soft_embeddings for canvas in canvases])
+        if hidden is None:
+            hidden = self.model.run(segments, self_conditioning(canvases, self.model.embedding))
+        return hidden
 
     def _encoded(self, slot: Slot, tokens: list[int], images: tuple[Image, ...] = ()) -> Segment:
         rows = tuple(

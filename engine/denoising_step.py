@@ -50,10 +50,9 @@ class DenoisingStep:
         """
         rows = Rows([canvas.width for canvas in canvases])
         samplers = [canvas.sampler for canvas in canvases]
-        widths = torch.tensor(rows.widths, device=hidden.device)  # [N]
-        temperatures = torch.tensor(
-            [canvas.temperature for canvas in canvases], device=hidden.device
-        ).repeat_interleave(widths, output_size=hidden.shape[0])  # [R]
+        temperatures = rows.filled(
+            [canvas.temperature for canvas in canvases], hidden.device
+        )  # [R]
         biases = _shifted_biases(canvases, rows)
         tail = self._vocab_tail(hidden, temperatures, canvases, biases)
         self._fix_suffixes(tail, canvases, rows)
@@ -65,7 +64,7 @@ class DenoisingStep:
             torch.stack([canvas.stable for canvas in canvases]),
             counted,
         )
-        mean = mean_entropy(entropy, widths, counted)
+        mean = mean_entropy(entropy, rows.widths, counted)
         done = converged(stable, mean, samplers)
         nearly = nearly_converged(mean, samplers)
         report = torch.cat([done[:, None], nearly[:, None], argmax], dim=1).tolist()  # the one sync

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_ALIGNED = 16  # elements to which attention kernels on a GPU want the rows of a mask aligned
+
 
 @dataclass(frozen=True)
 class LayerShape:
@@ -90,6 +92,17 @@ class KVCache:
         both[1, :, begin:end] = values
         first = 0 if window is None else max(0, begin - (window - 1))
         return both[0, :, first:end], both[1, :, first:end]
+
+    def places(self, layer: int, length: int, count: int) -> tuple[Tensor, Tensor]:
+        """Views of the layer's first places, keys and values [K, S, d], to `write` into oneself.
+
+        S does not depend on what is stored: it is `length`, or less where a layer can't have as
+        much before and in a pass of `count` tokens.
+        """
+        both = self._tensors[layer]
+        most = self._most(self._layers[layer].window) + count
+        end = min(length, -(-most // _ALIGNED) * _ALIGNED, both.shape[2])
+        return both[0, :, :end], both[1, :, :end]
 
     def advance(self, count: int) -> None:
         """Keep the first `count` tokens that the last pass wrote. Allocates nothing."""

@@ -105,10 +105,14 @@ def counted_positions(argmax: Tensor, configs: Sequence[SamplerConfig]) -> Tenso
     cut = [config.early_end and bool(config.end_tokens) for config in configs]
     if not any(cut):
         return None
-    end_tokens = sorted(configs[cut.index(True)].end_tokens)
-    ends = torch.isin(argmax, torch.tensor(end_tokens, device=argmax.device))
+    # One by one: a tensor of them would be made on the host, which would wait for the device.
+    end_tokens = configs[cut.index(True)].end_tokens
+    ends = torch.stack([argmax == token for token in end_tokens]).any(0)
     counted = ends.cumsum(-1) - ends.long() == 0
-    return counted if all(cut) else counted | ~torch.tensor(cut, device=argmax.device)[:, None]
+    if all(cut):
+        return counted
+    each = zip(counted, cut, strict=True)
+    return torch.stack([row if is_cut else torch.ones_like(row) for row, is_cut in each])
 
 
 def stable_steps(
@@ -121,7 +125,7 @@ def stable_steps(
     return torch.where(same.all(-1), stable_so_far + 1, 0)
 
 
-def mean_entropy(entropy: Tensor, widths: Tensor, counted: Tensor | None = None) -> Tensor:
+def mean_entropy(entropy: Tensor, widths: list[int], counted: Tensor | None = None) -> Tensor:
     """Over each canvas' own positions [N]; entropy [N, C] is zero behind its width.
 
     Positions that do not count have no entropy, rather than no part in the average: so the rule
@@ -130,7 +134,10 @@ def mean_entropy(entropy: Tensor, widths: Tensor, counted: Tensor | None = None)
     """
     if counted is not None:
         entropy = entropy.where(counted, 0.0)
-    return entropy.sum(-1) / widths
+    sums = entropy.sum(-1)
+    if len(set(widths)) == 1:
+        return sums / widths[0]
+    return torch.stack([total / width for total, width in zip(sums, widths, strict=True)])
 
 
 def converged(stable: Tensor, mean: Tensor, configs: Sequence[SamplerConfig]) -> Tensor:
@@ -150,4 +157,5 @@ def _of_each(values: Sequence[float], device: torch.device) -> float | Tensor:
     """One number for all canvases, if it is the same; else one a canvas, [N, 1]."""
     if len(set(values)) == 1:
         return values[0]
-    return torch.tensor(values, device=device, dtype=torch.float32)[:, None]
+    # Filled in on the device, for which the host would wait before it took a tensor of them.
+    return torch.cat([torch.full((1, 1), value, device=device) for value in values])

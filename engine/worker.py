@@ -240,6 +240,8 @@ def build_denoiser(
         prefix_cache_bytes=config.prefix_cache_mib * 2**20,
         narrow_canvas=config.narrow_canvas,
         vision=vision,
+        cuda_graphs=config.cuda_graphs == "auto" and device.type == "cuda",
+        compiled=config.compile,
     )
 
 

@@ -21,13 +21,12 @@ from jsonschema.protocols import Validator
 from pydantic import BaseModel, ValidationError
 from referencing.exceptions import Unresolvable
 
-from app.errors import ApiError, BadRequest, GenerationFailed, ModelNotFound
+from app.errors import UNSUPPORTED, ApiError, BadRequest, GenerationFailed, ModelNotFound
 from app.gemma_format import AnswerParser, Call, Event, TextDelta, ThinkingDelta, ToolCallDelta
 from app.metrics import Metrics
 from app.output import AnswerOutput, merged
 from app.prompt import Prompt, PromptBuilder, answer_room
 from app.response_store import ResponseStore
-from app.schemas.common import UNSUPPORTED
 from app.settings import Settings
 from app.worker import WorkerClient
 from engine.messages import Block, Done, Failed, GenerateRequest, Ready, Sampling, TokenLogprobs
@@ -50,10 +49,14 @@ class Services:
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How a chat's answer is read. A tool has a validator if its calls must satisfy it."""
+    """How a chat's answer is read. A tool has a validator if its calls must satisfy it.
+
+    `whole_calls`: the dialect can't carry a call whose arguments are no JSON.
+    """
 
     tools: Mapping[str, Validator | None] = field(default_factory=dict)
     parallel_calls: bool = True
+    whole_calls: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,15 +80,6 @@ class AnswerRequest:
         return len(self.prompts) * self.n
 
 
-@dataclass(frozen=True)
-class Delta:
-    """What one block adds to a choice: one event, and of text the tokens' log-probabilities."""
-
-    choice: int
-    event: Event
-    logprobs: list[TokenLogprobs]
-
-
 Reason = Literal["stop", "length", "tool_calls"]
 Outcome = Literal["stop", "length", "cancelled", "error"]
 
@@ -103,6 +97,19 @@ class Figures:
     time_to_first_block_s: float = 0.0
     duration_s: float = 0.0
     outcome: Outcome = "cancelled"  # unless it ends otherwise
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one block adds to a choice: one event, and of text the tokens' log-probabilities.
+
+    `figures` go on being counted; those of the prompt are there from the first block on.
+    """
+
+    choice: int
+    event: Event
+    logprobs: list[TokenLogprobs]
+    figures: Figures
 
 
 @dataclass(frozen=True)
@@ -293,7 +300,7 @@ async def _choice_events(
     def deltas(events: list[Event]) -> Iterator[Delta]:
         for event in events:
             is_text = isinstance(event, TextDelta)
-            yield Delta(choice, event, output.take_logprobs() if is_text else [])
+            yield Delta(choice, event, output.take_logprobs() if is_text else [], figures)
 
     try:
         async with aclosing(found.worker.generate(prepared)) as messages:
@@ -322,6 +329,8 @@ async def _choice_events(
         figures.outcome = "stop" if output.ended else reason
         figures.duration_s = time.monotonic() - started
         called = bool(output.calls) and figures.outcome == "stop" and output.stop_string is None
+        if request.format is not None and request.format.whole_calls:
+            _check_whole(output.calls, figures)
         if called:
             _check_calls(output.calls, request.format, figures)
         yield Finished(
@@ -344,6 +353,18 @@ def _output(found: Services, request: AnswerRequest, prompt: Prompt) -> AnswerOu
         AnswerParser(thinking=prompt.thinking, calls=bool(form.tools)) if form else None,
         most_calls=None if form is None or form.parallel_calls else 1,
     )
+
+
+def _check_whole(calls: Sequence[Call], figures: Figures) -> None:
+    """Raises GenerationFailed if a call is none, but for the last of an answer that was cut."""
+    for call in calls[:-1] if figures.outcome == "length" else calls:
+        if not call.complete:
+            figures.outcome = "error"
+            raise GenerationFailed(
+                f"The model called {call.name} with arguments that are not in its format: "
+                f"{call.arguments}",
+                code="tool_call_invalid",
+            )
 
 
 def _check_calls(calls: Sequence[Call], form: ChatFormat | None, figures: Figures) -> None:

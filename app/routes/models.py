@@ -1,9 +1,11 @@
-"""`GET /v1/models`: the one model that is served."""
+"""`GET /v1/models`: the one model that is served, in OpenAI's or in Anthropic's terms."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request
 
+from app.errors import dialect
 from app.routes.generation import check_model, services
 
 router = APIRouter()
@@ -12,6 +14,8 @@ router = APIRouter()
 @router.get("/models", include_in_schema=False)
 @router.get("/v1/models")
 async def models(http: Request) -> dict[str, Any]:
+    if _speaks_anthropic(http):
+        return _page(http)
     return {"object": "list", "data": [_model(http)]}
 
 
@@ -19,7 +23,34 @@ async def models(http: Request) -> dict[str, Any]:
 @router.get("/v1/models/{name:path}")
 async def model(http: Request, name: str) -> dict[str, Any]:
     check_model(name, services(http).settings.model)
-    return _model(http)
+    return _model_info(http) if _speaks_anthropic(http) else _model(http)
+
+
+def _speaks_anthropic(http: Request) -> bool:
+    return dialect(http.url.path, http.headers) == "anthropic"
+
+
+def _page(http: Request) -> dict[str, Any]:
+    """Anthropic's list, which is paged: before and after the only model there is none."""
+    info = _model_info(http)
+    beyond = {http.query_params.get("after_id"), http.query_params.get("before_id")}
+    shown = [] if info["id"] in beyond else [info]
+    end = info["id"] if shown else None
+    return {"data": shown, "has_more": False, "first_id": end, "last_id": end}
+
+
+def _model_info(http: Request) -> dict[str, Any]:
+    found = services(http)
+    context_length = None if found.worker.ready is None else found.worker.ready.context_length
+    return {
+        "type": "model",
+        "id": found.settings.model,
+        "display_name": found.settings.model,
+        "created_at": datetime.fromtimestamp(http.app.state.created, UTC).isoformat(),
+        "lifecycle": "active",
+        "max_input_tokens": context_length,
+        "max_tokens": context_length,
+    }
 
 
 def _model(http: Request) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from app.errors import UNSUPPORTED
 from engine.messages import Sampling
 
 MAX_STOPS = 4
 MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 20
-UNSUPPORTED = "unsupported_parameter"  # the error's type here and its code in the answer
 
 
 def _form(value: Any) -> str | None:

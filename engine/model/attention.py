@@ -18,9 +18,14 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-def bidirectional_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Every query sees every key: [H, T, d], [K, S, d], [K, S, d] -> [H, T, d]."""
-    return _attend(queries, keys, values, None)
+def bidirectional_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None = None
+) -> Tensor:
+    """Every query sees every key: [H, T, d], [K, S, d], [K, S, d] -> [H, T, d].
+
+    Or all of them see those keys that are `seen`, [S] bool.
+    """
+    return _attend(queries, keys, values, None if seen is None else seen[None])
 
 
 def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:

@@ -359,7 +359,7 @@ class DiffusionGemma(nn.Module):
         rows.put_images(x)
         x[rows.encoded :] = self.self_conditioning(x[rows.encoded :], soft_embeddings)
         ropes = self._ropes(rows.spans, x)
-        *layers, last_layer = enumerate(self._layers())
+        *layers, last_layer = enumerate(self.each_layer())
         for index, layer in layers:
             attended = self._attend(index, layer, x, rows, ropes, skip_encoded=False)
             x = layer.finish(x, attended, rows.encoded)
@@ -405,7 +405,7 @@ class DiffusionGemma(nn.Module):
         ordered = [attended[number] for number in rows.order if number in attended]
         return layer.attention.merge(torch.cat(ordered, dim=1))
 
-    def _layers(self) -> list[Layer]:
+    def each_layer(self) -> list[Layer]:
         return list(self.layers)  # type: ignore[arg-type]  # ModuleList forgets its element type
 
     def _ropes(self, spans: Spans, x: Tensor) -> Ropes:
@@ -424,13 +424,18 @@ class DiffusionGemma(nn.Module):
                 for start, count in spans
             ]
         )
+        return self.ropes_at(positions, x.dtype)
+
+    def ropes_at(self, positions: Tensor, dtype: torch.dtype) -> Ropes:
+        """cos and sin [T, d] for sliding (True) and full layers; positions [T] float32."""
         ropes = {}
         for shape in dict.fromkeys(self.config.layers):
             sliding = shape.window is not None
             rope = self.config.sliding_rope if sliding else self.config.full_rope
-            angles = torch.outer(positions, rope.inverse_frequencies(shape.head_size, x.device))
+            frequencies = rope.inverse_frequencies(shape.head_size, positions.device)
+            angles = torch.outer(positions, frequencies)
             angles = torch.cat([angles, angles], dim=-1)  # [T, d]
-            ropes[sliding] = (angles.cos().to(x.dtype), angles.sin().to(x.dtype))
+            ropes[sliding] = (angles.cos().to(dtype), angles.sin().to(dtype))
         return ropes
 
 

@@ -50,11 +50,29 @@ class Experts(nn.Module):
         order = flat.argsort(stable=True)
         ends = group_ends(flat[order], self.gate_up.shape[0])
         rows = x[order // per_token]  # [T * k, D], one expert's after another's
-        gate, up = F.grouped_mm(rows, self.gate_up.mT, offs=ends).chunk(2, dim=-1)
+        # A compiler knows grouped_mm in bfloat16 alone; as one piece it takes it in any type.
+        product = compiled_grouped_mm if torch.compiler.is_compiling() else grouped_mm
+        gate, up = product(rows, self.gate_up, ends).chunk(2, dim=-1)
         inner = F.gelu(gate, approximate="tanh") * up
-        out = F.grouped_mm(inner, self.down.mT, offs=ends)
+        out = product(inner, self.down, ends)
         unsorted = torch.empty_like(out).index_copy_(0, order, out).view(count, per_token, -1)
         return (unsorted * choice.weights[..., None].to(out.dtype)).sum(1)
+
+
+def grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    """Each group's rows times its weights: [R, I], [G, O, I] and where it ends, [G] -> [R, O]."""
+    return F.grouped_mm(rows, weights.mT, offs=ends)
+
+
+@torch.library.custom_op("easel::grouped_mm", mutates_args=())
+def compiled_grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    """The same, into which a compiler does not look."""
+    return grouped_mm(rows, weights, ends).contiguous()
+
+
+@compiled_grouped_mm.register_fake
+def _(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:  # noqa: ARG001  # the op's own arguments
+    return rows.new_empty(rows.shape[0], weights.shape[1])
 
 
 def group_ends(ordered: Tensor, groups: int) -> Tensor:

@@ -1,8 +1,13 @@
-"""No field of OpenAI's schema is unknown here: each is honoured, or refused by name."""
+"""No field of the official packages is unknown here: each is honoured, or refused by name."""
 
 import typing
 
+import anthropic.types
+import anthropic.types.beta
 import pytest
+from anthropic.types import message_count_tokens_params, message_create_params
+from anthropic.types.beta import message_count_tokens_params as beta_count_tokens_params
+from anthropic.types.beta import message_create_params as beta_message_params
 from openai.types import completion_create_params, shared_params
 from openai.types import responses as official
 from openai.types.chat import chat_completion_message
@@ -10,6 +15,7 @@ from openai.types.chat import completion_create_params as chat_params
 from openai.types.responses import response_create_params, response_input_item_param
 from openai.types.responses import response_reasoning_item_param as reasoning_params
 
+from app.schemas import anthropic as messages
 from app.schemas import response_items, responses
 from app.schemas.chat import ChatCompletionRequest, ChatMessage
 from app.schemas.completions import CompletionRequest
@@ -25,6 +31,10 @@ def known(schema):
     [
         (ChatCompletionRequest, chat_params.CompletionCreateParamsBase),
         (CompletionRequest, completion_create_params.CompletionCreateParamsBase),
+        (messages.MessagesRequest, message_create_params.MessageCreateParamsBase),
+        (messages.MessagesRequest, beta_message_params.MessageCreateParamsBase),
+        (messages.CountTokensRequest, message_count_tokens_params.MessageCountTokensParams),
+        (messages.CountTokensRequest, beta_count_tokens_params.MessageCountTokensParams),
         (ResponseRequest, response_create_params.ResponseCreateParamsBase),
         (ResponseRequest, response_create_params.ResponseCreateParamsStreaming),
         (responses.Reasoning, shared_params.Reasoning),
@@ -64,11 +74,44 @@ def test_every_field_of_an_answer_may_be_sent_back_as_a_turn():
 
 
 @pytest.mark.parametrize(
+    ("schema", "name"),
+    [
+        (messages.CacheControl, "CacheControlEphemeralParam"),
+        (messages.Diagnostics, "DiagnosticsParam"),
+        (messages.ImageBlock, "ImageBlockParam"),
+        (messages.ImageSource, "Base64ImageSourceParam"),
+        (messages.InputMessage, "SystemMessageParam"),
+        (messages.InputMessage, "UserMessageParam"),
+        (messages.Metadata, "MetadataParam"),
+        (messages.OutputConfig, "OutputConfigParam"),
+        (messages.RedactedThinkingBlock, "RedactedThinkingBlockParam"),
+        (messages.TextBlock, "TextBlockParam"),
+        (messages.Thinking, "ThinkingConfigAdaptiveParam"),
+        (messages.Thinking, "ThinkingConfigEnabledParam"),
+        (messages.ThinkingBlock, "ThinkingBlockParam"),
+        (messages.Tool, "ToolParam"),
+        (messages.ToolChoice, "ToolChoiceAutoParam"),
+        (messages.ToolResultBlock, "ToolResultBlockParam"),
+        (messages.ToolUseBlock, "ToolUseBlockParam"),
+    ],
+)
+def test_every_field_of_anthropic_s_parts_is_known(schema, name):
+    for params in (
+        getattr(anthropic.types, name),
+        getattr(anthropic.types.beta, f"Beta{name}"),
+    ):
+        assert set(typing.get_type_hints(params)) - known(schema) == set()
+
+
+@pytest.mark.parametrize(
     "schema",
     [
         ChatCompletionRequest,
         CompletionRequest,
         ChatMessage,
+        messages.MessagesRequest,
+        messages.InputMessage,
+        messages.Tool,
         ResponseRequest,
         responses.FunctionTool,
         response_items.MessageItem,

@@ -1,6 +1,11 @@
-import httpx
-from fastapi import FastAPI
+import json
 
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
+
+from app.errors import GenerationFailed, NotReady, TooManyRequests, error_body
 from app.logs import RequestIds
 from app.server import UnexpectedErrors
 
@@ -21,3 +26,51 @@ async def test_a_fault_of_ours_is_a_500_in_the_envelope_with_a_request_id():
     assert response.status_code == 500
     assert response.json()["error"]["type"] == "server_error"
     assert response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("path", "last"),
+    [
+        ("/v1/chat/completions", ["data: {", "", "data: [DONE]"]),
+        ("/v1/messages", ["event: error", "data: {"]),
+    ],
+)
+async def test_a_fault_of_ours_ends_a_stream_as_its_dialect_does(path, last):
+    app = FastAPI()
+    app.add_middleware(UnexpectedErrors)
+    app.add_middleware(RequestIds)
+
+    async def broken():
+        yield "data: {}\n\n"
+        raise ZeroDivisionError
+
+    @app.get(path)
+    async def fault():
+        return StreamingResponse(broken(), media_type="text/event-stream")
+
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://easel"
+    ) as client:
+        first, empty, *lines = (await client.get(path)).text.rstrip("\n").split("\n")
+    assert (first, empty) == ("data: {}", "")
+    assert len(lines) == len(last)
+    assert all(line.startswith(begun) for line, begun in zip(lines, last, strict=True))
+    told = next(json.loads(line[6:]) for line in lines if line.startswith("data: {"))
+    assert "log has it" in told["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (NotReady("x"), "overloaded_error"),
+        (TooManyRequests("x"), "rate_limit_error"),
+        (GenerationFailed("x"), "api_error"),
+    ],
+)
+def test_anthropic_s_names_for_what_passes_or_is_our_fault(error, name):
+    told = {"type": name, "message": "x"}
+    assert error_body(error, "anthropic", "req-1") == {
+        "type": "error",
+        "error": told,
+        "request_id": "req-1",
+    }

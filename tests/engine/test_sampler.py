@@ -79,7 +79,7 @@ def test_a_block_is_done_when_stable_and_confident():
 
 def test_the_mean_entropy_of_a_narrower_canvas_is_over_its_own_positions():
     entropy = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.1, 0.3, 0.0, 0.0]])
-    assert mean_entropy(entropy, torch.tensor([4, 2])).tolist() == pytest.approx([0.25, 0.2])
+    assert mean_entropy(entropy, [4, 2]).tolist() == pytest.approx([0.25, 0.2])
 
 
 def test_with_early_end_only_positions_up_to_the_end_token_hold_a_canvas_open():
@@ -91,7 +91,7 @@ def test_with_early_end_only_positions_up_to_the_end_token_hold_a_canvas_open():
     stable = stable_steps(argmax, changed, torch.tensor([0, 0, 0]), counted)
     assert stable.tolist() == [1, 0, 1]
     entropy = torch.tensor([[0.0, 0.0, 5.0, 5.0], [0.0] * 4, [5.0, 0.0, 0.0, 0.0]])
-    mean = mean_entropy(entropy, torch.tensor([4, 4, 4]), counted)
+    mean = mean_entropy(entropy, [4, 4, 4], counted)
     assert converged(stable, mean, [config] * 3).tolist() == [True, False, False]
 
 

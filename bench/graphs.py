@@ -1,0 +1,46 @@
+"""A denoising step in fixed shapes against the dynamic one: as a CUDA graph where there is a GPU.
+
+On a CPU nothing is captured: there it shows what fixed shapes cost by themselves.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.compare import Row, alternate
+from bench.random_model import write_random_model
+from bench.sides import easel_step, random_prompt
+from bench.step import CASES
+from engine.config import DEMO_MODEL_PATH, EngineConfig
+from engine.graphs import Graphs
+from engine.worker import build_denoiser
+
+_CASES = (
+    "demo model",
+    "30 layers x 128 experts",
+    "d=1024, 6 layers, prefix 1024",
+    "d=512, 12 layers, prefix 6000",
+)
+
+
+def rows(rounds: int, *, compiled: bool) -> Iterator[Row]:
+    for case in _CASES:
+        shape, length = CASES[case]
+        with tempfile.TemporaryDirectory() as folder:
+            path = DEMO_MODEL_PATH if shape is None else write_random_model(Path(folder), shape)
+            config = EngineConfig(
+                model=str(path), max_context=8192, threads=1, max_active=1, cuda_graphs="off"
+            )
+            dynamic, fixed = build_denoiser(config), build_denoiser(config)
+        model = fixed.model
+        capture = model.embedding.is_cuda
+        fixed._graphs = Graphs(model, canvases=1, capture=capture, compiled=compiled)
+        prompt = random_prompt(model.config.vocab_size, length)
+        times = alternate(easel_step(fixed, prompt), easel_step(dynamic, prompt), rounds=rounds)
+        assert fixed._graphs.on, "the log says why these were dynamic passes"
+        yield {
+            "case": f"{case}, {'a CUDA graph' if capture else 'not captured'}",
+            "fixed_ms": times.pop("easel_ms"),
+            "dynamic_ms": times.pop("transformers_ms"),
+            **times,
+        }

@@ -1,0 +1,166 @@
+"""The pass in fixed shapes against the dynamic one, and against what a CUDA graph can't hold."""
+
+import shutil
+
+import pytest
+import torch
+
+from bench.counts import count
+from bench.random_model import Shape, write_random_model
+from engine.config import EngineConfig
+from engine.denoiser import SLACK_TOKENS
+from engine.kv_cache import KVCache, LayerShape
+from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig, Rope, Segment
+from engine.model.static_pass import StaticPass
+from engine.worker import build_denoiser
+from tests.parity.tiny_models import SHAPES
+
+CAPACITY = 256
+TOLERANCE = {"atol": 1e-5, "rtol": 0.0}
+# Nothing, less than any window, more than the window and its slack, and several together.
+STORED = [[0], [5], [CAPACITY], [29], [170, 3], [60, 250, 0, 33]]
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def model(request, tmp_path_factory):
+    return load(SHAPES[request.param], tmp_path_factory)
+
+
+def load(shape, tmp_path_factory):
+    folder = write_random_model(tmp_path_factory.mktemp("tiny"), shape)
+    return build_denoiser(EngineConfig(model=str(folder), device="cpu")).model
+
+
+def behind(model, stored):
+    """A random canvas and its self-conditioning behind so many random tokens, for each number."""
+    generator = torch.Generator().manual_seed(0)
+    config = model.config
+
+    def tokens(length):
+        return torch.randint(6, config.vocab_size, (length,), generator=generator)
+
+    segments = []
+    for length in stored:
+        cache = KVCache(
+            config.layers,
+            capacity=CAPACITY,
+            pass_tokens=64,
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            slack=SLACK_TOKENS,
+        )
+        for part in tokens(length).split(40) if length else ():
+            model.encode(part, cache)
+        segments.append(Segment(cache, tokens(config.canvas_length), causal=False))
+    shape = (len(stored), config.canvas_length, config.hidden_size)
+    return segments, torch.randn(shape, generator=generator)
+
+
+def run(static, segments, soft):
+    static.fill(segments, soft)
+    return static.run([segment.cache for segment in segments], static.length(segments))
+
+
+@pytest.mark.parametrize("stored", STORED, ids=str)
+@torch.inference_mode()
+def test_it_gives_what_the_dynamic_pass_gives(model, stored):
+    segments, soft = behind(model, stored)
+    found = run(StaticPass(model, canvases=4), segments, list(soft))
+    torch.testing.assert_close(found, model.run(segments, soft.flatten(0, 1)), **TOLERANCE)
+
+
+@torch.inference_mode()
+def test_a_pass_does_not_remember_the_one_before(model):
+    static = StaticPass(model, canvases=4)
+    for stored in STORED:
+        segments, soft = behind(model, stored)
+        run(static, segments, list(soft))
+        found = run(static, segments, [None] * len(stored))
+        torch.testing.assert_close(found, model.run(segments), **TOLERANCE)
+
+
+@torch.inference_mode()
+def test_places_behind_the_canvas_and_before_the_window_do_not_matter(model):
+    segments, soft = behind(model, [100])
+    static, cache = StaticPass(model, canvases=1), segments[0].cache
+    before = run(static, segments, list(soft))
+    for index, layer in enumerate(model.config.layers):
+        stored = cache.stored(index)
+        first = 0 if layer.window is None else max(0, stored - layer.window + 1)
+        for tensor in cache.places(index, CAPACITY, model.config.canvas_length):
+            tensor[:, :first] = 1e3
+            tensor[:, stored + model.config.canvas_length :] = 1e3
+    assert torch.equal(run(static, segments, list(soft)), before)
+
+
+def test_a_length_has_room_for_the_canvas_and_serves_for_a_while(model):
+    static, canvas = StaticPass(model, canvases=1), model.config.canvas_length
+    segments, _ = behind(model, [0])
+    lengths = []
+    for position in range(0, 100 * canvas, 3):
+        segments[0].cache.position = position
+        lengths.append(static.length(segments))
+        end = position + canvas
+        assert end <= lengths[-1] <= max(1.25 * end, end + 4 * canvas)
+    assert lengths == sorted(lengths)
+    assert len(set(lengths)) <= 4 + 4 * 4  # up to 16 canvases, then four a power of two
+
+
+def test_only_whole_canvases_are_taken(model):
+    static, canvas = StaticPass(model, canvases=1), model.config.canvas_length
+    (segment, narrow), _ = behind(model, [5, 5])
+    narrow = Segment(narrow.cache, narrow.tokens[: canvas // 2], causal=False)
+    encoded = Segment(segment.cache, segment.tokens, causal=True)
+    after_encoded = Segment(segment.cache, segment.tokens, causal=False, start=1)
+    assert static.takes(segment)
+    assert not any(static.takes(each) for each in (narrow, encoded, after_encoded))
+
+
+@torch.inference_mode()
+def test_the_host_waits_for_nothing_and_sends_nothing():
+    """On the meta device no value exists that could be asked for, and no other device's tensor is
+    taken. It knows grouped_mm in bfloat16, as a GPU has it.
+    """
+    layers = (LayerShape(2, 16, 16), LayerShape(1, 32, None))
+    config = ModelConfig(
+        vocab_size=160,
+        hidden_size=32,
+        mlp_size=64,
+        query_heads=4,
+        layers=layers,
+        experts=4,
+        experts_per_token=2,
+        expert_size=16,
+        norm_eps=1e-6,
+        softcap=30.0,
+        sliding_rope=Rope(1e4),
+        full_rope=Rope(1e6, 0.25),
+        canvas_length=16,
+        max_positions=512,
+        bidirectional_images=False,
+    )
+    device = torch.device("meta")
+    with device:
+        model = DiffusionGemma(config).bfloat16()
+    model.__dict__["embedding_scale"] = 5.0  # otherwise read off a tensor, once
+    cache = KVCache(layers, capacity=128, pass_tokens=32, dtype=torch.bfloat16, device=device)
+    tokens = torch.zeros(16, dtype=torch.int64, device=device)
+    static = StaticPass(model, canvases=1)
+    work = count(
+        lambda: run(static, [Segment(cache, tokens, causal=False)], [None]), rows=1, vocab=1
+    )
+    assert work.launches > 50
+    assert work.syncs == 0
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@torch.inference_mode()
+def test_compiled_it_gives_the_same(tmp_path_factory):
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU, and there is no g++")
+    model = load(Shape(layers="f"), tmp_path_factory)
+    static = StaticPass(model, canvases=1, compiled=True)
+    for stored in ([5], [200]):
+        segments, soft = behind(model, stored)
+        found = run(static, segments, list(soft))
+        torch.testing.assert_close(found, model.run(segments, soft.flatten(0, 1)), **TOLERANCE)
