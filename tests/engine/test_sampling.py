@@ -9,6 +9,7 @@ from bench.random_model import Shape, write_random_model
 from engine.config import EngineConfig
 from engine.messages import Block, Done, Failed, GenerateRequest, Sampling
 from engine.model.vocab_tail import vocab_tail
+from engine.sampler import accept
 from engine.worker import Worker, build_denoiser
 from tests.engine.plain_answer import plain_answer
 
@@ -288,20 +289,39 @@ def test_log_probabilities_change_no_token(worker):
 
 
 def test_a_suffix_stands_behind_the_free_positions_of_every_pass(worker, denoiser, monkeypatch):
-    canvases, run = [], denoiser.model.run
-    monkeypatch.setattr(
-        denoiser.model,
-        "run",
-        lambda segments, soft: (
-            canvases.extend(s.tokens.tolist() for s in segments if not s.causal)
-            or run(segments, soft)
-        ),
-    )
-    blocks, reason = answer(worker, suffix=[40, 41, 42], max_tokens=5, temperature=3)
-    assert len(canvases) > 1
-    assert all(len(canvas) == 8 and canvas[5:] == [40, 41, 42] for canvas in canvases)
-    assert len({tuple(canvas[:5]) for canvas in canvases}) > 1
+    suffix, canvases, told, run = [40, 41, 42], [], [], denoiser.model.run
+
+    def looked_at(segments, soft):
+        canvases.extend(s.tokens.tolist() for s in segments if not s.causal)
+        told.append(soft)
+        return run(segments, soft)
+
+    monkeypatch.setattr(denoiser.model, "run", looked_at)
+    biases = {77: 12.0, 78: 12.0, 79: 12.0}
+    blocks, reason = answer(worker, suffix=suffix, max_tokens=5, logit_bias=biases)
     assert (len(blocks), len(blocks[0].tokens), reason) == (1, 5, "length")
+    assert all(len(canvas) == 8 and canvas[5:] == suffix for canvas in canvases)
+    assert len({tuple(canvas[:5]) for canvas in canvases}) > 1
+    later = [soft for soft in told if soft is not None]
+    assert len(later) == len(canvases) - 1
+    expected = denoiser.model.embedding[suffix] * denoiser.model.embedding_scale
+    for soft in later:
+        assert torch.equal(soft[5:], expected)
+
+
+def test_a_suffix_is_certain(worker, monkeypatch):
+    """So only the free positions hold the canvas open, and share the bound."""
+    biases = {77: 100.0, 78: 100.0, 79: 100.0}  # between which the model is not sure
+    entropies = []
+    monkeypatch.setattr(
+        "engine.denoising_step.accept",
+        lambda entropy, configs: entropies.append(entropy) or accept(entropy, configs),
+    )
+    answer(worker, suffix=[40, 41, 42], max_tokens=5, logit_bias=biases)
+    assert entropies
+    for entropy in entropies:
+        assert (entropy[0, :5] > 0.01).all()
+        assert (entropy[0, 5:] == 0).all()
 
 
 def test_an_infilled_block_is_cut_at_an_end_token_and_may_be_empty(worker, with_ends):
