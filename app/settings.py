@@ -40,6 +40,11 @@ class Settings(EngineConfig, BaseSettings):
     max_queue: int = Field(
         default=64, ge=1, description="Most requests open at once; one more is answered 429."
     )
+    request_timeout_s: float = Field(
+        default=600,
+        gt=0,
+        description="Seconds that an answer may take from its arrival on, unless the request says.",
+    )
     max_body_bytes: int = Field(
         default=32 * 2**20, ge=1024, description="Largest request body, in bytes."
     )

@@ -8,7 +8,7 @@ thread: nothing else touches the device.
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
-from time import perf_counter
+from time import monotonic, perf_counter
 
 import torch
 import zmq
@@ -74,9 +74,14 @@ class Worker:
 
     def step(self) -> list[FromWorker]:
         """Run one pass; gives what came out. Does nothing when idle."""
-        for sequence in self._scheduler.start_waiting():
+        now = monotonic()
+        changes = self._scheduler.rearrange(now)
+        for sequence in changes.parked:
+            self._denoiser.park(sequence)
+            sequence.park()
+        for sequence in changes.started:
             sequence.reuse(self._denoiser.start(sequence))
-        works = self._scheduler.next_pass()
+        works = self._scheduler.next_pass(now)
         if not works:
             return []
         for work in works:
@@ -87,7 +92,12 @@ class Worker:
             if self._denoiser.forget_prefixes():
                 logger.warning("out of memory: kept prefixes are given up, the pass runs again")
                 return []
-            logger.exception("out of memory in a pass for %d requests", len(works))
+            if len(works) > 1:
+                most = len(works) // 2
+                logger.warning("out of memory: from now on at most %d requests run together", most)
+                self._scheduler.shrink(most)
+                return []
+            logger.exception("out of memory in a pass for one request")
             return [
                 self._end(w.sequence, Failed(w.sequence.request.id, "The device is out of memory."))
                 for w in works
@@ -128,7 +138,8 @@ class Worker:
         obstacle = self._sampling_obstacle(request)
         if obstacle is not None:
             return [Failed(request.id, obstacle)]
-        self._scheduler.add(Sequence.start(request, self._denoiser.sampler.end_tokens))
+        sequence = Sequence.start(request, self._denoiser.sampler.end_tokens)
+        self._scheduler.add(sequence, monotonic())
         return []
 
     def _sampling_obstacle(self, request: GenerateRequest) -> str | None:
@@ -168,7 +179,7 @@ class Worker:
             block.tokens,
             block.denoising_steps,
             duration_s=now - started,
-            cached_tokens=sequence.reused,
+            cached_tokens=sequence.reused or 0,
             speculations=block.speculations,
             speculation_won=step is not None and step.next_started,
             logprobs=block.logprobs,
