@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -123,19 +124,29 @@ def test_a_request_that_kills_the_worker_twice_is_given_up(start_server):
     server.wait_until_ready()
 
 
-def test_sigterm_lets_a_running_stream_finish(start_server):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_running_stream_finishes_at_the_end_and_nothing_new_begins(start_server, number):
     server = start_server().wait_until_ready()
+    url = f"{server.url}/v1/chat/completions"
     body = {**LONG, "stream": True, "max_tokens": 300}
-    with httpx.stream(
-        "POST", f"{server.url}/v1/chat/completions", json=body, timeout=60
-    ) as response:
+    worker = server.worker_pid()
+    with httpx.stream("POST", url, json=body, timeout=60) as response:
         events = (line[6:] for line in response.iter_lines() if line.startswith("data: "))
         next(events)
-        server.process.send_signal(signal.SIGTERM)
+        os.kill(worker, signal.SIGSTOP)  # so that it can't have finished before
+        server.process.send_signal(number)
+        while True:
+            try:
+                httpx.get(f"{server.url}/health/live")
+            except httpx.ConnectError:
+                break
+            time.sleep(0.01)
+        os.kill(worker, signal.SIGCONT)
         *_, last, done = events
     assert done == "[DONE]"
     assert json.loads(last)["choices"][0]["finish_reason"] in ("length", "stop")
     assert server.process.wait(60) == 0
+    assert not Path(f"/proc/{worker}").exists()
 
 
 def test_a_stream_that_outlives_the_grace_of_a_shutdown_ends_with_an_error(start_server):
