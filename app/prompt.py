@@ -113,13 +113,17 @@ class PromptBuilder:
         return value
 
     def _mark(self, text: str, nonce: str, typed: list[str]) -> str:
-        """Put a place-holder that no user can guess where a control token is typed as text."""
+        """Put a place-holder that no user can guess where a control token is typed as text.
+
+        Where one is begun at the end, too: the template may put another string right behind it.
+        """
 
         def mark(match: re.Match[str]) -> str:
             typed.append(match.group())
             return f"\ue000{nonce}:{len(typed) - 1}\ue001"
 
-        return self.vocabulary.typed_control.sub(mark, text)
+        text = self.vocabulary.typed_control.sub(mark, text)
+        return self.vocabulary.begun_control.sub(mark, text)
 
 
 def image_part(url: str, param: str) -> dict[str, Any]:
