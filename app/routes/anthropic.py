@@ -22,6 +22,7 @@ from app.gemma_format import Event, TextDelta, ThinkingDelta, ToolCallDelta
 from app.logs import request_id
 from app.prompt import Message, Prompt, image_part
 from app.routes.generation import (
+    Admission,
     AnswerRequest,
     ChatFormat,
     Delta,
@@ -73,11 +74,11 @@ class Answer:
 
 
 @router.post("/v1/messages")
-async def messages(http: Request) -> Response:
+async def messages(http: Request, admit: Admission) -> Response:
     body = await parsed(http, MessagesRequest)
     found = services(http)
     check_model(body.model, found.settings.model)
-    limits = found.worker.admit()
+    limits = admit()
     request = await asyncio.to_thread(_request, found, body)
     head = {
         "id": f"msg_{uuid.uuid4().hex}",

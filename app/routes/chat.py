@@ -16,6 +16,7 @@ from app.errors import ApiError, BadRequest, error_body
 from app.gemma_format import Event, TextDelta, ThinkingDelta, ToolCallDelta
 from app.prompt import Message, image_part
 from app.routes.generation import (
+    Admission,
     AnswerRequest,
     ChatFormat,
     Choice,
@@ -44,11 +45,11 @@ router = APIRouter()
 
 @router.post("/chat/completions", include_in_schema=False)
 @router.post("/v1/chat/completions")
-async def chat_completions(http: Request) -> Response:
+async def chat_completions(http: Request, admit: Admission) -> Response:
     body = await parsed(http, ChatCompletionRequest)
     found = services(http)
     check_model(body.model, found.settings.model)
-    limits = found.worker.admit(body.n or 1)
+    limits = admit(body.n or 1)
     request = await asyncio.to_thread(_request, found, body)
     prepared = prepare(request, limits)
     head = {

@@ -9,13 +9,13 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from fastapi import Request
+from fastapi import Depends, Request
 from jsonschema import ValidationError as InvalidArguments
 from jsonschema.protocols import Validator
 from pydantic import BaseModel, ValidationError
@@ -35,7 +35,7 @@ from app.output import AnswerOutput, merged
 from app.prompt import Prompt, PromptBuilder, answer_room
 from app.response_store import ResponseStore
 from app.settings import Settings
-from app.worker import WorkerClient
+from app.worker import Admit, WorkerClient
 from engine.messages import Block, Done, Failed, GenerateRequest, Ready, Sampling, TokenLogprobs
 
 logger = logging.getLogger(__name__)
@@ -156,6 +156,15 @@ class Choice:
 def services(request: Request) -> Services:
     found: Services = request.app.state.services
     return found
+
+
+async def _admission(request: Request) -> AsyncIterator[Admit]:
+    with services(request).worker.admission() as admit:
+        yield admit
+
+
+# A parameter of this type admits the endpoint's request until its response has been sent.
+Admission = Annotated[Admit, Depends(_admission)]
 
 
 async def parsed(request: Request, schema: type[T]) -> T:

@@ -18,6 +18,7 @@ from app.prompt import Message, image_part
 from app.response_store import KeptResponse
 from app.routes.chat import call_arguments, token_logprobs
 from app.routes.generation import (
+    Admission,
     AnswerRequest,
     ChatFormat,
     Delta,
@@ -70,11 +71,11 @@ class Asked:
 
 @router.post("/responses", include_in_schema=False)
 @router.post("/v1/responses")
-async def create_response(http: Request) -> Response:
+async def create_response(http: Request, admit: Admission) -> Response:
     body = await parsed(http, ResponseRequest)
     found = services(http)
     check_model(body.model, found.settings.model)
-    limits = found.worker.admit()
+    limits = admit()
     earlier = _earlier(found, body)
     said = [_resolved(found, item, index) for index, item in enumerate(body.items)]
     request = await asyncio.to_thread(_request, found, body, earlier, said)
