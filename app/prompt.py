@@ -61,7 +61,7 @@ class PromptBuilder:
         Messages and tools are what the template is given: OpenAI's, but that the arguments of a
         tool call are a mapping, and a content's images are `image_part`s. Raises BadRequest for
         images that can't be taken and, blaming the request's field `param`, if the template
-        refuses the messages.
+        refuses the messages or can't go as deep as they or the tools are nested.
         """
         messages, parts = _without_images(messages)
         pictures = self._images.read(parts)
@@ -76,6 +76,11 @@ class PromptBuilder:
                 enable_thinking=thinking,
                 **self._special,  # type: ignore[arg-type]  # names that the template uses
             )[0]  # type: ignore[assignment]  # annotated as a string, is a list and a list
+        except RecursionError as error:
+            raise BadRequest(
+                "Messages or tools are nested too deeply for the model's chat template.",
+                param=param,
+            ) from error
         except (TemplateError, TypeError, ValueError) as error:
             raise BadRequest(
                 f"The model's chat template refuses these messages: {error}", param=param

@@ -112,8 +112,10 @@ def _request(found: Services, body: MessagesRequest) -> AnswerRequest:
         stops=tuple(body.stop_sequences or ()),
         format=ChatFormat(
             {
-                tool.name: validator(tool.input_schema) if tool.strict else None
-                for tool in body.offered
+                tool.name: validator(tool.input_schema, param=f"tools.{index}.input_schema")
+                if tool.strict
+                else None
+                for index, tool in enumerate(body.offered)
             },
             parallel_calls=choice is None or not choice.disable_parallel_tool_use,
             whole_calls=True,
@@ -355,7 +357,7 @@ def _block(event: Event, shows_thoughts: bool) -> dict[str, Any] | None:
         case ToolCallDelta(name=name, arguments=arguments):
             try:
                 json.loads(arguments, parse_int=str, parse_float=str)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return None
             return {
                 "type": "tool_use",

@@ -82,15 +82,18 @@ def _request(found: Services, body: ChatCompletionRequest) -> AnswerRequest:
         n=body.n or 1,
         stops=body.stops,
         format=ChatFormat(
-            {tool.function.name: _validator(tool) for tool in body.offered},
+            {
+                tool.function.name: _validator(tool, f"tools.{index}.function.parameters")
+                for index, tool in enumerate(body.offered)
+            },
             parallel_calls=body.parallel_tool_calls is not False,
         ),
     )
 
 
-def _validator(tool: Tool) -> Any:
+def _validator(tool: Tool, param: str) -> Any:
     schema = tool.function.parameters
-    return validator(schema) if tool.function.strict and schema is not None else None
+    return validator(schema, param=param) if tool.function.strict and schema is not None else None
 
 
 def template_messages(messages: Sequence[ChatMessage]) -> list[Message]:
@@ -137,7 +140,7 @@ def call_arguments(text: str) -> Any:
     """A mapping, as the template has it; what is none is shown to the model as it came."""
     try:
         arguments = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return arguments if isinstance(arguments, dict) else text
 

@@ -16,10 +16,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from fastapi import Depends, Request
-from jsonschema import ValidationError as InvalidArguments
-from jsonschema.protocols import Validator
+from jsonschema_rs import ValidationError as InvalidArguments
+from jsonschema_rs import Validator
 from pydantic import BaseModel, ValidationError
-from referencing.exceptions import Unresolvable
 
 from app.errors import (
     UNSUPPORTED,
@@ -402,7 +401,7 @@ def _check_calls(calls: Sequence[Call], form: ChatFormat | None, figures: Figure
             continue
         try:
             validator.validate(json.loads(call.arguments))
-        except (ValueError, InvalidArguments, Unresolvable) as error:
+        except (ValueError, RecursionError) as error:
             figures.outcome = "error"
             why = error.message if isinstance(error, InvalidArguments) else error
             raise GenerationFailed(

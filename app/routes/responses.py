@@ -200,7 +200,11 @@ def _request(
         "input",
         timeout_s=body.timeout,
         format=ChatFormat(
-            {tool.name: _validator(tool) for tool in offered},
+            {
+                tool.name: _validator(tool, f"tools.{index}.parameters")
+                for index, tool in enumerate(body.tools or [])
+                if isinstance(tool, FunctionTool) and body.tool_choice != "none"
+            },
             parallel_calls=body.parallel_tool_calls is not False,
         ),
     )
@@ -211,8 +215,10 @@ def _template_tool(tool: FunctionTool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _validator(tool: FunctionTool) -> Any:
-    return validator(tool.parameters) if tool.strict and tool.parameters is not None else None
+def _validator(tool: FunctionTool, param: str) -> Any:
+    if not tool.strict or tool.parameters is None:
+        return None
+    return validator(tool.parameters, param=param)
 
 
 def template_messages(earlier: Sequence[InputItem], said: Sequence[InputItem]) -> list[Message]:
