@@ -63,6 +63,13 @@ def test_a_tool_s_result_goes_back_to_the_model_which_answers(demo_client):
     assert choice.finish_reason == "stop"
 
 
+def test_a_call_that_max_tokens_cuts_is_never_shown_as_text(demo_client):
+    whole = ask(demo_client, tools=[weather()]).usage.completion_tokens
+    for cut in range(1, whole):
+        choice = ask(demo_client, tools=[weather()], max_tokens=cut).choices[0]
+        assert (choice.message.content or "", choice.finish_reason) == ("", "length")
+
+
 def test_without_a_tool_or_with_none_chosen_nothing_is_called(demo_client):
     for options in ({}, {"tools": [weather()], "tool_choice": "none"}):
         message = ask(demo_client, **options).choices[0].message
