@@ -441,4 +441,5 @@ def _bad_request(error: ValidationError) -> ApiError:
     if first["type"] == "extra_forbidden":
         return BadRequest(f"Unknown field: {field}.", param=field, code="unknown_parameter")
     code = UNSUPPORTED if first["type"] == UNSUPPORTED else None
-    return BadRequest(f"{field or 'The body'}: {first['msg']}.", param=field, code=code)
+    why = first["msg"].removeprefix("Value error, ")
+    return BadRequest(f"{field or 'The body'}: {why}.", param=field, code=code)
