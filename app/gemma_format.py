@@ -6,8 +6,9 @@ The only file that knows the markers (https://ai.google.dev/gemma/docs/core/prom
 Knows no tokens and no HTTP. A marker counts only as a `Control`: typed as text it is text.
 
 What comes out is append-only and the same however the text is cut into pieces. No text is lost,
-but for a call's name that the answer's end cuts, and no marker given out. A call's arguments parse as JSON if and only if the call is complete:
-what breaks Gemma's syntax follows in the model's own characters, no value is made up for it.
+but for a call's name that the answer's end cuts, and no marker given out. A call's arguments parse
+as JSON if and only if the call is complete: what breaks Gemma's syntax follows in the model's own
+characters, no value is made up for it.
 """
 
 import json
