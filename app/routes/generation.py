@@ -167,10 +167,13 @@ Admission = Annotated[Admit, Depends(_admission)]
 
 
 async def parsed(request: Request, schema: type[T]) -> T:
-    """The body as `schema`; raises BadRequest that names the field."""
+    """The body as `schema`; raises BadRequest that names the field.
+
+    In a thread: a thousand tools, whose schemas are checked, would hold up everybody.
+    """
     body = await request.body()
     try:
-        return schema.model_validate_json(body)
+        return await asyncio.to_thread(schema.model_validate_json, body)
     except ValidationError as error:
         raise _bad_request(error) from error
 
