@@ -25,6 +25,7 @@ Dialect = Literal["openai", "responses", "anthropic"]
 
 _ANTHROPIC_TYPES = {  # by status
     400: "invalid_request_error",
+    401: "authentication_error",
     404: "not_found_error",
     405: "invalid_request_error",
     413: "request_too_large",

@@ -5,9 +5,10 @@ The only file that knows the markers (https://ai.google.dev/gemma/docs/core/prom
 `<|tool_call>call:name{key:<|"|>text<|"|>,n:1.5,list:[true,null],obj:{…}}<tool_call|>`.
 Knows no tokens and no HTTP. A marker counts only as a `Control`: typed as text it is text.
 
-What comes out is append-only and the same however the text is cut into pieces. No text is lost
-and no marker given out. A call's arguments parse as JSON if and only if the call is complete:
-what breaks Gemma's syntax follows in the model's own characters, no value is made up for it.
+What comes out is append-only and the same however the text is cut into pieces. No text is lost,
+but for a call's name that the answer's end cuts, and no marker given out. A call's arguments parse
+as JSON if and only if the call is complete: what breaks Gemma's syntax follows in the model's own
+characters, no value is made up for it.
 """
 
 import json
@@ -20,6 +21,7 @@ EMPTY_THOUGHT = "<|channel>thought\n<channel|>"  # which tells it not to think
 
 # What may stand before the name, models leave out in part.
 _HEAD = re.compile(r"\s*(?:(?:call)?\s*:\s*)?([\w.-]+(?::[\w.-]+)*)\s*")
+_HEAD_BEGUN = re.compile(r"\s*(?:call)?\s*:?\s*[\w.:-]*\s*")
 # A first line with more than a name is a thought that has no header.
 _CHANNEL_NAME = re.compile(r"[\w-]*[ \t]*")
 _LITERAL = re.compile(r"true|false|null|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
@@ -119,12 +121,21 @@ class AnswerParser:
             case "<channel|>" if self._channel == "thinking":
                 return self._end_call() + self._enter("text")
             case "<|tool_response>" | "<turn|>":
-                return self.finish()
+                return self._end()
             case _:
                 return []
 
     def finish(self) -> list[Event]:
-        """What was held back when the answer ended; a call that is still open is over."""
+        """What was held back when no more tokens came; a call that is still open is over.
+
+        One of which only the name has begun is none, and no text either.
+        """
+        call = self._call
+        if call and call.arguments is None and _HEAD_BEGUN.fullmatch(call.head):
+            self._call = None
+        return self._end()
+
+    def _end(self) -> list[Event]:
         events = self._end_call()
         self.ended = True
         return events

@@ -91,8 +91,9 @@ class AnswerOutput:
     """One answer's tokens as events. Stop strings are looked for in its text alone.
 
     `parser` reads the chat format; without one, of a raw completion, everything is text.
-    `tokens` counts those used, the one that completes a stop string or the last call last; the
-    log-probabilities of text tokens wait for the caller to take them.
+    `tokens` counts those used, the one that completes a stop string or the last call last. The
+    log-probabilities of text tokens wait for the caller to take them, each until the first
+    character of its token is given out; those of a stop string are part of no answer.
     """
 
     vocabulary: Vocabulary
@@ -101,7 +102,10 @@ class AnswerOutput:
     most_calls: int | None = None
     tokens: int = 0
     thinking_tokens: int = 0
-    _logprobs: list[TokenLogprobs] = field(default_factory=list)
+    _logprobs: list[tuple[int, TokenLogprobs]] = field(default_factory=list)
+    _read_characters: int = 0  # of text; where a token begins goes with its log-probabilities
+    _given_characters: int = 0
+    _finished: bool = False
     _text: TokenText = field(init=False)
     _stop: StopStrings = field(init=False)
 
@@ -134,19 +138,23 @@ class AnswerOutput:
                 break
             self.tokens += 1
             figure = next(figures, None)
+            start = self._read_characters
             place = "text" if self.parser is None else self.parser.place
             for piece in self._text.add(token):
                 events += self._read(piece)
             if place == "thinking" or (self.parser and self.parser.place == "thinking"):
                 self.thinking_tokens += 1
             elif place == "text" and token not in self.vocabulary.controls and figure is not None:
-                self._logprobs.append(figure)
+                self._logprobs.append((start, figure))
         return merged(events)
 
     def take_logprobs(self) -> list[TokenLogprobs]:
-        """Those of the text tokens fed since the last time."""
-        taken, self._logprobs = self._logprobs, []
-        return taken
+        """Those of the text given out since the last time; at the end of those without any too."""
+        count = sum(start < self._given_characters for start, _ in self._logprobs)
+        if self._finished:
+            count = len(self._logprobs)
+        taken, self._logprobs = self._logprobs[:count], self._logprobs[count:]
+        return [figure for _, figure in taken]
 
     def finish(self) -> list[Event]:
         """What was held back and is part of the answer after all."""
@@ -156,7 +164,8 @@ class AnswerOutput:
         if self.parser is not None:
             events += [out for event in self.parser.finish() for out in self._until_stop(event)]
         if not self.ended:
-            events += _texts(self._stop.release())
+            events += self._texts(self._stop.release())
+            self._finished = True
         return merged(events)
 
     def _read(self, piece: Piece) -> list[Event]:
@@ -168,12 +177,13 @@ class AnswerOutput:
 
     def _until_stop(self, event: Event) -> list[Event]:
         if isinstance(event, TextDelta):
-            return _texts(self._stop.feed(event.text))
-        return [*_texts(self._stop.release()), event]
+            self._read_characters += len(event.text)
+            return self._texts(self._stop.feed(event.text))
+        return [*self._texts(self._stop.release()), event]
 
-
-def _texts(text: str) -> list[Event]:
-    return [TextDelta(text)] if text else []
+    def _texts(self, text: str) -> list[Event]:
+        self._given_characters += len(text)
+        return [TextDelta(text)] if text else []
 
 
 def merged(events: Iterable[Event]) -> list[Event]:

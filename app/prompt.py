@@ -61,7 +61,7 @@ class PromptBuilder:
         Messages and tools are what the template is given: OpenAI's, but that the arguments of a
         tool call are a mapping, and a content's images are `image_part`s. Raises BadRequest for
         images that can't be taken and, blaming the request's field `param`, if the template
-        refuses the messages.
+        refuses the messages or can't go as deep as they or the tools are nested.
         """
         messages, parts = _without_images(messages)
         pictures = self._images.read(parts)
@@ -76,6 +76,11 @@ class PromptBuilder:
                 enable_thinking=thinking,
                 **self._special,  # type: ignore[arg-type]  # names that the template uses
             )[0]  # type: ignore[assignment]  # annotated as a string, is a list and a list
+        except RecursionError as error:
+            raise BadRequest(
+                "Messages or tools are nested too deeply for the model's chat template.",
+                param=param,
+            ) from error
         except (TemplateError, TypeError, ValueError) as error:
             raise BadRequest(
                 f"The model's chat template refuses these messages: {error}", param=param
@@ -113,13 +118,17 @@ class PromptBuilder:
         return value
 
     def _mark(self, text: str, nonce: str, typed: list[str]) -> str:
-        """Put a place-holder that no user can guess where a control token is typed as text."""
+        """Put a place-holder that no user can guess where a control token is typed as text.
+
+        Where one is begun at the end, too: the template may put another string right behind it.
+        """
 
         def mark(match: re.Match[str]) -> str:
             typed.append(match.group())
             return f"\ue000{nonce}:{len(typed) - 1}\ue001"
 
-        return self.vocabulary.typed_control.sub(mark, text)
+        text = self.vocabulary.typed_control.sub(mark, text)
+        return self.vocabulary.begun_control.sub(mark, text)
 
 
 def image_part(url: str, param: str) -> dict[str, Any]:

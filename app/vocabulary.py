@@ -39,6 +39,16 @@ class Vocabulary:
         longest_first = sorted(self.controls.values(), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)))
 
+    @cached_property
+    def begun_control(self) -> re.Pattern[str]:
+        """Finds at a text's end what begins like a control token, whatever white space follows.
+
+        Templates trim the strings that they put side by side.
+        """
+        begun = {name[:size] for name in self.controls.values() for size in range(1, len(name))}
+        longest_first = sorted(begun, key=len, reverse=True)
+        return re.compile(f"(?:{'|'.join(map(re.escape, longest_first))})(?=\\s*\\Z)")
+
     def encode(self, text: str) -> list[int]:
         """Token ids of text in which control tokens are meant."""
         return _ids(self.tokenizer, _encodable(text))

@@ -10,8 +10,9 @@ import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import zmq
 import zmq.asyncio
@@ -44,6 +45,12 @@ class WorkerCannotStartError(RuntimeError):
     """The worker ended before it was ever ready; it has said why on stderr."""
 
 
+class Admit(Protocol):
+    """Lets a request have so many answers, or raises; gives the limits that hold for them."""
+
+    def __call__(self, count: int = 1, *, param: str = "n") -> Ready: ...
+
+
 class WorkerClient:
     """The worker as the routes see it. `run` keeps it alive; `generate` asks it."""
 
@@ -61,6 +68,7 @@ class WorkerClient:
         self._max_queue = max_queue
         self._on_progress = on_progress
         self._open = OpenRequests()
+        self._admitted = 0  # answers of HTTP requests that have not ended
         self._rate = ServiceRate()
         self._socket: zmq.asyncio.Socket | None = None
         self._context = zmq.asyncio.Context()
@@ -93,35 +101,56 @@ class WorkerClient:
             self._context.destroy(linger=0)
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def admit(self, count: int = 1) -> Ready:
-        """The worker's limits, if it can take so many more answers now.
-
-        Raises NotReady, TooManyRequests, or BadRequest if it never could: asked before a response
-        begins, these are a status.
-        """
-        if count > self._max_queue:
-            raise BadRequest(
-                f"n: {count} answers are more than may be open at once ({self._max_queue}).",
-                param="n",
-            )
+    def limits(self) -> Ready:
+        """Of the worker that is alive now; raises NotReady."""
         if self.ready is None:
             raise NotReady("The model is not loaded; try again soon.")
-        if len(self._open) + count > self._max_queue:
-            raise TooManyRequests(
-                f"{len(self._open)} requests are open, which is the limit (max_queue).",
-                retry_after_s=self._rate.wait_s(len(self._open) + count - self._max_queue),
-            )
         return self.ready
+
+    @contextlib.contextmanager
+    def admission(self) -> Iterator[Admit]:
+        """What an HTTP request is admitted by, which holds its places until it leaves.
+
+        Admitted before a response begins, so that a refusal is a status: from then on until the
+        worker has the request, nobody else may take the place. Raises NotReady, TooManyRequests,
+        or BadRequest, which blames `param`, if so many could never be.
+        """
+        held = 0
+
+        def admit(count: int = 1, *, param: str = "n") -> Ready:
+            nonlocal held
+            if count > self._max_queue:
+                raise BadRequest(
+                    f"{param}: {count} answers are more than may be open at once "
+                    f"({self._max_queue}).",
+                    param=param,
+                )
+            limits = self.limits()
+            # Those that were cancelled are still open until the worker says so.
+            taken = max(self._admitted, len(self._open))
+            if taken + count > self._max_queue:
+                raise TooManyRequests(
+                    f"{taken} requests are open; at most {self._max_queue} may be (max_queue).",
+                    retry_after_s=self._rate.wait_s(taken + count - self._max_queue),
+                )
+            held += count
+            self._admitted += count
+            return limits
+
+        try:
+            yield admit
+        finally:
+            self._admitted -= held
 
     async def generate(
         self, request: GenerateRequest, deadline: float
     ) -> AsyncGenerator[Answer, None]:
         """The worker's messages about one request, its terminal one last.
 
-        Leaving early cancels the request. Raises as `admit` does before the first, and
-        DeadlineExceeded at `deadline`, a time of the event loop's clock.
+        The request has been admitted. Leaving early cancels it. Raises NotReady before the first
+        message, and DeadlineExceeded at `deadline`, a time of the event loop's clock.
         """
-        self.admit()
+        self.limits()
         opened = self._open.add(request)
         self._count_open()
         self._give_due()

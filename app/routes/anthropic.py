@@ -22,6 +22,7 @@ from app.gemma_format import Event, TextDelta, ThinkingDelta, ToolCallDelta
 from app.logs import request_id
 from app.prompt import Message, Prompt, image_part
 from app.routes.generation import (
+    Admission,
     AnswerRequest,
     ChatFormat,
     Delta,
@@ -73,11 +74,11 @@ class Answer:
 
 
 @router.post("/v1/messages")
-async def messages(http: Request) -> Response:
+async def messages(http: Request, admit: Admission) -> Response:
     body = await parsed(http, MessagesRequest)
     found = services(http)
     check_model(body.model, found.settings.model)
-    limits = found.worker.admit()
+    limits = admit()
     request = await asyncio.to_thread(_request, found, body)
     head = {
         "id": f"msg_{uuid.uuid4().hex}",
@@ -111,8 +112,10 @@ def _request(found: Services, body: MessagesRequest) -> AnswerRequest:
         stops=tuple(body.stop_sequences or ()),
         format=ChatFormat(
             {
-                tool.name: validator(tool.input_schema) if tool.strict else None
-                for tool in body.offered
+                tool.name: validator(tool.input_schema, param=f"tools.{index}.input_schema")
+                if tool.strict
+                else None
+                for index, tool in enumerate(body.offered)
             },
             parallel_calls=choice is None or not choice.disable_parallel_tool_use,
             whole_calls=True,
@@ -354,7 +357,7 @@ def _block(event: Event, shows_thoughts: bool) -> dict[str, Any] | None:
         case ToolCallDelta(name=name, arguments=arguments):
             try:
                 json.loads(arguments, parse_int=str, parse_float=str)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return None
             return {
                 "type": "tool_use",

@@ -16,6 +16,7 @@ from app.errors import ApiError, BadRequest, error_body
 from app.gemma_format import Event, TextDelta, ThinkingDelta, ToolCallDelta
 from app.prompt import Message, image_part
 from app.routes.generation import (
+    Admission,
     AnswerRequest,
     ChatFormat,
     Choice,
@@ -44,11 +45,11 @@ router = APIRouter()
 
 @router.post("/chat/completions", include_in_schema=False)
 @router.post("/v1/chat/completions")
-async def chat_completions(http: Request) -> Response:
+async def chat_completions(http: Request, admit: Admission) -> Response:
     body = await parsed(http, ChatCompletionRequest)
     found = services(http)
     check_model(body.model, found.settings.model)
-    limits = found.worker.admit(body.n or 1)
+    limits = admit(body.n or 1)
     request = await asyncio.to_thread(_request, found, body)
     prepared = prepare(request, limits)
     head = {
@@ -81,15 +82,18 @@ def _request(found: Services, body: ChatCompletionRequest) -> AnswerRequest:
         n=body.n or 1,
         stops=body.stops,
         format=ChatFormat(
-            {tool.function.name: _validator(tool) for tool in body.offered},
+            {
+                tool.function.name: _validator(tool, f"tools.{index}.function.parameters")
+                for index, tool in enumerate(body.offered)
+            },
             parallel_calls=body.parallel_tool_calls is not False,
         ),
     )
 
 
-def _validator(tool: Tool) -> Any:
+def _validator(tool: Tool, param: str) -> Any:
     schema = tool.function.parameters
-    return validator(schema) if tool.function.strict and schema is not None else None
+    return validator(schema, param=param) if tool.function.strict and schema is not None else None
 
 
 def template_messages(messages: Sequence[ChatMessage]) -> list[Message]:
@@ -136,7 +140,7 @@ def call_arguments(text: str) -> Any:
     """A mapping, as the template has it; what is none is shown to the model as it came."""
     try:
         arguments = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return arguments if isinstance(arguments, dict) else text
 

@@ -18,6 +18,7 @@ from app.errors import ApiError, BadRequest, error_body
 from app.gemma_format import TextDelta
 from app.prompt import Prompt
 from app.routes.generation import (
+    Admission,
     AnswerRequest,
     Delta,
     Finished,
@@ -42,11 +43,12 @@ router = APIRouter()
 
 @router.post("/completions", include_in_schema=False)
 @router.post("/v1/completions")
-async def completions(http: Request) -> Response:
+async def completions(http: Request, admit: Admission) -> Response:
     body = await parsed(http, CompletionRequest)
     found = services(http)
     check_model(body.model, found.settings.model)
-    limits = found.worker.admit(len(body.prompts) * (body.n or 1))
+    n = body.n or 1
+    limits = admit(len(body.prompts) * n, param="prompt" if n == 1 else "n")
     request = await asyncio.to_thread(_request, found, body, limits)
     prepared = prepare(request, limits)
     head = {

@@ -9,17 +9,16 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from fastapi import Request
-from jsonschema import ValidationError as InvalidArguments
-from jsonschema.protocols import Validator
+from fastapi import Depends, Request
+from jsonschema_rs import ValidationError as InvalidArguments
+from jsonschema_rs import Validator
 from pydantic import BaseModel, ValidationError
-from referencing.exceptions import Unresolvable
 
 from app.errors import (
     UNSUPPORTED,
@@ -35,7 +34,7 @@ from app.output import AnswerOutput, merged
 from app.prompt import Prompt, PromptBuilder, answer_room
 from app.response_store import ResponseStore
 from app.settings import Settings
-from app.worker import WorkerClient
+from app.worker import Admit, WorkerClient
 from engine.messages import Block, Done, Failed, GenerateRequest, Ready, Sampling, TokenLogprobs
 
 logger = logging.getLogger(__name__)
@@ -158,11 +157,23 @@ def services(request: Request) -> Services:
     return found
 
 
+async def _admission(request: Request) -> AsyncIterator[Admit]:
+    with services(request).worker.admission() as admit:
+        yield admit
+
+
+# A parameter of this type admits the endpoint's request until its response has been sent.
+Admission = Annotated[Admit, Depends(_admission)]
+
+
 async def parsed(request: Request, schema: type[T]) -> T:
-    """The body as `schema`; raises BadRequest that names the field."""
+    """The body as `schema`; raises BadRequest that names the field.
+
+    In a thread: a thousand tools, whose schemas are checked, would hold up everybody.
+    """
     body = await request.body()
     try:
-        return schema.model_validate_json(body)
+        return await asyncio.to_thread(schema.model_validate_json, body)
     except ValidationError as error:
         raise _bad_request(error) from error
 
@@ -393,7 +404,7 @@ def _check_calls(calls: Sequence[Call], form: ChatFormat | None, figures: Figure
             continue
         try:
             validator.validate(json.loads(call.arguments))
-        except (ValueError, InvalidArguments, Unresolvable) as error:
+        except (ValueError, RecursionError) as error:
             figures.outcome = "error"
             why = error.message if isinstance(error, InvalidArguments) else error
             raise GenerationFailed(
@@ -433,4 +444,5 @@ def _bad_request(error: ValidationError) -> ApiError:
     if first["type"] == "extra_forbidden":
         return BadRequest(f"Unknown field: {field}.", param=field, code="unknown_parameter")
     code = UNSUPPORTED if first["type"] == UNSUPPORTED else None
-    return BadRequest(f"{field or 'The body'}: {first['msg']}.", param=field, code=code)
+    why = first["msg"].removeprefix("Value error, ")
+    return BadRequest(f"{field or 'The body'}: {why}.", param=field, code=code)

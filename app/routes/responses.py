@@ -18,6 +18,7 @@ from app.prompt import Message, image_part
 from app.response_store import KeptResponse
 from app.routes.chat import call_arguments, token_logprobs
 from app.routes.generation import (
+    Admission,
     AnswerRequest,
     ChatFormat,
     Delta,
@@ -70,11 +71,11 @@ class Asked:
 
 @router.post("/responses", include_in_schema=False)
 @router.post("/v1/responses")
-async def create_response(http: Request) -> Response:
+async def create_response(http: Request, admit: Admission) -> Response:
     body = await parsed(http, ResponseRequest)
     found = services(http)
     check_model(body.model, found.settings.model)
-    limits = found.worker.admit()
+    limits = admit()
     earlier = _earlier(found, body)
     said = [_resolved(found, item, index) for index, item in enumerate(body.items)]
     request = await asyncio.to_thread(_request, found, body, earlier, said)
@@ -199,7 +200,11 @@ def _request(
         "input",
         timeout_s=body.timeout,
         format=ChatFormat(
-            {tool.name: _validator(tool) for tool in offered},
+            {
+                tool.name: _validator(tool, f"tools.{index}.parameters")
+                for index, tool in enumerate(body.tools or [])
+                if isinstance(tool, FunctionTool) and body.tool_choice != "none"
+            },
             parallel_calls=body.parallel_tool_calls is not False,
         ),
     )
@@ -210,8 +215,10 @@ def _template_tool(tool: FunctionTool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _validator(tool: FunctionTool) -> Any:
-    return validator(tool.parameters) if tool.strict and tool.parameters is not None else None
+def _validator(tool: FunctionTool, param: str) -> Any:
+    if not tool.strict or tool.parameters is None:
+        return None
+    return validator(tool.parameters, param=param)
 
 
 def template_messages(earlier: Sequence[InputItem], said: Sequence[InputItem]) -> list[Message]:

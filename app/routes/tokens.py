@@ -18,7 +18,7 @@ async def tokenize(http: Request) -> dict[str, Any]:
     body = await parsed(http, TokenizeRequest)
     found = services(http)
     check_model(body.model, found.settings.model)
-    limits = found.worker.admit()
+    limits = found.worker.limits()
     tokens = await asyncio.to_thread(_tokens, found, body)
     return {"count": len(tokens), "max_model_len": limits.context_length, "tokens": tokens}
 
@@ -41,7 +41,7 @@ async def detokenize(http: Request) -> dict[str, Any]:
     body = await parsed(http, DetokenizeRequest)
     found = services(http)
     check_model(body.model, found.settings.model)
-    limits = found.worker.admit()
+    limits = found.worker.limits()
     if any(token >= limits.vocab_size for token in body.tokens):
         raise BadRequest(f"tokens: ids must be below {limits.vocab_size}.", param="tokens")
-    return {"prompt": found.prompts.vocabulary.decode(body.tokens)}
+    return {"prompt": await asyncio.to_thread(found.prompts.vocabulary.decode, body.tokens)}

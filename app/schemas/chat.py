@@ -55,6 +55,7 @@ Content = Annotated[Annotated[str, ONE] | Annotated[Parts, SEVERAL], ONE_OR_SEVE
 class CalledFunction(Strict):
     name: str = Field(min_length=1)
     arguments: str
+    parsed_arguments: Any = None  # the SDK's, which reads the arguments
 
 
 class ToolCall(Strict):
@@ -71,6 +72,7 @@ class ChatMessage(Strict):
         "annotations": ([],),
         "audio": (),
         "function_call": (),
+        "parsed": (),  # the SDK's, of a JSON format
         "refusal": (),
     }
 

@@ -1,27 +1,54 @@
-"""Function tools, in whatever dialect they are offered: their names and JSON schemas."""
+"""Function tools, in whatever dialect they are offered: their names and JSON schemas.
+
+Whatever a client's schema says, nothing that it refers to is fetched, and no pattern runs longer
+than a moment: most are matched in linear time, and what goes back in the text has a limit.
+"""
 
 from typing import Annotated, Any
 
-from jsonschema import SchemaError
-from jsonschema.protocols import Validator
-from jsonschema.validators import validator_for
+from jsonschema_rs import (
+    FancyRegexOptions,
+    ReferencingError,
+    Registry,
+    Validator,
+    meta,
+    validator_for,
+)
 from pydantic import Field
-from referencing import Registry
+
+from app.errors import BadRequest
 
 # OpenAI's characters and those with which tool servers put a place before a name.
 ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
+
+_NOTHING_ELSE = Registry([])  # which fetches nothing, unlike no registry
+_PATTERNS = FancyRegexOptions(backtrack_limit=100_000)  # steps back, some milliseconds
 
 
 def checked_schema(schema: dict[str, Any] | None) -> dict[str, Any] | None:
     """The same, if it is a JSON schema; raises ValueError."""
     if schema is not None:
         try:
-            validator_for(schema).check_schema(schema)
-        except SchemaError as error:
-            raise ValueError(f"not a JSON schema: {error.message}") from error
+            meta.validate(schema, registry=_NOTHING_ELSE)
+        except (ValueError, ReferencingError) as error:
+            raise ValueError(f"not a JSON schema: {_why(error)}") from error
     return schema
 
 
-def validator(schema: dict[str, Any]) -> Validator:
-    """What checks arguments against a schema. It fetches nothing that the schema refers to."""
-    return validator_for(schema)(schema, registry=Registry())
+def validator(schema: dict[str, Any], *, param: str) -> Validator:
+    """What checks arguments against a schema. Formats say something to the model alone.
+
+    Raises BadRequest, which blames the request's field `param`, if it refers to what is not in it
+    or has a pattern that is none.
+    """
+    try:
+        return validator_for(
+            schema, offline=True, pattern_options=_PATTERNS, validate_formats=False
+        )
+    except (ValueError, ReferencingError) as error:
+        raise BadRequest(f"{param}: can't be checked: {_why(error)}.", param=param) from error
+
+
+def _why(error: Exception) -> str:
+    """In a line: as a string such an error shows the whole schema too."""
+    return str(getattr(error, "message", error))

@@ -1,6 +1,7 @@
 """Anthropic's conversations in the template's terms, and what a worker's answer becomes."""
 
 import json
+from contextlib import nullcontext
 
 import httpx
 import pytest
@@ -153,8 +154,8 @@ class ScriptedWorker:
         self._tokens = prompts.vocabulary.encode(answer)
         self._finish_reason = finish_reason
 
-    def admit(self):
-        return self.ready
+    def admission(self):
+        return nullcontext(lambda: self.ready)
 
     async def generate(self, request, _deadline):
         for index, token in enumerate(self._tokens):

@@ -504,10 +504,17 @@ def test_a_call_whose_arguments_are_closed_is_complete_without_its_end_marker(en
     assert parser.calls == [Call("f", '{"x":1}', complete=True)]
 
 
-def test_a_call_that_is_cut_in_its_name_is_text():
-    events, parser = parse_source("<|tool_call>call:get_wea")
-    assert events == [TextDelta("call:get_wea")]
-    assert parser.calls == []
+@pytest.mark.parametrize(
+    "head", ["", "call", "call:", " call : get_wea", "get_weather", ":", "a.b:c"]
+)
+def test_a_call_that_is_cut_in_its_name_is_nothing(head):
+    events, parser = parse_source(f"Hm<|tool_call>{head}")
+    assert (events, parser.calls) == ([TextDelta("Hm")], [])
+
+
+def test_what_is_cut_and_no_call_s_name_is_text():
+    events, parser = parse_source("<|tool_call>call the office")
+    assert (events, parser.calls) == ([TextDelta("call the office")], [])
 
 
 def test_a_call_or_a_thought_that_begins_in_a_call_ends_it():

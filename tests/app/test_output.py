@@ -130,3 +130,27 @@ def test_log_probabilities_are_those_of_text_tokens_alone(vocabulary):
     output.feed(tokens, [TokenLogprobs(token, -0.5) for token in tokens])
     assert [each.token for each in output.take_logprobs()] == vocabulary.encode("Wait!")
     assert output.take_logprobs() == []
+
+
+def test_log_probabilities_come_with_their_text_and_a_stop_string_s_never(vocabulary):
+    tokens = vocabulary.encode("1, 2, 3, 4, 5")
+    for stop, said in {
+        "3, 4": "1, 2, ",
+        ", 9": "1, 2, 3, 4, 5",
+        "1": "",
+        "2, 3, 4, 5": "1, ",
+    }.items():
+        for blocks in cuts(tokens):
+            output = AnswerOutput(vocabulary, (stop,))
+            taken, text = [], ""
+            for block in [*blocks, None]:
+                if block is None:
+                    given = output.finish()
+                else:
+                    given = output.feed(block, [TokenLogprobs(token, -0.5) for token in block])
+                text += "".join(event.text for event in given)
+                taken += [each.token for each in output.take_logprobs()]
+                # No more than the end of a token that the stop string begins in.
+                assert vocabulary.decode(taken).startswith(text)
+                assert len(vocabulary.decode(taken[:-1])) <= max(len(text) - 1, 0)
+            assert text == said

@@ -1,12 +1,15 @@
 import json
+import threading
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, model_validator
 
 from app.errors import GenerationFailed, NotReady, TooManyRequests, error_body
 from app.logs import RequestIds
+from app.routes.generation import parsed
 from app.server import UnexpectedErrors
 
 
@@ -74,3 +77,20 @@ def test_anthropic_s_names_for_what_passes_or_is_our_fault(error, name):
         "error": told,
         "request_id": "req-1",
     }
+
+
+async def test_a_body_is_checked_where_it_holds_up_nobody():
+    checked_in = []
+
+    class Body(BaseModel):
+        @model_validator(mode="after")
+        def note(self):
+            checked_in.append(threading.get_ident())
+            return self
+
+    async def receive():
+        return {"type": "http.request", "body": b"{}"}
+
+    assert isinstance(await parsed(Request({"type": "http"}, receive), Body), Body)
+    assert checked_in
+    assert threading.get_ident() not in checked_in

@@ -133,6 +133,11 @@ def test_neutral_values_of_unsupported_fields_are_accepted(http):
     assert response.status_code == 200
 
 
+def test_no_message_speaks_of_python(http):
+    response = http.post("/v1/chat/completions", json={**GOOD, "logit_bias": {"x": 1}})
+    assert response.json()["error"]["message"] == "logit_bias: 'x' is not a token id."
+
+
 @pytest.mark.parametrize("body", [b"{", b"[]", b"", b'{"messages": NaN}', b"\xff"])
 def test_a_body_that_is_no_json_object_is_refused(http, body):
     response = http.post("/v1/chat/completions", content=body)

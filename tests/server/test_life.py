@@ -1,5 +1,6 @@
 """Starting, stopping, dying and going away, with real processes."""
 
+import asyncio
 import json
 import os
 import signal
@@ -65,6 +66,40 @@ def test_more_requests_than_the_queue_holds_are_answered_429(start_server):
     assert refused.status_code == 429
     assert refused.json()["error"]["code"] == "queue_full"
     assert int(refused.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "responses"])
+async def test_streams_that_come_at_once_are_turned_away_by_a_status(start_server, path):
+    server = start_server(EASEL_MAX_QUEUE="3").wait_until_ready()
+    text = {"input": "Count"} if path == "responses" else {"messages": LONG["messages"]}
+    worker = server.worker_pid()
+
+    async def ask(http):
+        async with http.stream("POST", f"/v1/{path}", json={**text, "stream": True}) as response:
+            admitted.append(response.status_code == 200)
+            if len(admitted) == 12:
+                os.kill(worker, signal.SIGCONT)
+            return response.status_code, '"error":{' in (await response.aread()).decode()
+
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+        for _ in range(2):  # places are given back
+            admitted = []
+            os.kill(worker, signal.SIGSTOP)
+            told = await asyncio.gather(*[ask(http) for _ in range(12)])
+            assert sorted(told) == [(200, False)] * 3 + [(429, True)] * 9
+
+
+def test_a_full_queue_turns_no_question_away_that_needs_no_place(start_server):
+    server = start_server(EASEL_MAX_QUEUE="1").wait_until_ready()
+    worker = server.worker_pid()
+    os.kill(worker, signal.SIGSTOP)
+    url = f"{server.url}/v1/chat/completions"
+    with httpx.stream("POST", url, json={**LONG, "stream": True}, timeout=60) as first:
+        next(first.iter_lines())
+        tokens = httpx.post(f"{server.url}/tokenize", json={"prompt": "one two"}).json()["tokens"]
+        text = httpx.post(f"{server.url}/detokenize", json={"tokens": tokens}).json()["prompt"]
+        os.kill(worker, signal.SIGCONT)
+    assert "one two" in text
 
 
 @pytest.mark.parametrize("blocks_before", [0, 3])

@@ -50,6 +50,12 @@ def test_without_a_key_nothing_is_told(guarded, path, headers):
     assert envelope(response)["code"] == "invalid_api_key"
 
 
+def test_anthropic_s_clients_are_told_in_their_terms(guarded):
+    response = httpx.post(f"{guarded.url}/v1/messages", json={})
+    assert response.status_code == 401
+    assert response.json()["error"]["type"] == "authentication_error"
+
+
 def test_a_wrong_key_is_the_sdk_s_authentication_error(guarded):
     with (
         openai.OpenAI(base_url=f"{guarded.url}/v1", api_key="wrong", max_retries=0) as client,

@@ -9,6 +9,8 @@ import pytest
 from tests.server.stream_schema import check_chat_stream, check_completion_stream
 
 CHAT = {"messages": [{"role": "user", "content": "Count to 20"}], "max_tokens": 70, "seed": 1}
+LOGPROBS = {"logprobs": True, "top_logprobs": 2}
+VOWELS = {"stop": ["a", "e", "i", "o"]}
 COMPLETION = {"prompt": "one two", "max_tokens": 70, "seed": 1}
 USAGE = {"stream_options": {"include_usage": True}}
 
@@ -24,18 +26,83 @@ def lines(chunks):
     return [line for event in [*events, "[DONE]"] for line in (f"data: {event}", "")]
 
 
-@pytest.mark.parametrize("options", [{}, {"stop": ["a", "e", "i", "o"]}, {"max_tokens": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, VOWELS, {"max_tokens": 1}, LOGPROBS, {**LOGPROBS, **VOWELS, "n": 2}]
+)
 @pytest.mark.parametrize("usage", [{}, USAGE])
 def test_a_chat_stream_is_openai_s_schema(http, options, usage):
     sent = stream(http, "/v1/chat/completions", **{**CHAT, **options, **usage})
     check_chat_stream(sent, include_usage=bool(usage))
 
 
-@pytest.mark.parametrize("options", [{}, {"stop": ["a", "e", "i", "o"]}, {"max_tokens": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, VOWELS, {"max_tokens": 1}, {"logprobs": 2}, {"logprobs": 2, **VOWELS, "n": 2}]
+)
 @pytest.mark.parametrize("usage", [{}, USAGE])
 def test_a_completion_stream_is_openai_s_schema(http, options, usage):
     sent = stream(http, "/v1/completions", **{**COMPLETION, **options, **usage})
     check_completion_stream(sent, include_usage=bool(usage))
+
+
+def by_choice(chunks):
+    parts = {}
+    for chunk in chunks:
+        for each in chunk["choices"]:
+            parts.setdefault(each["index"], []).append(each)
+    return [parts[index] for index in sorted(parts)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"n": 2},
+        {"stop": ["5, 6"]},
+        {"stop": ["5, 6"], "n": 2},
+        {"max_tokens": 20},
+        {"reasoning_effort": "low"},
+    ],
+)
+def test_streamed_log_probabilities_are_the_whole_answer_s_and_its_text_s(demo_server, options):
+    body = {**CHAT, **LOGPROBS, **options}
+    with httpx.Client(base_url=demo_server.url, timeout=60) as http:
+        whole = http.post("/v1/chat/completions", json=body).json()["choices"]
+        chunks = check_chat_stream(stream(http, "/v1/chat/completions", **body))
+    assert len(whole) == options.get("n", 1)
+    for answer, parts in zip(whole, by_choice(chunks), strict=True):
+        told = answer["logprobs"]["content"]
+        streamed, text = [], ""
+        for each in parts:
+            streamed += (each["logprobs"] or {"content": []})["content"]
+            text += each["delta"].get("content", "")
+            # All of the text, and no more than the end of a token that a stop string begins in.
+            tokens = [token["token"] for token in streamed]
+            assert "".join(tokens).startswith(text)
+            assert len("".join(tokens[:-1])) <= max(len(text) - 1, 0)
+        assert [token["token"] for token in streamed] == [token["token"] for token in told]
+        for one, other in zip(streamed, told, strict=True):
+            assert one["logprob"] == pytest.approx(other["logprob"], abs=1e-3)
+            assert len(one["top_logprobs"]) == len(other["top_logprobs"]) == 2
+            assert one["top_logprobs"][0]["logprob"] >= one["logprob"] - 1e-6
+
+
+@pytest.mark.parametrize("options", [{}, {"n": 2}, {"stop": ["i"]}, {"max_tokens": 7}])
+def test_a_completion_s_streamed_log_probabilities_are_the_whole_one_s(http, options):
+    body = {**COMPLETION, "logprobs": 2, **options}
+    whole = http.post("/v1/completions", json=body).json()["choices"]
+    chunks = check_completion_stream(stream(http, "/v1/completions", **body))
+    assert len(whole) == options.get("n", 1)
+    for answer, parts in zip(whole, by_choice(chunks), strict=True):
+        told = answer["logprobs"]
+        assert told["tokens"]
+        streamed = [each["logprobs"] for each in parts if each["logprobs"]]
+        for field in ("tokens", "text_offset"):
+            assert [value for each in streamed for value in each[field]] == told[field]
+        figures = [value for each in streamed for value in each["token_logprobs"]]
+        assert figures == pytest.approx(told["token_logprobs"], abs=1e-3)
+        assert [len(best) for each in streamed for best in each["top_logprobs"]] == [
+            len(best) for best in told["top_logprobs"]
+        ]
 
 
 WEATHER = {

@@ -63,6 +63,13 @@ def test_a_tool_s_result_goes_back_to_the_model_which_answers(demo_client):
     assert choice.finish_reason == "stop"
 
 
+def test_a_call_that_max_tokens_cuts_is_never_shown_as_text(demo_client):
+    whole = ask(demo_client, tools=[weather()]).usage.completion_tokens
+    for cut in range(1, whole):
+        choice = ask(demo_client, tools=[weather()], max_tokens=cut).choices[0]
+        assert (choice.message.content or "", choice.finish_reason) == ("", "length")
+
+
 def test_without_a_tool_or_with_none_chosen_nothing_is_called(demo_client):
     for options in ({}, {"tools": [weather()], "tool_choice": "none"}):
         message = ask(demo_client, **options).choices[0].message
@@ -83,14 +90,90 @@ def test_arguments_that_a_strict_schema_forbids_are_never_given_out(demo_client)
     assert lax.choices[0].finish_reason == "tool_calls"
 
 
-def test_a_schema_s_references_are_not_fetched(demo_client):
+@pytest.mark.parametrize("keyword", ["$ref", "$schema", "$dynamicRef"])
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_schema_s_references_are_not_fetched(demo_client, keyword, strict):
     with socket.create_server(("127.0.0.1", 0)) as elsewhere:
         address = f"http://127.0.0.1:{elsewhere.getsockname()[1]}/schema.json"
-        with pytest.raises(openai.InternalServerError, match=r"schema\.json"):
-            ask(demo_client, tools=[weather({"$ref": address}, strict=True)])
+        tools = [weather(parameters={keyword: address}, strict=strict)]
+        if strict or keyword == "$schema":
+            with pytest.raises(openai.BadRequestError) as refused:
+                ask(demo_client, tools=tools)
+            assert refused.value.param == "tools.0.function.parameters"
+        else:
+            ask(demo_client, tools=tools)
         elsewhere.settimeout(0)
         with pytest.raises(BlockingIOError):
             elsewhere.accept()
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"$schema": []},
+        {"$schema": {}},
+        {"type": "nothing"},
+        {"properties": {"city": {"$ref": "#/nowhere"}}},
+        {"properties": {"city": {"$ref": "#/hidden"}}, "hidden": {"type": "nothing"}},
+        {"properties": {"city": {"pattern": "("}}},
+        {"patternProperties": {"((a{1000}){1000}){1000}": {}}},
+    ],
+)
+def test_a_schema_that_arguments_cannot_be_checked_by_is_refused(demo_client, parameters):
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(demo_client, tools=[weather(parameters=parameters, strict=True)])
+    assert refused.value.param == "tools.0.function.parameters"
+
+
+@pytest.mark.parametrize(
+    "city",
+    [
+        True,
+        {"type": "string", "pattern": "^(?!x)\\p{L}+$"},
+        {"type": "string", "format": "email"},
+        {"$ref": "#/$defs/a"},
+    ],
+)
+def test_arguments_are_checked_by_all_that_a_schema_may_have(demo_client, city):
+    parameters = {"type": "object", "properties": {"city": city}, "$defs": {}}
+    if "$ref" in str(city):
+        parameters["$defs"] = {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "string"}]}}
+    parameters["properties"]["days"] = {"type": "array", "items": True}
+    ask(demo_client, tools=[weather(parameters=parameters, strict=True)])
+
+
+def test_what_is_nested_too_deeply_for_the_template_is_refused(demo_client):
+    arguments = '{"a":' * 300 + "1" + "}" * 300
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    turn = {"role": "assistant", "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": "c", "content": "x"}
+    with pytest.raises(openai.BadRequestError, match="nested too deeply") as refused:
+        ask(demo_client, [*QUESTION, turn, result])
+    assert refused.value.param == "messages"
+
+
+def test_a_schema_as_deep_as_json_may_be_is_shown(demo_client):
+    parameters = {"type": "string"}
+    for _ in range(95):
+        parameters = {"type": "object", "properties": {"a": parameters}}
+    assert ask(demo_client, tools=[weather(parameters=parameters)], max_tokens=1).choices
+
+
+@pytest.mark.parametrize("depth", [1000, 100_000])
+def test_arguments_too_deep_to_be_read_are_shown_as_they_came(demo_client, depth):
+    arguments = '{"a":' * depth + "1" + "}" * depth
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    turns = [*QUESTION, {"role": "assistant", "tool_calls": [call]}]
+    assert ask(demo_client, turns, max_tokens=1).usage.prompt_tokens
+
+
+def test_what_the_sdk_makes_of_a_stream_may_be_sent_back_whole(demo_client):
+    message = streamed(demo_client, messages=QUESTION, tools=[weather(strict=True)])[0].message
+    sent = message.to_dict()
+    assert "parsed" in sent
+    assert sent["tool_calls"][0]["function"]["parsed_arguments"] == {"city": "Paris"}
+    result = {"role": "tool", "tool_call_id": sent["tool_calls"][0]["id"], "content": "21 degrees"}
+    assert ask(demo_client, [*QUESTION, sent, result], tools=[weather()]).choices[0].message.content
 
 
 @pytest.mark.parametrize(
