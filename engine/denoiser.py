@@ -18,6 +18,7 @@ from torch import Tensor
 
 from engine.canvas import Canvas, new_canvas, self_conditioning
 from engine.denoising_step import DenoisingStep
+from engine.device import out_of_memory
 from engine.graphs import Graphs
 from engine.kv_cache import KVCache, Snapshot
 from engine.messages import Image
@@ -213,6 +214,8 @@ class Denoiser:
         ):
             try:
                 self._prefixes.add(keys, cache.snapshot())
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
                 logger.warning("no memory to keep a prefix of %d tokens", len(slot.tokens))
                 self._prefixes.clear()

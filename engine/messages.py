@@ -16,6 +16,7 @@ from typing import Literal
 import msgspec
 
 FinishReason = Literal["stop", "length", "cancelled"]
+FailureCode = Literal["generation_failed", "out_of_memory"]
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -172,10 +173,11 @@ class Done(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The request's end by a fault. `message` may be shown to the client."""
+    """The request's end by a fault. `message` and `code` may be shown to the client."""
 
     id: str
     message: str
+    code: FailureCode = "generation_failed"
 
 
 class Stats(msgspec.Struct, frozen=True, tag=True):

@@ -321,9 +321,9 @@ async def _choice_events(
                             break
                     case Done(finish_reason=ending):
                         reason = "stop" if ending == "stop" else "length"
-                    case Failed(message=why):
+                    case Failed(message=why, code=code):
                         figures.outcome = "error"
-                        raise GenerationFailed(why)
+                        raise GenerationFailed(why, code=code)
         for delta in deltas(output.finish()):
             yield delta
         figures.outcome = "stop" if output.ended else reason

@@ -189,6 +189,38 @@ def test_out_of_memory_gives_up_kept_prefixes_and_runs_the_pass_again(
     assert tokens_of(worker.generate(request())) == tokens_of(expected)
 
 
+def test_of_a_pass_that_runs_out_of_memory_only_who_does_not_fit_alone_fails(
+    worker, denoiser, monkeypatch
+):
+    expected = tokens_of(worker.generate(request("small")))
+    run = denoiser.run
+
+    def run_or_fail(works):
+        if any(work.sequence.request.id == "large" for work in works):
+            torch.empty(2**60, dtype=torch.uint8)  # the CPU allocator's own error
+        return run(works)
+
+    monkeypatch.setattr(denoiser, "run", run_or_fail)
+    for name in ("small", "large"):
+        worker.handle(request(name))
+    messages = until_idle(worker)
+    assert [m for m in messages if m.id == "large"] == [
+        Failed("large", "The device is out of memory.", "out_of_memory")
+    ]
+    assert tokens_of(m for m in messages if m.id == "small") == expected
+
+
+def test_any_other_error_of_a_pass_is_none_of_memory(worker, denoiser, monkeypatch):
+    def broken(works):
+        raise RuntimeError("a kernel failed")
+
+    monkeypatch.setattr(denoiser, "run", broken)
+    with pytest.raises(RuntimeError, match="a kernel failed"):
+        list(worker.generate(request()))
+    monkeypatch.undo()
+    worker.handle(Cancel("a"))
+
+
 def test_a_temperature_too_small_for_float32_draws_what_a_very_small_one_does(worker):
     expected = tokens_of(worker.generate(request(temperature=1e-3)))
     for temperature in (1e-7, 1e-40):
