@@ -7,7 +7,6 @@ to the worker, every request gets its terminal message: it goes on with the next
 import asyncio
 import contextlib
 import logging
-import shutil
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, Callable
@@ -19,6 +18,8 @@ import zmq.asyncio
 from app.errors import BadRequest, NotReady, TooManyRequests
 from app.metrics import Metrics
 from app.open_requests import Answer, OpenRequests
+from app.private_folder import PrivateFolder
+from app.worker_log import relay
 from engine.config import EngineConfig
 from engine.messages import (
     Block,
@@ -62,7 +63,7 @@ class WorkerClient:
         self._open = OpenRequests()
         self._socket: zmq.asyncio.Socket | None = None
         self._context = zmq.asyncio.Context()
-        self._folder = Path(tempfile.mkdtemp(prefix="easel-"))  # mode 0700
+        self._folder = PrivateFolder(Path(tempfile.gettempdir()))
 
     async def run(self) -> None:
         """Start the worker and start it again when it dies, until cancelled.
@@ -89,7 +90,7 @@ class WorkerClient:
             self._open.fail_all("The server is shutting down.")
             self._count_open()
             self._context.destroy(linger=0)
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.remove()
 
     def admit(self, count: int = 1) -> Ready:
         """The worker's limits, if it can take so many more answers now.
@@ -143,7 +144,7 @@ class WorkerClient:
 
     async def _live(self, life: int) -> int:
         """One worker's life, from its start to its exit code."""
-        path = self._folder / f"{life}.sock"
+        path = self._folder.path / f"{life}.sock"
         socket = self._context.socket(zmq.DEALER)
         socket.set_hwm(0)  # by default a sender waits at 1,000 messages
         socket.linger = 0
@@ -155,10 +156,13 @@ class WorkerClient:
             "engine",
             f"ipc://{path}",
             stdin=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
         )
         self._metrics.worker_starts.inc()
         assert process.stdin is not None
+        assert process.stderr is not None
+        relaying = asyncio.create_task(relay(process.stderr))
         process.stdin.write(self._config.model_dump_json().encode() + b"\n")
         self._socket = socket
         reader = asyncio.create_task(self._read(socket))
@@ -176,6 +180,9 @@ class WorkerClient:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+            # Its last words come before its end is told; a process of its own may hold stderr open.
+            await asyncio.wait([relaying], timeout=_STOP_S)
+            relaying.cancel()
             reader.cancel()
             self._socket = None
             socket.close()

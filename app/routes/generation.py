@@ -6,12 +6,11 @@ answer that is not streamed, `Choice`) to its JSON.
 
 import asyncio
 import json
-import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -23,6 +22,7 @@ from referencing.exceptions import Unresolvable
 
 from app.errors import UNSUPPORTED, ApiError, BadRequest, GenerationFailed, ModelNotFound
 from app.gemma_format import AnswerParser, Call, Event, TextDelta, ThinkingDelta, ToolCallDelta
+from app.logs import log_answer
 from app.metrics import Metrics
 from app.output import AnswerOutput, merged
 from app.prompt import Prompt, PromptBuilder, answer_room
@@ -30,8 +30,6 @@ from app.response_store import ResponseStore
 from app.settings import Settings
 from app.worker import WorkerClient
 from engine.messages import Block, Done, Failed, GenerateRequest, Ready, Sampling, TokenLogprobs
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -392,16 +390,7 @@ def _record(figures: Figures, metrics: Metrics) -> None:
     metrics.completion_tokens.inc(figures.completion_tokens)
     if figures.blocks:
         metrics.time_to_first_block.observe(figures.time_to_first_block_s)
-    logger.info(
-        "answer %s: %d + %d tokens, %d blocks, %d steps, first block %.3f s, %.3f s",
-        figures.outcome,
-        figures.prompt_tokens,
-        figures.completion_tokens,
-        figures.blocks,
-        figures.denoising_steps,
-        figures.time_to_first_block_s,
-        figures.duration_s,
-    )
+    log_answer(asdict(figures))
 
 
 def _bad_request(error: ValidationError) -> ApiError:
