@@ -78,7 +78,7 @@ class WorkerClient:
                 ever_ready = ever_ready or was_ready
                 self._open.worker_died()
                 self._count_open()
-                self._metrics.queue_depth.set(0)
+                self._metrics.set_stats(Stats(waiting=0, running=0))
                 if not ever_ready:
                     raise WorkerCannotStartError(f"the worker ended with exit code {code}")
                 backoff = _FIRST_BACKOFF_S if was_ready else min(2 * backoff, _LONGEST_BACKOFF_S)
@@ -198,8 +198,8 @@ class WorkerClient:
                     self.ready = message
                     self._on_progress(message)
                     self._give_due()
-                case Stats(waiting=waiting):
-                    self._metrics.queue_depth.set(waiting)
+                case Stats():
+                    self._metrics.set_stats(message)
                 case Block():
                     self._metrics.blocks.inc()
                     self._metrics.denoising_steps.inc(message.denoising_steps)

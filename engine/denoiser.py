@@ -200,6 +200,11 @@ class Denoiser:
             slot.cache.clear()
             self._free.append(slot.cache)
 
+    @property
+    def kept_prefix_bytes(self) -> int:
+        """Device memory that kept prefixes hold."""
+        return self._prefixes.nbytes
+
     def forget_prefixes(self) -> bool:
         """Give up the memory of all kept prefixes; whether there was any."""
         some = len(self._prefixes) > 0

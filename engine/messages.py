@@ -181,10 +181,11 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Stats(msgspec.Struct, frozen=True, tag=True):
-    """Sent when either number changes: requests waiting for the GPU, and requests on it."""
+    """Sent when a number changes: requests waiting for the GPU, those on it, kept prefixes."""
 
     waiting: int
     running: int
+    kept_prefix_bytes: int = 0
 
 
 ToWorker = GenerateRequest | Cancel

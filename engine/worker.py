@@ -91,7 +91,11 @@ class Worker:
 
     def stats(self) -> list[FromWorker]:
         """A `Stats` if the numbers changed since the last one."""
-        now = Stats(waiting=self._scheduler.waiting, running=self._scheduler.running)
+        now = Stats(
+            waiting=self._scheduler.waiting,
+            running=self._scheduler.running,
+            kept_prefix_bytes=self._denoiser.kept_prefix_bytes,
+        )
         if now == self._told:
             return []
         self._told = now
