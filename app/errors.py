@@ -10,10 +10,12 @@ ApiError
 ├── BodyTooLarge            413
 ├── TooManyRequests         429  with Retry-After
 ├── GenerationFailed        500  the worker could not finish this answer
+├── DeadlineExceeded        504  nor in the time that it had
 └── NotReady                503  with Retry-After
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -28,6 +30,7 @@ _ANTHROPIC_TYPES = {  # by status
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
+    504: "timeout_error",
 }
 
 
@@ -37,13 +40,21 @@ class ApiError(Exception):
     status = 500
     type = "server_error"
     code: str | None = None
-    retry_after_s: int | None = None
+    retry_after_s: float | None = None
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.code = code or type(self).code
+        self.retry_after_s = retry_after_s or type(self).retry_after_s
 
     @property
     def headers(self) -> dict[str, str]:
@@ -51,8 +62,8 @@ class ApiError(Exception):
         if self.retry_after_s is None:
             return {}
         return {
-            "Retry-After": str(self.retry_after_s),
-            "retry-after-ms": str(1000 * self.retry_after_s),
+            "Retry-After": str(math.ceil(self.retry_after_s)),
+            "retry-after-ms": str(math.ceil(1000 * self.retry_after_s)),
         }
 
 
@@ -101,11 +112,21 @@ class TooManyRequests(ApiError):
     status = 429
     type = "rate_limit_error"
     code = "queue_full"
-    retry_after_s = 1
 
 
 class GenerationFailed(ApiError):
     code = "generation_failed"
+
+
+class DeadlineExceeded(ApiError):
+    status = 504
+    type = "timeout_error"
+    code = "deadline_exceeded"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The same again would take as long."""
+        return {"x-should-retry": "false"}
 
 
 class NotReady(ApiError):

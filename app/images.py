@@ -3,8 +3,9 @@
 Does what Transformers' `load_image` and `Gemma4ImageProcessorPil` do up to an upright RGB picture
 of the size that the vision tower wants. That class can't be used here, because it imports torch;
 in the worker it does the rest. So only that size crosses over, and no large picture is decoded
-where every request waits for it. Whatever a client sends, no URL is fetched and no other decoder
-than those of three formats runs, on no more bytes or pixels than are allowed.
+where every request waits for it. Whatever a client sends, nothing is fetched but from
+hosts that the configuration names, and no other decoder than those of three formats runs, on no
+more bytes or pixels than are allowed.
 """
 
 import base64
@@ -21,6 +22,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from app.errors import UNSUPPORTED, BadRequest
+from app.image_hosts import ImageHosts
 from app.model_files import model_file, optional_model_file
 from engine.messages import Image
 
@@ -107,14 +109,19 @@ class ImageReader:
         begin_token: int,
         image_token: int,
         end_token: int,
+        hosts: Sequence[str] = (),
     ) -> None:
         self._format = picture_format
+        self._hosts = ImageHosts(hosts)
         self._begin, self._image, self._end = begin_token, image_token, end_token
         self._decoding = threading.Lock()  # one picture at a time: the largest takes 770 MiB
 
     @classmethod
-    def find(cls, model: str) -> "ImageReader":
-        """Of a folder or a Hugging Face id; raises OSError if its configuration can't be read."""
+    def find(cls, model: str, hosts: Sequence[str] = ()) -> "ImageReader":
+        """Of a folder or a Hugging Face id; raises OSError if its configuration can't be read.
+
+        Images are fetched from these hosts; without any they come in data URLs only.
+        """
         config = json.loads(model_file(model, "config.json").read_text())
         processor = _image_processor(model)
         return cls(
@@ -123,6 +130,7 @@ class ImageReader:
             begin_token=config.get("boi_token_id", 255_999),
             image_token=config.get("image_token_id", 258_880),
             end_token=config.get("eoi_token_id", 258_882),
+            hosts=hosts,
         )
 
     def read(self, parts: Sequence[ImagePart]) -> list[Picture]:
@@ -168,13 +176,28 @@ class ImageReader:
         return Placed(tokens, images)
 
     def _read(self, part: ImagePart, picture_format: PictureFormat) -> Picture:
-        kind, data = _file_of(part)
+        kind, data = self._file_of(part)
         with self._decoding:
             rgb = _upright_rgb(_opened(data, kind, part.param), kind, part.param)
             rows, columns = picture_format.grid(rgb.height, rgb.width)
             height, width = (count * picture_format.token_side for count in (rows, columns))
             pixels = rgb.resize((width, height), picture_format.resample).tobytes()
         return Picture(rows * columns, height, width, pixels)
+
+    def _file_of(self, part: ImagePart) -> tuple[str, bytes]:
+        """The format's name in Pillow and the file's bytes."""
+        url, param = part
+        if not re.match("https?:", url, re.IGNORECASE):
+            return _data_of(url, param)
+        media_type, file = self._hosts.fetch(url, most_bytes=MOST_BYTES, param=param)
+        kind = _FORMATS.get(media_type.removeprefix("image/"))
+        if kind is None:
+            raise BadRequest(
+                f"{param}: the host sent {media_type!r}; allowed: image/png, image/jpeg, "
+                "image/webp.",
+                param=param,
+            )
+        return kind, file
 
 
 def _image_processor(model: str) -> dict[str, Any] | None:
@@ -188,14 +211,8 @@ def _image_processor(model: str) -> dict[str, Any] | None:
     return None if path is None else json.loads(path.read_text())
 
 
-def _file_of(part: ImagePart) -> tuple[str, bytes]:
-    """The format's name in Pillow and the file's bytes."""
-    url, param = part
-    if re.match("https?:", url, re.IGNORECASE):
-        raise BadRequest(
-            f"{param}: http(s) URLs are not fetched here; send the image in a data URL.",
-            param=param,
-        )
+def _data_of(url: str, param: str) -> tuple[str, bytes]:
+    """What a data URL holds: the format's name in Pillow and the file's bytes."""
     match = _DATA_URL.match(url)
     if match is None:
         raise BadRequest(

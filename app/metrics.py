@@ -10,7 +10,7 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Metrics:
-    """The server's counters; `outcome` is stop, length, cancelled or error."""
+    """The server's counters; `outcome` is stop, length, cancelled, timeout or error."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

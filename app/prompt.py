@@ -36,7 +36,7 @@ class Prompt:
 class PromptBuilder:
     """A checkpoint's tokenizer, chat template and image processor."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, image_hosts: Sequence[str] = ()) -> None:
         """Reads the files of a folder or a Hugging Face id; raises OSError if one is missing."""
         self.vocabulary = Vocabulary(model_file(model, "tokenizer.json"))
         config = json.loads(model_file(model, "tokenizer_config.json").read_text())
@@ -46,7 +46,7 @@ class PromptBuilder:
             if name.endswith("_token") and token is not None
         }
         self._template = model_file(model, "chat_template.jinja").read_text()
-        self._images = ImageReader.find(model)
+        self._images = ImageReader.find(model, image_hosts)
 
     def chat(
         self,

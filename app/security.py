@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import Unauthorized
-from app.settings import PREFIX, Settings
+from app.settings import PREFIX, Settings, listed
 
 # Supervisors have no key, and learn nothing but whether the server is up.
 _OPEN = frozenset({"/health/live", "/health/ready"})
@@ -44,7 +44,7 @@ class ApiKeys:
 
 def api_keys(settings: Settings) -> list[str]:
     """The keys of the setting and of the file. Raises KeysUnreadableError."""
-    keys = settings.api_key.get_secret_value().split(",")
+    keys = listed(settings.api_key.get_secret_value())
     if settings.api_key_file is not None:
         try:
             lines = settings.api_key_file.expanduser().read_text().splitlines()
@@ -53,8 +53,8 @@ def api_keys(settings: Settings) -> list[str]:
         named = [line for line in lines if line.strip() and not line.startswith("#")]
         if not named:
             raise KeysUnreadableError(f"{PREFIX}API_KEY_FILE: {settings.api_key_file} has no key")
-        keys += named
-    return [key.strip() for key in keys if key.strip()]
+        keys += [line.strip() for line in named]
+    return keys
 
 
 def open_paths(settings: Settings) -> frozenset[str]:

@@ -32,7 +32,7 @@ from app.response_store import ResponseStore
 from app.routes import about, anthropic, chat, completions, health, models, responses, tokens
 from app.routes.generation import Services
 from app.security import ApiKeys, api_keys, open_paths
-from app.settings import Settings
+from app.settings import Settings, listed
 from app.worker import WorkerCannotStartError, WorkerClient
 from engine.messages import Loading, Ready
 
@@ -50,7 +50,7 @@ def create_app(
     Raises OSError if the tokenizer's files are not there, KeysUnreadableError if its keys' are not.
     """
     keys = api_keys(settings)
-    prompts = PromptBuilder(settings.model_path)
+    prompts = PromptBuilder(settings.model_path, listed(settings.image_hosts))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -85,10 +85,9 @@ def create_app(
         app.add_middleware(ApiKeys, keys=keys, open_paths=open_paths(settings))
     app.add_middleware(UnexpectedErrors)
     if settings.cors_origins:
-        origins = [origin.strip() for origin in settings.cors_origins.split(",")]
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=origins,
+            allow_origins=listed(settings.cors_origins),
             allow_methods=["*"],
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after", "retry-after-ms"],

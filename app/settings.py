@@ -38,8 +38,18 @@ class Settings(EngineConfig, BaseSettings):
         default="",
         description="Web origins whose pages may ask, with commas between; * for all.",
     )
+    image_hosts: str = Field(
+        default="",
+        description="Hosts from which images are fetched, with commas between; empty: data URLs "
+        "only.",
+    )
     max_queue: int = Field(
         default=64, ge=1, description="Most requests open at once; one more is answered 429."
+    )
+    request_timeout_s: float = Field(
+        default=600,
+        gt=0,
+        description="Seconds that an answer may take from its arrival on, unless the request says.",
     )
     max_body_bytes: int = Field(
         default=32 * 2**20, ge=1024, description="Largest request body, in bytes."
@@ -70,6 +80,11 @@ class Settings(EngineConfig, BaseSettings):
     def engine_config(self) -> EngineConfig:
         """The worker's part."""
         return EngineConfig(**self.model_dump(include=set(EngineConfig.model_fields)))
+
+
+def listed(value: str) -> list[str]:
+    """A setting that has commas between."""
+    return [each.strip() for each in value.split(",") if each.strip()]
 
 
 def unknown_variables() -> list[str]:

@@ -15,10 +15,11 @@ from pathlib import Path
 import zmq
 import zmq.asyncio
 
-from app.errors import BadRequest, NotReady, TooManyRequests
+from app.errors import BadRequest, DeadlineExceeded, NotReady, TooManyRequests
 from app.metrics import Metrics
 from app.open_requests import Answer, OpenRequests
 from app.private_folder import PrivateFolder
+from app.service_rate import ServiceRate
 from app.worker_log import relay
 from engine.config import EngineConfig
 from engine.messages import (
@@ -61,6 +62,7 @@ class WorkerClient:
         self._max_queue = max_queue
         self._on_progress = on_progress
         self._open = OpenRequests()
+        self._rate = ServiceRate()
         self._socket: zmq.asyncio.Socket | None = None
         self._context = zmq.asyncio.Context()
         self._folder = PrivateFolder(Path(tempfile.gettempdir()))
@@ -107,14 +109,18 @@ class WorkerClient:
             raise NotReady("The model is not loaded; try again soon.")
         if len(self._open) + count > self._max_queue:
             raise TooManyRequests(
-                f"{len(self._open)} requests are open, which is the limit (max_queue)."
+                f"{len(self._open)} requests are open, which is the limit (max_queue).",
+                retry_after_s=self._rate.wait_s(len(self._open) + count - self._max_queue),
             )
         return self.ready
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Answer, None]:
+    async def generate(
+        self, request: GenerateRequest, deadline: float
+    ) -> AsyncGenerator[Answer, None]:
         """The worker's messages about one request, its terminal one last.
 
-        Leaving early cancels the request. Raises as `admit` does before the first.
+        Leaving early cancels the request. Raises as `admit` does before the first, and
+        DeadlineExceeded at `deadline`, a time of the event loop's clock.
         """
         self.admit()
         opened = self._open.add(request)
@@ -123,9 +129,12 @@ class WorkerClient:
         ended = False
         try:
             while not ended:
-                answer = await opened.answers.get()
+                async with asyncio.timeout_at(deadline):
+                    answer = await opened.answers.get()
                 ended = not isinstance(answer, Block)
                 yield answer
+        except TimeoutError as error:
+            raise DeadlineExceeded("The answer took longer than it may (timeout).") from error
         finally:
             # The terminal message of a request that the worker has comes later and removes it.
             if not ended and self._open.cancel(request.id) and self._socket is not None:
@@ -214,4 +223,6 @@ class WorkerClient:
     def _deliver(self, message: Answer) -> None:
         self._open.deliver(message)
         self._count_open()
+        if not isinstance(message, Block):
+            self._rate.ended(asyncio.get_running_loop().time(), others=len(self._open))
         self._give_due()  # its end, or its first block, may be what another waits for

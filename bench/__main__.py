@@ -7,7 +7,7 @@ import torch
 import transformers
 import typer
 
-from bench import autoregressive, counts, generate, graphs, roofline, step, tail, turns
+from bench import autoregressive, counts, generate, graphs, interactive, roofline, step, tail, turns
 from bench.compare import LEAST_ROUNDS, Output, report
 
 main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -76,6 +76,15 @@ def turns_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot =
         "ratio",
     ]
     report("Turns of a conversation", turns.rows(rounds), columns, Output(json, plot))
+
+
+@main.command("interactive")
+def interactive_command(
+    rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None
+) -> None:
+    """A person's first block while four jobs run, against an idle worker."""
+    columns = ["idle_ms", "busy_ms", "step_ms", "target_ms", "ratio"]
+    report("First block among jobs", interactive.rows(rounds), columns, Output(json, plot))
 
 
 @main.command("versus-autoregressive")

@@ -90,6 +90,7 @@ class Denoiser:
         ]
         self._prefixes: PrefixCache[Snapshot] = PrefixCache(prefix_cache_bytes)
         self._slots: dict[Sequence, Slot] = {}
+        self._parked: dict[Sequence, Canvas] = {}
         self._step = DenoisingStep(model)
         self._graphs: Graphs | None = None
         if cuda_graphs or compiled:
@@ -189,11 +190,22 @@ class Denoiser:
         length = 0 if match is None else match.length
         if match is not None:
             cache.restore(match.kept, length)
-        self._slots[sequence] = Slot(cache, tokens[:length])
+        self._slots[sequence] = Slot(cache, tokens[:length], self._parked.pop(sequence, None))
         return length
+
+    def park(self, sequence: Sequence) -> None:
+        """The sequence gives way: its KV cache is free, its keys and values a kept prefix.
+
+        The canvas in the making stays, so that it goes on with the same step.
+        """
+        canvas = self._slots[sequence].canvas
+        self.release(sequence)
+        if canvas is not None:
+            self._parked[sequence] = canvas
 
     def release(self, sequence: Sequence) -> None:
         """The sequence has ended; it need not have started. Its KV cache is free."""
+        self._parked.pop(sequence, None)
         slot = self._slots.pop(sequence, None)
         if slot is not None:
             self._keep(sequence, slot)

@@ -78,7 +78,7 @@ class Sequence:
     checkpoints: frozenset[int] = frozenset()
     image_keys: tuple[int, ...] = ()  # what tells each image from every other, and from a token
     encoded: int = 0  # tokens that the KV cache holds
-    reused: int = 0  # of them, those of an earlier request
+    reused: int | None = None  # of them, those of an earlier request, when it first ran
     block_index: int = 0
     step_index: int = 0  # denoising steps that the current canvas has had
     draft: list[int] | None = None  # the canvas' argmax, if it is nearly done
@@ -121,7 +121,15 @@ class Sequence:
     def reuse(self, length: int) -> None:
         """The KV cache holds the first `length` tokens already."""
         self.unencoded = self.unencoded[length:]
-        self.encoded = self.reused = length
+        self.encoded = length
+        if self.reused is None:
+            self.reused = length
+
+    def park(self) -> None:
+        """The KV cache holds nothing of it any more; its canvas stays as it is."""
+        self.unencoded = [*self.request.prompt, *self.answer]
+        self.encoded = 0
+        self.draft = None  # a bet is for a pass that encodes nothing before the canvas
 
     def next_work(self, most_tokens: int, *, speculate: bool = False) -> Work | None:
         """What the next pass may do for this answer, encoding at most so many tokens.

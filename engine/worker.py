@@ -8,7 +8,7 @@ thread: nothing else touches the device.
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
-from time import perf_counter
+from time import monotonic, perf_counter
 
 import torch
 import zmq
@@ -80,9 +80,14 @@ class Worker:
 
     def step(self) -> list[FromWorker]:
         """Run one pass; gives what came out. Does nothing when idle."""
-        for sequence in self._scheduler.start_waiting():
+        now = monotonic()
+        changes = self._scheduler.rearrange(now)
+        for sequence in changes.parked:
+            self._denoiser.park(sequence)
+            sequence.park()
+        for sequence in changes.started:
             sequence.reuse(self._denoiser.start(sequence))
-        works = self._scheduler.next_pass()
+        works = self._scheduler.next_pass(now)
         if not works:
             return []
         for work in works:
@@ -110,7 +115,8 @@ class Worker:
     def _run(self, works: Pass) -> list[FromWorker]:
         """One pass; where memory runs out, without kept prefixes, then for each request alone.
 
-        A pass that ran out of memory has changed nothing. Who does not fit alone fails.
+        A pass that ran out of memory has changed nothing. Who does not fit alone fails; if each
+        does, fewer run together from then on.
         """
         try:
             steps = self._denoiser.run(works)
@@ -129,7 +135,12 @@ class Worker:
             logger.warning("kept prefixes are given up, the pass runs again")
             return self._run(works)
         if len(works) > 1:
-            return [message for work in works for message in self._run([work])]
+            messages = [message for work in works for message in self._run([work])]
+            if not any(isinstance(message, Failed) for message in messages):
+                most = len(works) // 2
+                logger.warning("out of memory: from now on at most %d requests run together", most)
+                self._scheduler.shrink(most)
+            return messages
         failed = Failed(
             works[0].sequence.request.id, "The device is out of memory.", "out_of_memory"
         )
@@ -151,7 +162,8 @@ class Worker:
         obstacle = self._sampling_obstacle(request)
         if obstacle is not None:
             return [Failed(request.id, obstacle)]
-        self._scheduler.add(Sequence.start(request, self._denoiser.sampler.end_tokens))
+        sequence = Sequence.start(request, self._denoiser.sampler.end_tokens)
+        self._scheduler.add(sequence, monotonic())
         return []
 
     def _sampling_obstacle(self, request: GenerateRequest) -> str | None:
@@ -191,7 +203,7 @@ class Worker:
             block.tokens,
             block.denoising_steps,
             duration_s=now - started,
-            cached_tokens=sequence.reused,
+            cached_tokens=sequence.reused or 0,
             speculations=block.speculations,
             speculation_won=step is not None and step.next_started,
             logprobs=block.logprobs,

@@ -107,6 +107,7 @@ def _request(found: Services, body: MessagesRequest) -> AnswerRequest:
         body.sampling(random_seed()),
         body.max_tokens,
         "messages",
+        timeout_s=body.timeout,
         stops=tuple(body.stop_sequences or ()),
         format=ChatFormat(
             {

@@ -77,6 +77,7 @@ def _request(found: Services, body: ChatCompletionRequest) -> AnswerRequest:
         ),
         body.token_limit,
         "messages",
+        timeout_s=body.timeout,
         n=body.n or 1,
         stops=body.stops,
         format=ChatFormat(

@@ -74,6 +74,7 @@ def _request(found: Services, body: CompletionRequest, limits: Ready) -> AnswerR
         ),
         body.token_limit,
         "prompt",
+        timeout_s=body.timeout,
         n=body.n or 1,
         stops=body.stops,
     )

@@ -20,7 +20,14 @@ from jsonschema.protocols import Validator
 from pydantic import BaseModel, ValidationError
 from referencing.exceptions import Unresolvable
 
-from app.errors import UNSUPPORTED, ApiError, BadRequest, GenerationFailed, ModelNotFound
+from app.errors import (
+    UNSUPPORTED,
+    ApiError,
+    BadRequest,
+    DeadlineExceeded,
+    GenerationFailed,
+    ModelNotFound,
+)
 from app.gemma_format import AnswerParser, Call, Event, TextDelta, ThinkingDelta, ToolCallDelta
 from app.logs import log_answer
 from app.metrics import Metrics
@@ -69,6 +76,7 @@ class AnswerRequest:
     sampling: Sampling
     max_tokens: int | None
     prompt_field: str  # the request's field that a prompt too long is blamed on
+    timeout_s: float | None = None  # the server's own if None
     n: int = 1
     stops: tuple[str, ...] = ()
     format: ChatFormat | None = None
@@ -79,7 +87,7 @@ class AnswerRequest:
 
 
 Reason = Literal["stop", "length", "tool_calls"]
-Outcome = Literal["stop", "length", "cancelled", "error"]
+Outcome = Literal["stop", "length", "cancelled", "timeout", "error"]
 
 
 @dataclass
@@ -239,11 +247,13 @@ async def answer_events(
     in the worker. However a choice ends, it is counted and logged once.
     """
     events: asyncio.Queue[Delta | Finished | BaseException] = asyncio.Queue()
+    seconds = request.timeout_s or found.settings.request_timeout_s
+    deadline = asyncio.get_running_loop().time() + seconds
 
     async def run(choice: int) -> None:
         try:
             prompt = request.prompts[choice // request.n]
-            one = _choice_events(found, request, prompt, prepared[choice], choice)
+            one = _choice_events(found, request, prompt, prepared[choice], choice, deadline)
             async with aclosing(one) as mine:
                 async for event in mine:
                     events.put_nowait(event)
@@ -288,7 +298,12 @@ async def whole_answers(
 
 
 async def _choice_events(
-    found: Services, request: AnswerRequest, prompt: Prompt, prepared: GenerateRequest, choice: int
+    found: Services,
+    request: AnswerRequest,
+    prompt: Prompt,
+    prepared: GenerateRequest,
+    choice: int,
+    deadline: float,
 ) -> AsyncGenerator[Delta | Finished, None]:
     started = time.monotonic()
     output = _output(found, request, prompt)
@@ -301,7 +316,7 @@ async def _choice_events(
             yield Delta(choice, event, output.take_logprobs() if is_text else [], figures)
 
     try:
-        async with aclosing(found.worker.generate(prepared)) as messages:
+        async with aclosing(found.worker.generate(prepared, deadline)) as messages:
             async for message in messages:
                 match message:
                     case Block():
@@ -338,6 +353,9 @@ async def _choice_events(
             output.stop_string,
             output.take_logprobs(),
         )
+    except DeadlineExceeded:
+        figures.outcome = "timeout"
+        raise
     finally:
         figures.duration_s = figures.duration_s or time.monotonic() - started
         _record(figures, found.metrics)

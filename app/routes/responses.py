@@ -197,6 +197,7 @@ def _request(
         ),
         body.max_output_tokens,
         "input",
+        timeout_s=body.timeout,
         format=ChatFormat(
             {tool.name: _validator(tool) for tool in offered},
             parallel_calls=body.parallel_tool_calls is not False,

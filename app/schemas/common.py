@@ -84,6 +84,7 @@ class SamplingFields(Strict):
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(default=None, ge=0)
     priority: int | None = Field(default=None, ge=-(2**31), lt=2**31)
+    timeout: float | None = Field(default=None, gt=0, le=86400, description="seconds")
     max_denoising_steps: int | None = Field(default=None, ge=1, le=1024)
     entropy_bound: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     confidence_threshold: float | None = Field(default=None, ge=0, allow_inf_nan=False)
@@ -97,6 +98,7 @@ class SamplingFields(Strict):
             top_k=max(self.top_k or 0, 0),
             ignore_eos=bool(self.ignore_eos),
             min_tokens=self.min_tokens or 0,
+            priority=self.priority or 0,
             max_denoising_steps=self.max_denoising_steps,
             entropy_bound=self.entropy_bound,
             confidence_threshold=self.confidence_threshold,

@@ -4,9 +4,9 @@ lm_head -> softcap -> temperature -> softmax -> entropy, argmax, sample -> soft 
 
 `vocab_tail` and `draw` walk over the vocabulary in chunks that stay in the processor's cache, so
 that the [R, V] logits never exist; where a request has a bias, it is added to its rows' chunks.
-`triton_vocab_tail` is for GPUs: there the logits exist once, in
-the weights' type, and one kernel turns them into probabilities. `plain_vocab_tail` says the same in
-a few lines that hold everything at once in float32: it is what the tests compare with.
+`triton_vocab_tail` is for GPUs: there the logits exist once, in the weights' type, and one kernel
+turns them into probabilities. `plain_vocab_tail` says the same in a few lines that hold everything
+at once in float32: it is what the tests compare with.
 
 Letters: R canvas positions (rows), D hidden size, V vocabulary, G groups of the vocabulary.
 """

@@ -156,7 +156,7 @@ class ScriptedWorker:
     def admit(self):
         return self.ready
 
-    async def generate(self, request):
+    async def generate(self, request, _deadline):
         for index, token in enumerate(self._tokens):
             yield Block(request.id, index, [token], denoising_steps=1, duration_s=0.1)
         yield Done(request.id, self._finish_reason)

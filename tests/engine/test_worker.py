@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import msgspec
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from bench.random_model import Shape, write_random_model
 from engine.config import EngineConfig
 from engine.messages import Block, Cancel, Done, Failed, GenerateRequest, Sampling, Stats
 from engine.noise import block_noise
+from engine.prefix_cache import PrefixCache
 from engine.worker import Worker, build_denoiser
 
 PROMPT = list(range(6, 30))
@@ -362,6 +364,69 @@ def test_out_of_memory_fails_the_request_and_the_next_one_runs(worker, denoiser,
         messages = list(worker.generate(request("b")))
     assert [type(m) for m in messages] == [Failed]
     assert tokens_of(worker.generate(request())) == expected
+
+
+def test_out_of_memory_in_a_shared_pass_lets_fewer_run_and_fails_nobody(
+    worker, denoiser, monkeypatch
+):
+    requests = [request(name, seed=seed) for seed, name in enumerate("abc")]
+    alone = [tokens_of(worker.generate(each)) for each in requests]
+    run, widths = denoiser.run, []
+
+    def small(works):
+        if len(works) > 1:
+            raise torch.OutOfMemoryError("no memory left")
+        widths.append(len(works))
+        return run(works)
+
+    monkeypatch.setattr(denoiser, "run", small)
+    messages = [m for each in requests for m in worker.handle(each)]
+    while not worker.idle:
+        messages += worker.step()
+    for each, expected in zip(requests, alone, strict=True):
+        assert tokens_of([m for m in messages if m.id == each.id]) == expected
+
+
+@pytest.mark.parametrize("prefix_bytes", [0, 2**24])
+def test_a_request_that_gives_way_in_mid_block_goes_on_as_if_it_had_not(
+    denoiser, monkeypatch, prefix_bytes
+):
+    monkeypatch.setattr(denoiser, "_prefixes", PrefixCache(prefix_bytes))
+    worker = Worker(denoiser, EngineConfig(prefill_chunk=16, max_active=1))
+    job, person = request("job", max_tokens=60, priority=1), request("person", seed=9)
+    alone = {r.id: tokens_of(worker.generate(r)) for r in (job, person)}
+    for passes in range(1, 30, 3):
+        messages = worker.handle(job)
+        for _ in range(passes):
+            messages += worker.step()
+        first = "job" if any(isinstance(m, Done) for m in messages) else "person"
+        messages += worker.handle(person)
+        while not worker.idle:
+            messages += worker.step()
+        for name, expected in alone.items():
+            assert tokens_of([m for m in messages if m.id == name]) == expected
+        assert next(m.id for m in messages if isinstance(m, Done)) == first
+
+
+@pytest.mark.parametrize("options", [{}, {"frequency_penalty": 1.5}, {"temperature": 0}])
+def test_an_answer_goes_on_behind_what_was_delivered(worker, options):
+    wanted = request(max_tokens=60, **options)
+    blocks = [m for m in worker.generate(wanted) if isinstance(m, Block)]
+    assert len(blocks) > 2
+    for count in range(1, len(blocks)):
+        delivered = [token for block in blocks[:count] for token in block.tokens]
+        again = msgspec.structs.replace(
+            wanted, id="again", delivered=delivered, delivered_blocks=count
+        )
+        rest = [m for m in worker.generate(again) if isinstance(m, Block)]
+        assert [(m.index, m.tokens) for m in rest] == [
+            (block.index, block.tokens) for block in blocks[count:]
+        ]
+
+
+def test_an_answer_that_was_delivered_whole_is_refused(worker):
+    (failed,) = worker.generate(request(max_tokens=2, delivered=[7, 8], delivered_blocks=1))
+    assert "delivered before" in failed.message
 
 
 def test_stats_are_told_when_they_change_and_only_then(denoiser, worker):

@@ -1,0 +1,56 @@
+"""Images from other machines: only from hosts that the configuration names.
+
+A URL in a request would else let anyone who can ask make this machine call others in its network.
+"""
+
+from collections.abc import Sequence
+from time import monotonic
+
+import httpx
+
+from app.errors import BadRequest
+
+_TIMEOUT_S = 10.0
+
+
+class ImageHosts:
+    """Fetches files from these hosts, each a name with or without a port. Follows no redirect."""
+
+    def __init__(self, hosts: Sequence[str]) -> None:
+        self._hosts = frozenset(host.lower() for host in hosts)
+
+    def fetch(self, url: str, *, most_bytes: int, param: str) -> tuple[str, bytes]:
+        """The file's media type and its bytes; raises BadRequest, which names `param`."""
+        try:
+            parsed = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise BadRequest(f"{param}: is not a URL: {error}.", param=param) from error
+        names = {parsed.host.lower(), parsed.netloc.decode().lower()}
+        if self._hosts.isdisjoint(names):
+            raise BadRequest(
+                f"{param}: http(s) URLs are fetched only from hosts that the server's setting "
+                "image_hosts names; send the image in a data URL.",
+                param=param,
+            )
+        until = monotonic() + _TIMEOUT_S
+        try:
+            with httpx.stream("GET", parsed, timeout=_TIMEOUT_S) as response:
+                if response.status_code != httpx.codes.OK:
+                    raise BadRequest(
+                        f"{param}: the host answered {response.status_code}.", param=param
+                    )
+                file = bytearray()
+                for part in response.iter_bytes():
+                    file += part
+                    if monotonic() > until:
+                        raise httpx.ReadTimeout("the whole file takes too long")
+                    if len(file) > most_bytes:
+                        raise BadRequest(
+                            f"{param}: the file is larger than {most_bytes} bytes.", param=param
+                        )
+                kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+                return kind, bytes(file)
+        except httpx.HTTPError as error:
+            raise BadRequest(
+                f"{param}: the image can't be fetched: {type(error).__name__}.", param=param
+            ) from error
