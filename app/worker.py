@@ -97,8 +97,9 @@ class WorkerClient:
     def admit(self, count: int = 1) -> Ready:
         """The worker's limits, if it can take so many more answers now.
 
-        Raises NotReady, TooManyRequests, or BadRequest if it never could: asked before a response
-        begins, these are a status.
+        Raises NotReady, TooManyRequests, or BadRequest if it never could. Asked first, so that
+        nothing is done in vain, and right before a response begins, while these are a status:
+        others may have come while the prompt was made.
         """
         if count > self._max_queue:
             raise BadRequest(
@@ -119,10 +120,9 @@ class WorkerClient:
     ) -> AsyncGenerator[Answer, None]:
         """The worker's messages about one request, its terminal one last.
 
-        Leaving early cancels the request. Raises as `admit` does before the first, and
-        DeadlineExceeded at `deadline`, a time of the event loop's clock.
+        `admit` has been asked. Leaving early cancels the request. Raises DeadlineExceeded at
+        `deadline`, a time of the event loop's clock.
         """
-        self.admit()
         opened = self._open.add(request)
         self._count_open()
         self._give_due()

@@ -77,7 +77,7 @@ async def messages(http: Request) -> Response:
     body = await parsed(http, MessagesRequest)
     found = services(http)
     check_model(body.model, found.settings.model)
-    limits = found.worker.admit()
+    found.worker.admit()
     request = await asyncio.to_thread(_request, found, body)
     head = {
         "id": f"msg_{uuid.uuid4().hex}",
@@ -85,7 +85,9 @@ async def messages(http: Request) -> Response:
         "role": "assistant",
         "model": found.settings.model,
     }
-    answer = Answer(found, request, _prepared(request, limits), body.shows_thoughts, head)
+    answer = Answer(
+        found, request, _prepared(request, found.worker.admit()), body.shows_thoughts, head
+    )
     if body.stream:
         return event_stream(_stream(answer))
     return await unless_gone(http, _whole(answer))

@@ -48,9 +48,9 @@ async def chat_completions(http: Request) -> Response:
     body = await parsed(http, ChatCompletionRequest)
     found = services(http)
     check_model(body.model, found.settings.model)
-    limits = found.worker.admit(body.n or 1)
+    found.worker.admit(body.n or 1)
     request = await asyncio.to_thread(_request, found, body)
-    prepared = prepare(request, limits)
+    prepared = prepare(request, found.worker.admit(request.choices))
     head = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),

@@ -48,7 +48,7 @@ async def completions(http: Request) -> Response:
     check_model(body.model, found.settings.model)
     limits = found.worker.admit(len(body.prompts) * (body.n or 1))
     request = await asyncio.to_thread(_request, found, body, limits)
-    prepared = prepare(request, limits)
+    prepared = prepare(request, found.worker.admit(request.choices))
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",
