@@ -9,8 +9,9 @@ CLIENTS := .venv-clients
 # the project's own range is then satisfied. On a machine with an NVIDIA GPU and no such build it
 # is PyPI's CUDA build.
 TORCH := torch==2.13.0
+MINUTES ?= 10
 
-.PHONY: help serve test check fmt demo-accuracy clean
+.PHONY: help serve test soak check fmt demo-accuracy clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -20,6 +21,9 @@ serve: $(VENV)/.installed ## Start the server with the demo model on 127.0.0.1:8
 
 test: check $(CLIENTS)/.installed ## Lint, types, import rules and every test, on the CPU
 	$(BIN)/pytest
+
+soak: $(VENV)/.installed-dev ## Mixed traffic for MINUTES (10), then a verdict (docs/reliability.md)
+	$(BIN)/python -m tests.soak $(MINUTES)
 
 check: $(VENV)/.installed-dev ## Lint, types and import rules only
 	$(BIN)/ruff format --check .

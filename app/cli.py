@@ -1,6 +1,8 @@
 """The command `easel`. Each command parses its options and calls one function elsewhere."""
 
 import inspect
+import io
+import logging
 import runpy
 import signal
 import socket
@@ -23,6 +25,8 @@ from engine.messages import Loading, Ready
 
 _BACKLOG = 2048  # connections that may wait to be accepted, as uvicorn has it
 _PROGRESS_EVERY_S = 2.0
+
+logger = logging.getLogger("app.cli")  # which is run as __main__, too
 
 main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 # What may be long, a path or a curl line, is not wrapped: it could not be pasted.
@@ -95,7 +99,9 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _serve(settings: Settings) -> int:
-    configure_logs(settings.log_level)
+    configure_logs(settings.log_level, settings.log_format)
+    if settings.log_format == "json":
+        console.file = _LogLines()
     listening = _listen(settings)
     progress = _Progress(settings)
     try:
@@ -141,6 +147,15 @@ def _listen(settings: Settings) -> socket.socket:
             f"cannot listen on {settings.host} port {settings.port}: {error.strerror} "
             f"(settings: {PREFIX}HOST, {PREFIX}PORT)"
         )
+
+
+class _LogLines(io.StringIO):
+    """A console's file where the log may hold nothing but its own lines: what is told is one."""
+
+    def write(self, text: str, /) -> int:
+        if text.strip():
+            logger.info(text.strip())
+        return len(text)
 
 
 class _Progress:

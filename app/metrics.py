@@ -1,6 +1,10 @@
 """Every Prometheus metric: name, unit, labels, buckets. One registry an app, nothing global."""
 
+import asyncio
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from engine.messages import Stats
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -42,6 +46,12 @@ class Metrics:
         self.worker_starts = counter("easel_worker_starts_total", "Worker processes started")
         self.in_flight = gauge("easel_requests_in_flight", "Requests with the worker")
         self.queue_depth = gauge("easel_queue_depth", "Requests waiting for the device")
+        self.running = gauge("easel_requests_running", "Requests on the device")
+        self.kept_prefix_bytes = gauge(
+            "easel_kept_prefix_bytes", "Device memory that kept prefixes hold"
+        )
+        tasks = gauge("easel_event_loop_tasks", "Tasks on the front end's event loop")
+        tasks.set_function(lambda: len(asyncio.all_tasks()))
         self.time_to_first_block = seconds(
             "easel_time_to_first_block_seconds", "From a request's arrival to its first block"
         )
@@ -49,6 +59,12 @@ class Metrics:
             "easel_block_seconds", "A block's time on the device, its prefill or commit included"
         )
 
+    def set_stats(self, stats: Stats) -> None:
+        """What the worker last said of itself."""
+        self.queue_depth.set(stats.waiting)
+        self.running.set(stats.running)
+        self.kept_prefix_bytes.set(stats.kept_prefix_bytes)
+
     def exposition(self) -> bytes:
-        """Prometheus' text format."""
+        """Prometheus' text format. Called on the event loop, whose tasks it counts."""
         return generate_latest(self.registry)

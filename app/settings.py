@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.logs import LogFormat
 from engine.config import EngineConfig
 
 PREFIX = "EASEL_"
@@ -68,7 +69,12 @@ class Settings(EngineConfig, BaseSettings):
         default=30, ge=0, description="Seconds that running answers get to finish at SIGTERM."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Least severity that is logged."
+        default="info",
+        description="Least severity that is logged. Prompts and answers never are.",
+    )
+    log_format: LogFormat = Field(
+        default="text",
+        description="Form of the log: text for people, or json, one object a line.",
     )
 
     def engine_config(self) -> EngineConfig:

@@ -7,7 +7,6 @@ to the worker, every request gets its terminal message: it goes on with the next
 import asyncio
 import contextlib
 import logging
-import shutil
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -20,7 +19,9 @@ import zmq.asyncio
 from app.errors import BadRequest, DeadlineExceeded, NotReady, TooManyRequests
 from app.metrics import Metrics
 from app.open_requests import Answer, OpenRequests
+from app.private_folder import PrivateFolder
 from app.service_rate import ServiceRate
+from app.worker_log import relay
 from engine.config import EngineConfig
 from engine.messages import (
     Block,
@@ -72,7 +73,7 @@ class WorkerClient:
         self._rate = ServiceRate()
         self._socket: zmq.asyncio.Socket | None = None
         self._context = zmq.asyncio.Context()
-        self._folder = Path(tempfile.mkdtemp(prefix="easel-"))  # mode 0700
+        self._folder = PrivateFolder(Path(tempfile.gettempdir()))
 
     async def run(self) -> None:
         """Start the worker and start it again when it dies, until cancelled.
@@ -87,7 +88,7 @@ class WorkerClient:
                 ever_ready = ever_ready or was_ready
                 self._open.worker_died()
                 self._count_open()
-                self._metrics.queue_depth.set(0)
+                self._metrics.set_stats(Stats(waiting=0, running=0))
                 if not ever_ready:
                     raise WorkerCannotStartError(f"the worker ended with exit code {code}")
                 backoff = _FIRST_BACKOFF_S if was_ready else min(2 * backoff, _LONGEST_BACKOFF_S)
@@ -99,7 +100,7 @@ class WorkerClient:
             self._open.fail_all("The server is shutting down.")
             self._count_open()
             self._context.destroy(linger=0)
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.remove()
 
     def limits(self) -> Ready:
         """Of the worker that is alive now; raises NotReady."""
@@ -147,10 +148,9 @@ class WorkerClient:
     ) -> AsyncGenerator[Answer, None]:
         """The worker's messages about one request, its terminal one last.
 
-        The request has been admitted. Leaving early cancels it. Raises NotReady before the first
-        message, and DeadlineExceeded at `deadline`, a time of the event loop's clock.
+        The request has been admitted; without a worker it waits for the next. Leaving early
+        cancels it. Raises DeadlineExceeded at `deadline`, a time of the event loop's clock.
         """
-        self.limits()
         opened = self._open.add(request)
         self._count_open()
         self._give_due()
@@ -181,7 +181,7 @@ class WorkerClient:
 
     async def _live(self, life: int) -> int:
         """One worker's life, from its start to its exit code."""
-        path = self._folder / f"{life}.sock"
+        path = self._folder.path / f"{life}.sock"
         socket = self._context.socket(zmq.DEALER)
         socket.set_hwm(0)  # by default a sender waits at 1,000 messages
         socket.linger = 0
@@ -193,10 +193,13 @@ class WorkerClient:
             "engine",
             f"ipc://{path}",
             stdin=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
         )
         self._metrics.worker_starts.inc()
         assert process.stdin is not None
+        assert process.stderr is not None
+        relaying = asyncio.create_task(relay(process.stderr))
         process.stdin.write(self._config.model_dump_json().encode() + b"\n")
         self._socket = socket
         reader = asyncio.create_task(self._read(socket))
@@ -214,6 +217,9 @@ class WorkerClient:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+            # Its last words come before its end is told; a process of its own may hold stderr open.
+            await asyncio.wait([relaying], timeout=_STOP_S)
+            relaying.cancel()
             reader.cancel()
             self._socket = None
             socket.close()
@@ -229,8 +235,8 @@ class WorkerClient:
                     self.ready = message
                     self._on_progress(message)
                     self._give_due()
-                case Stats(waiting=waiting):
-                    self._metrics.queue_depth.set(waiting)
+                case Stats():
+                    self._metrics.set_stats(message)
                 case Block():
                     self._metrics.blocks.inc()
                     self._metrics.denoising_steps.inc(message.denoising_steps)

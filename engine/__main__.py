@@ -26,8 +26,12 @@ def main() -> int:
         print(__doc__, file=sys.stderr)
         return 2
     address = sys.argv[1]
+    line = sys.stdin.readline()
+    if not line:  # killed before it could say anything
+        _remove_socket(address)
+        return 0
     try:
-        config = EngineConfig.model_validate_json(sys.stdin.readline())
+        config = EngineConfig.model_validate_json(line)
     except ValidationError as error:
         print(f"easel worker: bad configuration on stdin: {error}", file=sys.stderr)
         return 2
@@ -69,13 +73,17 @@ def _serve(address: str, config: EngineConfig) -> int:
 def _end_with_stdin(address: str) -> None:
     while sys.stdin.read(1):
         pass
-    # The socket was the front end's, which can no longer remove it if it was killed.
+    _remove_socket(address)
+    os._exit(0)
+
+
+def _remove_socket(address: str) -> None:
+    """The front end made it, which can no longer remove it if it was killed."""
     path = Path(address.removeprefix("ipc://"))
     if path.is_socket():
         path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # unless it is the private folder that it makes
             path.parent.rmdir()
-    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from engine.canvas import Canvas, new_canvas, self_conditioning
 from engine.denoising_step import DenoisingStep
+from engine.device import out_of_memory
 from engine.graphs import Graphs
 from engine.kv_cache import KVCache, Snapshot
 from engine.messages import Image
@@ -211,6 +212,11 @@ class Denoiser:
             slot.cache.clear()
             self._free.append(slot.cache)
 
+    @property
+    def kept_prefix_bytes(self) -> int:
+        """Device memory that kept prefixes hold."""
+        return self._prefixes.nbytes
+
     def forget_prefixes(self) -> bool:
         """Give up the memory of all kept prefixes; whether there was any."""
         some = len(self._prefixes) > 0
@@ -225,6 +231,8 @@ class Denoiser:
         ):
             try:
                 self._prefixes.add(keys, cache.snapshot())
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
                 logger.warning("no memory to keep a prefix of %d tokens", len(slot.tokens))
                 self._prefixes.clear()

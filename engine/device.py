@@ -1,4 +1,4 @@
-"""Which device and which dtype the model gets, and what the device is called."""
+"""Which device and which dtype the model gets, what it is called, and when it is full."""
 
 import logging
 from pathlib import Path
@@ -51,6 +51,19 @@ def choose_threads(config: EngineConfig, device: torch.device, hidden_size: int)
         return config.threads
     narrow = device.type == "cpu" and hidden_size < _SHARED_FROM
     return 1 if narrow else torch.get_num_threads()
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether this is a device, of either kind, that has no memory left.
+
+    torch has a class for GPUs alone: its CPU allocator raises a bare RuntimeError.
+    """
+    match error:
+        case torch.OutOfMemoryError() | MemoryError():
+            return True
+        case RuntimeError():
+            return "DefaultCPUAllocator: " in str(error)
+    return False
 
 
 def device_name(device: torch.device) -> str:

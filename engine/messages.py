@@ -16,6 +16,7 @@ from typing import Literal
 import msgspec
 
 FinishReason = Literal["stop", "length", "cancelled"]
+FailureCode = Literal["generation_failed", "out_of_memory"]
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -172,17 +173,19 @@ class Done(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The request's end by a fault. `message` may be shown to the client."""
+    """The request's end by a fault. `message` and `code` may be shown to the client."""
 
     id: str
     message: str
+    code: FailureCode = "generation_failed"
 
 
 class Stats(msgspec.Struct, frozen=True, tag=True):
-    """Sent when either number changes: requests waiting for the GPU, and requests on it."""
+    """Sent when a number changes: requests waiting for the GPU, those on it, kept prefixes."""
 
     waiting: int
     running: int
+    kept_prefix_bytes: int = 0
 
 
 ToWorker = GenerateRequest | Cancel

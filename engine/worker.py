@@ -15,7 +15,13 @@ import zmq
 
 from engine.config import EngineConfig
 from engine.denoiser import Denoiser
-from engine.device import choose_device, choose_dtype, choose_threads, device_name
+from engine.device import (
+    choose_device,
+    choose_dtype,
+    choose_threads,
+    device_name,
+    out_of_memory,
+)
 from engine.messages import (
     Block,
     Cancel,
@@ -34,7 +40,7 @@ from engine.messages import (
 from engine.model.checkpoint import find_checkpoint, load_model
 from engine.model.vision import Vision
 from engine.scheduler import Scheduler
-from engine.sequence import Sequence, Step, Work
+from engine.sequence import Pass, Sequence, Step, Work
 
 logger = logging.getLogger(__name__)
 
@@ -86,31 +92,15 @@ class Worker:
             return []
         for work in works:
             self._block_started.setdefault(work.sequence.request.id, perf_counter())
-        try:
-            steps = self._denoiser.run(works)
-        except torch.OutOfMemoryError:
-            if self._denoiser.forget_prefixes():
-                logger.warning("out of memory: kept prefixes are given up, the pass runs again")
-                return []
-            if len(works) > 1:
-                most = len(works) // 2
-                logger.warning("out of memory: from now on at most %d requests run together", most)
-                self._scheduler.shrink(most)
-                return []
-            logger.exception("out of memory in a pass for one request")
-            return [
-                self._end(w.sequence, Failed(w.sequence.request.id, "The device is out of memory."))
-                for w in works
-            ]
-        return [
-            message
-            for work, step in zip(works, steps, strict=True)
-            for message in self._record(work, step)
-        ]
+        return self._run(works)
 
     def stats(self) -> list[FromWorker]:
         """A `Stats` if the numbers changed since the last one."""
-        now = Stats(waiting=self._scheduler.waiting, running=self._scheduler.running)
+        now = Stats(
+            waiting=self._scheduler.waiting,
+            running=self._scheduler.running,
+            kept_prefix_bytes=self._denoiser.kept_prefix_bytes,
+        )
         if now == self._told:
             return []
         self._told = now
@@ -121,6 +111,40 @@ class Worker:
         yield from self.handle(request)
         while not self.idle:
             yield from self.step()
+
+    def _run(self, works: Pass) -> list[FromWorker]:
+        """One pass; where memory runs out, without kept prefixes, then for each request alone.
+
+        A pass that ran out of memory has changed nothing. Who does not fit alone fails; if each
+        does, fewer run together from then on.
+        """
+        try:
+            steps = self._denoiser.run(works)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            logger.warning("out of memory in a pass for %d requests: %s", len(works), error)
+        else:
+            return [
+                message
+                for work, step in zip(works, steps, strict=True)
+                for message in self._record(work, step)
+            ]
+        # Outside of the handler: the exception would keep the failed pass' tensors alive.
+        if self._denoiser.forget_prefixes():
+            logger.warning("kept prefixes are given up, the pass runs again")
+            return self._run(works)
+        if len(works) > 1:
+            messages = [message for work in works for message in self._run([work])]
+            if not any(isinstance(message, Failed) for message in messages):
+                most = len(works) // 2
+                logger.warning("out of memory: from now on at most %d requests run together", most)
+                self._scheduler.shrink(most)
+            return messages
+        failed = Failed(
+            works[0].sequence.request.id, "The device is out of memory.", "out_of_memory"
+        )
+        return [self._end(works[0].sequence, failed)]
 
     def _accept(self, request: GenerateRequest) -> list[FromWorker]:
         room = self._denoiser.context_length - len(request.prompt)

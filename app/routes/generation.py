@@ -6,12 +6,11 @@ answer that is not streamed, `Choice`) to its JSON.
 
 import asyncio
 import json
-import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -29,6 +28,7 @@ from app.errors import (
     ModelNotFound,
 )
 from app.gemma_format import AnswerParser, Call, Event, TextDelta, ThinkingDelta, ToolCallDelta
+from app.logs import log_answer
 from app.metrics import Metrics
 from app.output import AnswerOutput, merged
 from app.prompt import Prompt, PromptBuilder, answer_room
@@ -36,8 +36,6 @@ from app.response_store import ResponseStore
 from app.settings import Settings
 from app.worker import Admit, WorkerClient
 from engine.messages import Block, Done, Failed, GenerateRequest, Ready, Sampling, TokenLogprobs
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -347,9 +345,9 @@ async def _choice_events(
                             break
                     case Done(finish_reason=ending):
                         reason = "stop" if ending == "stop" else "length"
-                    case Failed(message=why):
+                    case Failed(message=why, code=code):
                         figures.outcome = "error"
-                        raise GenerationFailed(why)
+                        raise GenerationFailed(why, code=code)
         for delta in deltas(output.finish()):
             yield delta
         figures.outcome = "stop" if output.ended else reason
@@ -421,16 +419,7 @@ def _record(figures: Figures, metrics: Metrics) -> None:
     metrics.completion_tokens.inc(figures.completion_tokens)
     if figures.blocks:
         metrics.time_to_first_block.observe(figures.time_to_first_block_s)
-    logger.info(
-        "answer %s: %d + %d tokens, %d blocks, %d steps, first block %.3f s, %.3f s",
-        figures.outcome,
-        figures.prompt_tokens,
-        figures.completion_tokens,
-        figures.blocks,
-        figures.denoising_steps,
-        figures.time_to_first_block_s,
-        figures.duration_s,
-    )
+    log_answer(asdict(figures))
 
 
 def _bad_request(error: ValidationError) -> ApiError:

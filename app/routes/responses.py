@@ -79,7 +79,8 @@ async def create_response(http: Request, admit: Admission) -> Response:
     earlier = _earlier(found, body)
     said = [_resolved(found, item, index) for index, item in enumerate(body.items)]
     request = await asyncio.to_thread(_request, found, body, earlier, said)
-    asked = Asked(body, [*earlier, *said], request, prepare(request, limits))
+    prepared = prepare(request, limits)
+    asked = Asked(body, [*earlier, *said], request, prepared)
     head = _head(found, body)
     output = _output(found, asked)
     events = _events(found, asked, head, output)

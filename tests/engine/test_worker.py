@@ -97,13 +97,18 @@ def test_a_request_s_tokens_do_not_depend_on_who_shares_its_passes(worker, seed)
 
 def test_requests_beyond_max_active_wait_for_a_place(denoiser):
     worker = Worker(denoiser, EngineConfig(max_active=2))
+
+    def waiting_and_running():
+        (told,) = worker.stats()
+        return told.waiting, told.running
+
     for name in "abc":
         worker.handle(request(name))
     worker.step()
-    assert worker.stats() == [Stats(waiting=1, running=2)]
+    assert waiting_and_running() == (1, 2)
     worker.handle(Cancel("a"))
     worker.step()
-    assert worker.stats() == [Stats(waiting=0, running=2)]
+    assert waiting_and_running() == (0, 2)
     until_idle(worker)
 
 
@@ -189,6 +194,38 @@ def test_out_of_memory_gives_up_kept_prefixes_and_runs_the_pass_again(
 
     monkeypatch.setattr(denoiser, "run", run_or_fail)
     assert tokens_of(worker.generate(request())) == tokens_of(expected)
+
+
+def test_of_a_pass_that_runs_out_of_memory_only_who_does_not_fit_alone_fails(
+    worker, denoiser, monkeypatch
+):
+    expected = tokens_of(worker.generate(request("small")))
+    run = denoiser.run
+
+    def run_or_fail(works):
+        if any(work.sequence.request.id == "large" for work in works):
+            torch.empty(2**60, dtype=torch.uint8)  # the CPU allocator's own error
+        return run(works)
+
+    monkeypatch.setattr(denoiser, "run", run_or_fail)
+    for name in ("small", "large"):
+        worker.handle(request(name))
+    messages = until_idle(worker)
+    assert [m for m in messages if m.id == "large"] == [
+        Failed("large", "The device is out of memory.", "out_of_memory")
+    ]
+    assert tokens_of(m for m in messages if m.id == "small") == expected
+
+
+def test_any_other_error_of_a_pass_is_none_of_memory(worker, denoiser, monkeypatch):
+    def broken(works):
+        raise RuntimeError("a kernel failed")
+
+    monkeypatch.setattr(denoiser, "run", broken)
+    with pytest.raises(RuntimeError, match="a kernel failed"):
+        list(worker.generate(request()))
+    monkeypatch.undo()
+    worker.handle(Cancel("a"))
 
 
 def test_a_temperature_too_small_for_float32_draws_what_a_very_small_one_does(worker):
@@ -392,7 +429,9 @@ def test_an_answer_that_was_delivered_whole_is_refused(worker):
     assert "delivered before" in failed.message
 
 
-def test_stats_are_told_when_they_change_and_only_then(worker):
+def test_stats_are_told_when_they_change_and_only_then(denoiser, worker):
+    denoiser.forget_prefixes()
+    worker.stats()
     worker.handle(request("a"))
     worker.handle(request("b"))
     assert worker.stats() == [Stats(waiting=2, running=0)]
@@ -400,7 +439,9 @@ def test_stats_are_told_when_they_change_and_only_then(worker):
     assert worker.stats() == [Stats(waiting=0, running=2)]
     assert worker.stats() == []
     until_idle(worker)
-    assert worker.stats() == [Stats(waiting=0, running=0)]
+    (last,) = worker.stats()
+    assert (last.waiting, last.running) == (0, 0)
+    assert last.kept_prefix_bytes == denoiser.kept_prefix_bytes > 0
 
 
 def test_temperature_zero_draws_nothing_but_the_starting_noise(worker, monkeypatch):
