@@ -24,6 +24,8 @@ from app.settings import PREFIX, Settings, unknown_variables
 from engine.messages import Loading, Ready
 
 _BACKLOG = 2048  # connections that may wait to be accepted, as uvicorn has it
+# Longer than clients keep idle connections (httpx 5 s), so that no request meets their close.
+_KEEP_ALIVE_S = 75
 _PROGRESS_EVERY_S = 2.0
 
 logger = logging.getLogger("app.cli")  # which is run as __main__, too
@@ -119,6 +121,7 @@ def _serve(settings: Settings) -> int:
         app,
         log_config=None,
         access_log=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=settings.shutdown_grace_s,
     )
     # uvicorn shuts down in order and then raises the signal again, for which nothing is left to
