@@ -20,6 +20,7 @@ from app.schemas import response_items, responses
 from app.schemas.chat import ChatCompletionRequest, ChatMessage
 from app.schemas.completions import CompletionRequest
 from app.schemas.responses import ResponseRequest
+from app.schemas.tools import validator
 
 
 def known(schema):
@@ -121,3 +122,28 @@ def test_every_field_of_anthropic_s_parts_is_known(schema, name):
 )
 def test_no_field_is_both_honoured_and_refused(schema):
     assert set(schema.model_fields) & set(schema.neutral) == set()
+
+
+@pytest.mark.parametrize("pattern", ["^(a+)+$", "^(?=a)(a+)+$", r"^(a|a)*\1$"])
+@pytest.mark.parametrize("as_name", [True, False])
+def test_a_pattern_that_would_be_tried_for_ever_is_given_up(pattern, as_name):
+    long = "a" * 60 + "b"
+    schema = {"patternProperties": {pattern: True}, "additionalProperties": False}
+    checks = validator(schema if as_name else {"pattern": pattern}, param="parameters")
+    with pytest.raises(ValueError, match=r"regex|match|unexpected"):
+        checks.validate({long: 1} if as_name else long)
+
+
+@pytest.mark.parametrize(
+    "schema", [{"$ref": "#"}, {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}]
+)
+def test_a_schema_that_refers_to_itself_ends(schema):
+    validator(schema, param="parameters").validate({"city": "Paris"})
+
+
+def test_a_schema_that_refers_to_itself_is_checked_all_the_way():
+    tree = {"type": "object", "properties": {"left": {"$ref": "#"}}, "required": ["value"]}
+    checks = validator(tree, param="parameters")
+    checks.validate({"value": 1, "left": {"value": 2}})
+    with pytest.raises(ValueError, match="value"):
+        checks.validate({"value": 1, "left": {}})
