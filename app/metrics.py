@@ -27,7 +27,9 @@ class Metrics:
         self.requests = counter(
             "easel_requests_total", "Requests that the worker was given, by end", ("outcome",)
         )
-        self.prompt_tokens = counter("easel_prompt_tokens_total", "Tokens of prompts")
+        self.prompt_tokens = counter(
+            "easel_prompt_tokens_total", "Tokens of prompts, once for each answer to one"
+        )
         self.cached_tokens = counter(
             "easel_cached_prompt_tokens_total", "Tokens of prompts that were not encoded again"
         )

@@ -7,6 +7,7 @@ control token, wherever in a message or a tool it stands.
 import json
 import re
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,7 @@ class PromptBuilder:
         images that can't be taken and, blaming the request's field `param`, if the template
         refuses the messages or can't go as deep as they or the tools are nested.
         """
+        _check_names(tools)
         messages, parts = _without_images(messages)
         pictures = self._images.read(parts)
         typed: list[str] = []
@@ -129,6 +131,14 @@ class PromptBuilder:
 
         text = self.vocabulary.typed_control.sub(mark, text)
         return self.vocabulary.begun_control.sub(mark, text)
+
+
+def _check_names(tools: Sequence[dict[str, Any]]) -> None:
+    """Raises BadRequest if a call could mean either of two tools."""
+    names = Counter(tool["function"]["name"] for tool in tools)
+    for name, times in names.items():
+        if times > 1:
+            raise BadRequest(f"tools: {times} of them are named {name!r}.", param="tools")
 
 
 def image_part(url: str, param: str) -> dict[str, Any]:

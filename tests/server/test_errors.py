@@ -71,6 +71,7 @@ def envelope(response):
         ({"tools": [tool(name="a b")]}, "tools.0.function.name"),
         ({"tools": [tool(parameters={"type": "objekt"})]}, "tools.0.function.parameters"),
         ({"tools": [tool()], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [tool(), tool(description="another")]}, "tools"),
         ({"tool_choice": "auto"}, "tool_choice"),
         ({"chat_template_kwargs": {"think": True}}, "chat_template_kwargs.think"),
         (
