@@ -76,7 +76,7 @@ class PromptBuilder:
                 enable_thinking=thinking,
                 **self._special,  # type: ignore[arg-type]  # names that the template uses
             )[0]  # type: ignore[assignment]  # annotated as a string, is a list and a list
-        except (TemplateError, TypeError, ValueError) as error:
+        except (TemplateError, TypeError, ValueError, RecursionError) as error:
             raise BadRequest(
                 f"The model's chat template refuses these messages: {error}", param=param
             ) from error
@@ -85,10 +85,10 @@ class PromptBuilder:
             # Without it the model may think all the same, and its answer would come late.
             text += EMPTY_THOUGHT
         tokens: list[int] = []
+        literally = {part: self.vocabulary.encode_literally(part) for part in set(typed)}
         # Odd parts are what a user typed that looks like a control token.
         for index, part in enumerate(re.split(f"\ue000{nonce}:([0-9]+)\ue001", text)):
-            encode = self.vocabulary.encode_literally if index % 2 else self.vocabulary.encode
-            tokens += encode(typed[int(part)] if index % 2 else part)
+            tokens += literally[typed[int(part)]] if index % 2 else self.vocabulary.encode(part)
         tokens, images = self._images.place(tokens, pictures, param)
         return Prompt(tokens, ends_in_thought(text), images)
 
@@ -113,13 +113,18 @@ class PromptBuilder:
         return value
 
     def _mark(self, text: str, nonce: str, typed: list[str]) -> str:
-        """Put a place-holder that no user can guess where a control token is typed as text."""
+        """Put a place-holder that no user can guess where a control token is typed as text.
 
-        def mark(match: re.Match[str]) -> str:
-            typed.append(match.group())
+        Also where one begins at the text's end: a template may put another text right behind it.
+        """
+
+        def mark(part: str) -> str:
+            typed.append(part)
             return f"\ue000{nonce}:{len(typed) - 1}\ue001"
 
-        return self.vocabulary.typed_control.sub(mark, text)
+        text = self.vocabulary.typed_control.sub(lambda match: mark(match.group()), text)
+        begun = self.vocabulary.begun_control(text)
+        return text[: begun.start] + mark(text[begun]) + text[begun.stop :] if text[begun] else text
 
 
 def image_part(url: str, param: str) -> dict[str, Any]:

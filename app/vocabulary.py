@@ -39,6 +39,19 @@ class Vocabulary:
         longest_first = sorted(self.controls.values(), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)))
 
+    def begun_control(self, text: str) -> slice:
+        """Where the text ends, but for white space, in the first characters of a control token."""
+        end = len(text.rstrip())
+        longest = max(map(len, self._beginnings))
+        sizes = range(min(longest, end), 0, -1)
+        size = next((size for size in sizes if text[end - size : end] in self._beginnings), 0)
+        return slice(end - size, end)
+
+    @cached_property
+    def _beginnings(self) -> frozenset[str]:
+        names = self.controls.values()
+        return frozenset(name[:size] for name in names for size in range(1, len(name)))
+
     def encode(self, text: str) -> list[int]:
         """Token ids of text in which control tokens are meant."""
         return _ids(self.tokenizer, _encodable(text))

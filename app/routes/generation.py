@@ -7,6 +7,7 @@ answer that is not streamed, `Choice`) to its JSON.
 import asyncio
 import json
 import logging
+import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
@@ -41,6 +42,14 @@ from engine.messages import Block, Done, Failed, GenerateRequest, Ready, Samplin
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=BaseModel)
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+# Any escape of JSON, so that "\\\\ud800" is a backslash and letters; a lone surrogate in group 1.
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -159,10 +168,18 @@ def services(request: Request) -> Services:
 
 
 async def parsed(request: Request, schema: type[T]) -> T:
-    """The body as `schema`; raises BadRequest that names the field."""
+    """The body as `schema`; raises BadRequest that names the field.
+
+    Halves of characters (lone surrogates), which JavaScript makes where it cuts a text inside an
+    emoji, become U+FFFD. In a thread: large bodies take seconds, and others are served meanwhile.
+    """
     body = await request.body()
+
+    def read() -> T:
+        return schema.model_validate_json(_whole_characters(body))
+
     try:
-        return schema.model_validate_json(body)
+        return await asyncio.to_thread(read)
     except ValidationError as error:
         raise _bad_request(error) from error
 
@@ -393,7 +410,7 @@ def _check_calls(calls: Sequence[Call], form: ChatFormat | None, figures: Figure
             continue
         try:
             validator.validate(json.loads(call.arguments))
-        except (ValueError, InvalidArguments, Unresolvable) as error:
+        except (ValueError, RecursionError, InvalidArguments, Unresolvable) as error:
             figures.outcome = "error"
             why = error.message if isinstance(error, InvalidArguments) else error
             raise GenerationFailed(
@@ -422,8 +439,14 @@ def _record(figures: Figures, metrics: Metrics) -> None:
     )
 
 
+def _whole_characters(body: bytes) -> bytes:
+    if _SURROGATE.search(body) is None:
+        return body
+    return _ESCAPE.sub(lambda found: found[0] if found[1] is None else rb"\ufffd", body)
+
+
 def _bad_request(error: ValidationError) -> ApiError:
-    first = error.errors(include_url=False)[0]
+    first = error.errors(include_url=False, include_input=False)[0]
     context = first.get("ctx", {})
     path = [*first["loc"], *([context["field"]] if context.get("field") else [])]
     # "(list)" and the like tell which form a field has, and are no part of its name.
