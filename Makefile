@@ -5,12 +5,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CLIENTS := .venv-clients
+MINUTES ?= 10
 # Installed first and with pip: where a CPU build of this release lies at hand, pip takes it, and
 # the project's own range is then satisfied. On a machine with an NVIDIA GPU and no such build it
 # is PyPI's CUDA build.
 TORCH := torch==2.13.0
 
-.PHONY: help serve test check fmt demo-accuracy clean
+.PHONY: help serve test fuzz check fmt demo-accuracy clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -20,6 +21,9 @@ serve: $(VENV)/.installed ## Start the server with the demo model on 127.0.0.1:8
 
 test: check $(CLIENTS)/.installed ## Lint, types, import rules and every test, on the CPU
 	$(BIN)/pytest
+
+fuzz: $(VENV)/.installed-dev ## Send made-up requests for so many minutes: make fuzz MINUTES=30
+	FUZZ_SECONDS=$$((60 * $(MINUTES))) $(BIN)/pytest tests/server/test_fuzz.py
 
 check: $(VENV)/.installed-dev ## Lint, types and import rules only
 	$(BIN)/ruff format --check .

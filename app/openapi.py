@@ -51,6 +51,7 @@ _ERRORS: tuple[type[ApiError], ...] = (
 )
 _TEXT = {"type": "string"}
 _NULLABLE = {"type": ["string", "null"]}
+_EVENT = {"type": "object", "properties": {"event": _TEXT, "data": _TEXT}, "required": ["data"]}
 _REF = "#/components/schemas/{model}"
 
 
@@ -98,7 +99,7 @@ def _answers(path: str) -> dict[str, Any]:
         return {"text/plain": {"schema": _TEXT}}
     answers = {"application/json": {"schema": {"type": "object"}}}
     streams = path in BODIES and "stream" in BODIES[path].model_fields
-    return answers | ({"text/event-stream": {"schema": _TEXT}} if streams else {})
+    return answers | ({"text/event-stream": {"schema": _EVENT}} if streams else {})
 
 
 def _errors(path: str) -> dict[str, Any]:
