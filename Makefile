@@ -5,13 +5,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CLIENTS := .venv-clients
+MINUTES ?= 10
 # Installed first and with pip: where a CPU build of this release lies at hand, pip takes it, and
 # the project's own range is then satisfied. On a machine with an NVIDIA GPU and no such build it
 # is PyPI's CUDA build.
 TORCH := torch==2.13.0
-MINUTES ?= 10
 
-.PHONY: help serve test soak check fmt demo-accuracy clean
+.PHONY: help serve test soak fuzz check fmt demo-accuracy clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -24,6 +24,9 @@ test: check $(CLIENTS)/.installed ## Lint, types, import rules and every test, o
 
 soak: $(VENV)/.installed-dev ## Mixed traffic for MINUTES (10), then a verdict (docs/reliability.md)
 	$(BIN)/python -m tests.soak $(MINUTES)
+
+fuzz: $(VENV)/.installed-dev ## Send made-up requests for so many minutes: make fuzz MINUTES=30
+	FUZZ_SECONDS=$$((60 * $(MINUTES))) $(BIN)/pytest tests/server/test_fuzz.py
 
 check: $(VENV)/.installed-dev ## Lint, types and import rules only
 	$(BIN)/ruff format --check .

@@ -92,10 +92,10 @@ class PromptBuilder:
             # Without it the model may think all the same, and its answer would come late.
             text += EMPTY_THOUGHT
         tokens: list[int] = []
+        literally = {part: self.vocabulary.encode_literally(part) for part in set(typed)}
         # Odd parts are what a user typed that looks like a control token.
         for index, part in enumerate(re.split(f"\ue000{nonce}:([0-9]+)\ue001", text)):
-            encode = self.vocabulary.encode_literally if index % 2 else self.vocabulary.encode
-            tokens += encode(typed[int(part)] if index % 2 else part)
+            tokens += literally[typed[int(part)]] if index % 2 else self.vocabulary.encode(part)
         tokens, images = self._images.place(tokens, pictures, param)
         return Prompt(tokens, ends_in_thought(text), images)
 
@@ -122,15 +122,16 @@ class PromptBuilder:
     def _mark(self, text: str, nonce: str, typed: list[str]) -> str:
         """Put a place-holder that no user can guess where a control token is typed as text.
 
-        Where one is begun at the end, too: the template may put another string right behind it.
+        Also where one begins at the text's end: a template may put another text right behind it.
         """
 
-        def mark(match: re.Match[str]) -> str:
-            typed.append(match.group())
+        def mark(part: str) -> str:
+            typed.append(part)
             return f"\ue000{nonce}:{len(typed) - 1}\ue001"
 
-        text = self.vocabulary.typed_control.sub(mark, text)
-        return self.vocabulary.begun_control.sub(mark, text)
+        text = self.vocabulary.typed_control.sub(lambda match: mark(match.group()), text)
+        begun = self.vocabulary.begun_control(text)
+        return text[: begun.start] + mark(text[begun]) + text[begun.stop :] if text[begun] else text
 
 
 def _check_names(tools: Sequence[dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -27,6 +28,7 @@ from app.errors import (
 )
 from app.logs import RequestIds, request_id
 from app.metrics import Metrics
+from app.openapi import document
 from app.prompt import PromptBuilder
 from app.response_store import ResponseStore
 from app.routes import about, anthropic, chat, completions, health, models, responses, tokens
@@ -73,7 +75,14 @@ def create_app(
             with suppress(asyncio.CancelledError, WorkerCannotStartError):
                 await running
 
-    app = FastAPI(title="Easel", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Easel",
+        version=version("easel-server"),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.openapi = lambda: document(app)  # type: ignore[method-assign]  # as FastAPI has it done
     app.state.created = int(time.time())
     for module in (chat, completions, responses, anthropic, models, tokens, health, about):
         app.include_router(module.router)

@@ -39,15 +39,18 @@ class Vocabulary:
         longest_first = sorted(self.controls.values(), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)))
 
-    @cached_property
-    def begun_control(self) -> re.Pattern[str]:
-        """Finds at a text's end what begins like a control token, whatever white space follows.
+    def begun_control(self, text: str) -> slice:
+        """Where the text ends, but for white space, in the first characters of a control token."""
+        end = len(text.rstrip())
+        longest = max(map(len, self._beginnings))
+        sizes = range(min(longest, end), 0, -1)
+        size = next((size for size in sizes if text[end - size : end] in self._beginnings), 0)
+        return slice(end - size, end)
 
-        Templates trim the strings that they put side by side.
-        """
-        begun = {name[:size] for name in self.controls.values() for size in range(1, len(name))}
-        longest_first = sorted(begun, key=len, reverse=True)
-        return re.compile(f"(?:{'|'.join(map(re.escape, longest_first))})(?=\\s*\\Z)")
+    @cached_property
+    def _beginnings(self) -> frozenset[str]:
+        names = self.controls.values()
+        return frozenset(name[:size] for name in names for size in range(1, len(name)))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of text in which control tokens are meant."""

@@ -7,7 +7,8 @@ from fastapi import APIRouter
 router = APIRouter()
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
+@router.head("/", include_in_schema=False)
+@router.get("/")
 async def root() -> dict[str, str]:
     return {"name": "easel", **await about()}
 

@@ -7,7 +7,7 @@ a client gets of one always parses; one that `max_tokens` cuts is no part of the
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -155,14 +155,15 @@ def template_messages(body: CountTokensRequest) -> list[Message]:
     """
     system = _system(body.system)
     turns: list[Message] = [{"role": "system", "content": system}] if system else []
-    calls: list[str] = []
+    calls: dict[str, int] = {}  # the last turn's, with their places
     spoken = [message for message in body.messages if message.blocks]
     for role, several in groupby(spoken, key=attrgetter("role")):
         blocks = [block for message in several for block in message.blocks]
         match role:
             case "assistant":
                 turns.append(_assistant_turn(blocks))
-                calls = [block.id for block in blocks if isinstance(block, ToolUseBlock)]
+                ids = [block.id for block in blocks if isinstance(block, ToolUseBlock)]
+                calls = {id: place for place, id in reversed([*enumerate(ids)])}
             case "user":
                 turns += _user_turns(blocks, calls)
             case "system":
@@ -194,7 +195,7 @@ def _assistant_turn(blocks: Sequence[AnyBlock]) -> Message:
     return turn
 
 
-def _user_turns(blocks: Sequence[AnyBlock], calls: Sequence[str]) -> list[Message]:
+def _user_turns(blocks: Sequence[AnyBlock], calls: Mapping[str, int]) -> list[Message]:
     """Results in their calls' order, as the model tells them apart by it, then what is said."""
     results = [block for block in blocks if isinstance(block, ToolResultBlock)]
     for result in results:
@@ -206,7 +207,7 @@ def _user_turns(blocks: Sequence[AnyBlock], calls: Sequence[str]) -> list[Messag
             )
     turns = [
         {"role": "tool", "tool_call_id": result.tool_use_id, "content": _result(result)}
-        for result in sorted(results, key=lambda result: calls.index(result.tool_use_id))
+        for result in sorted(results, key=lambda result: calls[result.tool_use_id])
     ]
     said = [block for block in blocks if not isinstance(block, ToolResultBlock)]
     return [*turns, {"role": "user", "content": _content(said)}] if said else turns
@@ -222,14 +223,17 @@ def _result(result: ToolResultBlock) -> str | list[dict[str, Any]]:
 def _content(blocks: Iterable[AnyBlock]) -> str | list[dict[str, Any]]:
     """Texts and images. Texts side by side are lines of one: a template would glue them."""
     parts: list[dict[str, Any]] = []
-    for block in blocks:
-        match block:
-            case TextBlock(text=text) if parts and parts[-1]["type"] == "text":
-                parts[-1] = {"type": "text", "text": f"{parts[-1]['text']}\n{text}"}
-            case TextBlock(text=text):
-                parts.append({"type": "text", "text": text})
-            case ImageBlock():
-                parts.append(image_part(block.url, "messages"))
+    shown = [block for block in blocks if isinstance(block, TextBlock | ImageBlock)]
+    for _, several in groupby(shown, key=type):
+        lines: list[str] = []
+        for block in several:
+            match block:
+                case TextBlock(text=text):
+                    lines.append(text)
+                case ImageBlock():
+                    parts.append(image_part(block.url, "messages"))
+        if lines:
+            parts.append({"type": "text", "text": "\n".join(lines)})
     if not parts:
         return ""
     return parts[0]["text"] if len(parts) == 1 and "text" in parts[0] else parts

@@ -35,6 +35,7 @@ from app.routes.generation import (
 )
 from app.routes.waiting import unless_gone
 from app.schemas.chat import ChatCompletionRequest, ChatMessage, ImagePart, Tool
+from app.schemas.common import bounded_json
 from app.schemas.tools import validator
 from app.sse import event_stream
 from app.vocabulary import Vocabulary
@@ -137,9 +138,11 @@ def _content(message: ChatMessage, field: str) -> str | list[dict[str, Any]]:
 
 
 def call_arguments(text: str) -> Any:
-    """A mapping, as the template has it; what is none is shown to the model as it came."""
+    """A mapping, as the template has it; what is none, or no template can render for its size, is
+    shown to the model as it came.
+    """
     try:
-        arguments = json.loads(text or "{}")
+        arguments = bounded_json(json.loads(text or "{}"))
     except (ValueError, RecursionError):
         return text
     return arguments if isinstance(arguments, dict) else text

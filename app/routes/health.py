@@ -8,13 +8,15 @@ from app.routes.generation import services
 router = APIRouter()
 
 
-@router.api_route("/health/live", methods=["GET", "HEAD"])
+@router.head("/health/live", include_in_schema=False)
+@router.get("/health/live")
 async def live() -> dict[str, str]:
     """The front end answers, whatever the worker does."""
     return {"status": "live"}
 
 
-@router.api_route("/health/ready", methods=["GET", "HEAD"])
+@router.head("/health/ready", include_in_schema=False)
+@router.get("/health/ready")
 async def ready(http: Request) -> JSONResponse:
     """200 while a worker with a loaded model is there."""
     if services(http).worker.ready is not None:
@@ -22,7 +24,8 @@ async def ready(http: Request) -> JSONResponse:
     return JSONResponse({"status": "no worker is ready"}, status_code=503)
 
 
-@router.api_route("/metrics", methods=["GET", "HEAD"])
+@router.head("/metrics", include_in_schema=False)
+@router.get("/metrics")
 async def metrics(http: Request) -> Response:
     exposition = services(http).metrics.exposition()
     return Response(exposition, media_type="text/plain; version=0.0.4; charset=utf-8")

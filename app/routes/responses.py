@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -119,7 +120,7 @@ async def get_input_items(http: Request, id: str) -> Response:
             raise BadRequest(f"after: no item has the id {query['after']!r}.", param="after")
         items = items[places[0] + 1 :]
     limit = query.get("limit", "20")
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit) <= 100):
+    if not (re.fullmatch("[0-9]{1,3}", limit) and 1 <= int(limit) <= 100):
         raise BadRequest("limit: should be a number from 1 to 100.", param="limit")
     shown = items[: int(limit)]
     return JSONResponse(

@@ -12,7 +12,15 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from app.schemas.common import ONE, ONE_OR_SEVERAL, SEVERAL, SamplingFields, Strict, unsupported
+from app.schemas.common import (
+    ONE,
+    ONE_OR_SEVERAL,
+    SEVERAL,
+    JsonObject,
+    SamplingFields,
+    Strict,
+    unsupported,
+)
 from app.schemas.tools import ToolName, checked_schema
 
 MAX_STOP_SEQUENCES = 64
@@ -89,7 +97,7 @@ class ToolUseBlock(Block):
     type: Literal["tool_use"]
     id: str = Field(min_length=1)
     name: str = Field(min_length=1)
-    input: dict[str, Any]
+    input: JsonObject
 
 
 def _tagged(*kinds: str) -> Discriminator:
@@ -189,7 +197,7 @@ class Tool(Strict):
     type: Literal["custom"] | None = None
     name: ToolName
     description: str | None = None
-    input_schema: dict[str, Any]
+    input_schema: JsonObject
     strict: bool | None = None
     eager_input_streaming: bool | None = None
     cache_control: CacheControl | None = None
@@ -250,7 +258,7 @@ class ClearThinking(Strict):
 
 
 class ContextManagement(Strict):
-    edits: list[ClearThinking] | None = None
+    edits: list[ClearThinking] | None = Field(default=None, fail_fast=True)
 
 
 class Metadata(Strict):
@@ -288,7 +296,7 @@ class CountTokensRequest(Strict):
     model: str
     messages: list[InputMessage] = Field(min_length=1, fail_fast=True)
     system: Annotated[Annotated[str, ONE] | Annotated[Texts, SEVERAL], ONE_OR_SEVERAL] | None = None
-    tools: list[Tool] | None = None
+    tools: list[Tool] | None = Field(default=None, fail_fast=True)
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None

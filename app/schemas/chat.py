@@ -12,6 +12,7 @@ from app.schemas.common import (
     ONE_OR_SEVERAL,
     SEVERAL,
     ApiRequest,
+    JsonObject,
     Strict,
     unsupported,
 )
@@ -79,7 +80,7 @@ class ChatMessage(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: list[ToolCall] | None = Field(default=None, fail_fast=True)
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -102,7 +103,7 @@ class ChatMessage(Strict):
 class Function(Strict):
     name: ToolName
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: JsonObject | None = None
     strict: bool | None = None
 
     _parameters = field_validator("parameters")(checked_schema)
@@ -139,7 +140,7 @@ class ChatCompletionRequest(ApiRequest):
     messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
-    tools: list[Tool] | None = None
+    tools: list[Tool] | None = Field(default=None, fail_fast=True)
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (

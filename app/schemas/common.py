@@ -1,18 +1,22 @@
 """What the dialects' requests share: strictness, refusals, sampling fields."""
 
 import json
+import math
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
     Field,
+    GetJsonSchemaHandler,
     Tag,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from app.errors import UNSUPPORTED
 from engine.messages import Sampling
@@ -20,6 +24,9 @@ from engine.messages import Sampling
 MAX_STOPS = 4
 MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 20
+# Of free JSON, such as a tool's parameters: what a chat template can render, with room to spare.
+MAX_JSON_LEVELS = 64
+MAX_JSON_VALUES = 100_000
 
 
 def _form(value: Any) -> str | None:
@@ -38,6 +45,30 @@ ONE_OR_SEVERAL = Discriminator(
 def unsupported(field: str, message: str) -> PydanticCustomError:
     """The error of a field, under the one that is validated, that Easel does not honour so."""
     return PydanticCustomError(UNSUPPORTED, "{message}", {"field": field, "message": message})
+
+
+def bounded_json(value: Any) -> Any:
+    """The same; raises ValueError if it is nested too deeply, too much, or JSON cannot say it."""
+    level, levels, values = [value], 0, 0
+    while level:
+        levels, values = levels + 1, values + len(level)
+        if levels > MAX_JSON_LEVELS:
+            raise ValueError(f"nested more than {MAX_JSON_LEVELS} levels deep")
+        if values > MAX_JSON_VALUES:
+            raise ValueError(f"more than {MAX_JSON_VALUES} values")
+        if any(isinstance(each, float) and not math.isfinite(each) for each in level):
+            raise ValueError("a number that is not finite or too large")
+        containers = [each for each in level if isinstance(each, dict | list)]
+        level = [
+            each
+            for container in containers
+            for each in (container.values() if isinstance(container, dict) else container)
+        ]
+    return value
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(bounded_json)]
+JsonValue = Annotated[Any, AfterValidator(bounded_json)]
 
 
 class Strict(BaseModel):
@@ -64,6 +95,16 @@ class Strict(BaseModel):
             raise unsupported(field, f"not supported; allowed: {values}")
         return {field: value for field, value in data.items() if field not in cls.neutral}
 
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        found = handler(schema)
+        properties = handler.resolve_ref_schema(found).setdefault("properties", {})
+        for field, allowed in cls.neutral.items():
+            properties[field] = {"enum": [None, *allowed]}
+        return found
+
 
 class StreamOptions(Strict):
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"include_obfuscation": (False,)}
@@ -79,10 +120,10 @@ class SamplingFields(Strict):
 
     temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1, description="0 and -1: all tokens")
+    top_k: int | None = Field(default=None, ge=-1, lt=2**31, description="0 and -1: all tokens")
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     ignore_eos: bool | None = None
-    min_tokens: int | None = Field(default=None, ge=0)
+    min_tokens: int | None = Field(default=None, ge=0, lt=2**31)
     priority: int | None = Field(default=None, ge=-(2**31), lt=2**31)
     timeout: float | None = Field(default=None, gt=0, le=86400, description="seconds")
     max_denoising_steps: int | None = Field(default=None, ge=1, le=1024)

@@ -6,9 +6,17 @@ All that an answer has may come back, and the forms in which clients write it th
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, TypeAdapter, model_validator
 
-from app.schemas.common import ONE, ONE_OR_SEVERAL, SEVERAL, Strict, unsupported
+from app.schemas.common import (
+    ONE,
+    ONE_OR_SEVERAL,
+    SEVERAL,
+    JsonValue,
+    Strict,
+    bounded_json,
+    unsupported,
+)
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
@@ -55,8 +63,8 @@ class OutputText(Strict):
     type: Literal["output_text"]
     text: str
     # Come back with what we sent, and say nothing that the text does not: the SDK's `parsed` too.
-    logprobs: list[Any] | None = None
-    parsed: Any = None
+    logprobs: Annotated[list[Any], AfterValidator(bounded_json)] | None = None
+    parsed: JsonValue = None
 
 
 class Refusal(Strict):
@@ -123,7 +131,7 @@ class FunctionCallItem(Item):
     call_id: str
     name: str = Field(min_length=1)
     arguments: str
-    parsed_arguments: Any = None  # the SDK's, which reads the arguments in a stream
+    parsed_arguments: JsonValue = None  # the SDK's, which reads the arguments in a stream
 
 
 class FunctionCallOutputItem(Item):
@@ -156,8 +164,8 @@ class ReasoningText(Strict):
 
 class ReasoningItem(Item):
     type: Literal["reasoning"]
-    summary: list[SummaryText] = Field(default_factory=list)
-    content: list[ReasoningText] | None = None
+    summary: list[SummaryText] = Field(default_factory=list, fail_fast=True)
+    content: list[ReasoningText] | None = Field(default=None, fail_fast=True)
     encrypted_content: str | None = None  # another service's, which nobody else can read
 
     @property

@@ -108,7 +108,7 @@ class ResponseRequest(SamplingFields):
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool | None = None
-    tools: list[AnyTool] | None = None
+    tools: list[AnyTool] | None = Field(default=None, fail_fast=True)
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
@@ -130,7 +130,7 @@ class ResponseRequest(SamplingFields):
             ]
         ]
         | None
-    ) = None
+    ) = Field(default=None, fail_fast=True)
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     # Given back or of no meaning to one user; prefixes are kept without being named.

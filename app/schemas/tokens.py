@@ -18,7 +18,7 @@ class TokenizeRequest(Strict):
     prompt: str | None = None
     add_special_tokens: bool = True
     messages: list[ChatMessage] | None = Field(default=None, min_length=1, fail_fast=True)
-    tools: list[Tool] | None = None
+    tools: list[Tool] | None = Field(default=None, fail_fast=True)
     chat_template_kwargs: TemplateOptions | None = None
 
     @model_validator(mode="after")

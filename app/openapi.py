@@ -1,0 +1,127 @@
+"""The OpenAPI document: the routes as FastAPI sees them, and what only their schemas know.
+
+Endpoints parse their bodies themselves, in the dialect's own words, so FastAPI knows none of them.
+"""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
+from pydantic_core import core_schema
+
+from app.errors import (
+    ApiError,
+    BadRequest,
+    BodyTooLarge,
+    DeadlineExceeded,
+    Dialect,
+    GenerationFailed,
+    NotFound,
+    NotReady,
+    TooManyRequests,
+    Unauthorized,
+    dialect,
+)
+from app.schemas.anthropic import CountTokensRequest, MessagesRequest
+from app.schemas.chat import ChatCompletionRequest
+from app.schemas.completions import CompletionRequest
+from app.schemas.responses import ResponseRequest
+from app.schemas.tokens import DetokenizeRequest, TokenizeRequest
+
+BODIES: dict[str, type[BaseModel]] = {
+    "/v1/chat/completions": ChatCompletionRequest,
+    "/v1/completions": CompletionRequest,
+    "/v1/responses": ResponseRequest,
+    "/v1/messages": MessagesRequest,
+    "/v1/messages/count_tokens": CountTokensRequest,
+    "/tokenize": TokenizeRequest,
+    "/detokenize": DetokenizeRequest,
+}
+_ERRORS: tuple[type[ApiError], ...] = (
+    BadRequest,
+    Unauthorized,
+    NotFound,
+    BodyTooLarge,
+    TooManyRequests,
+    GenerationFailed,
+    NotReady,
+    DeadlineExceeded,
+)
+_TEXT = {"type": "string"}
+_NULLABLE = {"type": ["string", "null"]}
+_EVENT = {"type": "object", "properties": {"event": _TEXT, "data": _TEXT}, "required": ["data"]}
+_REF = "#/components/schemas/{model}"
+
+
+def _object(**fields: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": fields, "required": list(fields)}
+
+
+_ENVELOPES: dict[str, dict[str, Any]] = {
+    "Error": _object(error=_object(message=_TEXT, type=_TEXT, param=_NULLABLE, code=_NULLABLE)),
+    "AnthropicError": _object(
+        type={"const": "error"}, error=_object(type=_TEXT, message=_TEXT), request_id=_NULLABLE
+    ),
+}
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The whole of it, made once."""
+    if app.openapi_schema is None:
+        app.openapi_schema = _document(app)
+    return app.openapi_schema
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    whole = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    bodies, definitions = models_json_schema(
+        [(schema, "validation") for schema in BODIES.values()],
+        ref_template=_REF,
+        schema_generator=_Generator,
+    )
+    whole["components"] = {"schemas": definitions["$defs"] | _ENVELOPES}
+    for path, operations in whole["paths"].items():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)  # FastAPI's own: ours are 400
+            operation["responses"] |= _errors(path)
+            operation["responses"]["200"]["content"] = _answers(path)
+        if path in BODIES:
+            schema = bodies[BODIES[path], "validation"]
+            content = {"application/json": {"schema": schema}}
+            operations["post"]["requestBody"] = {"required": True, "content": content}
+    return whole
+
+
+def _answers(path: str) -> dict[str, Any]:
+    if path == "/metrics":
+        return {"text/plain": {"schema": _TEXT}}
+    answers = {"application/json": {"schema": {"type": "object"}}}
+    streams = path in BODIES and "stream" in BODIES[path].model_fields
+    return answers | ({"text/event-stream": {"schema": _EVENT}} if streams else {})
+
+
+def _errors(path: str) -> dict[str, Any]:
+    """Each status that this path can answer with, in its dialect's envelope."""
+    if path == "/health/ready":
+        answer = {"application/json": {"schema": _object(status=_TEXT)}}
+        return {"503": {"description": "No worker is ready", "content": answer}}
+    spoken: list[Dialect] = [dialect(path, {})]
+    if path.startswith("/v1/models"):
+        spoken.append("anthropic")  # if the client's headers say so
+    names = ["AnthropicError" if each == "anthropic" else "Error" for each in spoken]
+    envelope = {"anyOf": [{"$ref": _REF.format(model=name)} for name in names]}
+    content = {"application/json": {"schema": envelope}}
+    return {
+        str(error.status): {"description": error.__name__, "content": content} for error in _ERRORS
+    }
+
+
+class _Generator(GenerateJsonSchema):
+    """Unions are `anyOf`: which member is meant is told in code, and several may fit a value."""
+
+    def tagged_union_schema(self, schema: core_schema.TaggedUnionSchema) -> JsonSchemaValue:
+        made = super().tagged_union_schema(schema)
+        made["anyOf"] = made.pop("oneOf")
+        return made

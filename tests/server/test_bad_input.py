@@ -1,0 +1,229 @@
+"""Bodies that no client of good will sends: each is answered in its dialect, and nobody waits."""
+
+import gzip
+import json
+import threading
+
+import httpx
+import pytest
+
+from app.openapi import BODIES
+from tests.server.vitals import unharmed
+
+LARGE = 10_000_000
+USER = {"role": "user", "content": "x"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_harm(server):
+    with unharmed(server, 3 * 2**30):  # token ids of 10 MB are a gigabyte while they are made
+        yield
+
+
+@pytest.fixture(scope="module")
+def good(model_folder):
+    """A request of each endpoint, as JSON, with a member to put behind the others."""
+    chat = f'"messages":[{json.dumps(USER)}]'
+    return {
+        "/v1/chat/completions": f'{{"max_tokens":1,{chat}%s}}',
+        "/v1/completions": '{"max_tokens":1,"prompt":"x"%s}',
+        "/v1/responses": '{"max_output_tokens":1,"input":"x"%s}',
+        "/v1/messages": f'{{"model":"{model_folder}","max_tokens":1,{chat}%s}}',
+        "/v1/messages/count_tokens": f'{{"model":"{model_folder}",{chat}%s}}',
+        "/tokenize": f"{{{chat}%s}}",
+        "/detokenize": '{"tokens":[5]%s}',
+    }
+
+
+def refused(response):
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["message"]
+    return True
+
+
+def post(http, path, text):
+    return http.post(path, content=text if isinstance(text, bytes) else text.encode())
+
+
+def tools(path, schema):
+    """A member `tools` of this dialect, with this JSON as a function's schema."""
+    match path:
+        case "/v1/responses":
+            tool = f'{{"type":"function","name":"f","parameters":{schema}}}'
+        case "/v1/messages" | "/v1/messages/count_tokens":
+            tool = f'{{"name":"f","input_schema":{schema}}}'
+        case _:
+            tool = f'{{"type":"function","function":{{"name":"f","parameters":{schema}}}}}'
+    return f',"tools":[{tool}]'
+
+
+WITH_TOOLS = [path for path in BODIES if path not in ("/v1/completions", "/detokenize")]
+NUMBERS = ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "9" * 400, "9" * 5000, "1e-400"]
+FIELDS = [
+    *("temperature", "top_p", "top_k", "seed", "min_tokens", "priority", "timeout", "n"),
+    *("max_denoising_steps", "entropy_bound", "confidence_threshold", "max_tokens"),
+    *("presence_penalty", "frequency_penalty", "top_logprobs"),
+]
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda number: f"{number[:9]}-{len(number)}")
+def test_a_number_of_any_kind_is_taken_or_refused(http, good, number):
+    for path in BODIES:
+        for field in FIELDS:
+            response = post(http, path, good[path] % f',"{field}":{number}')
+            assert response.status_code == 200 or refused(response)
+    for path in WITH_TOOLS:
+        response = post(http, path, good[path] % tools(path, f'{{"enum":[{number}]}}'))
+        assert response.status_code == 200 or refused(response)
+    assert number != "1e999" or refused(response)
+
+
+@pytest.mark.parametrize("levels", [50, 100, 190, 1000, 100_000])
+def test_depth_of_any_kind_is_taken_or_refused(http, good, levels):
+    for path in BODIES:
+        for deep in ('{"a":' * levels + "1" + "}" * levels, "[" * levels + "]" * levels):
+            refused(post(http, path, deep if deep[0] == "[" else good[path] % f',"x":{deep}'))
+            refused(post(http, path, good[path] % f',"metadata":{{"a":{deep}}}'))
+    for path in WITH_TOOLS:
+        for opened, closed in (('{"properties":{"a":', "}}"), ('{"not":', "}"), ('{"a":', "}")):
+            schema = opened * levels + "{}" + closed * levels
+            response = post(http, path, good[path] % tools(path, schema))
+            assert response.status_code == 200 or refused(response)
+    arguments = '{"a":' * levels + "1" + "}" * levels
+    called = {"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f"}}]}
+    called["tool_calls"][0]["function"]["arguments"] = arguments
+    item = {"type": "function_call", "call_id": "a", "name": "f", "arguments": arguments}
+    for path, body in (
+        ("/v1/chat/completions", {"messages": [USER, called], "max_tokens": 1}),
+        ("/v1/responses", {"input": [item], "max_output_tokens": 1}),
+    ):
+        response = http.post(path, json=body)
+        assert response.status_code == 200 or refused(response)
+
+
+@pytest.mark.parametrize("path", WITH_TOOLS)
+@pytest.mark.parametrize("schema", ['{"$schema":[]}', '{"$schema":5}', '{"$schema":{"a":1}}'])
+def test_a_schema_of_no_dialect_is_refused(http, good, path, schema):
+    refused(post(http, path, good[path] % tools(path, schema)))
+
+
+def test_half_a_character_is_a_replacement_character_in_every_dialect(http, good):
+    whole = http.post("/tokenize", json={"prompt": "a\ufffdb 😀 \\ud800"}).json()["tokens"]
+    for half in ("\\ud83d", "\\uDE00", "\\ude00\\ud83d"[:6]):
+        body = f'{{"prompt":"a{half}b \\ud83d\\ude00 \\\\ud800"}}'
+        assert post(http, "/tokenize", body).json()["tokens"] == whole
+    for path in BODIES:
+        text = good[path].replace('"x"', '"x\\ud83d"') % ""
+        assert post(http, path, text).status_code == 200
+    metadata = ',"metadata":{"\\ud800":"\\udfff"}'
+    kept = post(http, "/v1/responses", good["/v1/responses"] % metadata).json()
+    assert http.get(f"/v1/responses/{kept['id']}").json()["metadata"] == {"\ufffd": "\ufffd"}
+
+
+ODD = [
+    *("\x00", "\ue000", "\ue001", "\ue0000:0\ue001", "\ufeff", "\uffff", "\U0010ffff", "\u202e"),
+    *("e" + "\u0301" * 500, "👩‍👩‍👧‍👦", "\u0378", "\u2028", "שלום", "ﷺ", "\x7f", "\x1b[2J"),
+]
+
+
+@pytest.mark.parametrize("text", ODD, ids=ascii)
+def test_odd_characters_come_back_as_they_are(http, good, text):
+    tokens = http.post("/tokenize", json={"prompt": text}).json()["tokens"]
+    assert http.post("/detokenize", json={"tokens": tokens[1:]}).json()["prompt"] == text
+    for path in BODIES:
+        body = good[path].replace('"x"', json.dumps(f"x{text}", ensure_ascii=False)) % ""
+        assert post(http, path, body).status_code == 200
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_encodings_that_are_not_json_are_refused_and_others_taken(http, good, path):
+    text = good[path] % ""
+    refused(post(http, path, gzip.compress(text.encode())))
+    refused(http.post(path, content=text.encode("utf-16")))
+    refused(http.post(path, content=text.replace("x", "é").encode("latin-1") + b"\xe9"))
+    refused(http.post(path, content=b"\xef\xbb\xbf" + text.encode()))
+    chunked = http.post(path, content=(text[at : at + 7].encode() for at in range(0, 999, 7)))
+    assert chunked.status_code == 200
+    twice = http.post(path, content=f'{text[:-1]},"model":5,"model":null}}')
+    assert twice.status_code == 200 or refused(twice)
+    for kind in ("text/plain", "multipart/form-data", "\xff"):
+        headers = {"content-type": kind.encode("latin-1")}
+        assert http.post(path, content=text.encode(), headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "PUT", "PATCH", "TRACE", "DELETE", "NONE"])
+def test_other_methods_are_no_fault_of_ours(http, method):
+    for path in (*BODIES, "/", "/v1/models", "/v1/models/x", "/health/ready", "/v1/responses/x"):
+        assert http.request(method, path).status_code in (200, 400, 404, 405)
+
+
+def test_a_limit_of_any_size_is_refused(http):
+    kept = http.post("/v1/responses", json={"input": "x", "max_output_tokens": 1}).json()["id"]
+    refused(http.get(f"/v1/responses/{kept}/input_items?limit={'9' * 5000}"))
+
+
+def several(before, item, after):
+    count = (LARGE - len(before) - len(after)) // (len(item) + 1)
+    return f"{before}{','.join([item] * count)}{after}"
+
+
+CHAT = '{"max_tokens":1,"messages":['
+MESSAGES = '{"model":"MODEL","max_tokens":1,"messages":['
+LARGE_BODIES = {
+    "one string": lambda: (
+        "/v1/chat/completions",
+        f'{CHAT}{{"role":"user","content":"{"x" * LARGE}"}}]}}',
+    ),
+    "control tokens": lambda: (
+        "/v1/chat/completions",
+        CHAT + json.dumps({"role": "user", "content": "<|turn>" * (LARGE // 7)}) + "]}",
+    ),
+    "messages": lambda: ("/v1/chat/completions", several(CHAT, json.dumps(USER), "]}")),
+    "stops": lambda: (
+        "/v1/chat/completions",
+        several(f'{CHAT}{json.dumps(USER)}],"stop":[', '"a"', "]}"),
+    ),
+    "ids": lambda: ("/v1/completions", several('{"prompt":[', "5", "]}")),
+    "prompts": lambda: ("/v1/completions", several('{"prompt":[', '"a"', "]}")),
+    "no tools": lambda: (
+        "/v1/chat/completions",
+        several(f'{CHAT}{json.dumps(USER)}],"tools":[', "{}", "]}"),
+    ),
+    "no includes": lambda: ("/v1/responses", several('{"input":"x","include":[', "1", "]}")),
+    "a schema": lambda: (
+        "/v1/chat/completions",
+        several(
+            f'{CHAT}{json.dumps(USER)}],"tools":[{{"type":"function","function":{{"name":"f","parameters":{{"type":[',
+            "{}",
+            "]}}}]}",
+        ),
+    ),
+    "brackets": lambda: ("/v1/messages", "[" * LARGE),
+    "blocks": lambda: (
+        "/v1/messages",
+        several(f'{MESSAGES}{{"role":"user","content":[', '{"type":"text","text":"x"}', "]}]}"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LARGE_BODIES)
+def test_ten_megabytes_are_refused_and_others_served_meanwhile(server, model_folder, name):
+    path, body = LARGE_BODIES[name]()
+    body = body.replace("MODEL", str(model_folder))
+    answered, done = 0, threading.Event()
+
+    def ask():
+        nonlocal answered
+        with httpx.Client(base_url=server.url, timeout=60) as other:
+            while not done.is_set():
+                other.get("/health/live").raise_for_status()
+                answered += 1
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        refused(httpx.post(f"{server.url}{path}", content=body, timeout=100))
+    finally:
+        done.set()
+        asking.join()
+    assert answered  # one, where the refusal comes at once
