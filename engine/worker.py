@@ -31,10 +31,11 @@ from engine.messages import (
     decode_to_worker,
     encode,
 )
-from engine.model.checkpoint import find_checkpoint, load_model
+from engine.model.checkpoint import Quantization, find_checkpoint, load_model
 from engine.model.vision import Vision
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence, Step, Work
+from engine.weights.quantized_cache import cache_root
 
 logger = logging.getLogger(__name__)
 
@@ -240,7 +241,12 @@ def build_denoiser(
     if checkpoint.vision is not None:
         vision = Vision(checkpoint.vision, device=device, dtype=dtype)
     model = load_model(
-        checkpoint, device=device, dtype=dtype, vision=vision, on_progress=_rationed(send)
+        checkpoint,
+        device=device,
+        dtype=dtype,
+        quantization=_quantization(config),
+        vision=vision,
+        on_progress=_rationed(send),
     )
     return Denoiser(
         model,
@@ -253,6 +259,15 @@ def build_denoiser(
         vision=vision,
         cuda_graphs=config.cuda_graphs == "auto" and device.type == "cuda",
         compiled=config.compile,
+    )
+
+
+def _quantization(config: EngineConfig) -> Quantization:
+    experts, linears = config.quantize_experts, config.quantize_linears
+    return Quantization(
+        None if experts == "none" else experts,
+        None if linears == "none" else linears,
+        cache_root() if config.quantized_cache else None,
     )
 
 
