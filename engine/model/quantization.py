@@ -55,6 +55,18 @@ class QuantizedWeight:
     zeros: Tensor | None = None  # [..., N, G], scaled already
     global_scale: Tensor | None = None  # [E] or [] float32
 
+    def __post_init__(self) -> None:
+        """Raises UnquantizableError if the parts do not fit each other."""
+        rows, scales = self.codes.shape[:-1], self.scales.shape
+        if scales[:-1] != rows or self.shape[-1] % scales[-1]:
+            raise UnquantizableError(
+                f"scales {tuple(scales)} do not fit a weight {tuple(self.shape)}"
+            )
+        if self.zeros is not None and self.zeros.shape != scales:
+            raise UnquantizableError(
+                f"zeros {tuple(self.zeros.shape)} do not fit scales {tuple(scales)}"
+            )
+
     @property
     def shape(self) -> torch.Size:
         """[E,] N, K of the weight that it stands for."""
@@ -235,6 +247,8 @@ def flattened(weights: Sequence[Weight]) -> list[Tensor | QuantizedWeight]:
 def stack_experts(experts: Sequence[Tensor | QuantizedWeight]) -> Tensor | QuantizedWeight:
     """[N, K] each, all quantised alike -> [E, N, K]. Raises UnquantizableError."""
     first = experts[0]
+    if any(expert.shape != first.shape for expert in experts):
+        raise UnquantizableError("the experts are not of one shape")
     if all(isinstance(expert, Tensor) for expert in experts):
         return torch.stack([expert for expert in experts if isinstance(expert, Tensor)])
     quantized = [expert for expert in experts if isinstance(expert, QuantizedWeight)]

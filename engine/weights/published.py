@@ -12,7 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.model.quantization import QuantizedWeight, Weight, stack, stack_experts
+from engine.model.quantization import (
+    QuantizedWeight,
+    UnquantizableError,
+    Weight,
+    stack,
+    stack_experts,
+)
 from engine.weights import compressed_tensors, modelopt
 from engine.weights.errors import UnsupportedFormatError
 from engine.weights.tensor_files import TensorFiles
@@ -61,7 +67,13 @@ class PublishedWeights:
         self._experts = experts
 
     def read(self, name: str) -> Weight:
-        """As it is stored. Raises MissingTensorError or UnquantizableError."""
+        """As it is stored. Raises MissingTensorError, or UnquantizableError naming the weight."""
+        try:
+            return self._read(name)
+        except UnquantizableError as error:
+            raise UnquantizableError(f"{name}: {error}") from error
+
+    def _read(self, name: str) -> Weight:
         module, _, last = name.rpartition(".")
         if last == "weight":
             return self._read_module(self._files, module)
