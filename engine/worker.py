@@ -235,7 +235,7 @@ def build_denoiser(
     """
     device = choose_device(config)
     dtype = choose_dtype(config, device)
-    checkpoint = find_checkpoint(config.model_path)
+    checkpoint = find_checkpoint(config.model_path, config.gguf)
     torch.set_num_threads(choose_threads(config, device, checkpoint.config.hidden_size))
     vision = None
     if checkpoint.vision is not None:

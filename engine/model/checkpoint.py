@@ -8,11 +8,10 @@ published formats look on disk is `engine.weights`' to know.
 
 import json
 import re
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -34,10 +33,14 @@ from engine.sampler import SamplerConfig
 from engine.weights.errors import UnsupportedFormatError
 from engine.weights.published import PublishedWeights, ReadModule, find_format, read_dense
 from engine.weights.quantized_cache import QuantizedCache
-from engine.weights.tensor_files import MissingTensorError, TensorFiles
+from engine.weights.tensor_files import MissingTensorError, Progress, TensorFiles
+
+if TYPE_CHECKING:
+    from engine.weights.gguf_file import GgufWeights
 
 # Files that a model needs here, of all that a repository may hold.
-_WANTED_FILES = ["*.json", "*.safetensors", "*.jinja"]
+_WANTED_FILES = ["*.json", "*.jinja"]
+_WEIGHT_FILES = ["*.safetensors"]
 _LISTED = 8  # names that an error spells out
 _CHUNK = 4096  # rows of a large weight that are dequantised at once
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
@@ -56,7 +59,12 @@ class Checkpoint:
     sampler: SamplerConfig
     vision: VisionConfig | None
     read_module: ReadModule  # of the format in which it is stored
-    quantized: bool  # as it is stored
+    gguf: Path | None = None  # a file with the weights instead
+
+    @property
+    def quantized(self) -> bool:
+        """Whether it is stored so."""
+        return self.gguf is not None or self.read_module is not read_dense
 
 
 @dataclass(frozen=True)
@@ -78,8 +86,11 @@ class Quantization:
         return QuantizedCache(self.cache_root, files, asked)
 
 
-def find_checkpoint(model: str) -> Checkpoint:
+def find_checkpoint(model: str, gguf: str = "") -> Checkpoint:
     """Find a folder or a Hugging Face id, and read its configuration before any weight.
+
+    The weights are those of `gguf` if it is given, a file's path or owner/name/file on the hub: the
+    language model's alone, so that there is no vision.
 
     Raises CheckpointError, UnsupportedModelError or UnsupportedSamplerError.
     """
@@ -94,15 +105,15 @@ def find_checkpoint(model: str) -> Checkpoint:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"model {model!r}: {_first_line(error)}") from error
     shapes = ModelConfig.from_transformers(config)
-    folder = path if local else _download(model)
-    vision = VisionConfig.find(folder, config)
+    gguf_file = _find_gguf(gguf) if gguf else None
+    folder = path if local else _download(model, weights=gguf_file is None)
+    vision = None if gguf_file else VisionConfig.find(folder, config)
     stored: dict[str, Any] | None = getattr(config, "quantization_config", None)
     try:
-        read_module = find_format(folder, stored)
+        read_module = read_dense if gguf_file else find_format(folder, stored)
     except UnsupportedFormatError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    quantized = read_module is not read_dense
-    return Checkpoint(folder, shapes, _sampler_config(folder), vision, read_module, quantized)
+    return Checkpoint(folder, shapes, _sampler_config(folder), vision, read_module, gguf_file)
 
 
 def load_model(
@@ -112,7 +123,7 @@ def load_model(
     dtype: torch.dtype,
     quantization: Quantization = Quantization(),
     vision: Vision | None = None,
-    on_progress: Callable[[int, int], None] = lambda _loaded, _total: None,
+    on_progress: Progress = lambda _loaded, _total: None,
 ) -> DiffusionGemma:
     """The network with its weights on `device`. `on_progress` gets bytes read and bytes in all.
 
@@ -129,10 +140,7 @@ def load_model(
         )
     with torch.device("meta"):
         model = DiffusionGemma(checkpoint.config)
-    paths = _weight_files(checkpoint.folder)
-    files = TensorFiles(paths, canonical, on_progress)
-    source = PublishedWeights(files, checkpoint.read_module, checkpoint.config.experts)
-    cache = quantization.cache(paths)
+    source, cache = _open(checkpoint, quantization, on_progress)
     loading = _Loading(source, quantization, cache, device, dtype)
     with cache or nullcontext():
         try:
@@ -147,11 +155,27 @@ def load_model(
     return model.requires_grad_(False).eval()
 
 
+def _open(
+    checkpoint: Checkpoint, quantization: Quantization, on_progress: Progress
+) -> "tuple[PublishedWeights | GgufWeights, QuantizedCache | None]":
+    if checkpoint.gguf is not None:
+        from engine.weights.gguf_file import GgufWeights  # here: few need it
+
+        try:
+            return GgufWeights(checkpoint.gguf, on_progress), None
+        except UnsupportedFormatError as error:
+            raise CheckpointError(str(error)) from error
+    paths = _weight_files(checkpoint.folder)
+    files = TensorFiles(paths, canonical, on_progress)
+    source = PublishedWeights(files, checkpoint.read_module, checkpoint.config.experts)
+    return source, quantization.cache(paths)
+
+
 @dataclass
 class _Loading:
     """What is read from where to where, and what went wrong so far."""
 
-    source: PublishedWeights
+    source: "PublishedWeights | GgufWeights"
     quantization: Quantization
     cache: QuantizedCache | None
     device: torch.device
@@ -273,10 +297,27 @@ def _sampler_config(folder: Path) -> SamplerConfig:
         raise CheckpointError(f"{folder}: there is no generation_config.json") from error
 
 
-def _download(model: str) -> Path:
+def _download(model: str, *, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(model, allow_patterns=_WANTED_FILES))
+    wanted = _WANTED_FILES + _WEIGHT_FILES if weights else _WANTED_FILES
+    return Path(snapshot_download(model, allow_patterns=wanted))
+
+
+def _find_gguf(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    owner_and_name, _, file = name.rpartition("/")
+    if not _HUB_ID.fullmatch(owner_and_name) or not file.endswith(".gguf"):
+        raise CheckpointError(f"gguf {name!r} is neither a file nor one on Hugging Face's hub")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(owner_and_name, file))
+    except (HfHubHTTPError, OSError) as error:
+        raise CheckpointError(f"gguf {name!r}: {_first_line(error)}") from error
 
 
 def _list(names: list[str]) -> str:
