@@ -200,10 +200,19 @@ def quantize(weight: Tensor, scheme: FromDense, device: torch.device) -> Quantiz
         )
     if weight.ndim == 2:
         return _QUANTIZERS[scheme](weight.to(device).float())
-    whole = _empty(weight.shape, scheme, device)
+    whole = empty_quantized(weight.shape, scheme, device)
     for index, expert in enumerate(weight):
         copy_weight(whole.expert(index), _QUANTIZERS[scheme](expert.to(device).float()))
     return whole
+
+
+def empty_quantized(shape: torch.Size, scheme: FromDense, device: torch.device) -> QuantizedWeight:
+    """Room for what `quantize` makes of a weight of this shape."""
+    *front, inputs = shape
+    packed = 2 if scheme == "int4" else 1
+    groups, scale = (inputs // INT4_GROUP, torch.bfloat16) if packed == 2 else (1, torch.float32)
+    codes = torch.empty(*front, inputs // packed, dtype=_CODES[scheme], device=device)
+    return QuantizedWeight(scheme, codes, torch.empty(*front, groups, dtype=scale, device=device))
 
 
 def copy_weight(place: QuantizedWeight, weight: QuantizedWeight) -> None:
@@ -328,11 +337,3 @@ def _nonzero(scales: Tensor) -> Tensor:
 
 _QUANTIZERS = {"int8": _quantize_int8, "int4": _quantize_int4, "fp8": _quantize_fp8}
 _CODES = {"int8": torch.int8, "int4": torch.uint8, "fp8": torch.float8_e4m3fn}
-
-
-def _empty(shape: torch.Size, scheme: FromDense, device: torch.device) -> QuantizedWeight:
-    *front, inputs = shape
-    packed = 2 if scheme == "int4" else 1
-    groups, scale = (inputs // INT4_GROUP, torch.bfloat16) if packed == 2 else (1, torch.float32)
-    codes = torch.empty(*front, inputs // packed, dtype=_CODES[scheme], device=device)
-    return QuantizedWeight(scheme, codes, torch.empty(*front, groups, dtype=scale, device=device))
