@@ -7,7 +7,18 @@ import torch
 import transformers
 import typer
 
-from bench import autoregressive, counts, generate, graphs, interactive, roofline, step, tail, turns
+from bench import (
+    autoregressive,
+    counts,
+    generate,
+    graphs,
+    interactive,
+    quality,
+    roofline,
+    step,
+    tail,
+    turns,
+)
 from bench.compare import LEAST_ROUNDS, Output, report
 
 main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -113,6 +124,17 @@ def roofline_command(json: Json = None, plot: Plot = None) -> None:
     ]
     title = f"Roofline of a step, 256 rows behind {roofline.CONTEXT:,} tokens"
     report(title, roofline.rows(), columns, Output(json, plot))
+
+
+@main.command("quality")
+def quality_command(
+    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts of each task.")] = 20,
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """Answers and logits of the demo model, and the released one's size, by weights' scheme."""
+    columns = ["exact_match", "steps_a_block", "logit_error", "released_gb"]
+    report("Quantised weights", quality.rows(prompts), columns, Output(json, plot))
 
 
 @main.command("counts")

@@ -31,6 +31,24 @@ class EngineConfig(BaseModel):
         default="auto",
         description="The weights' type in memory; auto is bfloat16 on a GPU, float32 on a CPU.",
     )
+    gguf: str = Field(
+        default="",
+        description="A GGUF file to take the weights from, a path or owner/name/file.gguf; "
+        "configuration and tokenizer stay those of model. It has no vision.",
+    )
+    quantize_experts: Literal["none", "int8", "int4", "fp8"] = Field(
+        default="none",
+        description="Quantise the experts' weights of an unquantised checkpoint while loading.",
+    )
+    quantize_linears: Literal["none", "int8", "int4", "fp8"] = Field(
+        default="none",
+        description="The same for attention's and the dense MLPs' weights. Router, embeddings, "
+        "norms, self-conditioning and vision are never quantised.",
+    )
+    quantized_cache: bool = Field(
+        default=True,
+        description="Keep what was quantised in the user's cache folder, for a quicker next start.",
+    )
     max_context: int = Field(
         default=32768,
         ge=64,

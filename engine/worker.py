@@ -37,10 +37,11 @@ from engine.messages import (
     decode_to_worker,
     encode,
 )
-from engine.model.checkpoint import find_checkpoint, load_model
+from engine.model.checkpoint import Quantization, find_checkpoint, load_model
 from engine.model.vision import Vision
 from engine.scheduler import Scheduler
 from engine.sequence import Pass, Sequence, Step, Work
+from engine.weights.quantized_cache import cache_root
 
 logger = logging.getLogger(__name__)
 
@@ -258,13 +259,18 @@ def build_denoiser(
     """
     device = choose_device(config)
     dtype = choose_dtype(config, device)
-    checkpoint = find_checkpoint(config.model_path)
+    checkpoint = find_checkpoint(config.model_path, config.gguf)
     torch.set_num_threads(choose_threads(config, device, checkpoint.config.hidden_size))
     vision = None
     if checkpoint.vision is not None:
         vision = Vision(checkpoint.vision, device=device, dtype=dtype)
     model = load_model(
-        checkpoint, device=device, dtype=dtype, vision=vision, on_progress=_rationed(send)
+        checkpoint,
+        device=device,
+        dtype=dtype,
+        quantization=_quantization(config),
+        vision=vision,
+        on_progress=_rationed(send),
     )
     return Denoiser(
         model,
@@ -277,6 +283,15 @@ def build_denoiser(
         vision=vision,
         cuda_graphs=config.cuda_graphs == "auto" and device.type == "cuda",
         compiled=config.compile,
+    )
+
+
+def _quantization(config: EngineConfig) -> Quantization:
+    experts, linears = config.quantize_experts, config.quantize_linears
+    return Quantization(
+        None if experts == "none" else experts,
+        None if linears == "none" else linears,
+        cache_root() if config.quantized_cache else None,
     )
 
 

@@ -1,0 +1,132 @@
+"""What quantising costs in quality and saves in memory, by scheme.
+
+Quality on the demo model: exact match on its held-out prompts, and how far a first denoising step's
+logits are from those of its own weights, float32 both. Its products are 128 to 256 wide, where the
+released model's are 704 to 8192: it says whether a scheme works, not how well it does there.
+
+Memory for the released dimensions: the arithmetic that the loader does, and what vision takes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from bench.compare import Row
+from bench.generate import QUESTIONS
+from bench.roofline import RELEASED
+from bench.sides import demo_prompt
+from demo.evaluate import evaluate
+from demo.tasks import TASKS
+from engine.config import DEMO_MODEL_PATH, EngineConfig
+from engine.denoiser import Denoiser
+from engine.kv_cache import KVCache
+from engine.model.diffusion_gemma import DiffusionGemma
+from engine.model.places import places
+from engine.model.quantization import FromDense, empty_quantized
+from engine.noise import block_noise
+from engine.worker import Worker, build_denoiser
+
+_VISION_BYTES = 1.098e9  # what the released checkpoint, 51.6 GB, has beside the language model
+
+
+@dataclass(frozen=True)
+class Form:
+    """How experts and linears are held; None is as they are in the checkpoint."""
+
+    experts: FromDense | None
+    linears: FromDense | None
+
+    @property
+    def case(self) -> str:
+        if self.experts is self.linears is None:
+            return "unquantised"
+        return f"experts {self.experts or 'BF16'}, linears {self.linears or 'BF16'}"
+
+
+FORMS = (
+    Form(None, None),
+    Form("int8", "int8"),
+    Form("fp8", "fp8"),
+    Form("int4", None),
+    Form("int4", "int8"),
+    Form("int4", "int4"),
+)
+
+
+def rows(prompts: int) -> Iterator[Row]:
+    """`prompts` of each task are answered."""
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL_PATH)
+    expected: list[Tensor] = []
+    for form in FORMS:
+        config = EngineConfig(
+            device="cpu",
+            dtype="float32",
+            threads=1,
+            quantize_experts=form.experts or "none",
+            quantize_linears=form.linears or "none",
+            quantized_cache=False,
+        )
+        denoiser = build_denoiser(config)
+        found = [first_logits(denoiser, demo_prompt(question)) for question in QUESTIONS]
+        expected = expected or found
+        scores = [
+            evaluate(task, Worker(denoiser, config), tokenizer, prompts=prompts, temperature=1.0)
+            for task in TASKS
+        ]
+        yield {
+            "case": form.case,
+            "exact_match": sum(s.right for s in scores) / sum(s.prompts for s in scores),
+            "steps_a_block": sum(s.denoising_steps for s in scores) / sum(s.blocks for s in scores),
+            "logit_error": _relative_error(torch.cat(found), torch.cat(expected)),
+            "released_gb": released_bytes(form) / 1e9,
+        }
+
+
+@torch.inference_mode()
+def first_logits(denoiser: Denoiser, prompt: list[int]) -> Tensor:
+    """[C, V] of the first denoising step behind a prompt, softcapped."""
+    model = denoiser.model
+    canvas = model.config.canvas_length
+    noise = block_noise(
+        0,
+        0,
+        steps=1,
+        canvas_length=canvas,
+        vocab_size=model.config.vocab_size,
+        device=torch.device("cpu"),
+    )
+    cache = KVCache(
+        model.config.layers,
+        capacity=len(prompt) + canvas,
+        pass_tokens=len(prompt) + canvas,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        slack=0,
+    )
+    model.encode(torch.tensor(prompt), cache)
+    hidden = model.decode(noise.canvases[0], None, cache)
+    softcap = model.config.softcap
+    return softcap * torch.tanh(hidden @ model.embedding.T / softcap)
+
+
+def released_bytes(form: Form) -> int:
+    """Of all weights of the released model on the device, the unquantised ones in BF16."""
+    meta = torch.device("meta")
+    with meta:
+        model = DiffusionGemma(RELEASED)
+    schemes = {"experts": form.experts, "linears": form.linears}
+    total = int(_VISION_BYTES)
+    for place in places(model):
+        scheme = schemes.get(place.kind)
+        if scheme is None:
+            total += 2 * place.shape.numel()
+        else:
+            total += empty_quantized(place.shape, scheme, meta).nbytes
+    return total
+
+
+def _relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())

@@ -1,0 +1,199 @@
+"""GGUF files of DiffusionGemma, as llama.cpp converts and quantises it (Q8_0 and Q4_K_M).
+
+Codes and scales are taken over as they are stored, packed our way: Q8_0 as int8 in groups of 32,
+Q4_K as int4 with zeros in groups of 32, Q6_K and Q5_0 (what Q4_K_M has beside them) as int8. Only
+the products of Q4_K's two levels of scales are rounded, to float16.
+
+Names and which tensor is what: llama.cpp's conversion/diffusion_gemma.py and gemma.py. Blocks: the
+`gguf` package's quants.py. A file holds the language model alone, no vision and no configuration
+that Transformers could read.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from gguf.quants import Q4_K
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.model.quantization import (
+    QuantizedWeight,
+    UnquantizableError,
+    pack,
+    stack_experts,
+)
+from engine.weights.errors import UnsupportedFormatError
+from engine.weights.tensor_files import MissingTensorError, Progress
+
+_Type = gguf.GGMLQuantizationType
+_ARCHITECTURE = "diffusion-gemma"
+_IDLE = ("rope_freqs.weight",)  # follows from the configuration
+
+_DECODER, _ENCODER = "model.decoder.", "model.encoder.language_model."
+_NAMES = {
+    "token_embd.weight": "embed_tokens.weight",
+    "output_norm.weight": "norm.weight",
+    "self_cond_pre_norm.weight": "self_conditioning.pre_norm.weight",
+    "self_cond_gate.weight": "self_conditioning.gate_proj.weight",
+    "self_cond_up.weight": "self_conditioning.up_proj.weight",
+    "self_cond_down.weight": "self_conditioning.down_proj.weight",
+}
+_LAYER_NAMES = {
+    "attn_norm.weight": "input_layernorm.weight",
+    "attn_q.weight": "self_attn.q_proj.weight",
+    "attn_k.weight": "self_attn.k_proj.weight",
+    "attn_v.weight": "self_attn.v_proj.weight",
+    "attn_output.weight": "self_attn.o_proj.weight",
+    "attn_q_norm.weight": "self_attn.q_norm.weight",
+    "attn_k_norm.weight": "self_attn.k_norm.weight",
+    "post_attention_norm.weight": "post_attention_layernorm.weight",
+    "ffn_norm.weight": "pre_feedforward_layernorm.weight",
+    "ffn_gate.weight": "mlp.gate_proj.weight",
+    "ffn_up.weight": "mlp.up_proj.weight",
+    "ffn_down.weight": "mlp.down_proj.weight",
+    "post_ffw_norm_1.weight": "post_feedforward_layernorm_1.weight",
+    "pre_ffw_norm_2.weight": "pre_feedforward_layernorm_2.weight",
+    "post_ffw_norm_2.weight": "post_feedforward_layernorm_2.weight",
+    "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
+    "ffn_gate_inp.weight": "router.proj.weight",
+    "ffn_gate_inp.scale": "router.scale",
+    "ffn_down_exps.scale": "router.per_expert_scale",
+    "ffn_gate_up_exps.weight": "experts.gate_up_proj",
+    "ffn_down_exps.weight": "experts.down_proj",
+    "layer_output_scale.weight": "layer_scalar",
+}
+_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+
+
+class GgufWeights:
+    """A file's weights by their names in the unquantised checkpoint."""
+
+    def __init__(self, file: Path, on_progress: Progress) -> None:
+        """Raises UnsupportedFormatError if it is no GGUF file, or another model's."""
+        try:
+            reader = gguf.GGUFReader(file)
+        except (ValueError, IndexError) as error:
+            raise UnsupportedFormatError(f"{file.name} is no GGUF file: {error}") from error
+        field = reader.get_field("general.architecture")
+        architecture = None if field is None else field.contents()
+        if architecture != _ARCHITECTURE:
+            raise UnsupportedFormatError(
+                f"{file.name}: general.architecture is {architecture!r}; "
+                f"supported: {_ARCHITECTURE!r}"
+            )
+        self._tensors = {_canonical(tensor.name): tensor for tensor in reader.tensors}
+        self._left = set(self._tensors)
+        self._on_progress = on_progress
+        self._loaded, self._total = 0, file.stat().st_size
+
+    def read(self, name: str) -> Tensor | QuantizedWeight:
+        """As it is stored. Raises MissingTensorError, or UnquantizableError naming the weight."""
+        if name not in self._tensors:
+            raise MissingTensorError(name)
+        tensor = self._tensors[name]
+        self._count(name)
+        if tensor.tensor_type in (_Type.F32, _Type.F16):
+            return torch.from_numpy(np.array(tensor.data))
+        if tensor.tensor_type is _Type.BF16:
+            return torch.from_numpy(np.array(tensor.data)).view(torch.bfloat16)
+        if tensor.tensor_type not in _UNPACK:
+            raise UnquantizableError(f"{name}: {_unknown(tensor.tensor_type)}")
+        unpack = _UNPACK[tensor.tensor_type]
+        if tensor.data.ndim == 2:
+            return unpack(tensor.data)
+        return stack_experts([unpack(expert) for expert in tensor.data])
+
+    def pass_over(self, is_idle: Callable[[str], bool]) -> None:
+        """Count as read what nobody needs."""
+        for name in sorted(self._left):
+            if name in _IDLE or is_idle(name):
+                self._count(name)
+
+    @property
+    def left(self) -> list[str]:
+        """Tensors that nobody has asked for."""
+        return sorted(self._left)
+
+    def _count(self, name: str) -> None:
+        self._left.discard(name)
+        self._loaded += int(self._tensors[name].n_bytes)
+        self._on_progress(min(self._loaded, self._total), self._total)
+
+
+def _canonical(name: str) -> str:
+    """A name that is not known stays as it is, and so is told to be unexpected."""
+    found = _LAYER.fullmatch(name)
+    if found is None:
+        return _DECODER + _NAMES[name] if name in _NAMES else name
+    layer, last = found.groups()
+    if last == "enc_layer_output_scale.weight":
+        return f"{_ENCODER}layers.{layer}.layer_scalar"
+    return f"{_DECODER}layers.{layer}.{_LAYER_NAMES[last]}" if last in _LAYER_NAMES else name
+
+
+def _unknown(kind: gguf.GGMLQuantizationType) -> str:
+    known = ", ".join(each.name for each in (_Type.F32, _Type.F16, _Type.BF16, *_UNPACK))
+    return f"it is stored as {kind.name}; supported: {known}"
+
+
+def _q8_0(rows: NDArray[np.uint8]) -> QuantizedWeight:
+    """Blocks of 32: a float16 scale, then the codes."""
+    blocks = _blocks(rows, 34)
+    codes = blocks[..., 2:].contiguous().view(torch.int8).flatten(1)
+    return QuantizedWeight("int8", codes, _float16(blocks[..., :2]))
+
+
+def _q4_k(rows: NDArray[np.uint8]) -> QuantizedWeight:
+    """Blocks of 256: two float16 scales, of scales and of zeros; eight of each in 6 bits; codes.
+
+    Of 32 bytes of codes the low halves are one group and the high halves the next.
+    """
+    blocks = _blocks(rows, 144)
+    packed = blocks[..., 16:].unflatten(-1, (4, 32))  # type: ignore[no-untyped-call]  # torch's
+    codes = torch.stack([packed & 0xF, packed >> 4], dim=-2).flatten(1)  # [N, K]
+    levels = _float16(blocks[..., :4].unflatten(-1, (2, 2))).float()  # type: ignore[no-untyped-call]
+    sixes = blocks[..., 4:16].reshape(-1, 12).numpy()
+    scales, zeros = (
+        torch.from_numpy(each).view(*blocks.shape[:2], 8).float() * levels[..., index, None]
+        for index, each in enumerate(Q4_K.get_scale_min(sixes))
+    )
+    return QuantizedWeight("int4", pack(codes), scales.flatten(1).half(), zeros.flatten(1).half())
+
+
+def _q6_k(rows: NDArray[np.uint8]) -> QuantizedWeight:
+    """Blocks of 256: codes in two parts, 16 scales of 8 bits and a float16 one of them."""
+    blocks = _blocks(rows, 210)
+    scales = blocks[..., 192:208].contiguous().view(torch.int8).float()
+    return _counted(rows, _Type.Q6_K, (scales * _float16(blocks[..., 208:]).float()[..., None]))
+
+
+def _q5_0(rows: NDArray[np.uint8]) -> QuantizedWeight:
+    """Blocks of 32: a float16 scale, then codes in two parts."""
+    return _counted(rows, _Type.Q5_0, _float16(_blocks(rows, 22)[..., :2]).float())
+
+
+def _counted(
+    rows: NDArray[np.uint8], kind: gguf.GGMLQuantizationType, scales: Tensor
+) -> QuantizedWeight:
+    """By what the package makes of it: of codes below 8 bits their bits need not be known here."""
+    values = torch.from_numpy(gguf.dequantize(rows, kind))  # [N, K] float32
+    scales = scales.flatten(1)  # [N, G]
+    groups = values.view(*scales.shape, -1) / torch.where(scales == 0, 1.0, scales)[..., None]
+    return QuantizedWeight("int8", groups.round().to(torch.int8).flatten(1), scales)
+
+
+def _blocks(rows: NDArray[np.uint8], size: int) -> Tensor:
+    """[N, bytes of a row] -> [N, blocks, size]."""
+    return torch.from_numpy(np.array(rows)).view(rows.shape[0], -1, size)
+
+
+def _float16(pairs: Tensor) -> Tensor:
+    """[..., 2] bytes -> [...]."""
+    return pairs.contiguous().view(torch.float16)[..., 0]
+
+
+_UNPACK = {_Type.Q8_0: _q8_0, _Type.Q4_K: _q4_k, _Type.Q6_K: _q6_k, _Type.Q5_0: _q5_0}
