@@ -32,6 +32,7 @@ from engine.messages import (
     encode,
 )
 from engine.model.checkpoint import find_checkpoint, load_model
+from engine.model.grouped_kernel import choose_grouped_kernel
 from engine.model.vision import Vision
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence, Step, Work
@@ -230,7 +231,7 @@ def build_denoiser(
 ) -> Denoiser:
     """Load the configured model, telling `send` how far it is.
 
-    Raises CheckpointError, UnsupportedModelError or UnsupportedSamplerError.
+    Raises CheckpointError, DeviceError, UnsupportedModelError or UnsupportedSamplerError.
     """
     device = choose_device(config)
     dtype = choose_dtype(config, device)
@@ -242,6 +243,7 @@ def build_denoiser(
     model = load_model(
         checkpoint, device=device, dtype=dtype, vision=vision, on_progress=_rationed(send)
     )
+    choose_grouped_kernel([layer.experts for layer in model.each_layer()])
     return Denoiser(
         model,
         dataclasses.replace(checkpoint.sampler, early_end=config.early_end),

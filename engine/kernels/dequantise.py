@@ -31,7 +31,7 @@ def plain_weights(
         codes = torch.cat([values, -values])[codes.int()]
     if scheme == "int4" and zeros is None:
         codes = codes.double() - 8
-    parts = codes.double().unflatten(-1, (scales.shape[-1], -1)) * scales.double()[..., None]
+    parts = codes.double().reshape(*scales.shape, -1) * scales.double()[..., None]
     if zeros is not None:
         parts = parts - zeros.double()[..., None]
     if global_scale is not None:
@@ -72,7 +72,7 @@ def tile_scales(  # type: ignore[no-untyped-def]  # its arguments are not Python
     return tl.reshape(wide, (scale.shape[0], COUNT * EACH))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _halves_of_e4m3(codes):  # type: ignore[no-untyped-def]
     """Bytes of e4m3 -> float16, 2^-8 times their values: the same bits, where a float16 has them.
 

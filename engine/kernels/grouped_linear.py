@@ -72,8 +72,7 @@ def grouped_linear(
     block_n, block_k, stages = _TILES[scheme]
     if x.dtype == torch.float32:
         block_k, stages = block_k // 2, 2  # twice the bytes of rows
-    columns = group = 0
-    late = False
+    columns, group, late = 0, 0, False
     if scales is not None:
         assert scales.is_contiguous()
         assert zeros is None or (zeros.is_contiguous() and zeros.shape == scales.shape)

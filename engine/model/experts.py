@@ -3,11 +3,13 @@
 Letters: T tokens, D hidden size, E experts, k experts a token, I an expert's inner size.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Kernel = Literal["torch", "triton"]  # whose grouped product it is
 
 
 class Choice(NamedTuple):
@@ -36,10 +38,14 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """All experts' gated MLPs as two grouped products over tokens sorted by expert."""
+    """All experts' gated MLPs as two grouped products over tokens sorted by expert.
+
+    `kernel` is chosen when the model has been loaded, see `engine/model/grouped_kernel.py`.
+    """
 
     def __init__(self, size: int, inner: int, experts: int) -> None:
         super().__init__()
+        self.kernel: Kernel = "torch"
         self.gate_up = nn.Parameter(torch.empty(experts, 2 * inner, size))
         self.down = nn.Parameter(torch.empty(experts, size, inner))
 
@@ -52,26 +58,31 @@ class Experts(nn.Module):
         rows = x[order // per_token]  # [T * k, D], one expert's after another's
         # A compiler knows grouped_mm in bfloat16 alone; as one piece it takes it in any type.
         product = compiled_grouped_mm if torch.compiler.is_compiling() else grouped_mm
-        gate, up = product(rows, self.gate_up, ends).chunk(2, dim=-1)
+        gate, up = product(rows, self.gate_up, ends, self.kernel).chunk(2, dim=-1)
         inner = F.gelu(gate, approximate="tanh") * up
-        out = product(inner, self.down, ends)
+        out = product(inner, self.down, ends, self.kernel)
         unsorted = torch.empty_like(out).index_copy_(0, order, out).view(count, per_token, -1)
         return (unsorted * choice.weights[..., None].to(out.dtype)).sum(1)
 
 
-def grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+def grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor, kernel: str) -> Tensor:
     """Each group's rows times its weights: [R, I], [G, O, I] and where it ends, [G] -> [R, O]."""
+    if kernel == "triton":
+        # Here: triton is there only where it is needed, and slow to import.
+        from engine.kernels.grouped_linear import grouped_linear
+
+        return grouped_linear(rows, weights, ends)
     return F.grouped_mm(rows, weights.mT, offs=ends)
 
 
 @torch.library.custom_op("easel::grouped_mm", mutates_args=())
-def compiled_grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+def compiled_grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor, kernel: str) -> Tensor:
     """The same, into which a compiler does not look."""
-    return grouped_mm(rows, weights, ends).contiguous()
+    return grouped_mm(rows, weights, ends, kernel).contiguous()
 
 
 @compiled_grouped_mm.register_fake
-def _(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:  # noqa: ARG001  # the op's own arguments
+def _(rows: Tensor, weights: Tensor, ends: Tensor, kernel: str) -> Tensor:  # noqa: ARG001  # the op's own arguments
     return rows.new_empty(rows.shape[0], weights.shape[1])
 
 
