@@ -32,7 +32,7 @@ from engine.messages import (
     encode,
 )
 from engine.model.checkpoint import find_checkpoint, load_model
-from engine.model.grouped_kernel import choose_grouped_kernel
+from engine.model.kernel_choice import choose_grouped_kernel
 from engine.model.vision import Vision
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence, Step, Work

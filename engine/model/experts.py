@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Kernel = Literal["torch", "triton"]  # whose grouped product it is
+Kernel = Literal["torch", "triton"]  # whose it is
 
 
 class Choice(NamedTuple):
@@ -40,7 +40,8 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """All experts' gated MLPs as two grouped products over tokens sorted by expert.
 
-    `kernel` is chosen when the model has been loaded, see `engine/model/grouped_kernel.py`.
+    Whose grouped products they are is chosen once the model is loaded
+    (`engine/model/kernel_choice.py`).
     """
 
     def __init__(self, size: int, inner: int, experts: int) -> None:

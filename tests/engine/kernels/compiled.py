@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from engine.kernels import grouped_linear
+from engine.kernels import grouped_linear, prefix_attention
 
 TYPES = {
     torch.float32: "fp32",
@@ -78,13 +78,33 @@ def launch_grouped_linear() -> list[str]:
     return names
 
 
+def launch_prefix_attention() -> list[str]:
+    """The released model's layers: a canvas, and a prompt's causal part."""
+    names = []
+    for kv_heads, size, window in ((8, 256, 1024), (2, 512, None)):
+        for causal in (False, True):
+            with torch.device("meta"):
+                queries = torch.empty(16, 256, size, dtype=torch.bfloat16)
+                keys = torch.empty(kv_heads, 8448, size, dtype=torch.bfloat16)
+                span = torch.empty(2, dtype=torch.int64)
+            options = {"causal": True, "window": window} if causal else {}
+            prefix_attention.prefix_attention(queries, keys, keys, span, **options)
+            names.append(f"head size {size}, {options}")
+    return names
+
+
 def main() -> None:
-    launches = Launches(grouped_linear)
-    names = launch_grouped_linear()
-    for capability in CAPABILITIES:
-        for name, kernel in zip(names, launches.compiled(capability), strict=True):
-            shared = kernel.metadata.shared
-            print(json.dumps({"kernel": name, "capability": capability, "shared_bytes": shared}))
+    for module, launch in (
+        (grouped_linear, launch_grouped_linear),
+        (prefix_attention, launch_prefix_attention),
+    ):
+        launches = Launches(module)
+        names = launch()
+        for capability in CAPABILITIES:
+            for name, kernel in zip(names, launches.compiled(capability), strict=True):
+                shared = kernel.metadata.shared
+                line = {"kernel": name, "capability": capability, "shared_bytes": shared}
+                print(json.dumps(line))
 
 
 if __name__ == "__main__":

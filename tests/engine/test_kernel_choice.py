@@ -1,4 +1,4 @@
-"""Which grouped product is chosen, on a CPU that Triton's interpreter makes a GPU of."""
+"""Which kernels are chosen, on a CPU that Triton's interpreter makes a GPU of."""
 
 import logging
 
@@ -8,10 +8,11 @@ import torch
 from bench.random_model import Shape, write_random_model
 from engine.config import EngineConfig
 from engine.device import DeviceError
-from engine.kernels import grouped_linear
-from engine.model import grouped_kernel
+from engine.kernels import grouped_linear, prefix_attention
+from engine.kv_cache import LayerShape
+from engine.model import kernel_choice
 from engine.model.experts import Choice, Experts
-from engine.model.grouped_kernel import choose_grouped_kernel
+from engine.model.kernel_choice import choose_attention_kernel, choose_grouped_kernel
 from engine.worker import build_denoiser
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -44,7 +45,7 @@ def test_pytorch_s_product_comes_first_where_it_does_not_wait_for_the_host(
     monkeypatch, capability, dtype, best
 ):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
-    first, second = grouped_kernel._candidates(CUDA, dtype)
+    first, second = kernel_choice._candidates(CUDA, dtype)
     assert first == best
     assert {first, second} == {"torch", "triton"}
 
@@ -61,7 +62,7 @@ def test_the_first_that_runs_is_every_layer_s_and_the_log_names_it(
     experts, caplog, monkeypatch, order
 ):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(grouped_kernel, "_candidates", lambda *_: order)
+    monkeypatch.setattr(kernel_choice, "_candidates", lambda *_: order)
     choose_grouped_kernel(experts)
     assert {each.kernel for each in experts} == {order[0]}
     (line,) = caplog.records
@@ -84,7 +85,7 @@ def not_numbers(rows, weights, ends):
 def test_a_kernel_that_fails_or_computes_something_else_is_passed_over(
     experts, caplog, monkeypatch, broken
 ):
-    monkeypatch.setattr(grouped_kernel, "_candidates", lambda *_: ("triton", "torch"))
+    monkeypatch.setattr(kernel_choice, "_candidates", lambda *_: ("triton", "torch"))
     monkeypatch.setattr(grouped_linear, "grouped_linear", broken)
     choose_grouped_kernel(experts)
     assert {each.kernel for each in experts} == {"torch"}
@@ -94,8 +95,8 @@ def test_a_kernel_that_fails_or_computes_something_else_is_passed_over(
 
 
 def test_where_none_runs_the_worker_cannot_start(experts, monkeypatch):
-    monkeypatch.setattr(grouped_kernel, "_candidates", lambda *_: ("triton", "torch"))
-    monkeypatch.setattr(grouped_kernel, "grouped_mm", raising)
+    monkeypatch.setattr(kernel_choice, "_candidates", lambda *_: ("triton", "torch"))
+    monkeypatch.setattr(kernel_choice, "grouped_mm", raising)
     with pytest.raises(DeviceError, match="cpu"):
         choose_grouped_kernel(experts)
 
@@ -113,7 +114,47 @@ def test_experts_give_the_same_with_either_product(experts):
 
 
 def test_a_loaded_model_s_layers_have_the_chosen_product(tmp_path, monkeypatch):
-    monkeypatch.setattr(grouped_kernel, "_candidates", lambda *_: ("triton", "torch"))
+    monkeypatch.setattr(kernel_choice, "_candidates", lambda *_: ("triton", "torch"))
     folder = write_random_model(tmp_path, Shape(layers="sf", canvas=8))
     model = build_denoiser(EngineConfig(model=str(folder), device="cpu")).model
     assert [layer.experts.kernel for layer in model.each_layer()] == ["triton", "triton"]
+
+
+LAYERS = (LayerShape(2, 16, 32), LayerShape(1, 32, None), LayerShape(2, 16, 32))
+
+
+def test_on_a_cpu_attention_is_pytorch_s(caplog):
+    assert choose_attention_kernel(LAYERS, 4, CPU, torch.float32) == "torch"
+    assert not caplog.records
+
+
+def test_on_a_gpu_attention_is_triton_s_if_it_runs_in_every_kind_of_layer(caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    tried = []
+
+    def on_the_cpu(heads, kv_heads, size, device, dtype):
+        assert device == CUDA
+        tried.append((heads, kv_heads, size))
+        try_attention(heads, kv_heads, size, CPU, dtype)
+
+    try_attention = kernel_choice._try_attention
+    monkeypatch.setattr(kernel_choice, "_try_attention", on_the_cpu)
+    assert choose_attention_kernel(LAYERS, 4, CUDA, torch.float32) == "triton"
+    assert tried == [(4, 2, 16), (4, 1, 32)]
+    (line,) = caplog.records
+    assert "triton" in line.getMessage()
+
+
+@pytest.mark.parametrize("broken", [raising, lambda *_: torch.zeros(4, 70, 16)])
+def test_attention_that_fails_or_computes_something_else_is_not_taken(monkeypatch, broken):
+    kernel_choice._try_attention(4, 2, 16, CPU, torch.float32)
+    monkeypatch.setattr(prefix_attention, "prefix_attention", broken)
+    with pytest.raises((RuntimeError, ArithmeticError)):
+        kernel_choice._try_attention(4, 2, 16, CPU, torch.float32)
+
+
+def test_where_triton_s_attention_cannot_run_the_log_says_so(caplog, monkeypatch):
+    monkeypatch.setattr(kernel_choice, "_try_attention", raising)
+    assert choose_attention_kernel(LAYERS, 4, CUDA, torch.float32) == "torch"
+    (line,) = caplog.records
+    assert line.levelno == logging.WARNING
