@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from engine.kernels import grouped_linear, prefix_attention
+from engine.kernels import grouped_linear, prefix_attention, vocab_statistics
 
 TYPES = {
     torch.float32: "fp32",
@@ -93,10 +93,20 @@ def launch_prefix_attention() -> list[str]:
     return names
 
 
+def launch_vocab_statistics() -> list[str]:
+    """The released vocabulary for a canvas."""
+    with torch.device("meta"):
+        logits = torch.empty(256, 262144, dtype=torch.bfloat16)
+        rows = torch.empty(256)
+        vocab_statistics.vocab_statistics(logits, rows, rows, softcap=30.0, group=256)
+    return ["vocabulary statistics"]
+
+
 def main() -> None:
     for module, launch in (
         (grouped_linear, launch_grouped_linear),
         (prefix_attention, launch_prefix_attention),
+        (vocab_statistics, launch_vocab_statistics),
     ):
         launches = Launches(module)
         names = launch()
