@@ -42,6 +42,7 @@ def main() -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_stdin, args=(address,), daemon=True).start()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("engine").setLevel(logging.INFO)  # which kernels were chosen
     return _serve(address, config)
 
 

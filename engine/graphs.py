@@ -97,7 +97,8 @@ class Capture:
 
     def __call__(self, work: Replay) -> Replay:
         """Run `work`, then capture it. Raises what the device raises: a library may wait for the
-        host in it (grouped_mm does, but on compute capability 9.0 and 10.0), or memory may run out.
+        host in it (grouped_mm does where `choose_grouped_kernel` has found nothing better), or
+        memory may run out.
         """
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's class has no types

@@ -38,6 +38,7 @@ from engine.messages import (
     encode,
 )
 from engine.model.checkpoint import Quantization, find_checkpoint, load_model
+from engine.model.kernel_choice import choose_grouped_kernel
 from engine.model.vision import Vision
 from engine.scheduler import Scheduler
 from engine.sequence import Pass, Sequence, Step, Work
@@ -255,7 +256,7 @@ def build_denoiser(
 ) -> Denoiser:
     """Load the configured model, telling `send` how far it is.
 
-    Raises CheckpointError, UnsupportedModelError or UnsupportedSamplerError.
+    Raises CheckpointError, DeviceError, UnsupportedModelError or UnsupportedSamplerError.
     """
     device = choose_device(config)
     dtype = choose_dtype(config, device)
@@ -272,6 +273,7 @@ def build_denoiser(
         vision=vision,
         on_progress=_rationed(send),
     )
+    choose_grouped_kernel([layer.experts for layer in model.each_layer()])
     return Denoiser(
         model,
         dataclasses.replace(checkpoint.sampler, early_end=config.early_end),

@@ -3,7 +3,7 @@
 Letters: T tokens, D hidden size, E experts, k experts a token, I an expert's inner size.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from engine.model.quantization import (
     as_scheme,
     quantized_grouped_mm,
 )
+
+Kernel = Literal["torch", "triton"]  # whose it is
 
 
 class Choice(NamedTuple):
@@ -44,10 +46,15 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """All experts' gated MLPs as two grouped products over tokens sorted by expert."""
+    """All experts' gated MLPs as two grouped products over tokens sorted by expert.
+
+    Whose grouped products they are is chosen once the model is loaded
+    (`engine/model/kernel_choice.py`).
+    """
 
     def __init__(self, size: int, inner: int, experts: int) -> None:
         super().__init__()
+        self.kernel: Kernel = "torch"  # of weights that are not quantised
         self.gate_up: Weight = nn.Parameter(torch.empty(experts, 2 * inner, size))
         self.down: Weight = nn.Parameter(torch.empty(experts, size, inner))
 
@@ -58,18 +65,18 @@ class Experts(nn.Module):
         order = flat.argsort(stable=True)
         ends = group_ends(flat[order], self.gate_up.shape[0])
         rows = x[order // per_token]  # [T * k, D], one expert's after another's
-        gate, up = grouped_product(rows, self.gate_up, ends).chunk(2, dim=-1)
+        gate, up = grouped_product(rows, self.gate_up, ends, self.kernel).chunk(2, dim=-1)
         inner = F.gelu(gate, approximate="tanh") * up
-        out = grouped_product(inner, self.down, ends)
+        out = grouped_product(inner, self.down, ends, self.kernel)
         unsorted = torch.empty_like(out).index_copy_(0, order, out).view(count, per_token, -1)
         return (unsorted * choice.weights[..., None].to(out.dtype)).sum(1)
 
 
-def grouped_product(rows: Tensor, weight: Weight, ends: Tensor) -> Tensor:
+def grouped_product(rows: Tensor, weight: Weight, ends: Tensor, kernel: Kernel) -> Tensor:
     """Each expert's rows times its weight: [R, K], [E, N, K] and where they end, [E] -> [R, N]."""
     match weight:
         case StackedWeight():
-            products = [grouped_product(rows, part, ends) for part in weight.parts]
+            products = [grouped_product(rows, part, ends, kernel) for part in weight.parts]
             return torch.cat(products, dim=-1)
         case QuantizedWeight():
             if torch.compiler.is_compiling():
@@ -81,22 +88,27 @@ def grouped_product(rows: Tensor, weight: Weight, ends: Tensor) -> Tensor:
         case _:
             # A compiler knows grouped_mm in bfloat16 alone; as one piece it takes it in any type.
             product = compiled_grouped_mm if torch.compiler.is_compiling() else grouped_mm
-            return product(rows, weight, ends)
+            return product(rows, weight, ends, kernel)
 
 
-def grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
-    """The product with a weight that is not quantised."""
+def grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor, kernel: str) -> Tensor:
+    """Each group's rows times its weights: [R, I], [G, O, I] and where it ends, [G] -> [R, O]."""
+    if kernel == "triton":
+        # Here: triton is there only where it is needed, and slow to import.
+        from engine.kernels.grouped_linear import grouped_linear
+
+        return grouped_linear(rows, weights, ends)
     return F.grouped_mm(rows, weights.mT, offs=ends)
 
 
 @torch.library.custom_op("easel::grouped_mm", mutates_args=())
-def compiled_grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+def compiled_grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor, kernel: str) -> Tensor:
     """The same, into which a compiler does not look."""
-    return grouped_mm(rows, weights, ends).contiguous()
+    return grouped_mm(rows, weights, ends, kernel).contiguous()
 
 
 @compiled_grouped_mm.register_fake
-def _(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:  # noqa: ARG001  # the op's own arguments
+def _(rows: Tensor, weights: Tensor, ends: Tensor, kernel: str) -> Tensor:  # noqa: ARG001  # the op's own arguments
     return rows.new_empty(rows.shape[0], weights.shape[1])
 
 

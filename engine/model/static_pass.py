@@ -2,9 +2,10 @@
 
 `DiffusionGemma.run` takes from the host where each sequence stands, and cuts keys and values to
 what is stored. Here that is a number on the device: new keys and values go to places computed from
-it, attention looks at a fixed number of places and a mask hides those that hold nothing. The
-result is the same, as the tests say; places that are hidden cost time, so that without a graph or
-a compiler this form is the slower one. The host makes no tensor in it and waits for nothing.
+it, attention looks at a fixed number of places and is told on the device which of them hold
+something. The result is the same, as the tests say. Where PyTorch's attention serves, a mask hides
+the other places, which cost time all the same, so that without a graph or a compiler this form is
+the slower one; Triton's does not read them. The host makes no tensor in it and waits for nothing.
 
 Only for passes of nothing but whole canvases, as most are: what is encoded has any length.
 
@@ -12,7 +13,7 @@ Letters: N canvases, C positions of each, R = N C rows, S places of a layer's ca
 at, D hidden size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +22,11 @@ from torch.nn import functional as F
 from engine.kv_cache import KVCache
 from engine.model.attention import bidirectional_attention
 from engine.model.diffusion_gemma import DiffusionGemma, Layer, Segment
+from engine.model.experts import Kernel
+from engine.model.kernel_choice import choose_attention_kernel
+
+Sees = Callable[[Tensor, int, int | None], Tensor]
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class StaticPass:
@@ -40,6 +46,10 @@ class StaticPass:
         columns = 1 + len(self._layer_of)
         self._stored = torch.zeros(canvases, columns, dtype=torch.int64, device=device)
         self._filled = [[0] * columns for _ in range(canvases)]  # the same, where the host sees it
+        kernel = choose_attention_kernel(
+            config.layers, config.query_heads, device, model.embedding.dtype
+        )
+        self._sees, self._attention = _attention_of(kernel)
         self._before, self._after = _before_attention, _after_attention
         if compiled:
             # These, not the whole pass: they are compiled once for each kind of layer, not for all
@@ -95,15 +105,25 @@ class StaticPass:
             window = model.config.layers[index].window
             places = [cache.places(index, length, self._canvas) for cache in caches]
             if window not in seen:
-                seen[window] = _seen(behind[window], places[0][0].shape[1], window)
+                seen[window] = self._sees(behind[window], places[0][0].shape[1], window)
             projected = self._before(layer, x, ropes[window is not None])
-            attended = _attend(projected, places, behind[window], seen[window])
+            attended = _attend(projected, places, behind[window], seen[window], self._attention)
             x = self._after(layer, x, attended)
         return model.norm.forward(x)
 
     def _behind(self, stored: Tensor) -> Tensor:
         """The places behind what is stored, [N] -> [N, C]."""
         return stored[:, None] + torch.arange(self._canvas, device=stored.device)
+
+
+def _attention_of(kernel: Kernel) -> tuple[Sees, Attention]:
+    """This kernel, and what tells it which places are seen."""
+    if kernel == "torch":
+        return _seen, bidirectional_attention
+    # Here: triton is there only where it is needed, and slow to import.
+    from engine.kernels.prefix_attention import prefix_attention
+
+    return _seen_span, prefix_attention
 
 
 def _seen(behind: Tensor, count: int, window: int | None) -> Tensor:
@@ -116,15 +136,24 @@ def _seen(behind: Tensor, count: int, window: int | None) -> Tensor:
     return seen if window is None else seen & (places > behind[:, :1] - window)
 
 
+def _seen_span(behind: Tensor, _count: int, window: int | None) -> Tensor:
+    """The same as [N, 2]: the first place that is seen and the one behind the last."""
+    end = behind[:, -1:] + 1
+    first = torch.zeros_like(end) if window is None else behind[:, :1] - window + 1
+    return torch.cat([first.clamp(min=0), end], dim=1)
+
+
 def _attend(
     projected: tuple[Tensor, Tensor, Tensor],
     places: Sequence[tuple[Tensor, Tensor]],
     behind: Tensor,
     seen: Tensor,
+    attention: Attention,
 ) -> Tensor:
     """Queries, keys and values of all canvases' rows -> [H, R, d]; fills in their caches.
 
-    `places` are keys and values [K, S, d] of each; `behind` [N, C] and `seen` [N, S] as above.
+    `places` are keys and values [K, S, d] of each; `behind` [N, C] and `seen` [N, S] or [N, 2] as
+    above.
     What is hidden has to be finite all the same: it is, for a cache begins as zeros.
     """
     parts = (each.chunk(len(places), dim=1) for each in projected)
@@ -133,7 +162,7 @@ def _attend(
         keys, values = places[number]
         keys.index_copy_(1, behind[number], new_keys)
         values.index_copy_(1, behind[number], new_values)
-        attended.append(bidirectional_attention(queries, keys, values, seen[number]))
+        attended.append(attention(queries, keys, values, seen[number]))
     return torch.cat(attended, dim=1)
 
 

@@ -1,0 +1,105 @@
+"""Weights in few bits: how a kernel makes numbers of codes, and the same in plain PyTorch.
+
+A weight is its code times the scale of its group, which is so many inputs of one output. Which
+tensors a scheme has, `engine/kernels/grouped_linear.py` says.
+
+Letters: N outputs, K inputs, G scales a row of weights.
+"""
+
+from typing import Literal
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+Scheme = Literal["dense", "int8", "int4", "fp8", "nvfp4"]
+
+
+def plain_weights(
+    codes: Tensor,
+    scheme: Scheme,
+    scales: Tensor,
+    zeros: Tensor | None = None,
+    global_scale: Tensor | None = None,
+) -> Tensor:
+    """What codes [.., N, K] or [.., N, K/2] stand for, [.., N, K] float64."""
+    if scheme in ("int4", "nvfp4"):
+        codes = torch.stack([codes & 15, codes >> 4], -1).flatten(-2)
+    if scheme == "nvfp4":
+        values = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=torch.float64)
+        codes = torch.cat([values, -values])[codes.int()]
+    if scheme == "int4" and zeros is None:
+        codes = codes.double() - 8
+    parts = codes.double().reshape(*scales.shape, -1) * scales.double()[..., None]
+    if zeros is not None:
+        parts = parts - zeros.double()[..., None]
+    if global_scale is not None:
+        parts = parts * global_scale.double()[..., None, None, None]
+    return parts.flatten(-2)
+
+
+@triton.jit  # type: ignore[untyped-decorator]  # Triton has no types
+def tile_scales(  # type: ignore[no-untyped-def]  # its arguments are not Python's
+    scales,
+    line,
+    inside,
+    begin,
+    columns,
+    SCHEME: tl.constexpr,  # noqa: N803  # Triton's way to write constants
+    GROUP: tl.constexpr,  # noqa: N803
+    BLOCK_K: tl.constexpr,  # noqa: N803
+    PACK: tl.constexpr,  # noqa: N803
+):
+    """The scales (or zeros) of a tile's codes [N, BLOCK_K / PACK], each repeated for its group.
+
+    `line` [N] are the rows of `scales` [.., columns], `inside` [N, 1] whether there is such a row,
+    and `begin` the tile's first input. float32.
+    """
+    COUNT: tl.constexpr = BLOCK_K // GROUP if GROUP < BLOCK_K else 1  # noqa: N806
+    EACH: tl.constexpr = BLOCK_K // PACK // COUNT  # noqa: N806
+    column = begin // GROUP + tl.arange(0, COUNT)[None, :]
+    mask = inside & (column < columns)
+    scale = tl.load(scales + line[:, None] * columns + column, mask=mask, other=0)
+    # What the codes lack of their values, see `dequantised`, and e4m3 scales of theirs.
+    if SCHEME == "nvfp4":
+        scale = _halves_of_e4m3(scale).to(tl.float32) * 4194304.0  # 2^(14 + 8)
+    elif SCHEME == "fp8":
+        scale = scale.to(tl.float32) * 256.0
+    else:
+        scale = scale.to(tl.float32)
+    wide = tl.broadcast_to(scale[:, :, None], (scale.shape[0], COUNT, EACH))
+    return tl.reshape(wide, (scale.shape[0], COUNT * EACH))
+
+
+@triton.jit
+def _halves_of_e4m3(codes):  # type: ignore[no-untyped-def]
+    """Bytes of e4m3 -> float16, 2^-8 times their values: the same bits, where a float16 has them.
+
+    Compute capability 8.0 and 8.6 have no instruction for it; subnormal numbers come out right.
+    """
+    wide = codes.to(tl.uint16)
+    return (((wide & 128) << 8) | ((wide & 127) << 7)).to(tl.float16, bitcast=True)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def dequantised(codes, scale, zero, SCHEME: tl.constexpr, TYPE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """Bytes with a code each -> weights of this type, scaled and shifted if there is a scale."""
+    if SCHEME == "fp8":
+        values = _halves_of_e4m3(codes)
+    elif SCHEME == "nvfp4":
+        # e2m1 in the same way: 2^-14 times the value.
+        wide = codes.to(tl.uint16)
+        values = (((wide & 8) << 12) | ((wide & 7) << 9)).to(tl.float16, bitcast=True)
+    else:
+        # As the last bits of 2^23: on most GPUs that is faster than converting an integer.
+        bits = codes.to(tl.int32)
+        offset: tl.constexpr = 128.0 if SCHEME == "int8" else (0.0 if zero is not None else 8.0)
+        if SCHEME == "int8":
+            bits = bits ^ 128
+        values = (bits | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + offset)
+    if scale is not None:
+        values = values.to(tl.float32) * scale
+    if zero is not None:
+        values = values - zero
+    return values.to(TYPE)
