@@ -10,7 +10,7 @@ CLIENTS := .venv-clients
 # is PyPI's CUDA build.
 TORCH := torch==2.13.0
 
-.PHONY: help serve test check fmt demo-accuracy clean
+.PHONY: help serve test image-test check fmt demo-accuracy clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -20,6 +20,9 @@ serve: $(VENV)/.installed ## Start the server with the demo model on 127.0.0.1:8
 
 test: check $(CLIENTS)/.installed ## Lint, types, import rules and every test, on the CPU
 	$(BIN)/pytest
+
+image-test: $(VENV)/.installed-dev ## Build the image and run it, without Docker (root, Debian; minutes)
+	$(BIN)/pytest -s tests/image
 
 check: $(VENV)/.installed-dev ## Lint, types and import rules only
 	$(BIN)/ruff format --check .
