@@ -1,16 +1,18 @@
 # The image that serves: `docker build -t easel .`, for linux/amd64 and linux/arm64.
 #
 # PyPI's wheels of this torch are CUDA 13 builds on both, and the one for arm64 runs on the GB10
-# of a DGX Spark (sm_121). They need NVIDIA's driver 580 or newer on the host. For a machine
-# without a GPU there is a build of half a gigabyte:
+# of a DGX Spark (sm_121). They need NVIDIA's driver 580 or newer on the host. A machine without
+# a GPU needs none of that:
 #
-#   docker build --build-arg PIP_FIND_LINKS=WHERE_CPU_WHEELS_ARE --build-arg C_COMPILER= -t easel .
+#   docker build --build-arg PIP_EXTRA_INDEX_URL=PYTORCHS_CPU_INDEX --build-arg C_COMPILER= .
 #
-# where pip prefers torch 2.13.0+cpu to 2.13.0 as soon as it finds it, in a folder or on a page.
+# There pip finds torch 2.13.0+cpu beside 2.13.0 and takes it. PIP_FIND_LINKS does the same with
+# a page, or with a folder that the builder mounts.
 
 FROM python:3.12-slim AS dependencies
 # The release that the Makefile names too.
 ARG TORCH="torch==2.13.0"
+ARG PIP_EXTRA_INDEX_URL=""
 ARG PIP_FIND_LINKS=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /source

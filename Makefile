@@ -22,7 +22,7 @@ test: check $(CLIENTS)/.installed ## Lint, types, import rules and every test, o
 	$(BIN)/pytest
 
 image-test: $(VENV)/.installed-dev ## Build the image and run it, without Docker (root, Debian; minutes)
-	$(BIN)/pytest -s tests/image
+	$(BIN)/pytest -s tests/image/test_image.py
 
 check: $(VENV)/.installed-dev ## Lint, types and import rules only
 	$(BIN)/ruff format --check .

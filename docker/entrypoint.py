@@ -87,14 +87,14 @@ def gpu_memory_bytes() -> int | None:
     except OSError:
         return None
     device, total = ctypes.c_int(), ctypes.c_size_t()
-    for failed in (
-        lambda: cuda.cuInit(0),
-        lambda: cuda.cuDeviceGet(ctypes.byref(device), 0),
-        lambda: cuda.cuDeviceTotalMem_v2(ctypes.byref(total), device),
-    ):
-        if code := failed():
-            print(f"easel: NVIDIA's driver finds no GPU (CUDA error {code}).", file=sys.stderr)
-            return None
+    code = (
+        cuda.cuInit(0)
+        or cuda.cuDeviceGet(ctypes.byref(device), 0)
+        or cuda.cuDeviceTotalMem_v2(ctypes.byref(total), device)
+    )
+    if code:
+        print(f"easel: NVIDIA's driver finds no GPU (CUDA error {code}).", file=sys.stderr)
+        return None
     return total.value
 
 
