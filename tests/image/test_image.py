@@ -84,6 +84,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def mounts(folder: Path) -> list[str]:
+    """What is mounted below the folder, in the order of mounting."""
+    points = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return [point for point in points if point.startswith(f"{folder}/")]
+
+
 @pytest.fixture(scope="session")
 def machine() -> Iterator[Machine]:
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
@@ -101,8 +107,8 @@ def machine() -> Iterator[Machine]:
         machine.podman("rm", "--all", "--force", "--volumes")
         machine.podman("rmi", "--all", "--force")
         machine.run("buildah", "rm", "--all", storage="build")
-        for storage in ("build", "run"):  # overlay storage is a mount on itself
-            subprocess.run(["umount", folder / storage / "graph" / "overlay"], capture_output=True)
+        for mounted in reversed(mounts(folder)):  # the storage's own, or of a step that failed
+            subprocess.run(["umount", mounted], check=True)
         shutil.rmtree(folder)
         if BRIDGE.exists() and not bridge_was_there:
             subprocess.run(["ip", "link", "delete", BRIDGE.name], check=True)
