@@ -11,7 +11,7 @@ MINUTES ?= 10
 # is PyPI's CUDA build.
 TORCH := torch==2.13.0
 
-.PHONY: help serve test soak fuzz check fmt demo-accuracy clean
+.PHONY: help serve test soak fuzz image-test check fmt demo-accuracy clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -27,6 +27,9 @@ soak: $(VENV)/.installed-dev ## Mixed traffic for MINUTES (10), then a verdict (
 
 fuzz: $(VENV)/.installed-dev ## Send made-up requests for so many minutes: make fuzz MINUTES=30
 	FUZZ_SECONDS=$$((60 * $(MINUTES))) $(BIN)/pytest tests/server/test_fuzz.py
+
+image-test: $(VENV)/.installed-dev ## Build the image and run it, without Docker (root, Debian; minutes)
+	$(BIN)/pytest -s tests/image/test_image.py
 
 check: $(VENV)/.installed-dev ## Lint, types and import rules only
 	$(BIN)/ruff format --check .

@@ -1,0 +1,102 @@
+"""The image's entry point: chooses a model for `serve` if nobody has, then becomes `easel`.
+
+A person who starts the image with a GPU wants the released model, and without one wants to see
+something: the choice is told on stderr, and EASEL_MODEL or --model is never overruled. Standard
+library only: torch would take seconds to say whether there is a GPU.
+"""
+
+import ctypes
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+RELEASED_MODEL = "google/diffusiongemma-26B-A4B-it"
+# Its weights are 51.6 GB; keys, values, images and working memory come on top. Between the
+# 48 GB cards, which can't hold it, and those of 80 GB and more, which can.
+ROOM_BYTES = 64 * 10**9
+
+_DEMO = (
+    "serving the demo model, which knows only a few small tasks. "
+    "Name another with EASEL_MODEL: a Hugging Face id, or a folder in a volume."
+)
+
+
+def main() -> None:
+    """Replace this process by `easel`, so that it is the one which Docker's signals reach."""
+    arguments = sys.argv[1:]
+    if chooses_model(arguments, os.environ):
+        gpu_bytes = None if wants_cpu(arguments, os.environ) else gpu_memory_bytes()
+        chosen, why = choose_model(gpu_bytes)
+        print(f"easel: EASEL_MODEL is not set{why}", file=sys.stderr, flush=True)
+        os.environ.update(chosen)
+    os.execvp("easel", ["easel", *arguments])
+
+
+def chooses_model(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Whether this is a `serve` for which nobody has named a model.
+
+    An empty EASEL_MODEL names none: a line without a value in Compose's file .env makes one.
+    """
+    serves = arguments[:1] == ["serve"] and "--help" not in arguments
+    return serves and not _told("model", arguments, environment)
+
+
+def wants_cpu(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Whether this `serve` was told to leave the GPU alone."""
+    return _told("device", arguments, environment) == "cpu"
+
+
+def choose_model(gpu_bytes: int | None) -> tuple[dict[str, str], str]:
+    """The variables that `easel` gets, and the rest of the sentence that says why.
+
+    gpu_bytes: the memory of the first GPU, None if there is none to use.
+    """
+    if gpu_bytes is None:
+        return {"EASEL_MODEL": "demo"}, (
+            f", and there is no GPU to use (docker run --gpus all gives one): {_DEMO}"
+        )
+    gigabytes = f"the GPU's {gpu_bytes / 1e9:.0f} GB"
+    if gpu_bytes < ROOM_BYTES:
+        return {"EASEL_MODEL": "demo"}, f", and {RELEASED_MODEL} does not fit {gigabytes}: {_DEMO}"
+    # On this device or not at all: on a CPU the model would take 100 GB and minutes a block.
+    return {"EASEL_MODEL": RELEASED_MODEL, "EASEL_DEVICE": "cuda"}, (
+        f": serving {RELEASED_MODEL}, for which {gigabytes} have room. The first start downloads "
+        "51.6 GB into /cache; -v easel-cache:/cache keeps them for the next container. "
+        "EASEL_MODEL=demo serves the demo model, at once."
+    )
+
+
+def _told(name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> str:
+    """What a setting of `easel serve` was given, as an option or in the environment; else ''."""
+    option = f"--{name}"
+    for each, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if each == option:
+            return following
+        if each.startswith(f"{option}="):
+            return each.removeprefix(f"{option}=")
+    return environment.get(f"EASEL_{name.upper()}", "")
+
+
+def gpu_memory_bytes() -> int | None:
+    """The whole memory of the driver's first GPU, None without one.
+
+    Asks the driver: nvidia-smi has no number for a GPU that shares the machine's memory.
+    """
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, total = ctypes.c_int(), ctypes.c_size_t()
+    code = (
+        cuda.cuInit(0)
+        or cuda.cuDeviceGet(ctypes.byref(device), 0)
+        or cuda.cuDeviceTotalMem_v2(ctypes.byref(total), device)
+    )
+    if code:
+        print(f"easel: NVIDIA's driver finds no GPU (CUDA error {code}).", file=sys.stderr)
+        return None
+    return total.value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,338 @@
+"""The image, built and run as a person would, without a Docker engine: `make image-test`.
+
+Not part of `make test`: it needs root, Debian's buildah, podman, runc and debootstrap, and minutes.
+The base image is Debian with its Python, bootstrapped here under the base image's name, since a
+registry of images may be out of reach. Where pip is told of CPU wheels (PIP_FIND_LINKS) the build
+takes them and stays small. Everything lies in one folder that is removed at the end.
+"""
+
+import contextlib
+import json
+import os
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+import yaml
+
+pytestmark = pytest.mark.timeout(3600)
+
+ROOT = Path(__file__).parents[2]
+BASE = "docker.io/library/python:3.12-slim"
+# Its Python is 3.11, the oldest that Easel runs on.
+SUITE, PACKAGES = "bookworm", "python3,python3-venv,ca-certificates"
+TOOLS = ("debootstrap", "buildah", "podman", "runc", "iptables")
+CERTIFICATES = "/etc/ssl/certs"
+BRIDGE = Path("/sys/class/net/cni-podman0")
+START_S = 120
+SCRAPES_S = 30
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A folder for everything, and the containers' tools, which keep their storage in it."""
+
+    folder: Path
+
+    def run(self, *command: str, storage: str) -> str:
+        """What it wrote; its failure is the test's. `storage`: build or run."""
+        place = self.folder / storage
+        place.mkdir(exist_ok=True)
+        configuration = place / "storage.conf"
+        configuration.write_text(
+            f'[storage]\ndriver = "overlay"\ngraphroot = "{place}/graph"\nrunroot = "{place}/run"\n'
+        )
+        variables = {
+            "CONTAINERS_STORAGE_CONF": str(configuration),
+            "TMPDIR": str(self.folder),  # of cache mounts too
+        }
+        done = subprocess.run(
+            command, env={**os.environ, **variables}, cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def podman(self, *arguments: str) -> str:
+        """podman's standard output; on stderr it complains where there is no systemd."""
+        return self.run(
+            "podman", "--runtime", "runc", "--cgroup-manager", "cgroupfs", *arguments, storage="run"
+        )
+
+
+def limits() -> list[str]:
+    """This process' own: podman's default is higher, and may be more than root can set."""
+    return [
+        f"--ulimit={name}={':'.join(map(str, resource.getrlimit(number)))}"
+        for name, number in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC))
+    ]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def mounts(folder: Path) -> list[str]:
+    """What is mounted below the folder, in the order of mounting."""
+    points = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return [point for point in points if point.startswith(f"{folder}/")]
+
+
+@pytest.fixture(scope="session")
+def machine() -> Iterator[Machine]:
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if missing or os.geteuid() != 0:
+        pytest.fail(
+            f"needs root, and {', '.join(missing) or 'nothing else'}; on Debian: apt-get install "
+            "buildah podman runc debootstrap containernetworking-plugins iptables prometheus"
+        )
+    bridge_was_there = BRIDGE.exists()
+    folder = Path(tempfile.mkdtemp(prefix="easel-image-", dir="/var/tmp"))
+    machine = Machine(folder)
+    try:
+        yield machine
+    finally:
+        machine.podman("rm", "--all", "--force", "--volumes")
+        machine.podman("rmi", "--all", "--force")
+        machine.run("buildah", "rm", "--all", storage="build")
+        for mounted in reversed(mounts(folder)):  # the storage's own, or of a step that failed
+            subprocess.run(["umount", mounted], check=True)
+        shutil.rmtree(folder)
+        if BRIDGE.exists() and not bridge_was_there:
+            subprocess.run(["ip", "link", "delete", BRIDGE.name], check=True)
+
+
+@pytest.fixture(scope="session")
+def base(machine: Machine) -> str:
+    """Debian's Python under the base image's name, where buildah looks for it."""
+    root = machine.folder / "root"
+    machine.run(
+        "debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(root),
+        storage="build",
+    )  # fmt: skip
+    (root / "usr" / "local" / "bin" / "python").symlink_to("/usr/bin/python3")
+    shutil.rmtree(root / "var" / "cache" / "apt")
+    archive = machine.folder / "root.tar"
+    machine.run("tar", "-C", str(root), "-cf", str(archive), ".", storage="build")
+    shutil.rmtree(root)
+    machine.run("podman", "import", "--quiet", str(archive), BASE, storage="build")
+    archive.unlink()
+    return BASE
+
+
+@pytest.fixture(scope="session")
+def image(machine: Machine, base: str) -> str:
+    """Built by buildah, carried over as the archive that `docker load` takes."""
+    wheels = os.environ.get("PIP_FIND_LINKS", "")
+    mounted = [f"--volume={wheels}:{wheels}:ro"] if Path(wheels).is_dir() and wheels else []
+    cpu = ["--build-arg", f"PIP_FIND_LINKS={wheels}", "--build-arg", "C_COMPILER="]
+    started = time.monotonic()
+    machine.run(
+        "buildah", "bud", "--pull-never", "--isolation", "chroot", "--format", "docker", "--layers",
+        f"--volume={CERTIFICATES}:{CERTIFICATES}:ro", *mounted, *(cpu if wheels else []),
+        "--tag", "easel", ".", storage="build",
+    )  # fmt: skip
+    archive = machine.folder / "easel.tar"
+    machine.run("buildah", "push", "easel", f"docker-archive:{archive}:easel", storage="build")
+    print(f"\nbuilt in {time.monotonic() - started:.0f} s, {archive.stat().st_size / 1e6:.0f} MB")
+    machine.podman("load", "--quiet", "--input", str(archive))
+    archive.unlink()
+    return "localhost/easel"
+
+
+@dataclass(frozen=True)
+class Container:
+    machine: Machine
+    name: str
+    url: str
+
+    def logs(self) -> str:
+        return (self.machine.folder / "log").read_text()
+
+    def sh(self, script: str) -> str:
+        return self.machine.podman("exec", self.name, "sh", "-c", script).strip()
+
+
+@pytest.fixture(scope="session")
+def container(machine: Machine, image: str) -> Container:
+    """As docker-compose.yml runs it, but for the GPU."""
+    port = free_port()
+    machine.podman(
+        "run", "--detach", "--name", "easel", *limits(), "--publish", f"127.0.0.1:{port}:8000",
+        "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL",
+        "--security-opt", "no-new-privileges",
+        "--log-driver", "k8s-file", "--log-opt", f"path={machine.folder / 'log'}", image,
+    )  # fmt: skip
+    running = Container(machine, "easel", f"http://127.0.0.1:{port}")
+    deadline = time.monotonic() + START_S
+    while not is_ready(running.url):
+        assert time.monotonic() < deadline, f"not ready in {START_S} s:\n{running.logs()}"
+        time.sleep(0.2)
+    return running
+
+
+def is_ready(url: str) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"{url}/health/ready").status_code == 200
+    return False
+
+
+def test_without_a_gpu_it_says_that_it_serves_the_demo_model(container):
+    assert "there is no GPU to use" in container.logs()
+    (model,) = httpx.get(f"{container.url}/v1/models").json()["data"]
+    assert model["id"] == "demo"
+
+
+def test_the_image_s_health_check_passes(machine, container):
+    machine.podman("healthcheck", "run", container.name)
+
+
+def test_an_answer_is_streamed_out_of_the_container(container):
+    with openai.OpenAI(base_url=f"{container.url}/v1", api_key="none", max_retries=0) as client:
+        chunks = list(
+            client.chat.completions.create(
+                model="demo", messages=[{"role": "user", "content": "Count to 20"}], stream=True
+            )
+        )
+    parts = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices[0].delta.content]
+    assert len(parts) > 1
+    assert "".join(parts) == ", ".join(map(str, range(1, 21)))
+
+
+def test_it_runs_as_a_user_without_rights_on_a_root_that_it_cannot_write(container):
+    assert container.sh("id -u") == "10001"
+    assert container.sh("touch /x 2>/dev/null || echo refused") == "refused"
+    assert container.sh("touch /cache/x && rm /cache/x && echo written") == "written"
+
+
+def test_easel_itself_is_process_1(container):
+    assert "easel serve" in container.sh("tr '\\0' ' ' < /proc/1/cmdline")
+
+
+def test_no_build_tool_is_left(container):
+    tools = "pip pip3 make cmake git curl wget hatchling g++ ld"
+    if "PIP_FIND_LINKS" in os.environ:
+        tools += " cc gcc"  # which the image has for Triton alone, and the CPU wheel has no Triton
+    assert container.sh(f"for tool in {tools}; do command -v $tool || true; done") == ""
+    assert container.sh("python -m pip --version 2>/dev/null || echo none") == "none"
+    assert container.sh("ls -d /source /staged /opt/build 2>/dev/null || echo none") == "none"
+
+
+def test_any_user_can_write_the_cache(machine, image):
+    said = machine.podman(
+        "run", "--rm", *limits(), "--user", "4242:4242", "--network", "none",
+        "--entrypoint", "python", image,
+        "-c", "import os, pathlib; pathlib.Path('/cache/x').touch(); print(os.getuid())",
+    )  # fmt: skip
+    assert said.strip() == "4242"
+
+
+def test_other_commands_than_serve_can_be_run(machine, image):
+    said = machine.podman("run", "--rm", *limits(), "--network", "none", image, "version")
+    assert re.fullmatch(r"\d+\.\d+\.\d+", said.strip())
+
+
+def test_a_new_easel_is_a_small_layer(machine, image):
+    history = json.loads(machine.podman("history", "--format", "json", image))
+    sizes = [(layer["size"], layer["CreatedBy"]) for layer in history if layer["size"]]
+    for size, made_by in sizes:
+        print(f"{size / 1e6:10.1f} MB  {made_by[:80]}")
+    last, made_by = sizes[0]
+    assert "/staged/opt/easel" in made_by or "COPY" in made_by
+    assert last < 20e6
+
+
+def test_prometheus_takes_its_files():
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool here; on Debian: apt-get install prometheus")
+    done = subprocess.run(
+        [promtool, "check", "config", ROOT / "docker" / "prometheus" / "prometheus.yml"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def prometheus(container: Container, tmp_path: Path) -> Iterator[httpx.Client]:
+    """A real Prometheus with our files, that reads the container."""
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("no prometheus here; on Debian: apt-get install prometheus")
+    folder = ROOT / "docker" / "prometheus"
+    ours = yaml.safe_load((folder / "prometheus.yml").read_text())
+    ours["global"]["scrape_interval"] = "1s"
+    ours["rule_files"] = [str(folder / name) for name in ours["rule_files"]]
+    ours["scrape_configs"][0]["static_configs"][0]["targets"] = [container.url.partition("//")[2]]
+    configuration = tmp_path / "prometheus.yml"
+    configuration.write_text(yaml.safe_dump(ours))
+    port = free_port()
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [
+                program,
+                f"--config.file={configuration}",
+                f"--storage.tsdb.path={tmp_path / 'data'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=10) as client:
+            yield client
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_prometheus_reads_the_container_and_answers_every_query(prometheus, container):
+    def asked(query: str) -> list[dict]:
+        answer = prometheus.get(f"query?query={urllib.parse.quote(query)}").json()
+        assert answer["status"] == "success", f"{query}: {answer}"
+        return answer["data"]["result"]
+
+    def steps() -> float:
+        with contextlib.suppress(httpx.TransportError):
+            return sum(float(one["value"][1]) for one in asked("easel_denoising_steps_total"))
+        return 0
+
+    httpx.post(
+        f"{container.url}/v1/chat/completions",
+        json={"messages": [{"role": "user", "content": "Count to 20"}]},
+        timeout=60,
+    ).raise_for_status()
+    deadline = time.monotonic() + SCRAPES_S
+    while steps() == 0:
+        assert time.monotonic() < deadline, "Prometheus has read nothing"
+        time.sleep(0.5)
+    (up,) = asked('up{job="easel"}')
+    assert up["value"][1] == "1"
+    dashboard = json.loads((ROOT / "docker" / "grafana" / "dashboards" / "easel.json").read_text())
+    for panel in dashboard["panels"]:
+        for target in panel["targets"]:
+            asked(re.sub(r"\$__\w+", "1m", target["expr"]))
+    rules = prometheus.get("rules").json()["data"]["groups"][0]["rules"]
+    assert len(rules) == 6
+    assert {rule["lastError"] for rule in rules if "lastError" in rule} <= {""}
+
+
+def test_sigterm_ends_it_in_order(machine, container):
+    """The last test: the container is gone after it."""
+    machine.podman("stop", "--time", "45", container.name)
+    (state,) = json.loads(machine.podman("inspect", container.name))
+    assert state["State"]["ExitCode"] == 0  # 137 if it had to be killed
+    assert state["Config"]["StopSignal"] in (15, "SIGTERM")
