@@ -168,7 +168,7 @@ class WorkerClient:
         )
         self._metrics.worker_starts.inc()
         assert process.stdin is not None
-        process.stdin.write(self._config.model_dump_json().encode() + b"\n")
+        process.stdin.write(self._config.model_dump_json(exclude_unset=True).encode() + b"\n")
         self._socket = socket
         reader = asyncio.create_task(self._read(socket))
         ended = asyncio.create_task(process.wait())

@@ -15,7 +15,15 @@ import zmq
 
 from engine.config import EngineConfig
 from engine.denoiser import Denoiser
-from engine.device import choose_device, choose_dtype, choose_threads, device_name
+from engine.device import (
+    choose_device,
+    choose_dtype,
+    choose_threads,
+    device_name,
+    find_gpu,
+    free_memory,
+)
+from engine.dimensions import Dimensions
 from engine.messages import (
     Block,
     Cancel,
@@ -32,7 +40,10 @@ from engine.messages import (
     encode,
 )
 from engine.model.checkpoint import find_checkpoint, load_model
+from engine.model.diffusion_gemma import UnsupportedModelError
 from engine.model.vision import Vision
+from engine.plan import DoesNotFitError, check_fit
+from engine.profiles import apply_profile, choose_profile, describe_profile
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence, Step, Work
 
@@ -204,6 +215,8 @@ def serve(address: str, config: EngineConfig) -> None:
     def send(message: FromWorker) -> None:
         socket.send(encode(message))
 
+    profile = choose_profile(config, find_gpu(choose_device(config)))
+    told, config = config, apply_profile(config, profile)
     denoiser = build_denoiser(config, send)
     worker = Worker(denoiser, config)
     send(
@@ -213,6 +226,7 @@ def serve(address: str, config: EngineConfig) -> None:
             context_length=denoiser.context_length,
             canvas_length=denoiser.model.config.canvas_length,
             vocab_size=denoiser.model.config.vocab_size,
+            profile=describe_profile(told, profile),
         )
     )
     while True:
@@ -230,11 +244,19 @@ def build_denoiser(
 ) -> Denoiser:
     """Load the configured model, telling `send` how far it is.
 
-    Raises CheckpointError, UnsupportedModelError or UnsupportedSamplerError.
+    Raises CheckpointError, UnsupportedModelError or UnsupportedSamplerError, and DoesNotFitError
+    before anything is downloaded or allocated.
     """
     device = choose_device(config)
     dtype = choose_dtype(config, device)
-    checkpoint = find_checkpoint(config.model_path)
+
+    if (config.quantize_experts, config.quantize_linears) != ("none", "none"):
+        raise UnsupportedModelError("quantize_experts and quantize_linears: supported: 'none'")
+
+    def check_memory(dimensions: Dimensions) -> None:
+        check_plan(dimensions, config, free_memory(device), device)
+
+    checkpoint = find_checkpoint(config.model_path, check_memory)
     torch.set_num_threads(choose_threads(config, device, checkpoint.config.hidden_size))
     vision = None
     if checkpoint.vision is not None:
@@ -254,6 +276,21 @@ def build_denoiser(
         cuda_graphs=config.cuda_graphs == "auto" and device.type == "cuda",
         compiled=config.compile,
     )
+
+
+def check_plan(
+    dimensions: Dimensions, config: EngineConfig, free_bytes: int, device: torch.device
+) -> None:
+    """Raises DoesNotFitError on a GPU; on a CPU, whose system can make room, it is only logged."""
+    cuda = device.type == "cuda"
+    try:
+        plan = check_fit(dimensions, config, free_bytes, cuda=cuda, device=device_name(device))
+    except DoesNotFitError as error:
+        if cuda:
+            raise
+        logger.warning("%s", error)
+    else:
+        logger.info("planned: %s", plan)
 
 
 def _out_of_range(sampling: Sampling) -> list[str]:

@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from engine.dimensions import Dimensions
 from engine.model.diffusion_gemma import DiffusionGemma, Layer, ModelConfig
 from engine.model.vision import Vision, VisionConfig, is_vision
 from engine.sampler import SamplerConfig
@@ -41,8 +42,12 @@ class Checkpoint:
     vision: VisionConfig | None
 
 
-def find_checkpoint(model: str) -> Checkpoint:
+def find_checkpoint(
+    model: str, before_download: Callable[[Dimensions], object] = lambda _dimensions: None
+) -> Checkpoint:
     """Find a folder or a Hugging Face id, and read its configuration before any weight.
+
+    `before_download` gets the dimensions of a model that can be run, and may raise.
 
     Raises CheckpointError, UnsupportedModelError or UnsupportedSamplerError.
     """
@@ -57,6 +62,8 @@ def find_checkpoint(model: str) -> Checkpoint:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"model {model!r}: {_first_line(error)}") from error
     shapes = ModelConfig.from_transformers(config)
+    dimensions = Dimensions.of(config.to_dict())
+    before_download(dimensions.in_folder(path) if local else dimensions)
     folder = path if local else _download(model)
     vision = VisionConfig.find(folder, config)
     return Checkpoint(folder, shapes, _sampler_config(folder), vision)

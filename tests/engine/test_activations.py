@@ -1,0 +1,128 @@
+"""What passes of a real network hold at once, against the estimate."""
+
+import dataclasses
+import weakref
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bench.random_model import Shape, write_random_model
+from bench.roofline import released
+from engine.activations import PassShape, activation_bytes
+from engine.config import EngineConfig
+from engine.dimensions import Dimensions
+from engine.messages import GenerateRequest, Sampling
+from engine.worker import Worker, build_denoiser
+
+SHAPES = {
+    "the vocabulary is most": Shape(layers="ssf", canvas=32, vocab=16384),
+    "experts are most": Shape(layers="sf", hidden=256, expert=128, per_token=4, vocab=512),
+    "attention is most": Shape(layers="sf", query_heads=16, kv_heads=4, full_head=128, vocab=512),
+    "dense MLPs are most": Shape(layers="sf", mlp=1024, vocab=512),
+}
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that tensors made under it have held together."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.most, self._alive = 0, 0, {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage().nbytes():
+                self._watch(leaf, is_new=not func.is_view)
+        return result
+
+    def _watch(self, tensor, *, is_new):
+        """Count a storage from its first tensor to its last one."""
+        storage = tensor.untyped_storage()
+        key = storage.data_ptr()
+        if key not in self._alive and not is_new:
+            return  # a view of what was there before
+        if key not in self._alive:
+            self._alive[key] = [0, storage.nbytes()]
+            self.now += storage.nbytes()
+            self.most = max(self.most, self.now)
+        self._alive[key][0] += 1
+        weakref.finalize(tensor, self._forget, key)
+
+    def _forget(self, key):
+        self._alive[key][0] -= 1
+        if not self._alive[key][0]:
+            self.now -= self._alive.pop(key)[1]
+
+
+def measured(worker, requests):
+    """The most that any pass of these answers together held beyond what was there before."""
+    for request in requests:
+        assert worker.handle(request) == []
+    with Peak() as peak:
+        while not worker.idle:
+            worker.step()
+    return peak.most
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize(("canvases", "bets"), [(1, False), (3, True)])
+def test_passes_hold_no_more_than_is_planned_and_not_much_less(tmp_path, shape, canvases, bets):
+    write_random_model(tmp_path, shape)
+    config = EngineConfig(
+        model=str(tmp_path),
+        device="cpu",
+        prefill_chunk=256,
+        max_active=canvases,
+        speculate=bets,
+        prefix_cache_mib=0,
+    )
+    denoiser = build_denoiser(config)
+    requests = [
+        GenerateRequest(
+            str(number),
+            [5 + number] * 400,
+            max_tokens=2 * shape.canvas,
+            sampling=Sampling(seed=number),
+        )
+        for number in range(canvases)
+    ]
+    most = measured(Worker(denoiser, config), requests)
+    dimensions = dataclasses.replace(
+        Dimensions.of(denoiser_config(tmp_path)), tower=None
+    )
+    planned = activation_bytes(
+        dimensions,
+        PassShape(encoded=256, canvases=canvases, bets=bets, context=512),
+        element_bytes=4,
+        cuda=False,
+    )
+    print(most, planned)
+    assert most <= planned <= 4 * most
+
+
+def denoiser_config(folder):
+    import json
+
+    return json.loads((folder / "config.json").read_text())
+
+
+def test_on_a_gpu_the_logits_of_all_canvases_are_held_once():
+    def tail(canvases):
+        shape = PassShape(encoded=1, canvases=canvases, bets=False, context=256)
+        return activation_bytes(released(), shape, element_bytes=2, cuda=True)
+
+    logits = 2 * 256 * released().vocab_size
+    assert logits < tail(9) - tail(8) < 1.2 * logits
+    assert 8 * logits < tail(8) < 10 * logits
+
+
+def test_the_mask_of_a_long_context_is_counted():
+    def planned(context):
+        shape = PassShape(encoded=1024, canvases=1, bets=False, context=context)
+        return activation_bytes(released(), shape, element_bytes=2, cuda=True)
+
+    # Eight query heads of a full layer share a key: their mask as bool and in 16 bits.
+    assert planned(200_000) - planned(100_000) == 100_000 * 1024 * (1 + 8 * 3)
