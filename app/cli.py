@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from app.logs import configure_logs
-from app.plan import PlanError, device_names, make_report, print_report, report_json
+from app.plan_report import PlanError, device_names, make_report, print_report, report_json
 from app.security import KeysUnreadableError, api_keys, is_loopback
 from app.server import create_app
 from app.settings import PREFIX, Settings, unknown_variables

@@ -7,7 +7,18 @@ import torch
 import transformers
 import typer
 
-from bench import autoregressive, counts, generate, graphs, interactive, roofline, step, tail, turns
+from bench import (
+    autoregressive,
+    counts,
+    devices,
+    generate,
+    graphs,
+    interactive,
+    roofline,
+    step,
+    tail,
+    turns,
+)
 from bench.compare import LEAST_ROUNDS, Output, report
 
 main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -113,6 +124,13 @@ def roofline_command(json: Json = None, plot: Plot = None) -> None:
     ]
     title = f"Roofline of a step, 256 rows behind {roofline.CONTEXT:,} tokens"
     report(title, roofline.rows(), columns, Output(json, plot))
+
+
+@main.command("devices")
+def devices_command(json: Json = None, plot: Plot = None) -> None:
+    """The device profiles, what they need and what they give at best: arithmetic."""
+    title = f"Device profiles, the released model, {devices.TOKENS_A_STEP} tokens a step"
+    report(title, devices.rows(), devices.COLUMNS, Output(json, plot))
 
 
 @main.command("counts")

@@ -1,18 +1,13 @@
 """What passes of a real network hold at once, against the estimate."""
 
-import dataclasses
-import weakref
-
 import pytest
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from bench.compare import peak_bytes
 from bench.random_model import Shape, write_random_model
 from bench.roofline import released
 from engine.activations import PassShape, activation_bytes
 from engine.config import EngineConfig
-from engine.dimensions import Dimensions
+from engine.dimensions import read_dimensions
 from engine.messages import GenerateRequest, Sampling
 from engine.worker import Worker, build_denoiser
 
@@ -24,47 +19,9 @@ SHAPES = {
 }
 
 
-class Peak(TorchDispatchMode):
-    """The most bytes that tensors made under it have held together."""
-
-    def __init__(self):
-        super().__init__()
-        self.now, self.most, self._alive = 0, 0, {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage().nbytes():
-                self._watch(leaf, is_new=not func.is_view)
-        return result
-
-    def _watch(self, tensor, *, is_new):
-        """Count a storage from its first tensor to its last one."""
-        storage = tensor.untyped_storage()
-        key = storage.data_ptr()
-        if key not in self._alive and not is_new:
-            return  # a view of what was there before
-        if key not in self._alive:
-            self._alive[key] = [0, storage.nbytes()]
-            self.now += storage.nbytes()
-            self.most = max(self.most, self.now)
-        self._alive[key][0] += 1
-        weakref.finalize(tensor, self._forget, key)
-
-    def _forget(self, key):
-        self._alive[key][0] -= 1
-        if not self._alive[key][0]:
-            self.now -= self._alive.pop(key)[1]
-
-
-def measured(worker, requests):
-    """The most that any pass of these answers together held beyond what was there before."""
-    for request in requests:
-        assert worker.handle(request) == []
-    with Peak() as peak:
-        while not worker.idle:
-            worker.step()
-    return peak.most
+def run_to_the_end(worker):
+    while not worker.idle:
+        worker.step()
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -89,24 +46,17 @@ def test_passes_hold_no_more_than_is_planned_and_not_much_less(tmp_path, shape, 
         )
         for number in range(canvases)
     ]
-    most = measured(Worker(denoiser, config), requests)
-    dimensions = dataclasses.replace(
-        Dimensions.of(denoiser_config(tmp_path)), tower=None
-    )
+    worker = Worker(denoiser, config)
+    for request in requests:
+        assert worker.handle(request) == []
+    most = peak_bytes(lambda: run_to_the_end(worker))
     planned = activation_bytes(
-        dimensions,
+        read_dimensions(tmp_path / "config.json").in_folder(tmp_path),
         PassShape(encoded=256, canvases=canvases, bets=bets, context=512),
         element_bytes=4,
         cuda=False,
     )
-    print(most, planned)
     assert most <= planned <= 4 * most
-
-
-def denoiser_config(folder):
-    import json
-
-    return json.loads((folder / "config.json").read_text())
 
 
 def test_on_a_gpu_the_logits_of_all_canvases_are_held_once():

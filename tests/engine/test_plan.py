@@ -1,0 +1,155 @@
+"""What fits and what is proposed where it does not."""
+
+import json
+
+import pytest
+import torch
+
+from bench.roofline import RELEASED_MODEL, released
+from engine.config import EngineConfig
+from engine.dimensions import Dimensions
+from engine.plan import (
+    DoesNotFitError,
+    check_fit,
+    differences,
+    largest_context,
+    make_plan,
+    most_canvases,
+    nearest,
+)
+from engine.worker import check_plan
+
+GB = 10**9
+LEAST = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}
+
+
+def config(**options):
+    return EngineConfig(model=RELEASED_MODEL, **options)
+
+
+def total(wanted, cuda=True):
+    return make_plan(released(), wanted, cuda=cuda).total
+
+
+def test_a_plan_is_the_sum_of_its_parts():
+    plan = make_plan(released(), config(), cuda=True)
+    assert plan.kv == 4 * plan.kv_slot
+    parts = [sum(plan.weights.values()), plan.kv, plan.activations, plan.graphs, plan.libraries]
+    assert plan.total == sum(parts) + 2048 * 2**20
+    assert plan.kv_token == 20 * 1024
+
+
+@pytest.mark.parametrize(
+    ("more", "part"),
+    [
+        ({"max_context": 65536}, "kv_slot"),
+        ({"max_active": 5}, "kv"),
+        ({"prefill_chunk": 2048}, "kv_slot"),
+        ({"speculate": True}, "activations"),
+        ({"prefix_cache_mib": 4096}, "prefix_cache"),
+        ({"dtype": "float32"}, "weights_total"),
+    ],
+)
+def test_who_wants_more_needs_more(more, part):
+    before, after = (make_plan(released(), config(**each), cuda=True) for each in ({}, more))
+    assert getattr(after, part) > getattr(before, part)
+    assert after.total > before.total
+
+
+@pytest.mark.parametrize(("options", "cuda"), [({"cuda_graphs": "off"}, True), ({}, False)])
+def test_without_cuda_graphs_none_are_planned(options, cuda):
+    assert make_plan(released(), config(**options), cuda=cuda).graphs == 0
+
+
+def test_no_more_context_is_planned_than_the_model_has():
+    text = {**LEAST, "max_position_embeddings": 512}
+    dimensions = Dimensions.of({"model_type": "diffusion_gemma", "text_config": text})
+    assert make_plan(dimensions, EngineConfig(max_context=9999), cuda=False).context_tokens == 512
+
+
+def test_the_largest_context_fits_and_a_step_more_does_not():
+    memory = total(config(max_context=100_000))
+    found = largest_context(released(), config(), memory, cuda=True)
+    assert total(config(max_context=found)) <= memory < total(config(max_context=found + 1024))
+    assert largest_context(released(), config(), 10**12, cuda=True) == released().max_positions
+    assert largest_context(released(), config(), 10 * GB, cuda=True) == 0
+
+
+def test_the_most_canvases_fit_and_one_more_does_not():
+    memory = total(config(max_active=6))
+    found = most_canvases(released(), config(), memory, cuda=True)
+    assert total(config(max_active=found)) <= memory < total(config(max_active=found + 1))
+    assert most_canvases(released(), config(), 10 * GB, cuda=True) == 0
+
+
+FORMATS = {"quantize_experts", "quantize_linears"}
+
+
+@pytest.mark.parametrize(
+    ("memory_gb", "given_up"),
+    [
+        (60, {"prefix_cache_mib"}),
+        (57.5, {"prefix_cache_mib", "max_active"}),
+        (54.3, {"prefix_cache_mib", "max_active", "max_context"}),
+        (44, FORMATS),
+        (24, {"quantize_experts", "max_active", "prefix_cache_mib"}),
+        (18.9, {*FORMATS, "max_active", "prefix_cache_mib", "max_context"}),
+    ],
+)
+def test_as_little_as_possible_is_given_up(memory_gb, given_up):
+    memory = round(memory_gb * GB)
+    assert total(config()) > memory
+    found = nearest(released(), config(), memory, cuda=True)
+    assert set(differences(config(), found)) == given_up
+    assert total(found) <= memory
+
+
+@pytest.mark.parametrize("memory_gb", range(16, 62, 3))
+@pytest.mark.parametrize("options", [{}, {"speculate": True}, {"max_context": 200_000}])
+def test_what_is_proposed_fits(memory_gb, options):
+    found = nearest(released(), config(**options), memory_gb * GB, cuda=True)
+    assert found is None or total(found) <= memory_gb * GB
+    assert (found is None) == (memory_gb < 18)
+
+
+def test_a_refusal_says_what_is_needed_what_there_is_and_what_fits():
+    with pytest.raises(DoesNotFitError) as refused:
+        check_fit(released(), config(), 24 * GB, cuda=True, device="Some GPU")
+    text = str(refused.value)
+    assert text.startswith(
+        f"model '{RELEASED_MODEL}' needs 61.1 GB and Some GPU has 24.0 GB for it: weights 51.6 GB,"
+    )
+    assert text.endswith(
+        ". What fits: --quantize-experts int4 --max-active 2 --prefix-cache-mib 512"
+    )
+
+
+def test_where_nothing_fits_the_refusal_says_so():
+    with pytest.raises(DoesNotFitError, match=r"No setting of this model fits\.$"):
+        check_fit(released(), config(), 8 * GB, cuda=True, device="Some GPU")
+
+
+def test_the_worker_refuses_on_a_gpu_and_only_warns_on_a_cpu(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Some GPU")
+    with pytest.raises(DoesNotFitError, match=r"Some GPU has 24\.0 GB"):
+        check_plan(released(), config(), 24 * GB, torch.device("cuda"))
+    check_plan(released(), config(), 24 * GB, torch.device("cpu"))
+    assert "What fits: --quantize-experts" in caplog.text
+    caplog.clear()
+    check_plan(released(), config(), 80 * GB, torch.device("cuda"))
+    assert not caplog.text
+
+
+def test_the_worker_plans_before_it_looks_for_weights(tmp_path, monkeypatch):
+    """The folder has a configuration and nothing else: what follows would miss the weights."""
+    import engine.worker
+
+    raw = {"model_type": "diffusion_gemma", "text_config": LEAST, "vision_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+
+    def refuse(*_arguments):
+        raise DoesNotFitError("planned")
+
+    monkeypatch.setattr(engine.worker, "check_plan", refuse)
+    with pytest.raises(DoesNotFitError, match="planned"):
+        engine.worker.build_denoiser(EngineConfig(model=str(tmp_path), device="cpu"))
