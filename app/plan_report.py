@@ -100,11 +100,11 @@ def make_report(settings: Settings, device_name: str) -> Report:
     dimensions = _dimensions(settings.model_path)
     told = settings.engine_config()
     profile = choose_profile(told, device.gpu)
-    config = apply_profile(told, profile)
+    config = apply_profile(told, profile, quantized=dimensions.quantized)
     cuda, memory = device.gpu is not None, device.memory_bytes
     plan = make_plan(dimensions, config, cuda=cuda)
     step_s = None
-    if device.hardware is not None:
+    if device.hardware is not None and not dimensions.quantized:
         cost = step_cost(
             dimensions,
             experts=config.quantize_experts,
@@ -160,7 +160,6 @@ def print_report(report: Report, console: Console) -> None:
             "experts": config.quantize_experts,
             "attention": config.quantize_linears,
             "dense MLP": config.quantize_linears,
-            "self-conditioning": config.quantize_linears,
         }.get(part, NO_PROFILE)
         table.add_row(f"weights: {part}", gb(size), "" if form == "none" else form)
     table.add_section()
@@ -216,4 +215,10 @@ def _dimensions(model: str) -> Dimensions:
         dimensions = read_dimensions(model_file(model, "config.json"))
     except (OSError, ValueError) as error:
         raise PlanError(f"model {model!r}: its config.json cannot be read: {error}") from error
-    return dimensions.in_folder(folder) if folder.is_dir() else dimensions
+    if folder.is_dir():
+        return dimensions.in_folder(folder)
+    if not dimensions.sized:
+        raise PlanError(
+            f"model {model!r} is quantised, and only its files say how large it is: give the folder"
+        )
+    return dimensions

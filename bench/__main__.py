@@ -127,8 +127,15 @@ def roofline_command(json: Json = None, plot: Plot = None) -> None:
 
 
 @main.command("devices")
-def devices_command(json: Json = None, plot: Plot = None) -> None:
+def devices_command(
+    markdown: Annotated[bool, typer.Option(help="What docs/devices.md has.")] = False,
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
     """The device profiles, what they need and what they give at best: arithmetic."""
+    if markdown:
+        print(devices.table(), devices.reasons(), sep="\n\n")
+        return
     title = f"Device profiles, the released model, {devices.TOKENS_A_STEP} tokens a step"
     report(title, devices.rows(), devices.COLUMNS, Output(json, plot))
 

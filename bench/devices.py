@@ -1,10 +1,11 @@
 """The device profiles in one table: what each sets for the released model, and what that gives.
 
 Arithmetic, not measured: `engine/roofline.py` and `engine/plan.py`. docs/devices.md has the table
-as `markdown` writes it, and a test compares.
+and the profiles' reasons as they are written here, and a test compares.
 """
 
 from collections.abc import Iterator
+from textwrap import fill
 
 from bench.compare import Row
 from bench.roofline import CONTEXT, RELEASED_MODEL, released
@@ -14,6 +15,7 @@ from engine.profiles import apply_profile
 from engine.roofline import device_step_s, step_cost
 
 TOKENS_A_STEP = 15
+_WIDTH = 104  # of the page's lines
 COLUMNS = [
     "experts",
     "linears",
@@ -35,7 +37,7 @@ def rows() -> Iterator[Row]:
         hardware = DeviceProfile.read(name).hardware
         if hardware is None:
             continue
-        config = apply_profile(EngineConfig(model=RELEASED_MODEL), name)
+        config = apply_profile(EngineConfig(model=RELEASED_MODEL), name, quantized=False)
         experts, linears = config.quantize_experts, config.quantize_linears
         cost = step_cost(released(), experts=experts, linears=linears, context=CONTEXT)
         step_s, memory = device_step_s(cost, hardware), hardware.usable_bytes
@@ -56,11 +58,30 @@ def rows() -> Iterator[Row]:
         }
 
 
-def markdown() -> str:
-    """The table, one line a device."""
+def table() -> str:
+    """In Markdown, one line a device."""
     heads = ["profile", *(column.replace("_", " ") for column in COLUMNS)]
     lines = [heads, ["---"] * len(heads)]
     for row in rows():
         cells = [row["case"], *(row[column] for column in COLUMNS)]
         lines.append([f"{each:,}" if isinstance(each, int) else str(each) for each in cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def reasons() -> str:
+    """In Markdown, a heading for each profile and its reasons below."""
+    sections = []
+    for name in sorted(profile_names(), key=lambda name: (name != "demo", name)):
+        reasons = DeviceProfile.read(name).why.model_dump()
+        lines = [
+            fill(
+                f"- **{about.replace('_', ' ').capitalize()}**: {' '.join(reason.split())}",
+                width=_WIDTH,
+                subsequent_indent="  ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            for about, reason in reasons.items()
+        ]
+        sections.append("\n".join([f"## {name}", "", *lines]))
+    return "\n\n".join(sections)

@@ -48,11 +48,17 @@ class EngineConfig(BaseModel):
         "takes none. docs/devices.md has them.",
     )
     quantize_experts: Format = Field(
-        default="none", description="The experts' weights in memory, in fewer bits than dtype's."
+        default="none",
+        description="Quantise the experts' weights of an unquantised checkpoint while loading.",
     )
     quantize_linears: Format = Field(
         default="none",
-        description="The other layers' weights in memory: attention, dense MLP, self-conditioning.",
+        description="The same for attention's and the dense MLPs' weights. Router, embeddings, "
+        "norms, self-conditioning and vision are never quantised.",
+    )
+    quantized_cache: bool = Field(
+        default=True,
+        description="Keep what was quantised in the user's cache folder, for a quicker next start.",
     )
     max_context: int = Field(
         default=32768,

@@ -17,6 +17,9 @@ from engine.config import CONFIGS
 # Numbers of the published configuration, for plans without a network.
 _KNOWN = {"google/diffusiongemma-26b-a4b-it": CONFIGS / "models" / "diffusiongemma-26b-a4b.json"}
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+MODELOPT_FILE = (
+    "hf_quant_config.json"  # by which ModelOpt's checkpoints say that they are quantised
+)
 _IMAGE_TOKENS = 280  # of one image, where no processor's configuration says otherwise
 
 
@@ -64,6 +67,8 @@ class Dimensions:
     canvas_length: int
     max_positions: int
     tower: Tower | None
+    quantized: bool  # in the checkpoint
+    stored_bytes: int | None = None  # of a quantised checkpoint's files, where they are there
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Dimensions":
@@ -88,6 +93,7 @@ class Dimensions:
             canvas_length=config.get("canvas_length", 256),
             max_positions=text.get("max_position_embeddings", 131_072),
             tower=_tower(config.get("vision_config") or {}),
+            quantized=config.get("quantization_config") is not None,
         )
 
     @property
@@ -95,10 +101,22 @@ class Dimensions:
         """Most tokens of one image; an image is encoded in one pass, whatever the chunk."""
         return 0 if self.tower is None else _IMAGE_TOKENS
 
+    @property
+    def sized(self) -> bool:
+        """Whether it is known how large the weights are: quantised ones are as large as stored."""
+        return not self.quantized or self.stored_bytes is not None
+
     def in_folder(self, folder: Path) -> "Dimensions":
         """Of a checkpoint in a folder: without an image processor's file it takes no images."""
         seeing = any((folder / name).exists() for name in PROCESSOR_FILES)
-        return self if seeing else replace(self, tower=None)
+        quantized = self.quantized or (folder / MODELOPT_FILE).exists()
+        stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        return replace(
+            self,
+            tower=self.tower if seeing else None,
+            quantized=quantized,
+            stored_bytes=stored if quantized else None,
+        )
 
 
 def known_dimensions(model: str) -> Dimensions | None:

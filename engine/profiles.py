@@ -4,7 +4,7 @@ What was told by option or variable goes before the profile, and the profile bef
 Plain Python: whoever knows the GPU, says its name and memory; in a server that is the worker.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from engine.config import DEMO_MODEL, DeviceProfile, EngineConfig, profile_names
 
@@ -47,23 +47,28 @@ def profile_for(gpu: Gpu) -> str:
     return max(named or sized, default=(0.0, NO_PROFILE))[1]
 
 
-def apply_profile(config: EngineConfig, name: str) -> EngineConfig:
-    """The configuration with the profile's values where nothing was told."""
-    if name == NO_PROFILE:
-        return config
+def apply_profile(config: EngineConfig, name: str, *, quantized: bool) -> EngineConfig:
+    """The configuration with the profile's values where nothing was told.
+
+    A checkpoint that is `quantized` stays as it is, whatever format a profile has for others.
+    """
     told = config.model_dump(exclude_unset=True)
-    return EngineConfig(**{**DeviceProfile.read(name).settings.model_dump(), **told})
+    return EngineConfig(**{**_settings(name, quantized=quantized), **told})
 
 
-def describe_profile(config: EngineConfig, name: str) -> str:
+def describe_profile(config: EngineConfig, name: str, *, quantized: bool) -> str:
     """For people: the profile, its values, and which of them were told otherwise in `config`."""
     if name == NO_PROFILE:
         return NO_PROFILE
-    settings = DeviceProfile.read(name).settings.model_dump()
-    values = ", ".join(
-        f"{key} {value}".lower()
-        for key, value in settings.items()
-        if key not in config.model_fields_set
-    )
-    told = ", ".join(key for key in settings if key in config.model_fields_set)
-    return f"{name}: {values or 'nothing'}" + (f" (told otherwise: {told})" if told else "")
+    settings = _settings(name, quantized=quantized)
+    told = [key for key in settings if key in config.model_fields_set]
+    values = [f"{key} {value}".lower() for key, value in settings.items() if key not in told]
+    otherwise = f" (told otherwise: {', '.join(told)})" if told else ""
+    return f"{name}: {', '.join(values) or 'nothing'}{otherwise}"
+
+
+def _settings(name: str, *, quantized: bool) -> dict[str, Any]:
+    if name == NO_PROFILE:
+        return {}
+    formats = {"quantize_experts", "quantize_linears"} if quantized else set()
+    return DeviceProfile.read(name).settings.model_dump(exclude=formats)

@@ -12,7 +12,7 @@ from math import ceil
 
 from engine.config import Format, Hardware
 from engine.dimensions import Dimensions
-from engine.weight_size import Count, weight_counts
+from engine.weight_size import weight_counts
 
 _HALF = 2  # bytes of an element in 16 bits
 
@@ -46,8 +46,8 @@ def step_cost(dimensions: Dimensions, *, experts: Format, linears: Format, conte
     """Bytes and operations of one denoising step behind `context` tokens, 16 bits at the least."""
     counts = weight_counts(dimensions)
     embedding = counts["embedding and lm_head"].total
-    dense = sum((counts[part] for part in ("attention", "dense MLP", "self-conditioning")), Count())
-    small = counts["router and norms"].total
+    dense = counts["attention"] + counts["dense MLP"]
+    small = counts["router and norms"].total + counts["self-conditioning"].total
     rows = dimensions.canvas_length
     seen = [min(context, (shape.window or context + 1) - 1) for shape in dimensions.layers]
     pairs = sum(

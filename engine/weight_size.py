@@ -20,6 +20,7 @@ Part = Literal[
     "router and norms",
     "self-conditioning",
     "vision",
+    "as stored",
 ]
 
 _CODE_BITS: dict[Format, int] = {"int8": 8, "fp8": 8, "int4": 4}
@@ -80,7 +81,7 @@ def weight_counts(dimensions: Dimensions) -> dict[Part, Count]:
         "dense MLP": _times(dense, layers),
         "embedding and lm_head": Count(plain=d.vocab_size * hidden),
         "router and norms": norms,
-        "self-conditioning": dense + Count(plain=hidden),
+        "self-conditioning": Count(plain=dense.elements + hidden),
         "vision": Count() if d.tower is None else _tower(d.tower, hidden),
     }
 
@@ -88,12 +89,17 @@ def weight_counts(dimensions: Dimensions) -> dict[Part, Count]:
 def weight_bytes(
     dimensions: Dimensions, *, experts: Format, linears: Format, element_bytes: float
 ) -> dict[Part, int]:
-    """By part. `linears` are attention, dense MLP and self-conditioning; the rest stays whole."""
+    """By part. `linears` are attention and dense MLP; the rest stays whole.
+
+    What a checkpoint holds quantised is one part: it is as large on the device as in its files.
+    """
+    if dimensions.quantized:
+        assert dimensions.stored_bytes is not None
+        return {"as stored": dimensions.stored_bytes}
     forms: dict[Part, Format] = {
         "experts": experts,
         "attention": linears,
         "dense MLP": linears,
-        "self-conditioning": linears,
     }
     return {
         part: count.nbytes(forms.get(part, "none"), element_bytes)

@@ -39,13 +39,18 @@ from engine.messages import (
     decode_to_worker,
     encode,
 )
-from engine.model.checkpoint import find_checkpoint, load_model
-from engine.model.diffusion_gemma import UnsupportedModelError
+from engine.model.checkpoint import (
+    Quantization,
+    find_checkpoint,
+    find_dimensions,
+    load_model,
+)
 from engine.model.vision import Vision
 from engine.plan import DoesNotFitError, check_fit
 from engine.profiles import apply_profile, choose_profile, describe_profile
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence, Step, Work
+from engine.weights.quantized_cache import cache_root
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +221,8 @@ def serve(address: str, config: EngineConfig) -> None:
         socket.send(encode(message))
 
     profile = choose_profile(config, find_gpu(choose_device(config)))
-    told, config = config, apply_profile(config, profile)
+    quantized = find_dimensions(config.model_path).quantized
+    told, config = config, apply_profile(config, profile, quantized=quantized)
     denoiser = build_denoiser(config, send)
     worker = Worker(denoiser, config)
     send(
@@ -226,7 +232,7 @@ def serve(address: str, config: EngineConfig) -> None:
             context_length=denoiser.context_length,
             canvas_length=denoiser.model.config.canvas_length,
             vocab_size=denoiser.model.config.vocab_size,
-            profile=describe_profile(told, profile),
+            profile=describe_profile(told, profile, quantized=quantized),
         )
     )
     while True:
@@ -245,24 +251,29 @@ def build_denoiser(
     """Load the configured model, telling `send` how far it is.
 
     Raises CheckpointError, UnsupportedModelError or UnsupportedSamplerError, and DoesNotFitError
-    before anything is downloaded or allocated.
+    before anything is allocated; and before anything is downloaded, unless it is quantised: then
+    only its files say how large it is.
     """
     device = choose_device(config)
     dtype = choose_dtype(config, device)
-
-    if (config.quantize_experts, config.quantize_linears) != ("none", "none"):
-        raise UnsupportedModelError("quantize_experts and quantize_linears: supported: 'none'")
-
-    def check_memory(dimensions: Dimensions) -> None:
+    dimensions = find_dimensions(config.model_path)
+    if dimensions.sized:
         check_plan(dimensions, config, free_memory(device), device)
-
-    checkpoint = find_checkpoint(config.model_path, check_memory)
+    checkpoint = find_checkpoint(config.model_path)
+    if not dimensions.sized:
+        dimensions = dimensions.in_folder(checkpoint.folder)
+        check_plan(dimensions, config, free_memory(device), device)
     torch.set_num_threads(choose_threads(config, device, checkpoint.config.hidden_size))
     vision = None
     if checkpoint.vision is not None:
         vision = Vision(checkpoint.vision, device=device, dtype=dtype)
     model = load_model(
-        checkpoint, device=device, dtype=dtype, vision=vision, on_progress=_rationed(send)
+        checkpoint,
+        device=device,
+        dtype=dtype,
+        quantization=_quantization(config),
+        vision=vision,
+        on_progress=_rationed(send),
     )
     return Denoiser(
         model,
@@ -291,6 +302,15 @@ def check_plan(
         logger.warning("%s", error)
     else:
         logger.info("planned: %s", plan)
+
+
+def _quantization(config: EngineConfig) -> Quantization:
+    experts, linears = config.quantize_experts, config.quantize_linears
+    return Quantization(
+        None if experts == "none" else experts,
+        None if linears == "none" else linears,
+        cache_root() if config.quantized_cache else None,
+    )
 
 
 def _out_of_range(sampling: Sampling) -> list[str]:

@@ -1,30 +1,46 @@
-"""A checkpoint's files into the network: names, merging, loading.
+"""A checkpoint's files into the network: names, merging, quantising, loading.
 
-Reads safetensors under Transformers' names, tensor by tensor, each straight into its place in the
-merged weights: never more than the model and one tensor in memory. Every tensor of the file is
-accounted for; what is missing, unexpected or mis-shaped is an error that lists it.
+One weight of ours after another is read, merged from its tensors, quantised if that was asked for,
+and put on the device: never more than the model and one weight in memory. Every tensor of the
+files is accounted for; what is missing, unexpected or mis-shaped is an error that lists it. How
+published formats look on disk is `engine.weights`' to know.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from engine.dimensions import Dimensions
-from engine.model.diffusion_gemma import DiffusionGemma, Layer, ModelConfig
+from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig
+from engine.model.places import Kind, Place, canonical, places
+from engine.model.quantization import (
+    FromDense,
+    QuantizedWeight,
+    StackedWeight,
+    UnquantizableError,
+    Weight,
+    flattened,
+    quantize,
+    stack,
+)
 from engine.model.vision import Vision, VisionConfig, is_vision
 from engine.sampler import SamplerConfig
+from engine.weights.errors import UnsupportedFormatError
+from engine.weights.published import PublishedWeights, ReadModule, find_format, read_dense
+from engine.weights.quantized_cache import QuantizedCache
+from engine.weights.tensor_files import MissingTensorError, TensorFiles
 
 # Files that a model needs here, of all that a repository may hold.
 _WANTED_FILES = ["*.json", "*.safetensors", "*.jinja"]
-_ENCODER = "model.encoder.language_model."
-_DECODER = "model.decoder."
 _LISTED = 8  # names that an error spells out
+_CHUNK = 4096  # rows of a large weight that are dequantised at once
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 
 
@@ -40,17 +56,207 @@ class Checkpoint:
     config: ModelConfig
     sampler: SamplerConfig
     vision: VisionConfig | None
+    read_module: ReadModule  # of the format in which it is stored
+    quantized: bool  # as it is stored
 
 
-def find_checkpoint(
-    model: str, before_download: Callable[[Dimensions], object] = lambda _dimensions: None
-) -> Checkpoint:
+@dataclass(frozen=True)
+class Quantization:
+    """What is to be quantised while loading, and where the result is kept."""
+
+    experts: FromDense | None = None
+    linears: FromDense | None = None  # of attention and of the dense MLPs
+    cache_root: Path | None = None
+
+    def scheme(self, kind: Kind) -> FromDense | None:
+        """What becomes of such a place."""
+        return {"experts": self.experts, "linears": self.linears}.get(kind)
+
+    def cache(self, files: list[Path]) -> QuantizedCache | None:
+        if self.cache_root is None or (self.experts is None and self.linears is None):
+            return None
+        asked = {"experts": self.experts or "none", "linears": self.linears or "none"}
+        return QuantizedCache(self.cache_root, files, asked)
+
+
+def find_dimensions(model: str) -> Dimensions:
+    """Of a folder or a Hugging Face id, from its configuration: nothing else is downloaded.
+
+    Raises CheckpointError or UnsupportedModelError.
+    """
+    folder, config = _find_config(model)
+    ModelConfig.from_transformers(config)
+    dimensions = Dimensions.of(config.to_dict())
+    return dimensions if folder is None else dimensions.in_folder(folder)
+
+
+def find_checkpoint(model: str) -> Checkpoint:
     """Find a folder or a Hugging Face id, and read its configuration before any weight.
-
-    `before_download` gets the dimensions of a model that can be run, and may raise.
 
     Raises CheckpointError, UnsupportedModelError or UnsupportedSamplerError.
     """
+    local_folder, config = _find_config(model)
+    shapes = ModelConfig.from_transformers(config)
+    folder = local_folder or _download(model)
+    vision = VisionConfig.find(folder, config)
+    stored: dict[str, Any] | None = getattr(config, "quantization_config", None)
+    try:
+        read_module = find_format(folder, stored)
+    except UnsupportedFormatError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    quantized = read_module is not read_dense
+    return Checkpoint(folder, shapes, _sampler_config(folder), vision, read_module, quantized)
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantization: Quantization = Quantization(),
+    vision: Vision | None = None,
+    on_progress: Callable[[int, int], None] = lambda _loaded, _total: None,
+) -> DiffusionGemma:
+    """The network with its weights on `device`. `on_progress` gets bytes read and bytes in all.
+
+    `dtype` is that of weights that are not quantised. Fills `vision` too if there is one; if not,
+    a file's vision tensors are passed over.
+
+    Raises CheckpointError listing the tensors that are missing, unexpected or mis-shaped, or if
+    the checkpoint can't be quantised as asked.
+    """
+    if checkpoint.quantized and (quantization.experts or quantization.linears):
+        raise CheckpointError(
+            f"{checkpoint.folder} is quantised already: quantize_experts and quantize_linears "
+            "can only be 'none'"
+        )
+    with torch.device("meta"):
+        model = DiffusionGemma(checkpoint.config)
+    paths = _weight_files(checkpoint.folder)
+    files = TensorFiles(paths, canonical, on_progress)
+    source = PublishedWeights(files, checkpoint.read_module, checkpoint.config.experts)
+    cache = quantization.cache(paths)
+    loading = _Loading(source, quantization, cache, device, dtype)
+    with cache or nullcontext():
+        try:
+            for place in places(model):
+                loading.fill(place)
+        except UnquantizableError as error:
+            raise CheckpointError(f"{checkpoint.folder}: {error}") from error
+        for name, tensor in ({} if vision is None else vision.places()).items():
+            loading.copy(name, tensor)
+        source.pass_over(lambda name: vision is None and is_vision(name))
+        loading.report(checkpoint.folder)
+    return model.requires_grad_(False).eval()
+
+
+@dataclass
+class _Loading:
+    """What is read from where to where, and what went wrong so far."""
+
+    source: PublishedWeights
+    quantization: Quantization
+    cache: QuantizedCache | None
+    device: torch.device
+    dtype: torch.dtype
+    missing: list[str] = field(default_factory=list)
+    mis_shaped: list[str] = field(default_factory=list)
+
+    def fill(self, place: Place) -> None:
+        """Put a weight in its place, quantised if that was asked for."""
+        found = [self._read(name, shape) for name, shape in place.parts.items()]
+        parts = [part for part in found if part is not None]
+        if len(parts) < len(place.parts):
+            return
+        dense = [part for part in parts if isinstance(part, Tensor)]
+        scheme = self.quantization.scheme(place.kind)
+        if scheme is not None:
+            assert len(dense) == len(parts)
+            place.put(self._quantized(place.name, dense, scheme))
+        elif len(dense) == len(parts) or place.kind == "dense":
+            place.put(self._dense(parts, place.shape))
+        else:
+            place.put(self._as_stored(parts))
+
+    def copy(self, name: str, tensor: Tensor) -> None:
+        """Into a tensor that is there already."""
+        found = self._read(name, tensor.shape)
+        if found is not None:
+            _copy(found, tensor)
+
+    def report(self, folder: Path) -> None:
+        """Raises CheckpointError if anything went wrong."""
+        lists = {
+            "missing": sorted(self.missing),
+            "unexpected": self.source.left,
+            "mis-shaped": self.mis_shaped,
+        }
+        faults = [f"{len(names)} {what}: {_list(names)}" for what, names in lists.items() if names]
+        if faults:
+            raise CheckpointError(
+                f"{folder}: the weights do not fit config.json; tensors " + "; ".join(faults)
+            )
+
+    def _read(self, name: str, shape: torch.Size) -> Weight | None:
+        try:
+            weight = self.source.read(name)
+        except MissingTensorError as error:
+            self.missing.append(str(error))
+            return None
+        if weight.shape != shape:
+            self.mis_shaped.append(f"{name} ({tuple(weight.shape)} instead of {tuple(shape)})")
+            return None
+        return weight
+
+    def _dense(self, parts: list[Weight], shape: torch.Size) -> Tensor:
+        whole, start = torch.empty(shape, device=self.device, dtype=self.dtype), 0
+        for part in parts:
+            place = whole if len(parts) == 1 else whole[start : start + part.shape[0]]
+            _copy(part, place)
+            start += place.shape[0]
+        return whole
+
+    def _as_stored(self, parts: list[Weight]) -> Weight:
+        """Quantised weights as they are, and what is dense among them in our type."""
+        return stack(
+            [
+                part.to(self.device, self.dtype)
+                if isinstance(part, Tensor)
+                else part.to(self.device)
+                for part in flattened(parts)
+            ]
+        )
+
+    def _quantized(self, name: str, parts: list[Tensor], scheme: FromDense) -> QuantizedWeight:
+        kept = None if self.cache is None else self.cache.read(name, self.device)
+        if kept is not None:
+            return kept
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        weight = quantize(whole, scheme, self.device)
+        if self.cache is not None:
+            self.cache.write(name, weight)
+        return weight
+
+
+def _copy(weight: Weight, place: Tensor) -> None:
+    """Fill a tensor, a large one by parts."""
+    match weight:
+        case Tensor():
+            place.copy_(weight)
+        case QuantizedWeight():
+            for start in range(0, weight.shape[-2], _CHUNK):
+                rows = slice(start, start + _CHUNK)
+                place[..., rows, :].copy_(weight.rows(rows).dequantize(place.dtype))
+        case StackedWeight():
+            start = 0
+            for part in weight.parts:
+                rows = slice(start, start + part.shape[-2])
+                _copy(part, place[..., rows, :])
+                start = rows.stop
+
+
+def _find_config(model: str) -> tuple[Path | None, Any]:
+    """The folder, if the model is one, and Transformers' configuration."""
     from transformers import AutoConfig  # here: it is slow to import, and only loading needs it
 
     path = Path(model).expanduser()
@@ -61,116 +267,7 @@ def find_checkpoint(
         config = AutoConfig.from_pretrained(str(path) if local else model)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"model {model!r}: {_first_line(error)}") from error
-    shapes = ModelConfig.from_transformers(config)
-    dimensions = Dimensions.of(config.to_dict())
-    before_download(dimensions.in_folder(path) if local else dimensions)
-    folder = path if local else _download(model)
-    vision = VisionConfig.find(folder, config)
-    return Checkpoint(folder, shapes, _sampler_config(folder), vision)
-
-
-def load_model(
-    checkpoint: Checkpoint,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    vision: Vision | None = None,
-    on_progress: Callable[[int, int], None] = lambda _loaded, _total: None,
-) -> DiffusionGemma:
-    """The network with its weights on `device`. `on_progress` gets bytes read and bytes in all.
-
-    Fills `vision` too if there is one; if not, a file's vision tensors are passed over.
-
-    Raises CheckpointError listing the tensors that are missing, unexpected or mis-shaped.
-    """
-    with torch.device("meta"):
-        model = DiffusionGemma(checkpoint.config)
-    model = model.to(dtype).to_empty(device=device).requires_grad_(False).eval()
-    places = _places(model) | ({} if vision is None else vision.places())
-    unfilled = set(places)
-    unexpected, mis_shaped = [], []
-    files = _weight_files(checkpoint.folder)
-    total, loaded = sum(file.stat().st_size for file in files), 0
-    for file in files:
-        for name, tensor in _tensors(file):
-            loaded += tensor.nbytes
-            on_progress(min(loaded, total), total)
-            name = _canonical(name)
-            if vision is None and is_vision(name):
-                continue
-            if name not in places:
-                unexpected.append(name)
-            elif places[name].shape != tensor.shape:
-                shapes = f"{tuple(tensor.shape)} instead of {tuple(places[name].shape)}"
-                mis_shaped.append(f"{name} ({shapes})")
-                unfilled.discard(name)
-            elif name in unfilled:  # else a second copy of a tied tensor
-                places[name].copy_(tensor)
-                unfilled.discard(name)
-    _report(checkpoint.folder, sorted(unfilled), unexpected, mis_shaped)
-    return model
-
-
-def _places(model: DiffusionGemma) -> dict[str, Tensor]:
-    """Where each tensor of the file belongs: a view into our (merged) weights by its name."""
-    conditioning = model.self_conditioning
-    places: dict[str, Tensor] = {
-        f"{_DECODER}embed_tokens.weight": model.embedding,
-        f"{_DECODER}norm.weight": model.norm.weight,
-        f"{_DECODER}self_conditioning.pre_norm.weight": conditioning.pre_norm.weight,
-        f"{_DECODER}self_conditioning.down_proj.weight": conditioning.mlp.down,
-    }
-    gate, up = conditioning.mlp.gate_up.chunk(2)
-    places[f"{_DECODER}self_conditioning.gate_proj.weight"] = gate
-    places[f"{_DECODER}self_conditioning.up_proj.weight"] = up
-    for index, layer in enumerate(model.layers):
-        assert isinstance(layer, Layer)
-        for name, place in _layer_places(layer).items():
-            places[f"{_DECODER}layers.{index}.{name}"] = place
-        places[f"{_ENCODER}layers.{index}.layer_scalar"] = layer.encoder_scalar
-    return places
-
-
-def _layer_places(layer: Layer) -> dict[str, Tensor]:
-    attention = layer.attention
-    size = attention.head_size
-    query_rows, kv_rows = attention.query_heads * size, attention.kv_heads * size
-    gate, up = layer.mlp.gate_up.chunk(2)
-    places: dict[str, Tensor] = {
-        "input_layernorm.weight": layer.attention_norm.weight,
-        "self_attn.q_proj.weight": attention.qkv[:query_rows],
-        "self_attn.k_proj.weight": attention.qkv[query_rows : query_rows + kv_rows],
-        "self_attn.o_proj.weight": attention.out,
-        "self_attn.q_norm.weight": attention.q_norm.weight,
-        "self_attn.k_norm.weight": attention.k_norm.weight,
-        "post_attention_layernorm.weight": layer.post_attention_norm.weight,
-        "pre_feedforward_layernorm.weight": layer.mlp_norm.weight,
-        "mlp.gate_proj.weight": gate,
-        "mlp.up_proj.weight": up,
-        "mlp.down_proj.weight": layer.mlp.down,
-        "post_feedforward_layernorm_1.weight": layer.post_mlp_norm.weight,
-        "router.scale": layer.router.scale,
-        "router.proj.weight": layer.router.proj,
-        "router.per_expert_scale": layer.router.per_expert_scale,
-        "pre_feedforward_layernorm_2.weight": layer.experts_norm.weight,
-        "experts.gate_up_proj": layer.experts.gate_up,
-        "experts.down_proj": layer.experts.down,
-        "post_feedforward_layernorm_2.weight": layer.post_experts_norm.weight,
-        "post_feedforward_layernorm.weight": layer.post_feedforward_norm.weight,
-        "layer_scalar": layer.decoder_scalar,
-    }
-    if attention.sliding:
-        places["self_attn.v_proj.weight"] = attention.qkv[query_rows + kv_rows :]
-    return places
-
-
-def _canonical(name: str) -> str:
-    """One name for tied tensors: the decoder's. The scalars are the only ones that are not tied."""
-    if name == "lm_head.weight":
-        return f"{_DECODER}embed_tokens.weight"
-    if name.startswith(_ENCODER) and not name.endswith(".layer_scalar"):
-        return _DECODER + name.removeprefix(_ENCODER)
-    return name
+    return path if local else None, config
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -184,21 +281,6 @@ def _weight_files(folder: Path) -> list[Path]:
     if missing:
         raise CheckpointError(f"{folder}: weight files are missing: {_list(missing)}")
     return files
-
-
-def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
-    with safe_open(file, framework="pt") as opened:
-        for name in opened.keys():  # noqa: SIM118  # not a dict: it can't be iterated
-            yield name, opened.get_tensor(name)
-
-
-def _report(folder: Path, missing: list[str], unexpected: list[str], mis_shaped: list[str]) -> None:
-    lists = {"missing": missing, "unexpected": unexpected, "mis-shaped": mis_shaped}
-    faults = [f"{len(names)} {what}: {_list(names)}" for what, names in lists.items() if names]
-    if faults:
-        raise CheckpointError(
-            f"{folder}: the weights do not fit config.json; tensors " + "; ".join(faults)
-        )
 
 
 def _sampler_config(folder: Path) -> SamplerConfig:

@@ -28,6 +28,7 @@ from engine.model.attention import (
     causal_mask,
 )
 from engine.model.experts import Experts, Router
+from engine.model.quantization import Weight, linear
 
 
 class UnsupportedModelError(ValueError):
@@ -126,8 +127,6 @@ def _obstacles(config: Any, text: Any) -> list[str]:
         found.append("tie_word_embeddings is False; supported: True")
     if not config.canvas_length:
         found.append(f"canvas_length is {config.canvas_length!r}; it must be a number above 0")
-    if getattr(config, "quantization_config", None) is not None:
-        found.append("quantization_config is set; supported: unquantised weights")
     for layer_type in ("sliding_attention", "full_attention"):
         found += _rope_obstacles(
             f"text_config.rope_parameters.{layer_type}", text.rope_parameters[layer_type]
@@ -210,12 +209,12 @@ class GatedMLP(nn.Module):
 
     def __init__(self, size: int, inner: int) -> None:
         super().__init__()
-        self.gate_up = nn.Parameter(torch.empty(2 * inner, size))
-        self.down = nn.Parameter(torch.empty(size, inner))
+        self.gate_up: Weight = nn.Parameter(torch.empty(2 * inner, size))
+        self.down: Weight = nn.Parameter(torch.empty(size, inner))
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = F.linear(x, self.gate_up).chunk(2, dim=-1)
-        return F.linear(F.gelu(gate, approximate="tanh") * up, self.down)
+        gate, up = linear(x, self.gate_up).chunk(2, dim=-1)
+        return linear(F.gelu(gate, approximate="tanh") * up, self.down)
 
 
 class SelfConditioning(nn.Module):
@@ -243,14 +242,16 @@ class Attention(nn.Module):
         self.head_size = shape.head_size
         self.sliding = shape.window is not None
         heads = self.query_heads + self.kv_heads * (2 if self.sliding else 1)
-        self.qkv = nn.Parameter(torch.empty(heads * self.head_size, config.hidden_size))
-        self.out = nn.Parameter(torch.empty(config.hidden_size, self.query_heads * self.head_size))
+        self.qkv: Weight = nn.Parameter(torch.empty(heads * self.head_size, config.hidden_size))
+        self.out: Weight = nn.Parameter(
+            torch.empty(config.hidden_size, self.query_heads * self.head_size)
+        )
         self.q_norm = RMSNorm(self.head_size, config.norm_eps)
         self.k_norm = RMSNorm(self.head_size, config.norm_eps)
 
     def project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """[T, D] -> queries [H, T, d], keys and values [K, T, d], normed and rotated."""
-        heads = F.linear(x, self.qkv).view(x.shape[0], -1, self.head_size).transpose(0, 1)
+        heads = linear(x, self.qkv).view(x.shape[0], -1, self.head_size).transpose(0, 1)
         queries, rest = heads[: self.query_heads], heads[self.query_heads :]
         keys, values = rest.chunk(2) if self.sliding else (rest, rest)
         queries = apply_rope(self.q_norm(queries), *rope)
@@ -260,7 +261,7 @@ class Attention(nn.Module):
 
     def merge(self, attended: Tensor) -> Tensor:
         """[H, T, d] -> [T, D]."""
-        return F.linear(attended.transpose(0, 1).flatten(1), self.out)
+        return linear(attended.transpose(0, 1).flatten(1), self.out)
 
 
 class Layer(nn.Module):

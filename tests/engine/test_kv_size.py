@@ -7,7 +7,7 @@ from engine.config import EngineConfig
 from engine.dimensions import Dimensions, LayerShape
 from engine.kv_cache import KVCache
 from engine.kv_size import cache_elements
-from engine.model.checkpoint import find_checkpoint
+from engine.model.checkpoint import find_dimensions
 from engine.plan import make_plan
 from engine.worker import build_denoiser
 from tests.parity.tiny_models import SHAPES, write_seeing_model
@@ -50,14 +50,13 @@ def test_the_plan_has_as_many_bytes_for_keys_and_values_as_the_engine_allocates(
 ):
     write_seeing_model(tmp_path, shape)
     config = EngineConfig(model=str(tmp_path), device="cpu", prefix_cache_mib=0, **options)
-    seen = []
-    find_checkpoint(config.model_path, seen.append)
+    dimensions = find_dimensions(config.model_path)
     denoiser = build_denoiser(config)
     # The tiny processor gives 70 tokens an image, the plan reckons with 280.
     limit = max(config.prefill_chunk, denoiser.vision.most_tokens)
-    known = Dimensions(**{**vars(seen[0]), "tower": None})
+    known = Dimensions(**{**vars(dimensions), "tower": None})
     plan = make_plan(known, config.model_copy(update={"prefill_chunk": limit}), cuda=False)
     assert plan.kv == sum(cache.nbytes for cache in denoiser._free)
     assert plan.canvases == len(denoiser._free)
     longer = config.model_copy(update={"prefill_chunk": config.prefill_chunk})
-    assert make_plan(seen[0], longer, cuda=False).kv >= plan.kv
+    assert make_plan(dimensions, longer, cuda=False).kv >= plan.kv

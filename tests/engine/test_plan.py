@@ -1,10 +1,13 @@
 """What fits and what is proposed where it does not."""
 
-import json
+import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import engine.__main__
+import engine.worker
 from bench.roofline import RELEASED_MODEL, released
 from engine.config import EngineConfig
 from engine.dimensions import Dimensions
@@ -140,16 +143,38 @@ def test_the_worker_refuses_on_a_gpu_and_only_warns_on_a_cpu(monkeypatch, caplog
     assert not caplog.text
 
 
-def test_the_worker_plans_before_it_looks_for_weights(tmp_path, monkeypatch):
-    """The folder has a configuration and nothing else: what follows would miss the weights."""
-    import engine.worker
+@pytest.fixture
+def small_gpu(monkeypatch):
+    """A worker that believes in a GPU with 24 GB."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Some GPU")
+    monkeypatch.setattr(engine.worker, "choose_device", lambda _config: torch.device("cuda"))
+    monkeypatch.setattr(engine.worker, "free_memory", lambda _device: 24 * GB)
 
-    raw = {"model_type": "diffusion_gemma", "text_config": LEAST, "vision_config": {}}
-    (tmp_path / "config.json").write_text(json.dumps(raw))
 
-    def refuse(*_arguments):
-        raise DoesNotFitError("planned")
+def test_the_worker_refuses_before_it_downloads_anything(monkeypatch, small_gpu):
+    monkeypatch.setattr(engine.worker, "find_dimensions", lambda _model: released())
+    monkeypatch.setattr(engine.worker, "find_checkpoint", lambda _model: pytest.fail("downloads"))
+    with pytest.raises(DoesNotFitError, match=r"Some GPU has 24\.0 GB"):
+        engine.worker.build_denoiser(config())
 
-    monkeypatch.setattr(engine.worker, "check_plan", refuse)
-    with pytest.raises(DoesNotFitError, match="planned"):
-        engine.worker.build_denoiser(EngineConfig(model=str(tmp_path), device="cpu"))
+
+def test_a_quantised_checkpoint_of_unknown_size_is_planned_from_its_files_before_it_is_loaded(
+    tmp_path, monkeypatch, small_gpu
+):
+    unknown = dataclasses.replace(released(), quantized=True)
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(30 * GB)  # takes no room on disk
+    monkeypatch.setattr(engine.worker, "find_dimensions", lambda _model: unknown)
+    found = SimpleNamespace(folder=tmp_path)
+    monkeypatch.setattr(engine.worker, "find_checkpoint", lambda _model: found)
+    with pytest.raises(DoesNotFitError, match=r"weights 30\.0 GB.*No setting of this model fits"):
+        engine.worker.build_denoiser(config())
+
+
+def test_the_process_says_why_it_refuses_and_ends_with_an_error(monkeypatch, capsys):
+    def refuse(_address, _config):
+        raise DoesNotFitError("it is too large")
+
+    monkeypatch.setattr(engine.worker, "serve", refuse)
+    assert engine.__main__._serve("ipc:///nowhere", config()) != 0
+    assert capsys.readouterr().err == "easel worker: it is too large\n"

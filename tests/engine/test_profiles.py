@@ -68,19 +68,26 @@ def test_an_unknown_profile_is_refused_with_those_that_there_are():
 
 def test_what_is_told_goes_before_the_profile_even_if_it_is_the_default():
     told = config(max_active=4, speculate=False)
-    applied = apply_profile(told, "h100")
+    applied = apply_profile(told, "h100", quantized=False)
     assert (applied.max_active, applied.speculate) == (4, False)
     assert applied.quantize_experts == "int8"
     assert applied.early_end == EngineConfig().early_end  # no profile speaks of it
-    assert apply_profile(told, "none") == told
+    assert apply_profile(told, "none", quantized=False) == told
 
 
 def test_a_description_tells_a_profile_s_values_and_what_was_told_otherwise():
-    assert describe_profile(config(), "none") == "none"
-    text = describe_profile(config(max_active=2), "rtx-4090")
+    assert describe_profile(config(), "none", quantized=False) == "none"
+    text = describe_profile(config(max_active=2), "rtx-4090", quantized=False)
     assert text.startswith("rtx-4090: quantize_experts int4, quantize_linears int8, ")
     assert text.endswith(" (told otherwise: max_active)")
     assert "max_active 1" not in text
+
+
+def test_a_checkpoint_that_is_quantised_is_left_as_it_is():
+    applied = apply_profile(config(), "h100", quantized=True)
+    assert (applied.quantize_experts, applied.quantize_linears) == ("none", "none")
+    assert applied.max_active == 3
+    assert "quantize" not in describe_profile(config(), "h100", quantized=True)
 
 
 @pytest.mark.parametrize(
@@ -103,13 +110,13 @@ def test_a_profile_with_an_unknown_key_or_a_wrong_value_is_refused(
 @pytest.mark.parametrize("name", DEVICES)
 def test_on_its_device_a_profile_fits_the_released_model(name):
     hardware = DeviceProfile.read(name).hardware
-    plan = make_plan(released(), apply_profile(config(), name), cuda=True)
+    plan = make_plan(released(), apply_profile(config(), name, quantized=False), cuda=True)
     assert plan.total <= hardware.usable_bytes
 
 
 def test_the_demo_s_profile_fits_anywhere():
     dimensions = read_dimensions(DEMO_MODEL_PATH / "config.json").in_folder(DEMO_MODEL_PATH)
-    plan = make_plan(dimensions, apply_profile(EngineConfig(), "demo"), cuda=False)
+    plan = make_plan(dimensions, apply_profile(EngineConfig(), "demo", quantized=False), cuda=False)
     assert plan.total < GIB
     assert plan.context_tokens == dimensions.max_positions
 

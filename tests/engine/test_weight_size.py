@@ -3,14 +3,19 @@
 import pytest
 import torch
 
-from bench.random_model import new_random_model
+from bench.random_model import Shape, new_random_model, write_random_model
 from bench.roofline import released
-from engine.dimensions import Dimensions
+from engine.config import EngineConfig
+from engine.dimensions import MODELOPT_FILE, Dimensions
+from engine.model.checkpoint import find_dimensions
 from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig
 from engine.model.vision import Vision, VisionConfig
 from engine.weight_size import weight_bytes
+from engine.worker import build_denoiser
 from tests.parity.tiny_models import SHAPES, write_seeing_model
 
+QUANTIZABLE = Shape(hidden=64, mlp=96, head=32, full_head=32, expert=32)
+LEAST = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}
 FLOAT32 = {"experts": "none", "linears": "none", "element_bytes": 4}
 PARTS = {
     "experts": (".experts.",),
@@ -73,5 +78,43 @@ def test_a_format_touches_its_own_parts_alone():
     assert {part for part in whole if linears[part] != whole[part]} == {
         "attention",
         "dense MLP",
-        "self-conditioning",
     }
+
+
+@pytest.mark.parametrize("experts", ["none", "int8", "int4", "fp8"])
+@pytest.mark.parametrize("linears", ["none", "int8", "int4", "fp8"])
+def test_quantised_weights_are_counted_to_the_byte(tmp_path, experts, linears):
+    write_random_model(tmp_path, QUANTIZABLE)
+    options = {"quantize_experts": experts, "quantize_linears": linears}
+    config = EngineConfig(model=str(tmp_path), device="cpu", quantized_cache=False, **options)
+    model = build_denoiser(config).model
+    found = weight_bytes(
+        find_dimensions(str(tmp_path)), experts=experts, linears=linears, element_bytes=4
+    )
+    assert found["experts"] == sum(
+        layer.experts.gate_up.nbytes + layer.experts.down.nbytes for layer in model.layers
+    )
+    assert found["attention"] == sum(
+        layer.attention.qkv.nbytes + layer.attention.out.nbytes for layer in model.layers
+    )
+    assert found["dense MLP"] == sum(
+        layer.mlp.gate_up.nbytes + layer.mlp.down.nbytes for layer in model.layers
+    )
+    conditioning = model.self_conditioning
+    tensors = [conditioning.mlp.gate_up, conditioning.mlp.down, conditioning.pre_norm.weight]
+    assert found["self-conditioning"] == sum(tensor.nbytes for tensor in tensors)
+
+
+def test_a_quantised_checkpoint_is_as_large_as_its_files(tmp_path):
+    write_random_model(tmp_path, QUANTIZABLE)
+    (tmp_path / MODELOPT_FILE).write_text("{}")
+    found = weight_bytes(find_dimensions(str(tmp_path)), **FLOAT32)
+    assert found == {"as stored": (tmp_path / "model.safetensors").stat().st_size}
+
+
+def test_only_its_files_say_how_large_a_quantised_checkpoint_is():
+    elsewhere = Dimensions.of(
+        {"model_type": "diffusion_gemma", "quantization_config": {}, "text_config": LEAST}
+    )
+    assert elsewhere.quantized
+    assert not elsewhere.sized

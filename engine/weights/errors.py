@@ -1,0 +1,5 @@
+"""What a published format may be refused for."""
+
+
+class UnsupportedFormatError(ValueError):
+    """The checkpoint is stored in a way that is not read here."""
