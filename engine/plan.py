@@ -13,9 +13,10 @@ from engine.activations import PassShape, activation_bytes, network_bytes
 from engine.config import EngineConfig, Format
 from engine.dimensions import Dimensions
 from engine.kv_size import cache_elements, pass_tokens
-from engine.weight_size import Part, weight_bytes
+from engine.weight_size import Part, weight_bytes, widest_elements
 
 GRAPHS = 16  # as many as `engine/graphs.py` keeps
+_WIDENING_BYTES = 12  # an element of a quantised matrix: in 32 bits as a code and as a number
 # Estimates, not measured: nodes and their arguments of a graph of some thousand launches; cuBLAS'
 # workspaces, compiled kernels and what the allocator can't use because it is in pieces.
 _GRAPH_BYTES = 16 * 2**20
@@ -108,18 +109,21 @@ def make_plan(dimensions: Dimensions, config: EngineConfig, *, cuda: bool) -> Pl
         canvases = config.max_active * d.canvas_length
         static = canvases * d.hidden_size * element_bytes
         graphs = GRAPHS * _GRAPH_BYTES + static + network_bytes(d, canvases, element_bytes)
+    experts, linears = config.quantize_experts, config.quantize_linears
+    widest = widest_elements(d, experts=experts, linears=linears)
+    activations = activation_bytes(d, shape, element_bytes=element_bytes, cuda=cuda)
     return Plan(
         context_tokens=context,
         canvases=config.max_active,
         weights=weight_bytes(
             d,
-            experts=config.quantize_experts,
-            linears=config.quantize_linears,
+            experts=experts,
+            linears=linears,
             element_bytes=element_bytes,
         ),
         kv_token=slot(context + 1) - slot(context),
         kv_slot=slot(context),
-        activations=activation_bytes(d, shape, element_bytes=element_bytes, cuda=cuda),
+        activations=activations + widest * (_WIDENING_BYTES + element_bytes),
         graphs=graphs,
         libraries=_LIBRARIES_BYTES if cuda else 0,
         prefix_cache=config.prefix_cache_mib * 2**20,

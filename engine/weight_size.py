@@ -107,6 +107,23 @@ def weight_bytes(
     }
 
 
+def widest_elements(dimensions: Dimensions, *, experts: Format, linears: Format) -> int:
+    """Of the largest quantised matrix that a product holds in full, at most; 0 if there is none.
+
+    One of attention or of a dense MLP, but of the experts one expert's.
+    """
+    d = dimensions
+    widest = [0]
+    if experts != "none" or d.quantized:
+        widest.append(2 * d.expert_size * d.hidden_size)
+    if linears != "none" or d.quantized:
+        widest.append(2 * d.mlp_size * d.hidden_size)
+        for shape in d.layers:
+            heads = d.query_heads + shape.kv_heads * (1 if shape.window is None else 2)
+            widest.append(heads * shape.head_size * d.hidden_size)
+    return max(widest)
+
+
 def _matrix(rows: int, columns: int) -> Count:
     return Count(rows * columns, rows)
 

@@ -9,6 +9,7 @@ from engine.activations import PassShape, activation_bytes
 from engine.config import EngineConfig
 from engine.dimensions import read_dimensions
 from engine.messages import GenerateRequest, Sampling
+from engine.plan import make_plan
 from engine.worker import Worker, build_denoiser
 
 SHAPES = {
@@ -57,6 +58,32 @@ def test_passes_hold_no_more_than_is_planned_and_not_much_less(tmp_path, shape, 
         cuda=False,
     )
     assert most <= planned <= 4 * most
+
+
+@pytest.mark.parametrize("form", ["int8", "int4", "fp8"])
+def test_what_quantised_weights_are_widened_to_is_planned(tmp_path, form):
+    write_random_model(
+        tmp_path, Shape(layers="sf", hidden=512, mlp=1024, head=32, full_head=32, expert=32)
+    )
+    config = EngineConfig(
+        model=str(tmp_path),
+        device="cpu",
+        prefill_chunk=16,
+        max_active=1,
+        max_context=64,
+        prefix_cache_mib=0,
+        quantize_experts=form,
+        quantize_linears=form,
+        quantized_cache=False,
+    )
+    denoiser = build_denoiser(config)
+    worker = Worker(denoiser, config)
+    worker.handle(GenerateRequest("a", [5] * 16, max_tokens=16, sampling=Sampling(seed=0)))
+    most = peak_bytes(lambda: run_to_the_end(worker))
+    dimensions = read_dimensions(tmp_path / "config.json").in_folder(tmp_path)
+    planned = make_plan(dimensions, config, cuda=False).activations
+    plain = config.model_copy(update={"quantize_experts": "none", "quantize_linears": "none"})
+    assert make_plan(dimensions, plain, cuda=False).activations < most <= planned <= 3 * most
 
 
 def test_on_a_gpu_the_logits_of_all_canvases_are_held_once():

@@ -123,7 +123,7 @@ def test_a_refusal_says_what_is_needed_what_there_is_and_what_fits():
         f"model '{RELEASED_MODEL}' needs 61.1 GB and Some GPU has 24.0 GB for it: weights 51.6 GB,"
     )
     assert text.endswith(
-        ". What fits: --quantize-experts int4 --max-active 2 --prefix-cache-mib 512"
+        ". What fits: --quantize-experts int4 --max-active 2 --prefix-cache-mib 256"
     )
 
 
