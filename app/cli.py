@@ -2,12 +2,14 @@
 
 import inspect
 import io
+import json
 import logging
 import runpy
 import signal
 import socket
 import sys
 import time
+from collections.abc import Iterable
 from importlib.metadata import version as installed_version
 from typing import Annotated, Any, NoReturn
 
@@ -18,9 +20,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from app.logs import configure_logs
+from app.plan_report import PlanError, device_names, make_report, print_report, report_json
 from app.security import KeysUnreadableError, api_keys, is_loopback
 from app.server import create_app
 from app.settings import PREFIX, Settings, unknown_variables
+from engine.config import EngineConfig
 from engine.messages import Loading, Ready
 
 _BACKLOG = 2048  # connections that may wait to be accepted, as uvicorn has it
@@ -62,8 +66,9 @@ def _serve_command(**options: str | None) -> None:
     raise typer.Exit(_serve(_settings({k: v for k, v in options.items() if v is not None})))
 
 
-def _settings_as_options() -> list[inspect.Parameter]:
+def _settings_as_options(names: Iterable[str]) -> list[inspect.Parameter]:
     """An option for each setting, under its name and with its help. Settings check the values."""
+    fields = {name: Settings.model_fields[name] for name in names}
     return [
         inspect.Parameter(
             name,
@@ -74,12 +79,45 @@ def _settings_as_options() -> list[inspect.Parameter]:
                 typer.Option(help=f"{field.description} Default: {field.default}.", metavar=""),
             ],
         )
-        for name, field in Settings.model_fields.items()
+        for name, field in fields.items()
     ]
 
 
-_serve_command.__signature__ = inspect.Signature(_settings_as_options())  # type: ignore[attr-defined]  # typer reads it
+_serve_command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # typer reads it
+    _settings_as_options(Settings.model_fields)
+)
 main.command("serve")(_serve_command)
+
+
+def _plan_command(device: str, as_json: bool, **options: str | None) -> None:
+    """What a model takes of a device's memory, and what fits. Exit code 1: it does not fit.
+
+    Downloads no weights and needs no GPU: the device can be one that is not there.
+    """
+    settings = _settings({k: v for k, v in options.items() if v is not None})
+    raise typer.Exit(_plan(settings, device, as_json=as_json))
+
+
+_plan_command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # typer reads it
+    [
+        inspect.Parameter(
+            "device",
+            inspect.Parameter.KEYWORD_ONLY,
+            default="auto",
+            annotation=Annotated[
+                str, typer.Option(help=f"One of {', '.join(device_names())}; auto is this machine.")
+            ],
+        ),
+        inspect.Parameter(
+            "as_json",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=False,
+            annotation=Annotated[bool, typer.Option("--json", help="JSON instead of a table.")],
+        ),
+        *_settings_as_options(name for name in EngineConfig.model_fields if name != "device"),
+    ]
+)
+main.command("plan")(_plan_command)
 
 
 def _settings(options: dict[str, Any]) -> Settings:
@@ -98,6 +136,18 @@ def _settings(options: dict[str, Any]) -> Settings:
 def _refuse(message: str) -> NoReturn:
     console.print(f"easel: {message}", markup=False)
     sys.exit(2)
+
+
+def _plan(settings: Settings, device: str, *, as_json: bool) -> int:
+    try:
+        report = make_report(settings, device)
+    except PlanError as error:
+        _refuse(str(error))
+    if as_json:
+        print(json.dumps(report_json(report), indent=2))
+    else:
+        print_report(report, Console(highlight=False, soft_wrap=True))
+    return 0 if report.fits else 1
 
 
 def _serve(settings: Settings) -> int:
@@ -189,7 +239,8 @@ def _banner(settings: Settings, ready: Ready) -> str:
         f"\nEasel listens on {url}/v1\n"
         f"  model    {settings.model} ({ready.dtype}, context {ready.context_length} tokens, "
         f"canvas {ready.canvas_length})\n"
-        f"  device   {ready.device}\n\n"
+        f"  device   {ready.device}\n"
+        f"  profile  {ready.profile}\n\n"
         f"  curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
         f"    -d '{body}'\n"
     )

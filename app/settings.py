@@ -1,7 +1,8 @@
 """What the front end can be told: each option once, with default, bounds, unit and help.
 
 Inherits the worker's options, so that one environment variable reaches the process that needs
-it. From the environment (`EASEL_PORT`) or the command line (`--port`); frozen after the start.
+it. From the environment (`EASEL_PORT`) or the command line (`--port`); frozen after the start. What
+neither tells of the worker's options, its device profile does, and else the default.
 """
 
 import os
@@ -78,8 +79,9 @@ class Settings(EngineConfig, BaseSettings):
     )
 
     def engine_config(self) -> EngineConfig:
-        """The worker's part."""
-        return EngineConfig(**self.model_dump(include=set(EngineConfig.model_fields)))
+        """The worker's part: what was told, so that a device profile can set the rest."""
+        told = self.model_fields_set & set(EngineConfig.model_fields)
+        return EngineConfig(**self.model_dump(include=told))
 
 
 def listed(value: str) -> list[str]:

@@ -200,7 +200,7 @@ class WorkerClient:
         assert process.stdin is not None
         assert process.stderr is not None
         relaying = asyncio.create_task(relay(process.stderr))
-        process.stdin.write(self._config.model_dump_json().encode() + b"\n")
+        process.stdin.write(self._config.model_dump_json(exclude_unset=True).encode() + b"\n")
         self._socket = socket
         reader = asyncio.create_task(self._read(socket))
         ended = asyncio.create_task(process.wait())

@@ -10,6 +10,7 @@ import typer
 from bench import (
     autoregressive,
     counts,
+    devices,
     generate,
     graphs,
     interactive,
@@ -135,6 +136,20 @@ def quality_command(
     """Answers and logits of the demo model, and the released one's size, by weights' scheme."""
     columns = ["exact_match", "steps_a_block", "logit_error", "released_gb"]
     report("Quantised weights", quality.rows(prompts), columns, Output(json, plot))
+
+
+@main.command("devices")
+def devices_command(
+    markdown: Annotated[bool, typer.Option(help="What docs/devices.md has.")] = False,
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """The device profiles, what they need and what they give at best: arithmetic."""
+    if markdown:
+        print(devices.table(), devices.reasons(), sep="\n\n")
+        return
+    title = f"Device profiles, the released model, {devices.TOKENS_A_STEP} tokens a step"
+    report(title, devices.rows(), devices.COLUMNS, Output(json, plot))
 
 
 @main.command("counts")

@@ -56,6 +56,7 @@ def _serve(address: str, config: EngineConfig) -> int:
     from engine.device import DeviceError
     from engine.model.checkpoint import CheckpointError
     from engine.model.diffusion_gemma import UnsupportedModelError
+    from engine.plan import DoesNotFitError
     from engine.sampler import UnsupportedSamplerError
     from engine.worker import serve
 
@@ -64,6 +65,7 @@ def _serve(address: str, config: EngineConfig) -> int:
     except (
         CheckpointError,
         DeviceError,
+        DoesNotFitError,
         UnsupportedModelError,
         UnsupportedSamplerError,
     ) as error:

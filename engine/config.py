@@ -4,13 +4,23 @@ The front end's `Settings` inherits these fields, so that one environment variab
 option reaches the process that needs it. Imports no torch: the front end reads this file too.
 """
 
+import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+_ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = _ROOT / "configs"
 DEMO_MODEL = "demo"
-DEMO_MODEL_PATH = Path(__file__).resolve().parent.parent / "demo" / "model"
+DEMO_MODEL_PATH = _ROOT / "demo" / "model"
+
+Format = Literal["none", "int8", "int4", "fp8"]
+
+
+def profile_names() -> list[str]:
+    """Of all device profiles that there are."""
+    return sorted(file.stem for file in (CONFIGS / "profiles").glob("*.toml"))
 
 
 class EngineConfig(BaseModel):
@@ -36,11 +46,17 @@ class EngineConfig(BaseModel):
         description="A GGUF file to take the weights from, a path or owner/name/file.gguf; "
         "configuration and tokenizer stay those of model. It has no vision.",
     )
-    quantize_experts: Literal["none", "int8", "int4", "fp8"] = Field(
+    profile: str = Field(
+        default="auto",
+        description="The device profile, whose values stand for what is told by neither option nor "
+        f"variable: {', '.join(profile_names())}; auto goes by the GPU's name and memory, none "
+        "takes none. docs/devices.md has them.",
+    )
+    quantize_experts: Format = Field(
         default="none",
         description="Quantise the experts' weights of an unquantised checkpoint while loading.",
     )
-    quantize_linears: Literal["none", "int8", "int4", "fp8"] = Field(
+    quantize_linears: Format = Field(
         default="none",
         description="The same for attention's and the dense MLPs' weights. Router, embeddings, "
         "norms, self-conditioning and vision are never quantised.",
@@ -98,7 +114,85 @@ class EngineConfig(BaseModel):
         description="CPU threads of the worker; 0 is one for a narrow model, else torch's choice.",
     )
 
+    @field_validator("profile")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        known = ["auto", "none", *profile_names()]
+        if name not in known:
+            raise ValueError(f"{name!r} is no profile; there are: {', '.join(known)}")
+        return name
+
     @property
     def model_path(self) -> str:
         """`model` as Transformers understands it: a folder's path or a Hugging Face id."""
         return str(DEMO_MODEL_PATH) if self.model == DEMO_MODEL else self.model
+
+
+class Hardware(BaseModel):
+    """A device as its maker describes it. The operations are dense, with 32-bit accumulation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gpu_names: list[str] = Field(min_length=1, description="Parts of the driver's names for it.")
+    memory_gib: float = Field(gt=0)
+    reserve_gib: float = Field(
+        ge=0, description="Of that memory, what others have: the driver, a desktop, the system."
+    )
+    shared_memory: bool = Field(
+        default=False, description="Whether the GPU has no memory of its own, but the system's."
+    )
+    bandwidth_gb_s: float = Field(gt=0)
+    bf16_tflops: float = Field(gt=0)
+    fp8_tflops: float = Field(gt=0)
+
+    def is_of(self, gpu_name: str) -> bool:
+        """Whether the driver's name is one of this device's."""
+        return any(part in gpu_name for part in self.gpu_names)
+
+    @property
+    def usable_bytes(self) -> int:
+        return round((self.memory_gib - self.reserve_gib) * 2**30)
+
+
+class ProfileSettings(BaseModel):
+    """The options that a profile sets, every profile all of them: the same as `EngineConfig`'s."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    quantize_experts: Format
+    quantize_linears: Format
+    max_context: int
+    prefill_chunk: int
+    max_active: int
+    speculate: bool
+    prefix_cache_mib: int
+
+
+class Reasons(BaseModel):
+    """Why a profile's settings are what they are, for people."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: str = Field(min_length=1)
+    context: str = Field(min_length=1)
+    batch: str = Field(min_length=1)
+    speculation: str = Field(min_length=1)
+    prefix_budget: str = Field(min_length=1)
+
+
+class DeviceProfile(BaseModel):
+    """One file of `configs/profiles/`; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: str = Field(min_length=1)
+    hardware: Hardware | None = None  # None: for a model, on any device
+    settings: ProfileSettings
+    why: Reasons
+
+    @classmethod
+    def read(cls, name: str) -> "DeviceProfile":
+        """Raises pydantic's ValidationError, which names the key."""
+        return cls.model_validate(
+            tomllib.loads((CONFIGS / "profiles" / f"{name}.toml").read_text())
+        )

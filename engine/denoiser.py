@@ -21,6 +21,7 @@ from engine.denoising_step import DenoisingStep
 from engine.device import out_of_memory
 from engine.graphs import Graphs
 from engine.kv_cache import KVCache, Snapshot
+from engine.kv_size import SLACK_TOKENS, pass_tokens
 from engine.messages import Image
 from engine.model.diffusion_gemma import DiffusionGemma, ImageRows, Segment
 from engine.model.vision import Vision
@@ -29,10 +30,6 @@ from engine.sampler import SamplerConfig
 from engine.sequence import Pass, PassResult, Sequence, Step, Work
 
 logger = logging.getLogger(__name__)
-
-# How far a kept prefix can be cut back where sliding layers have lost its beginning. The next turn
-# of a conversation differs from the last prompt in how the model's turn begins, by ten tokens.
-SLACK_TOKENS = 64
 
 
 @dataclass
@@ -75,13 +72,17 @@ class Denoiser:
         self.vocab_size = model.config.vocab_size
         self._narrow_canvas = narrow_canvas
         self._device = model.embedding.device
-        canvas = model.config.canvas_length
-        chunk = max(prefill_chunk, 0 if vision is None else vision.most_tokens)
+        room = pass_tokens(
+            context=context_length,
+            canvas=model.config.canvas_length,
+            prefill_chunk=prefill_chunk,
+            image_tokens=0 if vision is None else vision.most_tokens,
+        )
         self._free = [
             KVCache(
                 model.config.layers,
                 capacity=context_length,
-                pass_tokens=max(min(chunk, context_length), canvas) + canvas,
+                pass_tokens=room,
                 dtype=model.embedding.dtype,
                 device=self._device,
                 slack=SLACK_TOKENS,

@@ -1,4 +1,4 @@
-"""Which device and which dtype the model gets, what it is called, and when it is full."""
+"""Which device and dtype the model gets; the device's name and memory, and when it is full."""
 
 import logging
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 
 from engine.config import EngineConfig
+from engine.memory import available_ram_bytes
+from engine.profiles import Gpu
 
 logger = logging.getLogger(__name__)
 
@@ -72,3 +74,24 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"cpu ({threads} thread{'' if threads == 1 else 's'})"
+
+
+def find_gpu(device: torch.device) -> Gpu | None:
+    """The device as profiles know it; None for a CPU."""
+    if device.type == "cpu":
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    return Gpu(properties.name, properties.total_memory)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated.
+
+    A GPU without memory of its own counts files that the system keeps in memory as taken, though
+    they go when somebody needs it.
+    """
+    if device.type == "cpu":
+        return available_ram_bytes()
+    free, _ = torch.cuda.mem_get_info(device)
+    shared = bool(torch.cuda.get_device_properties(device).is_integrated)
+    return max(free, available_ram_bytes()) if shared else free

@@ -14,16 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.dimensions import LayerShape
+from engine.kv_size import kept_tokens, scratch_elements, stored_shape
+
 _ALIGNED = 16  # elements to which attention kernels on a GPU want the rows of a mask aligned
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """One layer as the cache sees it; `window` is None where every token is kept."""
-
-    kv_heads: int
-    head_size: int
-    window: int | None
 
 
 @dataclass(frozen=True)
@@ -60,16 +54,11 @@ class KVCache:
         self._held = [0] * len(layers)  # tokens that each layer has, the last of `position`
         self._tensors = []
         for layer in layers:
-            kept = min(capacity, self._most(layer.window))
-            shape = (2, layer.kv_heads, kept + pass_tokens, layer.head_size)
+            shape = stored_shape(layer, capacity, pass_tokens, slack)
             self._tensors.append(torch.zeros(shape, dtype=dtype, device=device))
         # What `advance` copies through, so that it never allocates.
-        sliding = [
-            2 * layer.kv_heads * self._most(layer.window) * layer.head_size
-            for layer in layers
-            if layer.window is not None
-        ]
-        self._scratch = torch.empty(max(sliding, default=0), dtype=dtype, device=device)
+        scratch = scratch_elements(layers, capacity, slack)
+        self._scratch = torch.empty(scratch, dtype=dtype, device=device)
 
     def stored(self, layer: int) -> int:
         """How many tokens, the last ones, this layer holds."""
@@ -128,6 +117,11 @@ class KVCache:
         return shortest
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all that is allocated."""
+        return sum(tensor.nbytes for tensor in [*self._tensors, self._scratch])
+
+    @property
     def stored_nbytes(self) -> int:
         """Bytes of all that is stored."""
         return sum(tensor.nbytes for tensor in self._stored())
@@ -151,7 +145,7 @@ class KVCache:
 
     def _most(self, window: int | None) -> int:
         """How many tokens a layer with this window may hold."""
-        return self.capacity if window is None else window - 1 + self._slack
+        return kept_tokens(window, self.capacity, self._slack)
 
     def _stored(self) -> list[Tensor]:
         """Views of what each layer holds, [2, K, stored, d]."""

@@ -131,13 +131,17 @@ class Loading(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The model is loaded. Lengths are in tokens; a context is prompt and answer together."""
+    """The model is loaded. Lengths are in tokens; a context is prompt and answer together.
+
+    `profile` is the device profile that was taken and what it set, for people.
+    """
 
     device: str
     dtype: str
     context_length: int
     canvas_length: int
     vocab_size: int
+    profile: str
 
 
 class Block(msgspec.Struct, frozen=True, tag=True):

@@ -20,8 +20,11 @@ from engine.device import (
     choose_dtype,
     choose_threads,
     device_name,
+    find_gpu,
+    free_memory,
     out_of_memory,
 )
+from engine.dimensions import Dimensions
 from engine.messages import (
     Block,
     Cancel,
@@ -37,9 +40,16 @@ from engine.messages import (
     decode_to_worker,
     encode,
 )
-from engine.model.checkpoint import Quantization, find_checkpoint, load_model
+from engine.model.checkpoint import (
+    Quantization,
+    find_checkpoint,
+    find_dimensions,
+    load_model,
+)
 from engine.model.kernel_choice import choose_grouped_kernel
 from engine.model.vision import Vision
+from engine.plan import DoesNotFitError, check_fit
+from engine.profiles import apply_profile, choose_profile, describe_profile
 from engine.scheduler import Scheduler
 from engine.sequence import Pass, Sequence, Step, Work
 from engine.weights.quantized_cache import cache_root
@@ -230,6 +240,9 @@ def serve(address: str, config: EngineConfig) -> None:
     def send(message: FromWorker) -> None:
         socket.send(encode(message))
 
+    profile = choose_profile(config, find_gpu(choose_device(config)))
+    quantized = find_dimensions(config.model_path).quantized
+    told, config = config, apply_profile(config, profile, quantized=quantized)
     denoiser = build_denoiser(config, send)
     worker = Worker(denoiser, config)
     send(
@@ -239,6 +252,7 @@ def serve(address: str, config: EngineConfig) -> None:
             context_length=denoiser.context_length,
             canvas_length=denoiser.model.config.canvas_length,
             vocab_size=denoiser.model.config.vocab_size,
+            profile=describe_profile(told, profile, quantized=quantized),
         )
     )
     while True:
@@ -256,11 +270,19 @@ def build_denoiser(
 ) -> Denoiser:
     """Load the configured model, telling `send` how far it is.
 
-    Raises CheckpointError, DeviceError, UnsupportedModelError or UnsupportedSamplerError.
+    Raises CheckpointError, DeviceError, UnsupportedModelError or UnsupportedSamplerError, and
+    DoesNotFitError before anything is allocated; and before anything is downloaded, unless it is
+    quantised: then only its files say how large it is.
     """
     device = choose_device(config)
     dtype = choose_dtype(config, device)
+    dimensions = find_dimensions(config.model_path)
+    if dimensions.sized:
+        check_plan(dimensions, config, free_memory(device), device)
     checkpoint = find_checkpoint(config.model_path, config.gguf)
+    if not dimensions.sized:
+        dimensions = dimensions.in_folder(checkpoint.folder)
+        check_plan(dimensions, config, free_memory(device), device)
     torch.set_num_threads(choose_threads(config, device, checkpoint.config.hidden_size))
     vision = None
     if checkpoint.vision is not None:
@@ -286,6 +308,21 @@ def build_denoiser(
         cuda_graphs=config.cuda_graphs == "auto" and device.type == "cuda",
         compiled=config.compile,
     )
+
+
+def check_plan(
+    dimensions: Dimensions, config: EngineConfig, free_bytes: int, device: torch.device
+) -> None:
+    """Raises DoesNotFitError on a GPU; on a CPU, whose system can make room, it is only logged."""
+    cuda = device.type == "cuda"
+    try:
+        plan = check_fit(dimensions, config, free_bytes, cuda=cuda, device=device_name(device))
+    except DoesNotFitError as error:
+        if cuda:
+            raise
+        logger.warning("%s", error)
+    else:
+        logger.info("planned: %s", plan)
 
 
 def _quantization(config: EngineConfig) -> Quantization:

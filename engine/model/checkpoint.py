@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from engine.dimensions import Dimensions
 from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig
 from engine.model.places import Kind, Place, canonical, places
 from engine.model.quantization import (
@@ -86,6 +87,17 @@ class Quantization:
         return QuantizedCache(self.cache_root, files, asked)
 
 
+def find_dimensions(model: str) -> Dimensions:
+    """Of a folder or a Hugging Face id, from its configuration: nothing else is downloaded.
+
+    Raises CheckpointError or UnsupportedModelError.
+    """
+    folder, config = _find_config(model)
+    ModelConfig.from_transformers(config)
+    dimensions = Dimensions.of(config.to_dict())
+    return dimensions if folder is None else dimensions.in_folder(folder)
+
+
 def find_checkpoint(model: str, gguf: str = "") -> Checkpoint:
     """Find a folder or a Hugging Face id, and read its configuration before any weight.
 
@@ -94,19 +106,10 @@ def find_checkpoint(model: str, gguf: str = "") -> Checkpoint:
 
     Raises CheckpointError, UnsupportedModelError or UnsupportedSamplerError.
     """
-    from transformers import AutoConfig  # here: it is slow to import, and only loading needs it
-
-    path = Path(model).expanduser()
-    local = path.is_dir()
-    if not local and not _HUB_ID.fullmatch(model):
-        raise CheckpointError(f"model {model!r} is neither a folder nor a Hugging Face id")
-    try:
-        config = AutoConfig.from_pretrained(str(path) if local else model)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"model {model!r}: {_first_line(error)}") from error
+    local_folder, config = _find_config(model)
     shapes = ModelConfig.from_transformers(config)
     gguf_file = _find_gguf(gguf) if gguf else None
-    folder = path if local else _download(model, weights=gguf_file is None)
+    folder = local_folder or _download(model, weights=gguf_file is None)
     vision = None if gguf_file else VisionConfig.find(folder, config)
     stored: dict[str, Any] | None = getattr(config, "quantization_config", None)
     try:
@@ -274,6 +277,21 @@ def _copy(weight: Weight, place: Tensor) -> None:
                 rows = slice(start, start + part.shape[-2])
                 _copy(part, place[..., rows, :])
                 start = rows.stop
+
+
+def _find_config(model: str) -> tuple[Path | None, Any]:
+    """The folder, if the model is one, and Transformers' configuration."""
+    from transformers import AutoConfig  # here: it is slow to import, and only loading needs it
+
+    path = Path(model).expanduser()
+    local = path.is_dir()
+    if not local and not _HUB_ID.fullmatch(model):
+        raise CheckpointError(f"model {model!r} is neither a folder nor a Hugging Face id")
+    try:
+        config = AutoConfig.from_pretrained(str(path) if local else model)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"model {model!r}: {_first_line(error)}") from error
+    return path if local else None, config
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.kv_cache import KVCache, LayerShape
+from engine.dimensions import LayerShape
+from engine.kv_cache import KVCache
 from engine.model.attention import (
     apply_rope,
     bidirectional_attention,

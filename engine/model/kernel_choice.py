@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.device import DeviceError, device_name
-from engine.kv_cache import LayerShape
+from engine.dimensions import LayerShape
 from engine.model.attention import bidirectional_attention
 from engine.model.experts import Experts, Kernel, grouped_mm
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from engine.dimensions import PROCESSOR_FILES
 from engine.messages import Image
 from engine.model.diffusion_gemma import UnsupportedModelError
 
@@ -32,8 +33,7 @@ class VisionConfig:
         """None if the folder has no image processor. Raises UnsupportedModelError."""
         from transformers.image_processing_base import ImageProcessingMixin  # slow to import
 
-        files = ("processor_config.json", "preprocessor_config.json")
-        if not any((folder / name).exists() for name in files):
+        if not any((folder / name).exists() for name in PROCESSOR_FILES):
             return None
         try:
             found, _ = ImageProcessingMixin.get_image_processor_dict(folder)

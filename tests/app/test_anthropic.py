@@ -148,7 +148,14 @@ def test_an_image_becomes_a_part_with_a_data_url():
 class ScriptedWorker:
     """Answers every request with the same text, markers and all."""
 
-    ready = Ready("cpu", "float32", context_length=2048, canvas_length=32, vocab_size=4096)
+    ready = Ready(
+        "cpu",
+        "float32",
+        context_length=2048,
+        canvas_length=32,
+        vocab_size=4096,
+        profile="none",
+    )
 
     def __init__(self, prompts, answer, finish_reason):
         self._tokens = prompts.vocabulary.encode(answer)

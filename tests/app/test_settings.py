@@ -28,8 +28,18 @@ def test_the_worker_gets_its_part_and_nothing_else(monkeypatch):
     assert Settings().engine_config() == EngineConfig(model="/some/folder")
 
 
+def test_the_worker_is_told_what_was_told_and_no_defaults(monkeypatch):
+    """A device profile sets the rest; a default that somebody asked for is no default."""
+    monkeypatch.setenv("EASEL_MAX_ACTIVE", "4")
+    config = Settings(speculate="false", port=9000).engine_config()
+    assert config.model_fields_set == {"max_active", "speculate"}
+    sent = EngineConfig.model_validate_json(config.model_dump_json(exclude_unset=True))
+    assert sent.model_fields_set == {"max_active", "speculate"}
+
+
 @pytest.mark.parametrize(
-    ("name", "value"), [("port", 0), ("port", "many"), ("device", "tpu"), ("colour", "red")]
+    ("name", "value"),
+    [("profile", "rtx-9090"), ("port", 0), ("port", "many"), ("device", "tpu"), ("colour", "red")],
 )
 def test_a_wrong_value_is_refused_by_its_name(name, value):
     with pytest.raises(ValidationError, match=name):

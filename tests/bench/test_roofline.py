@@ -1,22 +1,38 @@
 import pytest
 
-from bench.roofline import DEVICES, FORMS, RELEASED, rows, step
+from bench.roofline import FORMS, devices, released, rows
+from engine.roofline import step_cost
 
-EMBEDDING_BYTES = 2 * RELEASED.vocab_size * RELEASED.hidden_size
+EMBEDDING_BYTES = 2 * released().vocab_size * released().hidden_size
+
+
+def cost(context=8192, experts="none", linears="none"):
+    return step_cost(released(), experts=experts, linears=linears, context=context)
 
 
 def test_a_step_in_bf16_reads_the_released_weights_once_and_the_embedding_twice():
-    cost = step(RELEASED, FORMS["BF16"])
-    assert cost.fixed_bytes - EMBEDDING_BYTES == pytest.approx(50.5e9, rel=0.01)
+    assert cost().fixed_bytes - EMBEDDING_BYTES == pytest.approx(50.5e9, rel=0.01)
+
+
+def test_quantised_weights_are_read_in_their_own_bits():
+    assert cost(experts="int8", linears="int8").fixed_bytes < 0.55 * cost().fixed_bytes
+    assert cost(experts="int4").fixed_bytes < cost(experts="int8").fixed_bytes
 
 
 def test_keys_and_values_cost_what_the_layers_keep_of_them():
-    near, far = (step(RELEASED, FORMS["BF16"], context).canvas_bytes for context in (2000, 3000))
+    near, far = (cost(context).canvas_bytes for context in (2000, 3000))
     assert far - near == 1000 * 20 * 1024  # full layers alone: the windows are full
-    first = step(RELEASED, FORMS["BF16"], 1).canvas_bytes
-    none = step(RELEASED, FORMS["BF16"], 0).canvas_bytes
-    assert first - none == 220 * 1024
+    assert cost(1).canvas_bytes - cost(0).canvas_bytes == 220 * 1024
 
 
 def test_every_device_has_a_row_for_every_form():
-    assert len(list(rows())) == len(DEVICES) * len(FORMS)
+    assert len(list(rows())) == len(devices()) * len(FORMS)
+
+
+def test_from_its_number_of_canvases_on_a_step_is_bound_by_operations_and_before_by_bytes():
+    speed = {"bandwidth": 1.792e12, "peak": 503.8e12}
+    step = cost(experts="int8", linears="int8")
+    first = step.compute_bound_from(**speed)
+    for canvases in (first - 1, first):
+        by_bytes = step.memory_seconds(bandwidth=speed["bandwidth"], canvases=canvases)
+        assert (step.seconds(**speed, canvases=canvases) > by_bytes) == (canvases == first)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.kv_cache import KVCache, LayerShape
+from engine.dimensions import LayerShape
+from engine.kv_cache import KVCache
 
 WINDOW, SLACK = 8, 5
 LAYERS = (LayerShape(2, 4, WINDOW), LayerShape(1, 6, None))

@@ -91,6 +91,14 @@ def test_a_worker_tells_its_limits_when_it_is_ready(start):
     assert all(isinstance(message, Loading) for message in before)
     assert (ready.context_length, ready.canvas_length, ready.vocab_size) == (100, 8, 160)
     assert ready.dtype == "float32"
+    assert ready.profile == "none"
+
+
+def test_a_worker_takes_what_its_profile_says_and_what_it_is_told_before_that(start):
+    *_, ready = start(profile="demo", max_active=1).until(Ready)
+    assert ready.context_length == 512  # the model has no more
+    assert ready.profile.startswith("demo: quantize_experts none, ")
+    assert ready.profile.endswith("(told otherwise: max_active)")
 
 
 def test_an_answer_comes_in_blocks_and_ends_once(start):

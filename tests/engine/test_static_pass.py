@@ -8,8 +8,9 @@ import torch
 from bench.counts import count
 from bench.random_model import Shape, write_random_model
 from engine.config import EngineConfig
-from engine.denoiser import SLACK_TOKENS
-from engine.kv_cache import KVCache, LayerShape
+from engine.dimensions import LayerShape
+from engine.kv_cache import KVCache
+from engine.kv_size import SLACK_TOKENS
 from engine.model import static_pass
 from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig, Rope, Segment
 from engine.model.static_pass import StaticPass

@@ -229,6 +229,7 @@ def serve_with(**variables):
     [
         ({"EASEL_PORT": "many"}, "EASEL_PORT"),
         ({"EASEL_COLOUR": "red"}, "EASEL_COLOUR: no such setting"),
+        ({"EASEL_PROFILE": "fast"}, "EASEL_PROFILE: Value error, 'fast' is no profile; there are:"),
         ({"EASEL_MODEL": "/nowhere"}, "/nowhere"),
     ],
 )

@@ -1,0 +1,224 @@
+"""`easel plan`: what a model takes on a device, what would fit, and how fast it can be at best.
+
+Reads one small file of the model, `config.json`, or none of the released one, whose numbers come
+with Easel. Neither loads nor downloads weights, and needs no GPU.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from app.model_files import model_file
+from app.nvidia_smi import first_gpu
+from app.settings import Settings
+from engine.config import DeviceProfile, EngineConfig, Hardware, profile_names
+from engine.dimensions import Dimensions, known_dimensions, read_dimensions
+from engine.memory import available_ram_bytes
+from engine.plan import (
+    Plan,
+    differences,
+    gb,
+    largest_context,
+    make_plan,
+    most_canvases,
+    nearest,
+    refusal,
+)
+from engine.profiles import NO_PROFILE, Gpu, apply_profile, choose_profile, profile_for
+from engine.roofline import device_step_s, step_cost
+
+TOKENS_A_STEP = 15  # of the answer, in the figures for speed
+SEEN_TOKENS = 8192  # the context behind which a step is timed
+_GPU_SHARE = 0.95  # of an unknown GPU's memory: the rest is the driver's
+_SETTINGS = (
+    "quantize_experts",
+    "quantize_linears",
+    "max_context",
+    "prefill_chunk",
+    "max_active",
+    "speculate",
+    "prefix_cache_mib",
+)
+
+
+class PlanError(ValueError):
+    """There is nothing to plan with: the model can't be read, or the device is unknown."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the model would run. `memory_bytes` are those that it may have."""
+
+    name: str
+    gpu: Gpu | None  # None: the CPU
+    memory_bytes: int
+    hardware: Hardware | None  # its maker's figures, where they are known
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the command tells."""
+
+    device: Device
+    profile: str
+    config: EngineConfig
+    plan: Plan
+    largest_context: int
+    most_canvases: int
+    nearest: EngineConfig | None
+    step_s: float | None
+
+    @property
+    def fits(self) -> bool:
+        return self.plan.total <= self.device.memory_bytes
+
+    @property
+    def verdict(self) -> str:
+        if not self.fits:
+            memory, name = self.device.memory_bytes, self.device.name
+            return refusal(self.plan, self.config, self.nearest, memory, name)
+        return (
+            f"It fits: {gb(self.plan.total)} of {gb(self.device.memory_bytes)}. With all else the "
+            f"same, a context of {self.largest_context} tokens fits, or "
+            f"{self.most_canvases} canvases."
+        )
+
+
+def device_names() -> list[str]:
+    """What `--device` takes."""
+    named = [name for name in profile_names() if DeviceProfile.read(name).hardware is not None]
+    return ["auto", "cpu", *named]
+
+
+def make_report(settings: Settings, device_name: str) -> Report:
+    """Of a device that `device_names` lists; auto is what the settings say. Raises PlanError."""
+    on_cpu = device_name == "auto" and settings.device == "cpu"
+    device = _device("cpu" if on_cpu else device_name)
+    dimensions = _dimensions(settings.model_path)
+    told = settings.engine_config()
+    profile = choose_profile(told, device.gpu)
+    config = apply_profile(told, profile, quantized=dimensions.quantized)
+    cuda, memory = device.gpu is not None, device.memory_bytes
+    plan = make_plan(dimensions, config, cuda=cuda)
+    step_s = None
+    if device.hardware is not None and not dimensions.quantized:
+        cost = step_cost(
+            dimensions,
+            experts=config.quantize_experts,
+            linears=config.quantize_linears,
+            context=SEEN_TOKENS,
+        )
+        step_s = device_step_s(cost, device.hardware)
+    return Report(
+        device,
+        profile,
+        config,
+        plan,
+        largest_context(dimensions, config, memory, cuda=cuda),
+        most_canvases(dimensions, config, memory, cuda=cuda),
+        None if plan.total <= memory else nearest(dimensions, config, memory, cuda=cuda),
+        step_s,
+    )
+
+
+def report_json(report: Report) -> dict[str, Any]:
+    """Bytes, but for what is said to be something else."""
+    plan = report.plan
+    told: dict[str, Any] = {
+        "model": report.config.model,
+        "device": report.device.name,
+        "profile": report.profile,
+        "settings": {name: getattr(report.config, name) for name in _SETTINGS},
+        "memory": report.device.memory_bytes,
+        **asdict(plan),
+        "kv": plan.kv,
+        "total": plan.total,
+        "fits": report.fits,
+        "largest_context_tokens": report.largest_context,
+        "most_canvases": report.most_canvases,
+        "nearest": None if report.nearest is None else differences(report.config, report.nearest),
+        "message": report.verdict,
+    }
+    if report.step_s is not None:
+        told["roofline_step_s"] = report.step_s
+        told["roofline_tokens_per_s"] = TOKENS_A_STEP / report.step_s
+    return told
+
+
+def print_report(report: Report, console: Console) -> None:
+    """As a table, and the verdict below it."""
+    plan, config = report.plan, report.config
+    table = Table(title=f"{config.model} on {report.device.name}", title_justify="left")
+    table.add_column("what")
+    table.add_column("memory", justify="right")
+    table.add_column("", style="dim")
+    for part, size in plan.weights.items():
+        form = {
+            "experts": config.quantize_experts,
+            "attention": config.quantize_linears,
+            "dense MLP": config.quantize_linears,
+        }.get(part, NO_PROFILE)
+        table.add_row(f"weights: {part}", gb(size), "" if form == "none" else form)
+    table.add_section()
+    table.add_row(
+        "keys and values",
+        gb(plan.kv),
+        f"{plan.canvases} x {gb(plan.kv_slot)} for {plan.context_tokens} tokens, "
+        f"{plan.kv_token} bytes for each more",
+    )
+    table.add_row("activations", gb(plan.activations), "estimated from above")
+    table.add_row("CUDA graphs", gb(plan.graphs), "estimated from above")
+    table.add_row("libraries", gb(plan.libraries), "estimated from above")
+    table.add_row("kept prefixes", gb(plan.prefix_cache), "the budget")
+    table.add_section()
+    table.add_row("in all", gb(plan.total), f"of {gb(report.device.memory_bytes)}")
+    console.print(table)
+    settings = ", ".join(f"{name} {getattr(config, name)}" for name in _SETTINGS).lower()
+    console.print(f"profile {report.profile}: {settings}")
+    if report.step_s is not None:
+        console.print(
+            f"roofline (arithmetic, not measured): {report.step_s * 1e3:.3g} ms a step behind "
+            f"{SEEN_TOKENS} tokens, {TOKENS_A_STEP / report.step_s:.0f} tokens/s at "
+            f"{TOKENS_A_STEP} tokens a step"
+        )
+    console.print(report.verdict)
+
+
+def _device(name: str) -> Device:
+    if name not in device_names():
+        raise PlanError(f"device {name!r} is unknown; there are: {', '.join(device_names())}")
+    if name not in ("auto", "cpu"):
+        hardware = DeviceProfile.read(name).hardware
+        assert hardware is not None
+        gpu = Gpu(hardware.gpu_names[0], round(hardware.memory_gib * 2**30))
+        return Device(name, gpu, hardware.usable_bytes, hardware)
+    gpu_here = first_gpu() if name == "auto" else None
+    if gpu_here is None:
+        return Device("this machine's CPU", None, available_ram_bytes(), None)
+    name = profile_for(gpu_here)
+    found = None if name == NO_PROFILE else DeviceProfile.read(name).hardware
+    if found is None or not found.is_of(gpu_here.name):
+        return Device(gpu_here.name, gpu_here, round(_GPU_SHARE * gpu_here.memory_bytes), None)
+    reserve = round(found.reserve_gib * 2**30)
+    return Device(gpu_here.name, gpu_here, gpu_here.memory_bytes - reserve, found)
+
+
+def _dimensions(model: str) -> Dimensions:
+    known = known_dimensions(model)
+    if known is not None:
+        return known
+    folder = Path(model).expanduser()
+    try:
+        dimensions = read_dimensions(model_file(model, "config.json"))
+    except (OSError, ValueError) as error:
+        raise PlanError(f"model {model!r}: its config.json cannot be read: {error}") from error
+    if folder.is_dir():
+        return dimensions.in_folder(folder)
+    if not dimensions.sized:
+        raise PlanError(
+            f"model {model!r} is quantised, and only its files say how large it is: give the folder"
+        )
+    return dimensions

@@ -1,0 +1,87 @@
+"""The device profiles in one table: what each sets for the released model, and what that gives.
+
+Arithmetic, not measured: `engine/roofline.py` and `engine/plan.py`. docs/devices.md has the table
+and the profiles' reasons as they are written here, and a test compares.
+"""
+
+from collections.abc import Iterator
+from textwrap import fill
+
+from bench.compare import Row
+from bench.roofline import CONTEXT, RELEASED_MODEL, released
+from engine.config import DeviceProfile, EngineConfig, profile_names
+from engine.plan import largest_context, make_plan, most_canvases
+from engine.profiles import apply_profile
+from engine.roofline import device_step_s, step_cost
+
+TOKENS_A_STEP = 15
+_WIDTH = 104  # of the page's lines
+COLUMNS = [
+    "experts",
+    "linears",
+    "context",
+    "canvases",
+    "speculate",
+    "prefixes_mib",
+    "needs_gb",
+    "of_gb",
+    "largest_context",
+    "most_canvases",
+    "step_ms",
+    "tokens_s",
+]
+
+
+def rows() -> Iterator[Row]:
+    for name in profile_names():
+        hardware = DeviceProfile.read(name).hardware
+        if hardware is None:
+            continue
+        config = apply_profile(EngineConfig(model=RELEASED_MODEL), name, quantized=False)
+        experts, linears = config.quantize_experts, config.quantize_linears
+        cost = step_cost(released(), experts=experts, linears=linears, context=CONTEXT)
+        step_s, memory = device_step_s(cost, hardware), hardware.usable_bytes
+        yield {
+            "case": name,
+            "experts": experts,
+            "linears": linears,
+            "context": config.max_context,
+            "canvases": config.max_active,
+            "speculate": "on" if config.speculate else "off",
+            "prefixes_mib": config.prefix_cache_mib,
+            "needs_gb": round(make_plan(released(), config, cuda=True).total / 1e9, 1),
+            "of_gb": round(memory / 1e9, 1),
+            "largest_context": largest_context(released(), config, memory, cuda=True),
+            "most_canvases": most_canvases(released(), config, memory, cuda=True),
+            "step_ms": float(f"{step_s * 1e3:.3g}"),
+            "tokens_s": round(TOKENS_A_STEP / step_s),
+        }
+
+
+def table() -> str:
+    """In Markdown, one line a device."""
+    heads = ["profile", *(column.replace("_", " ") for column in COLUMNS)]
+    lines = [heads, ["---"] * len(heads)]
+    for row in rows():
+        cells = [row["case"], *(row[column] for column in COLUMNS)]
+        lines.append([f"{each:,}" if isinstance(each, int) else str(each) for each in cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def reasons() -> str:
+    """In Markdown, a heading for each profile and its reasons below."""
+    sections = []
+    for name in sorted(profile_names(), key=lambda name: (name != "demo", name)):
+        reasons = DeviceProfile.read(name).why.model_dump()
+        lines = [
+            fill(
+                f"- **{about.replace('_', ' ').capitalize()}**: {' '.join(reason.split())}",
+                width=_WIDTH,
+                subsequent_indent="  ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            for about, reason in reasons.items()
+        ]
+        sections.append("\n".join([f"## {name}", "", *lines]))
+    return "\n\n".join(sections)

@@ -1,0 +1,74 @@
+"""Which device profile is taken, and what becomes of a configuration with it.
+
+What was told by option or variable goes before the profile, and the profile before the defaults.
+Plain Python: whoever knows the GPU, says its name and memory; in a server that is the worker.
+"""
+
+from typing import Any, NamedTuple
+
+from engine.config import DEMO_MODEL, DeviceProfile, EngineConfig, profile_names
+
+NO_PROFILE = "none"
+_LEAST_SHARE = 0.9  # of a profile's memory: drivers report somewhat less than makers
+
+
+class Gpu(NamedTuple):
+    """A GPU as its driver knows it."""
+
+    name: str
+    memory_bytes: int
+
+
+def choose_profile(config: EngineConfig, gpu: Gpu | None) -> str:
+    """The profile's name, or 'none'.
+
+    By itself: the demo model has its own on every device. Else the one made for the GPU's name, if
+    the GPU has its memory (a laptop's has less); else the one for as much memory, the GPU's own
+    and none that it shares. Without a GPU there is none.
+    """
+    if config.profile != "auto":
+        return config.profile
+    if config.model == DEMO_MODEL:
+        return DEMO_MODEL
+    return NO_PROFILE if gpu is None else profile_for(gpu)
+
+
+def profile_for(gpu: Gpu) -> str:
+    """The name of the device profile that suits the GPU best, or 'none'."""
+    named, sized = [], []
+    for name in profile_names():
+        hardware = DeviceProfile.read(name).hardware
+        if hardware is None or gpu.memory_bytes < _LEAST_SHARE * hardware.memory_gib * 2**30:
+            continue
+        if hardware.is_of(gpu.name):
+            named.append((hardware.memory_gib, name))
+        elif not hardware.shared_memory:
+            sized.append((hardware.memory_gib, name))
+    return max(named or sized, default=(0.0, NO_PROFILE))[1]
+
+
+def apply_profile(config: EngineConfig, name: str, *, quantized: bool) -> EngineConfig:
+    """The configuration with the profile's values where nothing was told.
+
+    A checkpoint that is `quantized` stays as it is, whatever format a profile has for others.
+    """
+    told = config.model_dump(exclude_unset=True)
+    return EngineConfig(**{**_settings(name, quantized=quantized), **told})
+
+
+def describe_profile(config: EngineConfig, name: str, *, quantized: bool) -> str:
+    """For people: the profile, its values, and which of them were told otherwise in `config`."""
+    if name == NO_PROFILE:
+        return NO_PROFILE
+    settings = _settings(name, quantized=quantized)
+    told = [key for key in settings if key in config.model_fields_set]
+    values = [f"{key} {value}".lower() for key, value in settings.items() if key not in told]
+    otherwise = f" (told otherwise: {', '.join(told)})" if told else ""
+    return f"{name}: {', '.join(values) or 'nothing'}{otherwise}"
+
+
+def _settings(name: str, *, quantized: bool) -> dict[str, Any]:
+    if name == NO_PROFILE:
+        return {}
+    formats = {"quantize_experts", "quantize_linears"} if quantized else set()
+    return DeviceProfile.read(name).settings.model_dump(exclude=formats)

@@ -1,0 +1,143 @@
+"""How large the weights are, by part and format: arithmetic from the dimensions.
+
+Plain Python. Unquantised weights are counted to the byte; for quantised ones this file states the
+layout of their scales, as `engine/model/quantization.py` makes them from 16-bit weights.
+
+Letters: N output features, K input features.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.config import Format
+from engine.dimensions import Dimensions, Tower
+
+Part = Literal[
+    "experts",
+    "attention",
+    "dense MLP",
+    "embedding and lm_head",
+    "router and norms",
+    "self-conditioning",
+    "vision",
+    "as stored",
+]
+
+_CODE_BITS: dict[Format, int] = {"int8": 8, "fp8": 8, "int4": 4}
+_GROUP = 32  # weights that share a scale where codes have four bits; else a row has one
+_GROUP_SCALE_BYTES, _ROW_SCALE_BYTES = 2, 4
+
+
+@dataclass(frozen=True)
+class Count:
+    """Elements of one part: of matrices that can be quantised, their rows, and all others."""
+
+    elements: int = 0
+    rows: int = 0
+    plain: int = 0
+
+    def __add__(self, other: "Count") -> "Count":
+        return Count(
+            self.elements + other.elements, self.rows + other.rows, self.plain + other.plain
+        )
+
+    @property
+    def total(self) -> int:
+        return self.elements + self.plain
+
+    def nbytes(self, form: Format, element_bytes: float) -> int:
+        """In this format, whose rest is of `element_bytes` each."""
+        return round(self.plain * element_bytes + self._matrix_bytes(form, element_bytes))
+
+    def _matrix_bytes(self, form: Format, element_bytes: float) -> float:
+        if form == "none":
+            return self.elements * element_bytes
+        codes = self.elements * _CODE_BITS[form] / 8
+        if form == "int4":
+            return codes + self.elements / _GROUP * _GROUP_SCALE_BYTES
+        return codes + self.rows * _ROW_SCALE_BYTES
+
+
+def weight_counts(dimensions: Dimensions) -> dict[Part, Count]:
+    """Of the network as the engine holds it: the embedding once, encoder and decoder as one."""
+    d = dimensions
+    hidden, layers = d.hidden_size, len(d.layers)
+    dense = _matrix(2 * d.mlp_size, hidden) + _matrix(hidden, d.mlp_size)
+    expert = _matrix(2 * d.expert_size, hidden) + _matrix(hidden, d.expert_size)
+    attention = Count()
+    norms = Count(plain=hidden)  # the last one
+    for shape in d.layers:
+        # Full layers have no values of their own.
+        heads = d.query_heads + shape.kv_heads * (1 if shape.window is None else 2)
+        attention += _matrix(heads * shape.head_size, hidden)
+        attention += _matrix(hidden, d.query_heads * shape.head_size)
+        norms += Count(plain=2 * shape.head_size)
+    # A layer's seven norms, its router with a scale a feature and one an expert, and what encoder
+    # and decoder are scaled with.
+    norms += _times(Count(plain=7 * hidden + (d.experts + 1) * hidden + d.experts + 2), layers)
+    return {
+        "experts": _times(expert, layers * d.experts),
+        "attention": attention,
+        "dense MLP": _times(dense, layers),
+        "embedding and lm_head": Count(plain=d.vocab_size * hidden),
+        "router and norms": norms,
+        "self-conditioning": Count(plain=dense.elements + hidden),
+        "vision": Count() if d.tower is None else _tower(d.tower, hidden),
+    }
+
+
+def weight_bytes(
+    dimensions: Dimensions, *, experts: Format, linears: Format, element_bytes: float
+) -> dict[Part, int]:
+    """By part. `linears` are attention and dense MLP; the rest stays whole.
+
+    What a checkpoint holds quantised is one part: it is as large on the device as in its files.
+    """
+    if dimensions.quantized:
+        assert dimensions.stored_bytes is not None
+        return {"as stored": dimensions.stored_bytes}
+    forms: dict[Part, Format] = {
+        "experts": experts,
+        "attention": linears,
+        "dense MLP": linears,
+    }
+    return {
+        part: count.nbytes(forms.get(part, "none"), element_bytes)
+        for part, count in weight_counts(dimensions).items()
+    }
+
+
+def widest_elements(dimensions: Dimensions, *, experts: Format, linears: Format) -> int:
+    """Of the largest quantised matrix that a product holds in full, at most; 0 if there is none.
+
+    One of attention or of a dense MLP, but of the experts one expert's.
+    """
+    d = dimensions
+    widest = [0]
+    if experts != "none" or d.quantized:
+        widest.append(2 * d.expert_size * d.hidden_size)
+    if linears != "none" or d.quantized:
+        widest.append(2 * d.mlp_size * d.hidden_size)
+        for shape in d.layers:
+            heads = d.query_heads + shape.kv_heads * (1 if shape.window is None else 2)
+            widest.append(heads * shape.head_size * d.hidden_size)
+    return max(widest)
+
+
+def _matrix(rows: int, columns: int) -> Count:
+    return Count(rows * columns, rows)
+
+
+def _times(count: Count, times: int) -> Count:
+    return Count(times * count.elements, times * count.rows, times * count.plain)
+
+
+def _tower(tower: Tower, text_hidden_size: int) -> Count:
+    """The tower and its projector: in no format but the weights' own."""
+    size = tower.hidden_size
+    heads = tower.query_heads + tower.kv_heads
+    layer = 2 * heads * tower.head_size * size + 3 * size * tower.mlp_size
+    norms = 4 * size + 2 * tower.head_size
+    patches = 2 * tower.positions * size + 3 * tower.patch_size**2 * size
+    scales = 2 * size if tower.standardize else 0
+    return Count(plain=tower.layers * (layer + norms) + patches + scales + size * text_hidden_size)

@@ -1,0 +1,144 @@
+"""`easel plan`, as it is called."""
+
+import json
+import subprocess
+
+import pytest
+from typer.testing import CliRunner
+
+from app import plan_report
+from app.cli import main
+from app.nvidia_smi import first_gpu, parse_gpu
+from app.settings import Settings
+from bench.random_model import Shape, write_random_model
+from bench.roofline import RELEASED_MODEL
+from engine.config import DeviceProfile
+from engine.memory import available_ram_bytes, total_ram_bytes
+from engine.profiles import Gpu
+
+GIB = 2**30
+DEVICES = [name for name in plan_report.device_names() if name not in ("auto", "cpu")]
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """No settings from outside, no GPU, no network."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"EASEL_{name.upper()}", raising=False)
+    monkeypatch.setattr(plan_report, "first_gpu", lambda: None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def run(*options):
+    return CliRunner().invoke(main, ["plan", *options])
+
+
+def planned(*options):
+    result = run("--json", *options)
+    assert result.exit_code in (0, 1), result.output
+    return json.loads(result.stdout)
+
+
+def test_the_demo_model_fits_this_machine():
+    result = run()
+    assert result.exit_code == 0
+    assert "demo on this machine's CPU" in result.output
+    assert "profile demo:" in result.output
+    assert "It fits: " in result.output
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_released_model_fits_each_device_with_its_profile_and_without_a_network(device):
+    told = planned("--model", RELEASED_MODEL, "--device", device)
+    assert told["fits"] is True
+    assert told["nearest"] is None
+    assert told["profile"] == device
+    settings = DeviceProfile.read(device).settings.model_dump()
+    assert told["settings"] == settings
+    assert told["largest_context_tokens"] >= settings["max_context"]
+    assert told["most_canvases"] >= settings["max_active"]
+    parts = ("kv", "activations", "graphs", "libraries", "prefix_cache")
+    assert told["total"] == sum(told["weights"].values()) + sum(told[part] for part in parts)
+    assert told["roofline_tokens_per_s"] == pytest.approx(15 / told["roofline_step_s"])
+
+
+def test_what_does_not_fit_ends_with_1_and_names_what_does():
+    options = ["--model", RELEASED_MODEL, "--device", "rtx-4090", "--profile", "none"]
+    result = run(*options)
+    assert result.exit_code == 1
+    assert "What fits: --quantize-experts int4 --max-active 2" in result.output
+    nearest = planned(*options)["nearest"]
+    fitting = [f"--{name.replace('_', '-')}={value}" for name, value in nearest.items()]
+    assert planned(*options, *fitting)["fits"] is True
+
+
+def test_an_option_and_a_variable_go_before_the_profile(monkeypatch):
+    monkeypatch.setenv("EASEL_MAX_ACTIVE", "2")
+    told = planned("--model", RELEASED_MODEL, "--device", "h100", "--max-context", "4096")
+    assert told["settings"]["max_active"] == 2
+    assert told["settings"]["max_context"] == 4096
+    assert told["settings"]["quantize_experts"] == "int8"
+
+
+def test_a_folder_s_model_is_planned_from_its_configuration_alone(tmp_path):
+    write_random_model(tmp_path, Shape())
+    (tmp_path / "model.safetensors").unlink()
+    told = planned("--model", str(tmp_path), "--device", "cpu")
+    assert told["profile"] == "none"
+    assert told["context_tokens"] == 512
+    assert told["memory"] == pytest.approx(available_ram_bytes(), rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--device", "rtx-9090"], "there are: auto, cpu, dgx-spark"),
+        (["--device", "demo"], "device 'demo' is unknown"),
+        (["--model", "/no/such/folder"], "config.json cannot be read"),
+        (["--model", "some-body/some-model"], "config.json cannot be read"),
+        (["--profile", "fast"], "'fast' is no profile; there are: auto, none"),
+        (["--max-context", "many"], "EASEL_MAX_CONTEXT"),
+    ],
+)
+def test_what_cannot_be_planned_ends_with_2_and_says_why(options, named):
+    result = run(*options)
+    assert result.exit_code == 2
+    assert named in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("gpu", "name", "memory_gib", "profile"),
+    [
+        (Gpu("NVIDIA H100 80GB HBM3", 80 * GIB), "NVIDIA H100 80GB HBM3", 79, "h100"),
+        (Gpu("NVIDIA GeForce RTX 3090", 24 * GIB), "NVIDIA GeForce RTX 3090", 22.8, "rtx-4090"),
+        (Gpu("NVIDIA GeForce RTX 3060", 12 * GIB), "NVIDIA GeForce RTX 3060", 11.4, "none"),
+    ],
+)
+def test_auto_is_the_gpu_that_the_driver_tells(monkeypatch, gpu, name, memory_gib, profile):
+    monkeypatch.setattr(plan_report, "first_gpu", lambda: gpu)
+    told = planned("--model", RELEASED_MODEL)
+    assert (told["device"], told["profile"]) == (name, profile)
+    assert told["memory"] == pytest.approx(memory_gib * GIB)
+    assert ("roofline_step_s" in told) == (profile == "h100")
+    monkeypatch.setenv("EASEL_DEVICE", "cpu")
+    assert planned("--model", RELEASED_MODEL)["device"] == "this machine's CPU"
+
+
+def test_a_driver_s_line_is_name_and_memory_or_the_system_s_memory_where_it_is_shared():
+    assert parse_gpu("NVIDIA H100 80GB HBM3, 81559") == Gpu("NVIDIA H100 80GB HBM3", 81559 * 2**20)
+    assert parse_gpu("NVIDIA GB10, [N/A]") == Gpu("NVIDIA GB10", total_ram_bytes())
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "stdout", "expected"),
+    [
+        (None, 0, "", None),
+        ("/usr/bin/nvidia-smi", 9, "No devices were found", None),
+        ("/usr/bin/nvidia-smi", 0, "A, 1\nB, 2\n", Gpu("A", 2**20)),
+    ],
+)
+def test_the_first_gpu_is_taken_if_there_is_one(monkeypatch, program, code, stdout, expected):
+    monkeypatch.setattr("app.nvidia_smi.shutil.which", lambda _name: program)
+    answer = subprocess.CompletedProcess([], code, stdout, "")
+    monkeypatch.setattr("app.nvidia_smi.subprocess.run", lambda *_args, **_options: answer)
+    assert first_gpu() == expected

@@ -1,0 +1,21 @@
+"""docs/devices.md says what the profiles say."""
+
+from pathlib import Path
+
+from bench.devices import reasons, table
+from engine.config import DeviceProfile
+
+PAGE = (Path(__file__).parents[2] / "docs" / "devices.md").read_text()
+
+
+def test_the_table_is_the_one_that_the_profiles_give():
+    assert f"\n{table()}\n" in PAGE
+
+
+def test_each_profile_s_reasons_are_told_as_they_stand_in_it():
+    assert PAGE.endswith(f"\n{reasons()}\n")
+
+
+def test_every_setting_of_a_profile_is_named():
+    for name in DeviceProfile.read("demo").settings.model_dump():
+        assert f"`{name}`" in PAGE
