@@ -153,7 +153,7 @@ def small_gpu(monkeypatch):
 
 def test_the_worker_refuses_before_it_downloads_anything(monkeypatch, small_gpu):
     monkeypatch.setattr(engine.worker, "find_dimensions", lambda _model: released())
-    monkeypatch.setattr(engine.worker, "find_checkpoint", lambda _model: pytest.fail("downloads"))
+    monkeypatch.setattr(engine.worker, "find_checkpoint", lambda *_: pytest.fail("downloads"))
     with pytest.raises(DoesNotFitError, match=r"Some GPU has 24\.0 GB"):
         engine.worker.build_denoiser(config())
 
@@ -166,7 +166,7 @@ def test_a_quantised_checkpoint_of_unknown_size_is_planned_from_its_files_before
         file.truncate(30 * GB)  # takes no room on disk
     monkeypatch.setattr(engine.worker, "find_dimensions", lambda _model: unknown)
     found = SimpleNamespace(folder=tmp_path)
-    monkeypatch.setattr(engine.worker, "find_checkpoint", lambda _model: found)
+    monkeypatch.setattr(engine.worker, "find_checkpoint", lambda *_: found)
     with pytest.raises(DoesNotFitError, match=r"weights 30\.0 GB.*No setting of this model fits"):
         engine.worker.build_denoiser(config())
 
