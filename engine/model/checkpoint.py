@@ -109,14 +109,17 @@ def find_checkpoint(model: str, gguf: str = "") -> Checkpoint:
     local_folder, config = _find_config(model)
     shapes = ModelConfig.from_transformers(config)
     gguf_file = _find_gguf(gguf) if gguf else None
-    folder = local_folder or _download(model, weights=gguf_file is None)
+    folder = local_folder or _download(model, _WANTED_FILES)
     vision = None if gguf_file else VisionConfig.find(folder, config)
+    sampler = _sampler_config(folder)
     stored: dict[str, Any] | None = getattr(config, "quantization_config", None)
     try:
         read_module = read_dense if gguf_file else find_format(folder, stored)
     except UnsupportedFormatError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    return Checkpoint(folder, shapes, _sampler_config(folder), vision, read_module, gguf_file)
+    if not local and gguf_file is None:  # only now: what can't be run is not worth fetching
+        _download(model, _WEIGHT_FILES)
+    return Checkpoint(folder, shapes, sampler, vision, read_module, gguf_file)
 
 
 def load_model(
@@ -315,10 +318,9 @@ def _sampler_config(folder: Path) -> SamplerConfig:
         raise CheckpointError(f"{folder}: there is no generation_config.json") from error
 
 
-def _download(model: str, *, weights: bool) -> Path:
+def _download(model: str, wanted: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = _WANTED_FILES + _WEIGHT_FILES if weights else _WANTED_FILES
     return Path(snapshot_download(model, allow_patterns=wanted))
 
 

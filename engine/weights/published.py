@@ -25,6 +25,8 @@ from engine.weights.tensor_files import TensorFiles
 
 ReadModule = Callable[[TensorFiles, str], Tensor | QuantizedWeight]
 
+# GoedelMachines' w4a16 has it beside experts_*.safetensors, and config.json says nothing.
+_OWN_PACKING = "w4_meta.json"
 # Scales of activations and caches, which here keep their type.
 _ACTIVATIONS = (".input_scale", ".input_global_scale", ".k_scale", ".v_scale", ".output_scale")
 _PROJECTIONS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
@@ -36,6 +38,11 @@ def find_format(folder: Path, quantization: dict[str, Any] | None) -> ReadModule
 
     A checkpoint that says nothing is not quantised. Raises UnsupportedFormatError.
     """
+    if (folder / _OWN_PACKING).exists():
+        raise UnsupportedFormatError(
+            f"its experts are packed in a way of their own ({_OWN_PACKING}), which is not read; "
+            "supported: compressed-tensors, ModelOpt's NVFP4, GGUF"
+        )
     own_file = folder / "hf_quant_config.json"
     if quantization is None and own_file.exists():
         quantization = {

@@ -207,6 +207,12 @@ def test_a_tensor_that_a_module_lacks_is_listed(folder, last):
         load(folder)
 
 
+def test_experts_that_are_packed_in_a_way_of_their_own_are_refused(folder):
+    (folder / "w4_meta.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"\(w4_meta\.json\), which is not read"):
+        find_checkpoint(str(folder))
+
+
 def test_a_tensor_that_no_module_has_is_listed(folder):
     rewrite(folder, store_fp8, everything, compressed_tensors("float-quantized", **FP8))
     file = folder / "model.safetensors"

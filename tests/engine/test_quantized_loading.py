@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench.random_model import Shape, write_random_model
+from bench.sides import demo_prompt
 from engine.config import EngineConfig
 from engine.kv_cache import KVCache
 from engine.messages import Block, GenerateRequest, Sampling
@@ -188,8 +190,6 @@ def test_the_options_reach_the_load_and_the_cache_can_be_switched_off(tmp_path, 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_demo_model_s_answers_are_right_in_each_scheme(scheme):
-    from bench.sides import demo_prompt
-
     config = EngineConfig(
         device="cpu", quantize_experts=scheme, quantize_linears=scheme, quantized_cache=False
     )
@@ -203,6 +203,29 @@ def test_the_demo_model_s_answers_are_right_in_each_scheme(scheme):
             for w in (worker, reference)
         )
         assert answer == expected
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_compiled_it_answers_the_same():
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU, and there is no g++")
+    answers = []
+    for compiled in (False, True):
+        config = EngineConfig(
+            device="cpu",
+            quantize_experts="int4",
+            quantize_linears="fp8",
+            quantized_cache=False,
+            compile=compiled,
+        )
+        worker = Worker(build_denoiser(config), config)
+        request = GenerateRequest("", demo_prompt("Count to 20"), 64, Sampling(0))
+        answers.append(
+            [t for m in worker.generate(request) if isinstance(m, Block) for t in m.tokens]
+        )
+        graphs = worker._denoiser._graphs
+        assert not compiled or (graphs is not None and graphs.on)
+    assert answers[0] == answers[1]
 
 
 MEASURE = """
