@@ -276,11 +276,12 @@ def build_denoiser(
     """
     device = choose_device(config)
     dtype = choose_dtype(config, device)
-    dimensions = find_dimensions(config.model_path)
-    if dimensions.sized:
+    # The plan knows no GGUF file's size, so with one nothing is refused beforehand.
+    dimensions = None if config.gguf else find_dimensions(config.model_path)
+    if dimensions is not None and dimensions.sized:
         check_plan(dimensions, config, free_memory(device), device)
     checkpoint = find_checkpoint(config.model_path, config.gguf)
-    if not dimensions.sized:
+    if dimensions is not None and not dimensions.sized:
         dimensions = dimensions.in_folder(checkpoint.folder)
         check_plan(dimensions, config, free_memory(device), device)
     torch.set_num_threads(choose_threads(config, device, checkpoint.config.hidden_size))
