@@ -117,7 +117,8 @@ def find_checkpoint(model: str, gguf: str = "") -> Checkpoint:
         read_module = read_dense if gguf_file else find_format(folder, stored)
     except UnsupportedFormatError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    if local_folder is None and gguf_file is None:  # only now: what can't be run is not worth fetching
+    # Only now: what can't be run is not worth fetching.
+    if local_folder is None and gguf_file is None:
         _download(model, _WEIGHT_FILES)
     return Checkpoint(folder, shapes, sampler, vision, read_module, gguf_file)
 
