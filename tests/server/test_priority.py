@@ -111,8 +111,11 @@ def test_an_answer_that_takes_longer_than_it_may_ends_with_an_error(server, url,
 def test_the_server_s_own_time_limit_holds_where_a_request_has_none(start_server):
     server = start_server(EASEL_REQUEST_TIMEOUT_S="0.2").wait_until_ready()
     url = f"{server.url}/v1/chat/completions"
-    os.kill(server.worker_pid(), signal.SIGSTOP)
-    assert httpx.post(url, json=LONG, timeout=60).status_code == 504
+    worker = server.worker_pid()
+    os.kill(worker, signal.SIGSTOP)
+    response = httpx.post(url, json=LONG, timeout=60)
+    os.kill(worker, signal.SIGCONT)  # a stopped process would outlive the test
+    assert response.status_code == 504
 
 
 def test_who_is_turned_away_is_told_a_measured_time(start_server):
