@@ -248,9 +248,9 @@ class _Loading:
         """Quantised weights as they are, and what is dense among them in our type."""
         return stack(
             [
-                part.to(self.device, self.dtype)
+                part.to(self.device, self.dtype, copy=True)
                 if isinstance(part, Tensor)
-                else part.to(self.device)
+                else part.copied_to(self.device)
                 for part in flattened(parts)
             ]
         )

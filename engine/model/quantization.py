@@ -101,8 +101,9 @@ class QuantizedWeight:
         }
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
-    def to(self, device: torch.device) -> "QuantizedWeight":
-        moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+    def copied_to(self, device: torch.device) -> "QuantizedWeight":
+        """Also if it is there already: it may be a view of a file."""
+        moved = {name: tensor.to(device, copy=True) for name, tensor in self.tensors().items()}
         return QuantizedWeight(self.scheme, **moved)
 
     def expert(self, index: int) -> "QuantizedWeight":

@@ -1,8 +1,8 @@
 """Weights that were quantised at an earlier start, on disk: one file each.
 
 A folder belongs to one checkpoint, by its files' paths, sizes and times, and to what was asked of
-it. It gets its name only when it is whole, so that a start that was cut off leaves nothing that
-a later one would read.
+it. It gets its name only when it is whole. What a start that was cut off leaves behind is never
+read, and the next one that writes removes it.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ class QuantizedCache:
         key = json.dumps([_VERSION, asked, identity], sort_keys=True)
         self._folder = root / hashlib.sha256(key.encode()).hexdigest()[:24]
         self._making = self._folder.with_name(f"{self._folder.name}.{os.getpid()}")
-        self._writable = not self._folder.exists()
+        self._writable = True
 
     def read(self, name: str, device: torch.device) -> QuantizedWeight | None:
         """None if there is none, or none that can be read."""
@@ -62,7 +62,9 @@ class QuantizedCache:
         if not self._writable:
             return
         try:
-            self._making.mkdir(parents=True, exist_ok=True)
+            if not self._making.exists():
+                _remove_leftovers(self._making.parent)
+                self._making.mkdir(parents=True)
             tensors = {key: tensor.cpu().contiguous() for key, tensor in weight.tensors().items()}
             save_file(
                 tensors,
@@ -79,7 +81,21 @@ class QuantizedCache:
 
     def __exit__(self, error: type[BaseException] | None, *_details: object) -> None:
         """What was written becomes what is read; if the loading failed, nothing does."""
-        if error is None and self._making.exists():
-            with contextlib.suppress(OSError):  # another start was faster: its folder is as good
+        with contextlib.suppress(OSError):  # another start was faster: its folder is as good
+            if error is None and self._folder.exists():
+                for file in self._making.glob("*"):  # those that could not be read
+                    file.replace(self._folder / file.name)
+            elif error is None and self._making.exists():
                 self._making.rename(self._folder)
         shutil.rmtree(self._making, ignore_errors=True)
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Folders in the making whose process is gone."""
+    for folder in root.glob("*.*"):
+        try:
+            os.kill(int(folder.suffix[1:]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except (ValueError, PermissionError):  # none of ours; or it lives, as someone else's
+            continue

@@ -159,6 +159,15 @@ def test_a_pass_is_that_of_the_unquantised_checkpoint_with_the_same_weights(publ
     assert torch.allclose(hidden(model), hidden(load(plain)), atol=1e-5)
 
 
+def test_no_weight_is_a_view_of_the_files(published):
+    folder, *_ = published
+    model = load(folder)
+    expected = hidden(model)
+    file = folder / "model.safetensors"
+    file.write_bytes(bytes(file.stat().st_size))  # in place: a view would see it
+    assert torch.equal(hidden(model), expected)
+
+
 def test_gate_and_up_of_one_global_scale_are_one_weight(folder):
     def store(weight):
         packed, scale, dense = nvfp4(weight, 1 / 0.001)
