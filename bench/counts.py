@@ -19,9 +19,10 @@ from bench.compare import Row
 from bench.random_model import Shape, write_random_model
 from bench.sides import demo_prompt, easel_step, load_both, random_prompt, transformers_step
 from engine.config import EngineConfig
+from engine.loading import build_denoiser
 from engine.messages import Block, GenerateRequest, Sampling
 from engine.model.vocab_tail import CHUNK
-from engine.worker import Worker, build_denoiser
+from engine.worker import Worker
 
 # What the host has to wait for the device for: results, and tensors that it makes and sends.
 _SYNCS = {

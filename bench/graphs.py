@@ -13,7 +13,7 @@ from bench.sides import easel_step, random_prompt
 from bench.step import CASES
 from engine.config import DEMO_MODEL_PATH, EngineConfig
 from engine.graphs import Graphs
-from engine.worker import build_denoiser
+from engine.loading import build_denoiser
 
 _CASES = (
     "demo model",

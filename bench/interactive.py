@@ -7,8 +7,9 @@ from time import perf_counter
 from bench.compare import Row
 from bench.sides import random_prompt
 from engine.config import EngineConfig
+from engine.loading import build_denoiser
 from engine.messages import Block, Cancel, GenerateRequest, Sampling
-from engine.worker import Worker, build_denoiser
+from engine.worker import Worker
 
 JOBS, JOB_TOKENS, PROMPT_TOKENS = 4, 1500, 120
 

@@ -23,11 +23,12 @@ from engine.config import DEMO_MODEL_PATH, EngineConfig
 from engine.denoiser import Denoiser
 from engine.dimensions import LayerShape
 from engine.kv_cache import KVCache
+from engine.loading import build_denoiser
 from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig, Rope
 from engine.model.places import places
 from engine.model.quantization import FromDense, empty_quantized
 from engine.noise import block_noise
-from engine.worker import Worker, build_denoiser
+from engine.worker import Worker
 
 # The released model's shape (transformers' DiffusionGemmaConfig), without weights.
 RELEASED = ModelConfig(

@@ -15,9 +15,9 @@ from transformers import AutoTokenizer, DiffusionGemmaForBlockDiffusion, Dynamic
 
 from engine.config import DEMO_MODEL_PATH, EngineConfig
 from engine.denoiser import Denoiser
+from engine.loading import build_denoiser
 from engine.messages import GenerateRequest, Sampling
 from engine.sequence import Sequence, Work
-from engine.worker import build_denoiser
 
 STEP = 4  # which step is repeated: one with self-conditioning, as all but the first have
 

@@ -10,8 +10,9 @@ from bench.compare import Row
 from bench.random_model import Shape, write_random_model
 from bench.sides import random_prompt
 from engine.config import EngineConfig
+from engine.loading import build_denoiser
 from engine.messages import Block, GenerateRequest, Sampling
-from engine.worker import Worker, build_denoiser
+from engine.worker import Worker
 
 TURNS, TURN_TOKENS = 10, 300
 SHAPE = Shape(

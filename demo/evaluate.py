@@ -17,8 +17,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from demo.tasks import TASKS, held_out
 from demo.tokenizer import encode_example
 from engine.config import DEMO_MODEL, EngineConfig
+from engine.loading import build_denoiser
 from engine.messages import Block, GenerateRequest, Sampling
-from engine.worker import Worker, build_denoiser
+from engine.worker import Worker
 
 
 @dataclass(frozen=True)

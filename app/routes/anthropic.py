@@ -21,6 +21,7 @@ from app.errors import ApiError, BadRequest, ContextLengthExceeded, error_body
 from app.gemma_format import Event, TextDelta, ThinkingDelta, ToolCallDelta
 from app.logs import request_id
 from app.prompt import Message, Prompt, image_part
+from app.routes.body import parsed
 from app.routes.generation import (
     Admission,
     AnswerRequest,
@@ -32,7 +33,6 @@ from app.routes.generation import (
     answer_events,
     check_model,
     diffusion,
-    parsed,
     prepare,
     random_seed,
     services,
@@ -49,7 +49,7 @@ from app.schemas.anthropic import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from app.schemas.tools import validator
+from app.schemas.tools import strict_validator
 from app.sse import NamedEvent, event_stream
 from engine.messages import GenerateRequest, Ready
 
@@ -112,9 +112,9 @@ def _request(found: Services, body: MessagesRequest) -> AnswerRequest:
         stops=tuple(body.stop_sequences or ()),
         format=ChatFormat(
             {
-                tool.name: validator(tool.input_schema, param=f"tools.{index}.input_schema")
-                if tool.strict
-                else None
+                tool.name: strict_validator(
+                    tool.strict, tool.input_schema, param=f"tools.{index}.input_schema"
+                )
                 for index, tool in enumerate(body.offered)
             },
             parallel_calls=choice is None or not choice.disable_parallel_tool_use,

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from app.errors import ApiError, BadRequest, error_body
 from app.gemma_format import Event, TextDelta, ThinkingDelta, ToolCallDelta
 from app.prompt import Message, image_part
+from app.routes.body import parsed
 from app.routes.generation import (
     Admission,
     AnswerRequest,
@@ -26,7 +27,6 @@ from app.routes.generation import (
     answer_events,
     check_model,
     diffusion,
-    parsed,
     prepare,
     random_seed,
     services,
@@ -34,9 +34,9 @@ from app.routes.generation import (
     whole_answers,
 )
 from app.routes.waiting import unless_gone
-from app.schemas.chat import ChatCompletionRequest, ChatMessage, ImagePart, Tool
+from app.schemas.chat import ChatCompletionRequest, ChatMessage, ImagePart
 from app.schemas.common import bounded_json
-from app.schemas.tools import validator
+from app.schemas.tools import strict_validator
 from app.sse import event_stream
 from app.vocabulary import Vocabulary
 from engine.messages import GenerateRequest, TokenLogprobs
@@ -72,9 +72,6 @@ def _request(found: Services, body: ChatCompletionRequest) -> AnswerRequest:
         [prompt],
         msgspec.structs.replace(
             body.sampling(random_seed()),
-            logit_bias=body.bias,
-            presence_penalty=body.presence_penalty or 0.0,
-            frequency_penalty=body.frequency_penalty or 0.0,
             top_logprobs=top_logprobs,
         ),
         body.token_limit,
@@ -84,17 +81,16 @@ def _request(found: Services, body: ChatCompletionRequest) -> AnswerRequest:
         stops=body.stops,
         format=ChatFormat(
             {
-                tool.function.name: _validator(tool, f"tools.{index}.function.parameters")
+                tool.function.name: strict_validator(
+                    tool.function.strict,
+                    tool.function.parameters,
+                    param=f"tools.{index}.function.parameters",
+                )
                 for index, tool in enumerate(body.offered)
             },
             parallel_calls=body.parallel_tool_calls is not False,
         ),
     )
-
-
-def _validator(tool: Tool, param: str) -> Any:
-    schema = tool.function.parameters
-    return validator(schema, param=param) if tool.function.strict and schema is not None else None
 
 
 def template_messages(messages: Sequence[ChatMessage]) -> list[Message]:

@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from app.errors import ApiError, BadRequest, error_body
 from app.gemma_format import TextDelta
 from app.prompt import Prompt
+from app.routes.body import parsed
 from app.routes.generation import (
     Admission,
     AnswerRequest,
@@ -26,7 +27,6 @@ from app.routes.generation import (
     answer_events,
     check_model,
     diffusion,
-    parsed,
     prepare,
     random_seed,
     services,
@@ -68,9 +68,6 @@ def _request(found: Services, body: CompletionRequest, limits: Ready) -> AnswerR
         [_prompt(found, prompt, limits) for prompt in body.prompts],
         msgspec.structs.replace(
             body.sampling(random_seed()),
-            logit_bias=body.bias,
-            presence_penalty=body.presence_penalty or 0.0,
-            frequency_penalty=body.frequency_penalty or 0.0,
             top_logprobs=body.logprobs,
             suffix=found.prompts.vocabulary.encode_literally(body.suffix) if body.suffix else [],
         ),

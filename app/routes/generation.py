@@ -6,23 +6,19 @@ answer that is not streamed, `Choice`) to its JSON.
 
 import asyncio
 import json
-import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import Depends, Request
 from jsonschema_rs import ValidationError as InvalidArguments
 from jsonschema_rs import Validator
-from pydantic import BaseModel, ValidationError
 
 from app.errors import (
-    UNSUPPORTED,
-    ApiError,
     BadRequest,
     DeadlineExceeded,
     GenerationFailed,
@@ -37,16 +33,6 @@ from app.response_store import ResponseStore
 from app.settings import Settings
 from app.worker import Admit, WorkerClient
 from engine.messages import Block, Done, Failed, GenerateRequest, Ready, Sampling, TokenLogprobs
-
-T = TypeVar("T", bound=BaseModel)
-
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-# Any escape of JSON, so that "\\\\ud800" is a backslash and letters; a lone surrogate in group 1.
-_ESCAPE = re.compile(
-    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-    rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
-    re.DOTALL,
-)
 
 
 @dataclass(frozen=True)
@@ -171,23 +157,6 @@ async def _admission(request: Request) -> AsyncIterator[Admit]:
 
 # A parameter of this type admits the endpoint's request until its response has been sent.
 Admission = Annotated[Admit, Depends(_admission)]
-
-
-async def parsed(request: Request, schema: type[T]) -> T:
-    """The body as `schema`; raises BadRequest that names the field.
-
-    Halves of characters (lone surrogates), which JavaScript makes where it cuts a text inside an
-    emoji, become U+FFFD. In a thread: large bodies take seconds, and others are served meanwhile.
-    """
-    body = await request.body()
-
-    def read() -> T:
-        return schema.model_validate_json(_whole_characters(body))
-
-    try:
-        return await asyncio.to_thread(read)
-    except ValidationError as error:
-        raise _bad_request(error) from error
 
 
 def check_model(wanted: str | None, served: str) -> None:
@@ -434,24 +403,3 @@ def _record(figures: Figures, metrics: Metrics) -> None:
     if figures.blocks:
         metrics.time_to_first_block.observe(figures.time_to_first_block_s)
     log_answer(asdict(figures))
-
-
-def _whole_characters(body: bytes) -> bytes:
-    if _SURROGATE.search(body) is None:
-        return body
-    return _ESCAPE.sub(lambda found: found[0] if found[1] is None else rb"\ufffd", body)
-
-
-def _bad_request(error: ValidationError) -> ApiError:
-    first = error.errors(include_url=False, include_input=False)[0]
-    context = first.get("ctx", {})
-    path = [*first["loc"], *([context["field"]] if context.get("field") else [])]
-    # "(list)" and the like tell which form a field has, and are no part of its name.
-    field = ".".join(str(part) for part in path if not str(part).startswith("(")) or None
-    if first["type"] == "json_invalid":
-        return BadRequest(f"The body is not valid JSON: {first['msg']}")
-    if first["type"] == "extra_forbidden":
-        return BadRequest(f"Unknown field: {field}.", param=field, code="unknown_parameter")
-    code = UNSUPPORTED if first["type"] == UNSUPPORTED else None
-    why = first["msg"].removeprefix("Value error, ")
-    return BadRequest(f"{field or 'The body'}: {why}.", param=field, code=code)

@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from app.errors import ApiError, BadRequest, NotFound, error_event
 from app.prompt import Message, image_part
 from app.response_store import KeptResponse
+from app.routes.body import parsed
 from app.routes.chat import call_arguments, token_logprobs
 from app.routes.generation import (
     Admission,
@@ -29,7 +30,6 @@ from app.routes.generation import (
     answer_events,
     check_model,
     diffusion,
-    parsed,
     prepare,
     random_seed,
     services,
@@ -47,7 +47,7 @@ from app.schemas.response_items import (
     sent_back,
 )
 from app.schemas.responses import FunctionTool, ResponseRequest
-from app.schemas.tools import validator
+from app.schemas.tools import strict_validator
 from app.sse import NamedEvent, event_stream
 from engine.messages import GenerateRequest, TokenLogprobs
 
@@ -203,7 +203,9 @@ def _request(
         timeout_s=body.timeout,
         format=ChatFormat(
             {
-                tool.name: _validator(tool, f"tools.{index}.parameters")
+                tool.name: strict_validator(
+                    tool.strict, tool.parameters, param=f"tools.{index}.parameters"
+                )
                 for index, tool in enumerate(body.tools or [])
                 if isinstance(tool, FunctionTool) and body.tool_choice != "none"
             },
@@ -215,12 +217,6 @@ def _request(
 def _template_tool(tool: FunctionTool) -> dict[str, Any]:
     function = tool.model_dump(exclude_none=True, exclude={"type"})
     return {"type": "function", "function": function}
-
-
-def _validator(tool: FunctionTool, param: str) -> Any:
-    if not tool.strict or tool.parameters is None:
-        return None
-    return validator(tool.parameters, param=param)
 
 
 def template_messages(earlier: Sequence[InputItem], said: Sequence[InputItem]) -> list[Message]:

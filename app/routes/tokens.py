@@ -6,8 +6,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from app.errors import BadRequest
+from app.routes.body import parsed
 from app.routes.chat import template_messages
-from app.routes.generation import Services, check_model, parsed, services
+from app.routes.generation import Services, check_model, services
 from app.schemas.tokens import DetokenizeRequest, TokenizeRequest
 
 router = APIRouter()

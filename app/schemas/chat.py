@@ -14,9 +14,10 @@ from app.schemas.common import (
     ApiRequest,
     JsonObject,
     Strict,
+    thinks,
     unsupported,
 )
-from app.schemas.tools import ToolName, checked_schema
+from app.schemas.tools import ToolChoice, ToolName, checked_schema
 
 
 class TextPart(Strict):
@@ -141,7 +142,7 @@ class ChatCompletionRequest(ApiRequest):
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     tools: list[Tool] | None = Field(default=None, fail_fast=True)
-    tool_choice: Any = None
+    tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
         None
@@ -153,13 +154,6 @@ class ChatCompletionRequest(ApiRequest):
     prompt_cache_key: str | None = None  # prefixes are kept without being named
     safety_identifier: str | None = None  # as `user`
 
-    @field_validator("tool_choice")
-    @classmethod
-    def _a_choice_that_can_be_kept(cls, value: Any) -> Any:
-        if value not in (None, "none", "auto"):
-            raise unsupported("", 'not supported; allowed: null, "none", "auto"')
-        return value
-
     @model_validator(mode="after")
     def _fields_agree(self) -> "ChatCompletionRequest":
         if self.top_logprobs and not self.logprobs:
@@ -168,7 +162,7 @@ class ChatCompletionRequest(ApiRequest):
             raise unsupported("tool_choice", "needs tools")
         options, effort = self.chat_template_kwargs, self.reasoning_effort
         wanted = None if options is None else options.enable_thinking
-        if wanted is not None and effort is not None and wanted != _thinks(effort):
+        if wanted is not None and effort is not None and wanted != thinks(effort):
             raise unsupported("reasoning_effort", "contradicts chat_template_kwargs")
         return self
 
@@ -178,17 +172,12 @@ class ChatCompletionRequest(ApiRequest):
 
     @property
     def thinking(self) -> bool:
-        """The model thinks or does not, so the effort's degrees are one."""
         options = self.chat_template_kwargs
         if options is not None and options.enable_thinking is not None:
             return options.enable_thinking
-        return _thinks(self.reasoning_effort)
+        return thinks(self.reasoning_effort)
 
     @property
     def offered(self) -> list[Tool]:
         """The tools that the model may call."""
         return [] if self.tool_choice == "none" else self.tools or []
-
-
-def _thinks(effort: str | None) -> bool:
-    return effort not in (None, "none", "minimal")

@@ -4,6 +4,7 @@ import json
 import math
 from typing import Annotated, Any, ClassVar
 
+import msgspec
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -112,6 +113,11 @@ class StreamOptions(Strict):
     include_usage: bool = False
 
 
+def thinks(effort: str | None) -> bool:
+    """The model thinks or does not, so the effort's degrees are one."""
+    return effort not in (None, "none", "minimal")
+
+
 class SamplingFields(Strict):
     """How an answer is drawn: OpenAI's fields and, from `top_k` on, Easel's own for every dialect.
 
@@ -189,10 +195,13 @@ class ApiRequest(SamplingFields):
             raise unsupported("stream_options", "needs stream to be true")
         return self
 
-    @property
-    def bias(self) -> dict[int, float]:
-        """`logit_bias` by token id."""
-        return {int(token): bias for token, bias in (self.logit_bias or {}).items()}
+    def sampling(self, seed: int) -> Sampling:
+        return msgspec.structs.replace(
+            super().sampling(seed),
+            logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+        )
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    field_validator,
     model_validator,
 )
 
@@ -26,9 +25,11 @@ from app.schemas.common import (
     SEVERAL,
     SamplingFields,
     Strict,
+    thinks,
     unsupported,
 )
 from app.schemas.response_items import AnyItem, InputItem, ItemReference, MessageItem
+from app.schemas.tools import ToolChoice
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -109,7 +110,7 @@ class ResponseRequest(SamplingFields):
     previous_response_id: str | None = None
     store: bool | None = None
     tools: list[AnyTool] | None = Field(default=None, fail_fast=True)
-    tool_choice: Any = None
+    tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
     text: TextConfig | None = None
@@ -140,13 +141,6 @@ class ResponseRequest(SamplingFields):
     safety_identifier: str | None = None
     user: str | None = None
 
-    @field_validator("tool_choice")
-    @classmethod
-    def _a_choice_that_can_be_kept(cls, value: Any) -> Any:
-        if value not in (None, "none", "auto"):
-            raise unsupported("", 'not supported; allowed: null, "none", "auto"')
-        return value
-
     @model_validator(mode="after")
     def _fields_agree(self) -> "ResponseRequest":
         if self.top_logprobs and not self.wants_logprobs:
@@ -167,9 +161,7 @@ class ResponseRequest(SamplingFields):
 
     @property
     def thinking(self) -> bool:
-        """The model thinks or does not, so the effort's degrees are one."""
-        effort = None if self.reasoning is None else self.reasoning.effort
-        return effort not in (None, "none", "minimal")
+        return thinks(None if self.reasoning is None else self.reasoning.effort)
 
     @property
     def summary(self) -> str | None:

@@ -14,9 +14,10 @@ from jsonschema_rs import (
     meta,
     validator_for,
 )
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from app.errors import BadRequest
+from app.schemas.common import unsupported
 
 # OpenAI's characters and those with which tool servers put a place before a name.
 ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
@@ -35,18 +36,32 @@ def checked_schema(schema: dict[str, Any] | None) -> dict[str, Any] | None:
     return schema
 
 
-def validator(schema: dict[str, Any], *, param: str) -> Validator:
-    """What checks arguments against a schema. Formats say something to the model alone.
+def strict_validator(
+    strict: bool | None, schema: dict[str, Any] | None, *, param: str
+) -> Validator | None:
+    """What checks a strict tool's arguments; None for a tool that is not. Formats say something to
+    the model alone.
 
-    Raises BadRequest, which blames the request's field `param`, if it refers to what is not in it
-    or has a pattern that is none.
+    Raises BadRequest, which blames the request's field `param`, if the schema refers to what is not
+    in it or has a pattern that is none.
     """
+    if not strict or schema is None:
+        return None
     try:
         return validator_for(
             schema, offline=True, pattern_options=_PATTERNS, validate_formats=False
         )
     except (ValueError, ReferencingError) as error:
         raise BadRequest(f"{param}: can't be checked: {_why(error)}.", param=param) from error
+
+
+def _kept_choice(value: Any) -> Any:
+    if value not in (None, "none", "auto"):
+        raise unsupported("", 'not supported; allowed: null, "none", "auto"')
+    return value
+
+
+ToolChoice = Annotated[Any, AfterValidator(_kept_choice)]  # OpenAI's, as far as it can be kept
 
 
 def _why(error: Exception) -> str:

@@ -20,7 +20,7 @@ from app.schemas import response_items, responses
 from app.schemas.chat import ChatCompletionRequest, ChatMessage
 from app.schemas.completions import CompletionRequest
 from app.schemas.responses import ResponseRequest
-from app.schemas.tools import validator
+from app.schemas.tools import strict_validator
 
 
 def known(schema):
@@ -129,7 +129,7 @@ def test_no_field_is_both_honoured_and_refused(schema):
 def test_a_pattern_that_would_be_tried_for_ever_is_given_up(pattern, as_name):
     long = "a" * 60 + "b"
     schema = {"patternProperties": {pattern: True}, "additionalProperties": False}
-    checks = validator(schema if as_name else {"pattern": pattern}, param="parameters")
+    checks = strict_validator(True, schema if as_name else {"pattern": pattern}, param="parameters")
     with pytest.raises(ValueError, match=r"regex|match|unexpected"):
         checks.validate({long: 1} if as_name else long)
 
@@ -138,12 +138,12 @@ def test_a_pattern_that_would_be_tried_for_ever_is_given_up(pattern, as_name):
     "schema", [{"$ref": "#"}, {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}]
 )
 def test_a_schema_that_refers_to_itself_ends(schema):
-    validator(schema, param="parameters").validate({"city": "Paris"})
+    strict_validator(True, schema, param="parameters").validate({"city": "Paris"})
 
 
 def test_a_schema_that_refers_to_itself_is_checked_all_the_way():
     tree = {"type": "object", "properties": {"left": {"$ref": "#"}}, "required": ["value"]}
-    checks = validator(tree, param="parameters")
+    checks = strict_validator(True, tree, param="parameters")
     checks.validate({"value": 1, "left": {"value": 2}})
     with pytest.raises(ValueError, match="value"):
         checks.validate({"value": 1, "left": {}})

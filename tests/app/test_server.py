@@ -9,7 +9,7 @@ from pydantic import BaseModel, model_validator
 
 from app.errors import GenerationFailed, NotReady, TooManyRequests, error_body
 from app.logs import RequestIds
-from app.routes.generation import parsed
+from app.routes.body import parsed
 from app.server import UnexpectedErrors
 
 

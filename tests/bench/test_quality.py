@@ -6,7 +6,7 @@ import torch
 from bench.quality import FORMS, Form, first_logits, released_bytes
 from bench.sides import demo_prompt
 from engine.config import EngineConfig
-from engine.worker import build_denoiser
+from engine.loading import build_denoiser
 
 
 @pytest.mark.parametrize(

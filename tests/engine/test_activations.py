@@ -8,9 +8,10 @@ from bench.roofline import released
 from engine.activations import PassShape, activation_bytes
 from engine.config import EngineConfig
 from engine.dimensions import read_dimensions
+from engine.loading import build_denoiser
 from engine.messages import GenerateRequest, Sampling
 from engine.plan import make_plan
-from engine.worker import Worker, build_denoiser
+from engine.worker import Worker
 
 SHAPES = {
     "the vocabulary is most": Shape(layers="ssf", canvas=32, vocab=16384),

@@ -13,8 +13,9 @@ from bench.random_model import Shape, write_random_model
 from engine import graphs
 from engine.config import EngineConfig
 from engine.denoiser import Denoiser
+from engine.loading import build_denoiser
 from engine.messages import Block, GenerateRequest, Sampling
-from engine.worker import Worker, build_denoiser
+from engine.worker import Worker
 
 TINY = Shape(layers="sf", canvas=8, confidence_threshold=1e-9, steps=4)
 CANVASES = 2

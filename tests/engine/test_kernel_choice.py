@@ -10,10 +10,10 @@ from engine.config import EngineConfig
 from engine.device import DeviceError
 from engine.kernels import grouped_linear, prefix_attention
 from engine.kv_cache import LayerShape
+from engine.loading import build_denoiser
 from engine.model import kernel_choice
 from engine.model.experts import Choice, Experts
 from engine.model.kernel_choice import choose_attention_kernel, choose_grouped_kernel
-from engine.worker import build_denoiser
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 

@@ -7,9 +7,9 @@ from engine.config import EngineConfig
 from engine.dimensions import Dimensions, LayerShape
 from engine.kv_cache import KVCache
 from engine.kv_size import cache_elements
+from engine.loading import build_denoiser
 from engine.model.checkpoint import find_dimensions
 from engine.plan import make_plan
-from engine.worker import build_denoiser
 from tests.parity.tiny_models import SHAPES, write_seeing_model
 
 

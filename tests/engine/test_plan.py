@@ -7,10 +7,12 @@ import pytest
 import torch
 
 import engine.__main__
+import engine.loading
 import engine.worker
 from bench.roofline import RELEASED_MODEL, released
 from engine.config import EngineConfig
 from engine.dimensions import Dimensions
+from engine.loading import check_plan
 from engine.plan import (
     DoesNotFitError,
     check_fit,
@@ -20,7 +22,6 @@ from engine.plan import (
     most_canvases,
     nearest,
 )
-from engine.worker import check_plan
 
 GB = 10**9
 LEAST = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}
@@ -147,15 +148,15 @@ def test_the_worker_refuses_on_a_gpu_and_only_warns_on_a_cpu(monkeypatch, caplog
 def small_gpu(monkeypatch):
     """A worker that believes in a GPU with 24 GB."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Some GPU")
-    monkeypatch.setattr(engine.worker, "choose_device", lambda _config: torch.device("cuda"))
-    monkeypatch.setattr(engine.worker, "free_memory", lambda _device: 24 * GB)
+    monkeypatch.setattr(engine.loading, "choose_device", lambda _config: torch.device("cuda"))
+    monkeypatch.setattr(engine.loading, "free_memory", lambda _device: 24 * GB)
 
 
 def test_the_worker_refuses_before_it_downloads_anything(monkeypatch, small_gpu):
-    monkeypatch.setattr(engine.worker, "find_dimensions", lambda _model: released())
-    monkeypatch.setattr(engine.worker, "find_checkpoint", lambda *_: pytest.fail("downloads"))
+    monkeypatch.setattr(engine.loading, "find_dimensions", lambda _model: released())
+    monkeypatch.setattr(engine.loading, "find_checkpoint", lambda *_: pytest.fail("downloads"))
     with pytest.raises(DoesNotFitError, match=r"Some GPU has 24\.0 GB"):
-        engine.worker.build_denoiser(config())
+        engine.loading.build_denoiser(config())
 
 
 def test_a_quantised_checkpoint_of_unknown_size_is_planned_from_its_files_before_it_is_loaded(
@@ -164,11 +165,11 @@ def test_a_quantised_checkpoint_of_unknown_size_is_planned_from_its_files_before
     unknown = dataclasses.replace(released(), quantized=True)
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.truncate(30 * GB)  # takes no room on disk
-    monkeypatch.setattr(engine.worker, "find_dimensions", lambda _model: unknown)
+    monkeypatch.setattr(engine.loading, "find_dimensions", lambda _model: unknown)
     found = SimpleNamespace(folder=tmp_path)
-    monkeypatch.setattr(engine.worker, "find_checkpoint", lambda *_: found)
+    monkeypatch.setattr(engine.loading, "find_checkpoint", lambda *_: found)
     with pytest.raises(DoesNotFitError, match=r"weights 30\.0 GB.*No setting of this model fits"):
-        engine.worker.build_denoiser(config())
+        engine.loading.build_denoiser(config())
 
 
 def test_the_process_says_why_it_refuses_and_ends_with_an_error(monkeypatch, capsys):

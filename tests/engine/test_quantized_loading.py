@@ -15,10 +15,11 @@ from bench.random_model import Shape, write_random_model
 from bench.sides import demo_prompt
 from engine.config import EngineConfig
 from engine.kv_cache import KVCache
+from engine.loading import build_denoiser
 from engine.messages import Block, GenerateRequest, Sampling
 from engine.model.checkpoint import CheckpointError, Quantization, find_checkpoint, load_model
 from engine.model.quantization import QuantizedWeight
-from engine.worker import Worker, build_denoiser
+from engine.worker import Worker
 
 CPU = torch.device("cpu")
 SHAPE = Shape(layers="sf", hidden=64, mlp=96, expert=32)

@@ -7,10 +7,11 @@ import torch
 
 from bench.random_model import Shape, write_random_model
 from engine.config import EngineConfig
+from engine.loading import build_denoiser
 from engine.messages import Block, Done, Failed, GenerateRequest, Sampling
 from engine.model.vocab_tail import vocab_tail
 from engine.sampler import accept
-from engine.worker import Worker, build_denoiser
+from engine.worker import Worker
 from tests.engine.plain_answer import plain_answer
 
 PROMPT = list(range(6, 30))

@@ -11,10 +11,10 @@ from engine.config import EngineConfig
 from engine.dimensions import LayerShape
 from engine.kv_cache import KVCache
 from engine.kv_size import SLACK_TOKENS
+from engine.loading import build_denoiser
 from engine.model import static_pass
 from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig, Rope, Segment
 from engine.model.static_pass import StaticPass
-from engine.worker import build_denoiser
 from tests.parity.tiny_models import SHAPES
 
 CAPACITY = 256

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from bench.random_model import Shape, write_random_model
 from engine.config import EngineConfig
+from engine.loading import build_denoiser
 from engine.messages import (
     Block,
     Failed,
@@ -22,7 +23,7 @@ from engine.messages import (
 from engine.model.checkpoint import CheckpointError, find_checkpoint, load_model
 from engine.model.diffusion_gemma import UnsupportedModelError
 from engine.model.vision import Vision, is_vision
-from engine.worker import Worker, build_denoiser
+from engine.worker import Worker
 from tests.parity.tiny_models import IMAGE, write_image_processor, write_seeing_model
 
 SHAPE = Shape(confidence_threshold=1e-9, entropy_bound=6.0)

@@ -7,11 +7,11 @@ from bench.random_model import Shape, new_random_model, write_random_model
 from bench.roofline import released
 from engine.config import EngineConfig
 from engine.dimensions import MODELOPT_FILE, Dimensions
+from engine.loading import build_denoiser
 from engine.model.checkpoint import find_dimensions
 from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig
 from engine.model.vision import Vision, VisionConfig
 from engine.weight_size import weight_bytes
-from engine.worker import build_denoiser
 from tests.parity.tiny_models import SHAPES, write_seeing_model
 
 QUANTIZABLE = Shape(hidden=64, mlp=96, head=32, full_head=32, expert=32)

@@ -8,10 +8,11 @@ import torch
 
 from bench.random_model import Shape, write_random_model
 from engine.config import EngineConfig
+from engine.loading import build_denoiser
 from engine.messages import Block, Cancel, Done, Failed, GenerateRequest, Sampling, Stats
 from engine.noise import block_noise
 from engine.prefix_cache import PrefixCache
-from engine.worker import Worker, build_denoiser
+from engine.worker import Worker
 
 PROMPT = list(range(6, 30))
 ENDLESS = Shape(layers="sf", canvas=8, confidence_threshold=1e-9, steps=4)

@@ -11,10 +11,11 @@ from transformers import DiffusionGemmaForBlockDiffusion
 from bench.random_model import write_random_model
 from engine.config import DEMO_MODEL_PATH, EngineConfig
 from engine.denoiser import Denoiser
+from engine.loading import build_denoiser
 from engine.messages import Block, Done, GenerateRequest
 from engine.model.vocab_tail import inverse_cdf
 from engine.noise import block_noise
-from engine.worker import Worker, build_denoiser
+from engine.worker import Worker
 from tests.parity.tiny_models import SHAPES
 
 

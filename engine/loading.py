@@ -1,0 +1,126 @@
+"""From a configuration to a model that is ready to denoise: planned, found, loaded.
+
+What a worker does before its loop begins. Tests, benchmarks and the demo model's evaluation, which
+need no loop, begin here too.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+
+import torch
+
+from engine.config import EngineConfig
+from engine.denoiser import Denoiser
+from engine.device import (
+    choose_device,
+    choose_dtype,
+    choose_threads,
+    device_name,
+    find_gpu,
+    free_memory,
+)
+from engine.dimensions import Dimensions
+from engine.messages import Loading
+from engine.model.checkpoint import Quantization, find_checkpoint, find_dimensions, load_model
+from engine.model.kernel_choice import choose_grouped_kernel
+from engine.model.vision import Vision
+from engine.plan import DoesNotFitError, check_fit
+from engine.profiles import apply_profile, choose_profile, describe_profile
+from engine.weights.quantized_cache import cache_root
+
+logger = logging.getLogger(__name__)
+
+_PROGRESS_PARTS = 200  # `Loading` messages at most
+
+
+def with_profile(config: EngineConfig) -> tuple[EngineConfig, str]:
+    """The same with what the device's profile says of all that is not told, and a line about it."""
+    profile = choose_profile(config, find_gpu(choose_device(config)))
+    # A GGUF file is in few bits already, whatever the folder beside it is.
+    quantized = bool(config.gguf) or find_dimensions(config.model_path).quantized
+    described = describe_profile(config, profile, quantized=quantized)
+    return apply_profile(config, profile, quantized=quantized), described
+
+
+def build_denoiser(
+    config: EngineConfig, send: Callable[[Loading], None] = lambda _message: None
+) -> Denoiser:
+    """Load the configured model, telling `send` how far it is.
+
+    Raises CheckpointError, DeviceError, UnsupportedModelError or UnsupportedSamplerError, and
+    DoesNotFitError before anything is allocated; and before anything is downloaded, unless it is
+    quantised: then only its files say how large it is.
+    """
+    device = choose_device(config)
+    dtype = choose_dtype(config, device)
+    # The plan knows no GGUF file's size, so with one nothing is refused beforehand.
+    dimensions = None if config.gguf else find_dimensions(config.model_path)
+    if dimensions is not None and dimensions.sized:
+        check_plan(dimensions, config, free_memory(device), device)
+    checkpoint = find_checkpoint(config.model_path, config.gguf)
+    if dimensions is not None and not dimensions.sized:
+        dimensions = dimensions.in_folder(checkpoint.folder)
+        check_plan(dimensions, config, free_memory(device), device)
+    torch.set_num_threads(choose_threads(config, device, checkpoint.config.hidden_size))
+    vision = None
+    if checkpoint.vision is not None:
+        vision = Vision(checkpoint.vision, device=device, dtype=dtype)
+    model = load_model(
+        checkpoint,
+        device=device,
+        dtype=dtype,
+        quantization=_quantization(config),
+        vision=vision,
+        on_progress=_rationed(send),
+    )
+    choose_grouped_kernel([layer.experts for layer in model.each_layer()])
+    return Denoiser(
+        model,
+        dataclasses.replace(checkpoint.sampler, early_end=config.early_end),
+        context_length=min(config.max_context, checkpoint.config.max_positions),
+        prefill_chunk=config.prefill_chunk,
+        max_active=config.max_active,
+        prefix_cache_bytes=config.prefix_cache_mib * 2**20,
+        narrow_canvas=config.narrow_canvas,
+        vision=vision,
+        cuda_graphs=config.cuda_graphs == "auto" and device.type == "cuda",
+        compiled=config.compile,
+    )
+
+
+def check_plan(
+    dimensions: Dimensions, config: EngineConfig, free_bytes: int, device: torch.device
+) -> None:
+    """Raises DoesNotFitError on a GPU; on a CPU, whose system can make room, it is only logged."""
+    cuda = device.type == "cuda"
+    try:
+        plan = check_fit(dimensions, config, free_bytes, cuda=cuda, device=device_name(device))
+    except DoesNotFitError as error:
+        if cuda:
+            raise
+        logger.warning("%s", error)
+    else:
+        logger.info("planned: %s", plan)
+
+
+def _quantization(config: EngineConfig) -> Quantization:
+    experts, linears = config.quantize_experts, config.quantize_linears
+    return Quantization(
+        None if experts == "none" else experts,
+        None if linears == "none" else linears,
+        cache_root() if config.quantized_cache else None,
+    )
+
+
+def _rationed(send: Callable[[Loading], None]) -> Callable[[int, int], None]:
+    """Bytes loaded as `Loading` messages, but not one for each small tensor."""
+    told = 0
+
+    def on_progress(loaded: int, total: int) -> None:
+        nonlocal told
+        if loaded - told >= total / _PROGRESS_PARTS:
+            told = loaded
+            send(Loading(loaded, total))
+
+    return on_progress
