@@ -1,7 +1,8 @@
 """`easel plan`: what a model takes on a device, what would fit, and how fast it can be at best.
 
 Reads one small file of the model, `config.json`, or none of the released one, whose numbers come
-with Easel. Neither loads nor downloads weights, and needs no GPU.
+with Easel; and a GGUF file's header, if it is here. Neither loads nor downloads weights, and needs
+no GPU.
 """
 
 from dataclasses import asdict, dataclass
@@ -16,6 +17,8 @@ from app.nvidia_smi import first_gpu
 from app.settings import Settings
 from engine.config import DeviceProfile, EngineConfig, Hardware, profile_names
 from engine.dimensions import Dimensions, known_dimensions, read_dimensions
+from engine.gguf_header import GgufError
+from engine.gguf_size import with_gguf
 from engine.memory import available_ram_bytes
 from engine.plan import (
     Plan,
@@ -97,7 +100,7 @@ def make_report(settings: Settings, device_name: str) -> Report:
     """Of a device that `device_names` lists; auto is what the settings say. Raises PlanError."""
     on_cpu = device_name == "auto" and settings.device == "cpu"
     device = _device("cpu" if on_cpu else device_name)
-    dimensions = _dimensions(settings.model_path)
+    dimensions = _dimensions(settings.model_path, settings.gguf)
     told = settings.engine_config()
     profile = choose_profile(told, device.gpu)
     config = apply_profile(told, profile, quantized=dimensions.quantized)
@@ -206,15 +209,10 @@ def _device(name: str) -> Device:
     return Device(gpu_here.name, gpu_here, gpu_here.memory_bytes - reserve, found)
 
 
-def _dimensions(model: str) -> Dimensions:
-    known = known_dimensions(model)
-    if known is not None:
-        return known
-    folder = Path(model).expanduser()
-    try:
-        dimensions = read_dimensions(model_file(model, "config.json"))
-    except (OSError, ValueError) as error:
-        raise PlanError(f"model {model!r}: its config.json cannot be read: {error}") from error
+def _dimensions(model: str, gguf: str) -> Dimensions:
+    if gguf:
+        return _dimensions_with(gguf, _of_config(model))
+    folder, dimensions = Path(model).expanduser(), _of_config(model)
     if folder.is_dir():
         return dimensions.in_folder(folder)
     if not dimensions.sized:
@@ -222,3 +220,27 @@ def _dimensions(model: str) -> Dimensions:
             f"model {model!r} is quantised, and only its files say how large it is: give the folder"
         )
     return dimensions
+
+
+def _of_config(model: str) -> Dimensions:
+    """From its `config.json` alone."""
+    known = known_dimensions(model)
+    if known is not None:
+        return known
+    try:
+        return read_dimensions(model_file(model, "config.json"))
+    except (OSError, ValueError) as error:
+        raise PlanError(f"model {model!r}: its config.json cannot be read: {error}") from error
+
+
+def _dimensions_with(gguf: str, dimensions: Dimensions) -> Dimensions:
+    try:
+        found = with_gguf(dimensions, gguf)
+    except (GgufError, OSError) as error:
+        raise PlanError(f"gguf {gguf!r}: {error}") from error
+    if not found.sized:
+        raise PlanError(
+            f"gguf {gguf!r} is no file here, and only the file says how large its weights are: "
+            "what it takes is known once it is downloaded"
+        )
+    return found

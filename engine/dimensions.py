@@ -53,6 +53,14 @@ class Tower:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """Weights of a checkpoint that is quantised: bytes held as they are, and what is in full."""
+
+    nbytes: int
+    elements: int = 0  # in the model's type
+
+
+@dataclass(frozen=True)
 class Dimensions:
     """Of the network; sizes in elements, lengths in tokens."""
 
@@ -68,7 +76,7 @@ class Dimensions:
     max_positions: int
     tower: Tower | None
     quantized: bool  # in the checkpoint
-    stored_bytes: int | None = None  # of a quantised checkpoint's files, where they are there
+    stored: Stored | None = None  # of a quantised checkpoint, where its files are there
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Dimensions":
@@ -104,7 +112,7 @@ class Dimensions:
     @property
     def sized(self) -> bool:
         """Whether it is known how large the weights are: quantised ones are as large as stored."""
-        return not self.quantized or self.stored_bytes is not None
+        return not self.quantized or self.stored is not None
 
     def in_folder(self, folder: Path) -> "Dimensions":
         """Of a checkpoint in a folder: without an image processor's file it takes no images."""
@@ -115,7 +123,7 @@ class Dimensions:
             self,
             tower=self.tower if seeing else None,
             quantized=quantized,
-            stored_bytes=stored if quantized else None,
+            stored=Stored(stored) if quantized else None,
         )
 
 

@@ -37,8 +37,7 @@ _PROGRESS_PARTS = 200  # `Loading` messages at most
 def with_profile(config: EngineConfig) -> tuple[EngineConfig, str]:
     """The same with what the device's profile says of all that is not told, and a line about it."""
     profile = choose_profile(config, find_gpu(choose_device(config)))
-    # A GGUF file is in few bits already, whatever the folder beside it is.
-    quantized = bool(config.gguf) or find_dimensions(config.model_path).quantized
+    quantized = find_dimensions(config.model_path, config.gguf).quantized
     described = describe_profile(config, profile, quantized=quantized)
     return apply_profile(config, profile, quantized=quantized), described
 
@@ -50,17 +49,16 @@ def build_denoiser(
 
     Raises CheckpointError, DeviceError, UnsupportedModelError or UnsupportedSamplerError, and
     DoesNotFitError before anything is allocated; and before anything is downloaded, unless it is
-    quantised: then only its files say how large it is.
+    quantised: then only its files say how large it is, of GGUF the header.
     """
     device = choose_device(config)
     dtype = choose_dtype(config, device)
-    # The plan knows no GGUF file's size, so with one nothing is refused beforehand.
-    dimensions = None if config.gguf else find_dimensions(config.model_path)
-    if dimensions is not None and dimensions.sized:
+    dimensions = find_dimensions(config.model_path, config.gguf)
+    if dimensions.sized:
         check_plan(dimensions, config, free_memory(device), device)
     checkpoint = find_checkpoint(config.model_path, config.gguf)
-    if dimensions is not None and not dimensions.sized:
-        dimensions = dimensions.in_folder(checkpoint.folder)
+    if not dimensions.sized:
+        dimensions = find_dimensions(str(checkpoint.folder), str(checkpoint.gguf or ""))
         check_plan(dimensions, config, free_memory(device), device)
     torch.set_num_threads(choose_threads(config, device, checkpoint.config.hidden_size))
     vision = None

@@ -94,8 +94,9 @@ def weight_bytes(
     What a checkpoint holds quantised is one part: it is as large on the device as in its files.
     """
     if dimensions.quantized:
-        assert dimensions.stored_bytes is not None
-        return {"as stored": dimensions.stored_bytes}
+        stored = dimensions.stored
+        assert stored is not None
+        return {"as stored": stored.nbytes + round(stored.elements * element_bytes)}
     forms: dict[Part, Format] = {
         "experts": experts,
         "attention": linears,

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from engine.dimensions import Dimensions
+from engine.gguf_header import GgufError, place_on_hub
+from engine.gguf_size import with_gguf
 from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig
 from engine.model.places import Kind, Place, canonical, places
 from engine.model.quantization import (
@@ -87,14 +89,21 @@ class Quantization:
         return QuantizedCache(self.cache_root, files, asked)
 
 
-def find_dimensions(model: str) -> Dimensions:
+def find_dimensions(model: str, gguf: str = "") -> Dimensions:
     """Of a folder or a Hugging Face id, from its configuration: nothing else is downloaded.
+
+    `gguf` is the file that has the weights instead, whose header is read if it is here.
 
     Raises CheckpointError or UnsupportedModelError.
     """
     folder, config = _find_config(model)
     ModelConfig.from_transformers(config)
     dimensions = Dimensions.of(config.to_dict())
+    if gguf:
+        try:
+            return with_gguf(dimensions, gguf)
+        except GgufError as error:
+            raise CheckpointError(str(error)) from error
     return dimensions if folder is None else dimensions.in_folder(folder)
 
 
@@ -329,14 +338,14 @@ def _find_gguf(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    owner_and_name, _, file = name.rpartition("/")
-    if not _HUB_ID.fullmatch(owner_and_name) or not file.endswith(".gguf"):
+    place = place_on_hub(name)
+    if place is None:
         raise CheckpointError(f"gguf {name!r} is neither a file nor one on Hugging Face's hub")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(hf_hub_download(owner_and_name, file))
+        return Path(hf_hub_download(*place))
     except (HfHubHTTPError, OSError) as error:
         raise CheckpointError(f"gguf {name!r}: {_first_line(error)}") from error
 

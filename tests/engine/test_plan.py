@@ -153,7 +153,7 @@ def small_gpu(monkeypatch):
 
 
 def test_the_worker_refuses_before_it_downloads_anything(monkeypatch, small_gpu):
-    monkeypatch.setattr(engine.loading, "find_dimensions", lambda _model: released())
+    monkeypatch.setattr(engine.loading, "find_dimensions", lambda *_: released())
     monkeypatch.setattr(engine.loading, "find_checkpoint", lambda *_: pytest.fail("downloads"))
     with pytest.raises(DoesNotFitError, match=r"Some GPU has 24\.0 GB"):
         engine.loading.build_denoiser(config())
@@ -165,8 +165,12 @@ def test_a_quantised_checkpoint_of_unknown_size_is_planned_from_its_files_before
     unknown = dataclasses.replace(released(), quantized=True)
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.truncate(30 * GB)  # takes no room on disk
-    monkeypatch.setattr(engine.loading, "find_dimensions", lambda _model: unknown)
-    found = SimpleNamespace(folder=tmp_path)
+    monkeypatch.setattr(
+        engine.loading,
+        "find_dimensions",
+        lambda model, _gguf: unknown.in_folder(tmp_path) if model == str(tmp_path) else unknown,
+    )
+    found = SimpleNamespace(folder=tmp_path, gguf=None)
     monkeypatch.setattr(engine.loading, "find_checkpoint", lambda *_: found)
     with pytest.raises(DoesNotFitError, match=r"weights 30\.0 GB.*No setting of this model fits"):
         engine.loading.build_denoiser(config())
