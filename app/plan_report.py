@@ -30,12 +30,18 @@ from engine.plan import (
     nearest,
     refusal,
 )
-from engine.profiles import NO_PROFILE, Gpu, apply_profile, choose_profile, profile_for
+from engine.profiles import (
+    NO_PROFILE,
+    Gpu,
+    apply_profile,
+    choose_profile,
+    hardware_of,
+    usable_bytes,
+)
 from engine.roofline import device_step_s, step_cost
 
 TOKENS_A_STEP = 15  # of the answer, in the figures for speed
 SEEN_TOKENS = 8192  # the context behind which a step is timed
-_GPU_SHARE = 0.95  # of an unknown GPU's memory: the rest is the driver's
 _SETTINGS = (
     "quantize_experts",
     "quantize_linears",
@@ -201,12 +207,7 @@ def _device(name: str) -> Device:
     gpu_here = first_gpu() if name == "auto" else None
     if gpu_here is None:
         return Device("this machine's CPU", None, available_ram_bytes(), None)
-    name = profile_for(gpu_here)
-    found = None if name == NO_PROFILE else DeviceProfile.read(name).hardware
-    if found is None or not found.is_of(gpu_here.name):
-        return Device(gpu_here.name, gpu_here, round(_GPU_SHARE * gpu_here.memory_bytes), None)
-    reserve = round(found.reserve_gib * 2**30)
-    return Device(gpu_here.name, gpu_here, gpu_here.memory_bytes - reserve, found)
+    return Device(gpu_here.name, gpu_here, usable_bytes(gpu_here), hardware_of(gpu_here))
 
 
 def _dimensions(model: str, gguf: str) -> Dimensions:
