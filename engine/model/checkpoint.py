@@ -33,6 +33,7 @@ from engine.model.quantization import (
 )
 from engine.model.vision import Vision, VisionConfig, is_vision
 from engine.sampler import SamplerConfig
+from engine.weights.dg_w4a16 import expert_files
 from engine.weights.errors import UnsupportedFormatError
 from engine.weights.published import PublishedWeights, ReadModule, find_format, read_dense
 from engine.weights.quantized_cache import QuantizedCache
@@ -313,7 +314,7 @@ def _weight_files(folder: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     else:
         names = ["model.safetensors"]
-    files = [folder / name for name in names]
+    files = [*(folder / name for name in names), *expert_files(folder)]
     missing = [file.name for file in files if not file.exists()]
     if missing:
         raise CheckpointError(f"{folder}: weight files are missing: {_list(missing)}")
