@@ -97,7 +97,7 @@ class Capture:
 
     def __call__(self, work: Replay) -> Replay:
         """Run `work`, then capture it. Raises what the device raises: a library may wait for the
-        host in it (grouped_mm does where `choose_grouped_kernel` has found nothing better), or
+        host in it (where the experts' product does, nothing is captured in the first place), or
         memory may run out.
         """
         graph = torch.cuda.CUDAGraph()

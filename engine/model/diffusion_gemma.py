@@ -28,7 +28,8 @@ from engine.model.attention import (
     causal_mask,
 )
 from engine.model.experts import Experts, Router
-from engine.model.quantization import Weight, linear
+from engine.model.products import linear
+from engine.model.quantization import Weight
 
 
 class UnsupportedModelError(ValueError):

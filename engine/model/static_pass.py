@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from engine.kv_cache import KVCache
 from engine.model.attention import bidirectional_attention
 from engine.model.diffusion_gemma import DiffusionGemma, Layer, Segment
-from engine.model.experts import Kernel
 from engine.model.kernel_choice import choose_attention_kernel
+from engine.model.quantization import Kernel
 
 Sees = Callable[[Tensor, int, int | None], Tensor]
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]

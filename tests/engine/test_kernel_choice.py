@@ -13,7 +13,7 @@ from engine.kv_cache import LayerShape
 from engine.loading import build_denoiser
 from engine.model import kernel_choice
 from engine.model.experts import Choice, Experts
-from engine.model.kernel_choice import choose_attention_kernel, choose_grouped_kernel
+from engine.model.kernel_choice import choose_attention_kernel, choose_product_kernels
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -25,7 +25,11 @@ def experts():
     for layer in layers:
         for parameter in layer.parameters():
             torch.nn.init.normal_(parameter, std=0.1, generator=generator)
-    return layers
+    return torch.nn.ModuleList(layers)
+
+
+def choose(model):
+    return choose_product_kernels(model, torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +56,7 @@ def test_pytorch_s_product_comes_first_where_it_does_not_wait_for_the_host(
 
 def test_on_a_cpu_nothing_is_tried_and_nothing_logged(experts, caplog):
     caplog.set_level(logging.INFO)
-    choose_grouped_kernel(experts)
+    choose(experts)
     assert {each.kernel for each in experts} == {"torch"}
     assert not caplog.records
 
@@ -63,7 +67,7 @@ def test_the_first_that_runs_is_every_layer_s_and_the_log_names_it(
 ):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(kernel_choice, "_candidates", lambda *_: order)
-    choose_grouped_kernel(experts)
+    choose(experts)
     assert {each.kernel for each in experts} == {order[0]}
     (line,) = caplog.records
     assert order[0] in line.getMessage()
@@ -87,7 +91,7 @@ def test_a_kernel_that_fails_or_computes_something_else_is_passed_over(
 ):
     monkeypatch.setattr(kernel_choice, "_candidates", lambda *_: ("triton", "torch"))
     monkeypatch.setattr(grouped_linear, "grouped_linear", broken)
-    choose_grouped_kernel(experts)
+    choose(experts)
     assert {each.kernel for each in experts} == {"torch"}
     (line,) = caplog.records
     assert line.levelno == logging.WARNING
@@ -98,7 +102,7 @@ def test_where_none_runs_the_worker_cannot_start(experts, monkeypatch):
     monkeypatch.setattr(kernel_choice, "_candidates", lambda *_: ("triton", "torch"))
     monkeypatch.setattr(kernel_choice, "grouped_mm", raising)
     with pytest.raises(DeviceError, match="cpu"):
-        choose_grouped_kernel(experts)
+        choose(experts)
 
 
 @torch.inference_mode()
