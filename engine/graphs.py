@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from engine.kv_cache import KVCache
-from engine.model.diffusion_gemma import DiffusionGemma, Segment
+from engine.model.diffusion_gemma import DiffusionGemma
+from engine.model.rows import Segment
 from engine.model.static_pass import StaticPass
 
 logger = logging.getLogger(__name__)

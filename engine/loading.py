@@ -23,7 +23,7 @@ from engine.device import (
 from engine.dimensions import Dimensions
 from engine.messages import Loading
 from engine.model.checkpoint import Quantization, find_checkpoint, find_dimensions, load_model
-from engine.model.kernel_choice import choose_product_kernels
+from engine.model.kernel_choice import choose_attention_kernel, choose_product_kernels
 from engine.model.vision import Vision
 from engine.plan import DoesNotFitError, check_fit
 from engine.profiles import apply_profile, choose_profile, describe_profile
@@ -75,6 +75,9 @@ def build_denoiser(
         on_progress=_rationed(send),
     )
     never_waits = choose_product_kernels(model, dtype)
+    model.attention_kernel = choose_attention_kernel(
+        model.config.layers, model.config.query_heads, device, dtype
+    )
     return Denoiser(
         model,
         dataclasses.replace(checkpoint.sampler, early_end=config.early_end),

@@ -7,12 +7,13 @@ of each: the host waits in every layer, and a CUDA graph can't hold it. There Tr
 Products with quantised weights: on a GPU Triton's comes first. It does not take every size of
 group, so that it is tried with a weight of each layout that the model has.
 
-Attention in passes of fixed shapes: PyTorch's fastest kernels take no mask and no head size above
-256. On a GPU Triton's comes first, which reads only what the cache holds.
+Attention: PyTorch's fastest kernels take no mask and no head size above 256. On a GPU Triton's
+comes first, which needs no mask and reads only what is seen.
 """
 
 import dataclasses
 import logging
+import math
 from collections.abc import Hashable, Iterable, Mapping
 
 import torch
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 
 from engine.device import DeviceError, device_name
 from engine.dimensions import LayerShape
-from engine.model.attention import bidirectional_attention
+from engine.model.attention import bidirectional_attention, causal_attention, causal_mask
 from engine.model.experts import Experts
 from engine.model.products import grouped_mm, quantized_product
 from engine.model.quantization import Kernel, QuantizedWeight, StackedWeight, Weight, flattened
@@ -49,15 +50,12 @@ def choose_product_kernels(model: nn.Module, dtype: torch.dtype) -> bool:
 def choose_attention_kernel(
     shapes: Iterable[LayerShape], heads: int, device: torch.device, dtype: torch.dtype
 ) -> Kernel:
-    """Whose attention passes of fixed shapes have, in layers of these shapes: PyTorch's on a CPU.
-
-    `heads` are the query heads.
-    """
+    """Whose attention layers of these shapes have: on a CPU PyTorch's. `heads` are the queries'."""
     if device.type != "cuda":
         return "torch"
     try:
-        for shape in dict.fromkeys((each.kv_heads, each.head_size) for each in shapes):
-            _try_attention(heads, *shape, device, dtype)
+        for shape in dict.fromkeys(shapes):
+            _try_attention(heads, shape, device, dtype)
     except Exception:  # whatever a compiler, a driver or a missing package may raise
         logger.warning("triton's attention can't be used here, torch's is", exc_info=True)
         return "torch"
@@ -172,8 +170,8 @@ def _try_product(kernel: Kernel, weights: Tensor) -> None:
     """Some rows of the first expert, many of the last one, none of those between them."""
     groups, _, inputs = weights.shape
     rows = _trial_rows(inputs, weights.device, weights.dtype)
-    found = grouped_mm(rows, weights, _trial_ends(groups, weights.device), kernel).float()
-    expected = F.linear(rows, weights[-1]).float()
+    found = grouped_mm(rows, weights, _trial_ends(groups, weights.device), kernel)
+    expected = F.linear(rows, weights[-1])
     if groups > 1:
         expected[:_FEW] = F.linear(rows[:_FEW], weights[0])
     _compare(found, expected)
@@ -185,8 +183,8 @@ def _try_quantized_product(weight: QuantizedWeight, dtype: torch.dtype) -> None:
     rows = _trial_rows(weight.shape[-1], weight.device, dtype)
     ends = _trial_ends(weight.shape[0], weight.device) if _is_experts(weight) else None
     triton_s = dataclasses.replace(weight, kernel="triton")
-    found = quantized_product(rows, triton_s, ends).float()
-    _compare(found, quantized_product(rows, weight, ends).float())
+    found = quantized_product(rows, triton_s, ends)
+    _compare(found, quantized_product(rows, weight, ends))
 
 
 def _trial_rows(inputs: int, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -201,26 +199,30 @@ def _trial_ends(groups: int, device: torch.device) -> Tensor:
 
 
 @torch.inference_mode()
-def _try_attention(
-    heads: int, kv_heads: int, size: int, device: torch.device, dtype: torch.dtype
-) -> None:
-    """Queries of a longer cache, of which some places at either end are not seen."""
+def _try_attention(heads: int, shape: LayerShape, device: torch.device, dtype: torch.dtype) -> None:
+    """Queries of a longer cache: without some places at either end, whole, and causal."""
     # Here: triton is there only where it is needed, and slow to import.
     from engine.kernels.prefix_attention import prefix_attention
 
-    shape = (3 * kv_heads, _PLACES, size)
-    numbers = torch.arange(3 * kv_heads * _PLACES * size, device=device).view(shape)
+    sizes = (3 * shape.kv_heads, _PLACES, shape.head_size)
+    numbers = torch.arange(math.prod(sizes), device=device).view(sizes)
     keys, values, rest = numbers.sin().to(dtype).chunk(3)
-    queries = rest[:, :_MANY].repeat(heads // kv_heads, 1, 1)
+    queries = rest[:, :_MANY].repeat(heads // shape.kv_heads, 1, 1)
     span = torch.full((2,), 3, device=device)
     span[1] = _PLACES - 5
     seen = torch.zeros(_PLACES, dtype=torch.bool, device=device)
     seen[3:-5] = True
     found = prefix_attention(queries, keys, values, span)
-    _compare(found.float(), bidirectional_attention(queries, keys, values, seen).float())
+    _compare(found, bidirectional_attention(queries, keys, values, seen))
+    found = prefix_attention(queries, keys, values)
+    _compare(found, bidirectional_attention(queries, keys, values))
+    found = prefix_attention(queries, keys, values, causal=True, window=shape.window)
+    mask = causal_mask(_PLACES - _MANY, _MANY, shape.window, device)
+    _compare(found, causal_attention(queries, keys, values, mask))
 
 
 def _compare(found: Tensor, expected: Tensor) -> None:
-    error, largest = float((found - expected).abs().max()), float(expected.abs().max())
+    error = float((found.float() - expected.float()).abs().max())
+    largest = float(expected.abs().max())
     if not error <= _TOLERANCE * largest:
         raise ArithmeticError(f"off by {error} where the largest result is {largest}")

@@ -136,25 +136,37 @@ def test_on_a_gpu_attention_is_triton_s_if_it_runs_in_every_kind_of_layer(caplog
     caplog.set_level(logging.INFO)
     tried = []
 
-    def on_the_cpu(heads, kv_heads, size, device, dtype):
+    def on_the_cpu(heads, shape, device, dtype):
         assert device == CUDA
-        tried.append((heads, kv_heads, size))
-        try_attention(heads, kv_heads, size, CPU, dtype)
+        tried.append((heads, shape))
+        try_attention(heads, shape, CPU, dtype)
 
     try_attention = kernel_choice._try_attention
     monkeypatch.setattr(kernel_choice, "_try_attention", on_the_cpu)
     assert choose_attention_kernel(LAYERS, 4, CUDA, torch.float32) == "triton"
-    assert tried == [(4, 2, 16), (4, 1, 32)]
+    assert tried == [(4, shape) for shape in LAYERS[:2]]
     (line,) = caplog.records
     assert "triton" in line.getMessage()
 
 
-@pytest.mark.parametrize("broken", [raising, lambda *_: torch.zeros(4, 70, 16)])
+def zeros(queries, *_args, **_kwargs):
+    return torch.zeros_like(queries)
+
+
+def zeros_if_causal(queries, *args, causal=False, **options):
+    found = attend(queries, *args, causal=causal, **options)
+    return torch.zeros_like(found) if causal else found
+
+
+attend = prefix_attention.prefix_attention
+
+
+@pytest.mark.parametrize("broken", [raising, zeros, zeros_if_causal])
 def test_attention_that_fails_or_computes_something_else_is_not_taken(monkeypatch, broken):
-    kernel_choice._try_attention(4, 2, 16, CPU, torch.float32)
+    kernel_choice._try_attention(4, LAYERS[0], CPU, torch.float32)
     monkeypatch.setattr(prefix_attention, "prefix_attention", broken)
     with pytest.raises((RuntimeError, ArithmeticError)):
-        kernel_choice._try_attention(4, 2, 16, CPU, torch.float32)
+        kernel_choice._try_attention(4, LAYERS[0], CPU, torch.float32)
 
 
 def test_where_triton_s_attention_cannot_run_the_log_says_so(caplog, monkeypatch):

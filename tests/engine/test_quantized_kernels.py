@@ -15,9 +15,9 @@ from engine.kv_cache import KVCache
 from engine.kv_size import SLACK_TOKENS
 from engine.loading import use_cuda_graphs
 from engine.model import kernel_choice
-from engine.model.diffusion_gemma import Segment
 from engine.model.kernel_choice import choose_product_kernels
 from engine.model.quantization import QuantizedWeight, flattened, quantize, stack
+from engine.model.rows import Segment
 from engine.model.static_pass import StaticPass
 from tests.engine import test_gguf_file
 from tests.engine.published_models import rewrite

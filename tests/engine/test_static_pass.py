@@ -14,10 +14,10 @@ from engine.kernels import grouped_linear
 from engine.kv_cache import KVCache
 from engine.kv_size import SLACK_TOKENS
 from engine.loading import build_denoiser
-from engine.model import static_pass
-from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig, Rope, Segment
+from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig, Rope
 from engine.model.places import places
 from engine.model.quantization import empty_quantized
+from engine.model.rows import Segment
 from engine.model.static_pass import StaticPass
 from tests.engine.kernels.compiled import Launches
 from tests.parity.tiny_models import SHAPES
@@ -34,10 +34,17 @@ def model(request, tmp_path_factory):
 
 
 @pytest.fixture(params=["torch", "triton"])
-def attention(request, monkeypatch):
+def attention(request):
     """Whose attention the pass has, as if this were a GPU where it was chosen."""
-    monkeypatch.setattr(static_pass, "choose_attention_kernel", lambda *_: request.param)
     return request.param
+
+
+def with_attention(kernel, model, canvases):
+    """The dynamic pass keeps PyTorch's."""
+    model.attention_kernel = kernel
+    static = StaticPass(model, canvases=canvases)
+    model.attention_kernel = "torch"
+    return static
 
 
 def load(shape, tmp_path_factory):
@@ -79,13 +86,13 @@ def run(static, segments, soft):
 @torch.inference_mode()
 def test_it_gives_what_the_dynamic_pass_gives(model, attention, stored):
     segments, soft = behind(model, stored)
-    found = run(StaticPass(model, canvases=4), segments, list(soft))
+    found = run(with_attention(attention, model, 4), segments, list(soft))
     torch.testing.assert_close(found, model.run(segments, soft.flatten(0, 1)), **TOLERANCE)
 
 
 @torch.inference_mode()
 def test_a_pass_does_not_remember_the_one_before(model, attention):
-    static = StaticPass(model, canvases=4)
+    static = with_attention(attention, model, 4)
     for stored in STORED:
         segments, soft = behind(model, stored)
         run(static, segments, list(soft))
@@ -96,7 +103,7 @@ def test_a_pass_does_not_remember_the_one_before(model, attention):
 @torch.inference_mode()
 def test_places_behind_the_canvas_and_before_the_window_do_not_matter(model, attention):
     segments, soft = behind(model, [100])
-    static, cache = StaticPass(model, canvases=1), segments[0].cache
+    static, cache = with_attention(attention, model, 1), segments[0].cache
     before = run(static, segments, list(soft))
     for index, layer in enumerate(model.config.layers):
         stored = cache.stored(index)

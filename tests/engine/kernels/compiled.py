@@ -59,7 +59,8 @@ class Launches:
                 tensor = isinstance(value, torch.Tensor)
                 number = "fp32" if isinstance(value, float) else "i32"
                 signature[parameter.name] = f"*{TYPES[value.dtype]}" if tensor else number
-                if tensor or (number == "i32" and value % 16 == 0):
+                known = number == "i32" and not parameter.do_not_specialize
+                if tensor or (known and value % 16 == 0):
                     attributes[place,] = [["tt.divisibility", 16]]
             source = ASTSource(self.kernel, signature, constants, attributes)
             yield triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
