@@ -14,7 +14,7 @@ comes first, which needs no mask and reads only what is seen.
 import dataclasses
 import logging
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -31,16 +31,17 @@ logger = logging.getLogger(__name__)
 
 # GPUs' generations with a grouped_mm for bfloat16 (_grouped_mm_cuda in PyTorch's GroupedBlas.cpp).
 _FAST_GENERATIONS = (9, 10)
-_FEW, _MANY = 3, 70  # rows of the trial's first and last group; the last is more than a tile
-_PLACES = 144  # of the trial's cache; a multiple of what masks are aligned to
+_FEW = 3  # rows of a trial's first group
+_ROWS = (5, 16, 22)  # a group's on average, for which ours has tiles of 16, 32 and 64 rows
+_QUERIES, _PLACES = 70, 144  # of attention's trial: more than a tile; what masks are aligned to
 _TOLERANCE = 0.02  # of the largest result; bfloat16 has 8 bits
 
 
 def choose_product_kernels(model: nn.Module, dtype: torch.dtype) -> bool:
     """Give every product the first kernel that runs here and computes what it should.
 
-    Whether the host waits for the device in none of them, as a CUDA graph demands. `dtype` is the
-    activations'. Raises DeviceError if none serves experts that are not quantised.
+    Returns whether the host never waits for the device in one, which a CUDA graph demands. `dtype`
+    is the activations'. Raises DeviceError if no kernel serves experts that are not quantised.
     """
     experts = [module for module in model.modules() if isinstance(module, Experts)]
     dense, quantized = _choose_for_dense(experts), _choose_for_quantized(model, dtype)
@@ -167,34 +168,39 @@ def _with_kernels(weight: Weight, kernels: Mapping[Hashable, Kernel]) -> Weight:
 
 @torch.inference_mode()
 def _try_product(kernel: Kernel, weights: Tensor) -> None:
-    """Some rows of the first expert, many of the last one, none of those between them."""
+    """A few rows of the first expert, the others of the last one, none of those between them."""
     groups, _, inputs = weights.shape
-    rows = _trial_rows(inputs, weights.device, weights.dtype)
-    found = grouped_mm(rows, weights, _trial_ends(groups, weights.device), kernel)
-    expected = F.linear(rows, weights[-1])
-    if groups > 1:
-        expected[:_FEW] = F.linear(rows[:_FEW], weights[0])
-    _compare(found, expected)
+    for rows in _trial_rows(groups, inputs, weights.device, weights.dtype):
+        found = grouped_mm(rows, weights, _trial_ends(groups, rows), kernel)
+        expected = F.linear(rows, weights[-1])
+        if groups > 1:
+            expected[:_FEW] = F.linear(rows[:_FEW], weights[0])
+        _compare(found, expected)
 
 
 @torch.inference_mode()
 def _try_quantized_product(weight: QuantizedWeight, dtype: torch.dtype) -> None:
-    """Of experts in the same way."""
-    rows = _trial_rows(weight.shape[-1], weight.device, dtype)
-    ends = _trial_ends(weight.shape[0], weight.device) if _is_experts(weight) else None
+    """With experts in the same way."""
+    groups = weight.shape[0] if _is_experts(weight) else 1
     triton_s = dataclasses.replace(weight, kernel="triton")
-    found = quantized_product(rows, triton_s, ends)
-    _compare(found, quantized_product(rows, weight, ends))
+    for rows in _trial_rows(groups, weight.shape[-1], weight.device, dtype):
+        ends = _trial_ends(groups, rows) if _is_experts(weight) else None
+        found = quantized_product(rows, triton_s, ends)
+        _compare(found, quantized_product(rows, weight, ends))
 
 
-def _trial_rows(inputs: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    numbers = torch.arange((_FEW + _MANY) * inputs, device=device)
-    return numbers.view(-1, inputs).sin().to(dtype)
+def _trial_rows(
+    groups: int, inputs: int, device: torch.device, dtype: torch.dtype
+) -> Iterator[Tensor]:
+    for average in _ROWS:
+        count = _FEW + average * groups
+        numbers = torch.arange(count * inputs, dtype=torch.int32, device=device)
+        yield numbers.view(count, inputs).sin().to(dtype)
 
 
-def _trial_ends(groups: int, device: torch.device) -> Tensor:
-    ends = torch.full((groups,), _FEW, dtype=torch.int32, device=device)
-    ends[-1] = _FEW + _MANY
+def _trial_ends(groups: int, rows: Tensor) -> Tensor:
+    ends = torch.full((groups,), _FEW, dtype=torch.int32, device=rows.device)
+    ends[-1] = rows.shape[0]
     return ends
 
 
@@ -207,7 +213,7 @@ def _try_attention(heads: int, shape: LayerShape, device: torch.device, dtype: t
     sizes = (3 * shape.kv_heads, _PLACES, shape.head_size)
     numbers = torch.arange(math.prod(sizes), device=device).view(sizes)
     keys, values, rest = numbers.sin().to(dtype).chunk(3)
-    queries = rest[:, :_MANY].repeat(heads // shape.kv_heads, 1, 1)
+    queries = rest[:, :_QUERIES].repeat(heads // shape.kv_heads, 1, 1)
     span = torch.full((2,), 3, device=device)
     span[1] = _PLACES - 5
     seen = torch.zeros(_PLACES, dtype=torch.bool, device=device)
@@ -217,7 +223,7 @@ def _try_attention(heads: int, shape: LayerShape, device: torch.device, dtype: t
     found = prefix_attention(queries, keys, values)
     _compare(found, bidirectional_attention(queries, keys, values))
     found = prefix_attention(queries, keys, values, causal=True, window=shape.window)
-    mask = causal_mask(_PLACES - _MANY, _MANY, shape.window, device)
+    mask = causal_mask(_PLACES - _QUERIES, _QUERIES, shape.window, device)
     _compare(found, causal_attention(queries, keys, values, mask))
 
 

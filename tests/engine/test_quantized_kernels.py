@@ -20,6 +20,7 @@ from engine.model.quantization import QuantizedWeight, flattened, quantize, stac
 from engine.model.rows import Segment
 from engine.model.static_pass import StaticPass
 from tests.engine import test_gguf_file
+from tests.engine.kernels.compiled import Launches
 from tests.engine.published_models import rewrite
 from tests.engine.test_published_formats import LAYOUTS, SHAPE
 from tests.engine.test_quantized_loading import SCHEMES, hidden, load
@@ -164,6 +165,18 @@ def test_each_layout_is_tried_once_and_a_line_of_the_log_names_what_serves(
     assert len(tried) < len(quantized_parts(int4_and_int8))
     (line,) = caplog.records
     assert line.getMessage() == "int4 experts in groups of 32, int8 linears: triton's product"
+
+
+@pytest.mark.parametrize("kind", ["experts", "linears"])
+def test_a_trial_has_tiles_of_every_height_so_that_no_request_is_the_first(kind, monkeypatch):
+    shape = (5, 24, 64) if kind == "experts" else (24, 64)
+    weight = quantize(torch.randn(shape), "int4", CPU)
+    monkeypatch.setattr(grouped_linear, "_kernel", grouped_linear._kernel)  # to be put back
+    launches = Launches(grouped_linear)
+    monkeypatch.setattr(kernel_choice, "_compare", lambda *_: None)  # nothing is computed
+    kernel_choice._try_quantized_product(weight, torch.float32)
+    heights = [args[-3] for args, _options in launches.calls]
+    assert heights == [16, 32, 64]
 
 
 def test_on_a_cpu_nothing_is_tried_and_nothing_logged(int4_and_int8, monkeypatch, caplog):
