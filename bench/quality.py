@@ -25,6 +25,7 @@ from engine.dimensions import LayerShape
 from engine.kv_cache import KVCache
 from engine.loading import build_denoiser
 from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig, Rope
+from engine.model.embedding import products
 from engine.model.places import places
 from engine.model.quantization import FromDense, empty_quantized
 from engine.noise import block_noise
@@ -132,7 +133,7 @@ def first_logits(denoiser: Denoiser, prompt: list[int]) -> Tensor:
     model.encode(torch.tensor(prompt), cache)
     hidden = model.decode(noise.canvases[0], None, cache)
     softcap = model.config.softcap
-    return softcap * torch.tanh(hidden @ model.embedding.T / softcap)
+    return softcap * torch.tanh(products(hidden, model.embedding) / softcap)
 
 
 def released_bytes(form: Form) -> int:

@@ -115,13 +115,13 @@ class QuantizedWeight:
         }
         return QuantizedWeight.of(self.scheme, moved)
 
-    def expert(self, index: int) -> "QuantizedWeight":
-        """One of [E, N, K]: [N, K]."""
+    def expert(self, index: int | Tensor) -> "QuantizedWeight":
+        """One of [E, N, K]: [N, K]; or several by their numbers."""
         parts = {name: tensor[index] for name, tensor in self.tensors().items()}
         return QuantizedWeight.of(self.scheme, parts)
 
-    def rows(self, place: slice) -> "QuantizedWeight":
-        """Some of the output features."""
+    def rows(self, place: slice | Tensor) -> "QuantizedWeight":
+        """Some of the output features, neighbours or by their numbers."""
         parts = {
             name: tensor if name == "global_scale" else tensor[..., place, :]
             for name, tensor in self.tensors().items()
