@@ -31,7 +31,6 @@ from engine.plan import (
     refusal,
 )
 from engine.profiles import (
-    NO_PROFILE,
     Gpu,
     apply_profile,
     choose_profile,
@@ -39,12 +38,14 @@ from engine.profiles import (
     usable_bytes,
 )
 from engine.roofline import device_step_s, step_cost
+from engine.weight_size import part_format
 
 TOKENS_A_STEP = 15  # of the answer, in the figures for speed
 SEEN_TOKENS = 8192  # the context behind which a step is timed
 _SETTINGS = (
     "quantize_experts",
     "quantize_linears",
+    "quantize_rest",
     "max_context",
     "prefill_chunk",
     "max_active",
@@ -118,6 +119,7 @@ def make_report(settings: Settings, device_name: str) -> Report:
             dimensions,
             experts=config.quantize_experts,
             linears=config.quantize_linears,
+            rest=config.quantize_rest,
             context=SEEN_TOKENS,
         )
         step_s = device_step_s(cost, device.hardware)
@@ -165,11 +167,12 @@ def print_report(report: Report, console: Console) -> None:
     table.add_column("memory", justify="right")
     table.add_column("", style="dim")
     for part, size in plan.weights.items():
-        form = {
-            "experts": config.quantize_experts,
-            "attention": config.quantize_linears,
-            "dense MLP": config.quantize_linears,
-        }.get(part, NO_PROFILE)
+        form = part_format(
+            part,
+            experts=config.quantize_experts,
+            linears=config.quantize_linears,
+            rest=config.quantize_rest,
+        )
         table.add_row(f"weights: {part}", gb(size), "" if form == "none" else form)
     table.add_section()
     table.add_row(

@@ -9,6 +9,7 @@ Memory for the released dimensions: the arithmetic that the loader does, and wha
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from transformers import AutoTokenizer
 
 from bench.compare import Row
 from bench.generate import QUESTIONS
+from bench.roofline import released
 from bench.sides import demo_prompt
 from demo.evaluate import evaluate
 from demo.tasks import TASKS
@@ -29,6 +31,7 @@ from engine.model.embedding import products
 from engine.model.places import places
 from engine.model.quantization import FromDense, empty_quantized
 from engine.noise import block_noise
+from engine.weight_size import weight_bytes
 from engine.worker import Worker
 
 # The released model's shape (transformers' DiffusionGemmaConfig), without weights.
@@ -53,21 +56,21 @@ RELEASED = ModelConfig(
     bidirectional_images=True,
 )
 
-_VISION_BYTES = 1.098e9  # what the released checkpoint, 51.6 GB, has beside the language model
-
 
 @dataclass(frozen=True)
 class Form:
-    """How experts and linears are held; None is as they are in the checkpoint."""
+    """How experts, linears and the rest are held; None is as they are in the checkpoint."""
 
     experts: FromDense | None
     linears: FromDense | None
+    rest: Literal["int8", "fp8"] | None = None
 
     @property
     def case(self) -> str:
-        if self.experts is self.linears is None:
+        if self.experts is self.linears is self.rest is None:
             return "unquantised"
-        return f"experts {self.experts or 'BF16'}, linears {self.linears or 'BF16'}"
+        case = f"experts {self.experts or 'BF16'}, linears {self.linears or 'BF16'}"
+        return f"{case}, rest {self.rest}" if self.rest else case
 
 
 FORMS = (
@@ -77,6 +80,9 @@ FORMS = (
     Form("int4", None),
     Form("int4", "int8"),
     Form("int4", "int4"),
+    Form("int4", "int8", "int8"),
+    Form(None, None, "int8"),
+    Form(None, None, "fp8"),
 )
 
 
@@ -91,6 +97,7 @@ def rows(prompts: int) -> Iterator[Row]:
             threads=1,
             quantize_experts=form.experts or "none",
             quantize_linears=form.linears or "none",
+            quantize_rest=form.rest or "none",
             quantized_cache=False,
         )
         denoiser = build_denoiser(config)
@@ -141,8 +148,10 @@ def released_bytes(form: Form) -> int:
     meta = torch.device("meta")
     with meta:
         model = DiffusionGemma(RELEASED)
-    schemes = {"experts": form.experts, "linears": form.linears}
-    total = int(_VISION_BYTES)
+    of_rest = {"rest": form.rest, "embedding": form.rest}
+    schemes = {"experts": form.experts, "linears": form.linears, **of_rest}
+    formats = {"experts": "none", "linears": "none", "rest": form.rest or "none"}
+    total = weight_bytes(released(), **formats, element_bytes=2)["vision"]
     for place in places(model):
         scheme = schemes.get(place.kind)
         if scheme is None:

@@ -1,10 +1,9 @@
 """How large a GGUF file's weights are on the device, from its header alone.
 
 Plain Python. States how `engine/weights/gguf_file.py` holds each type: codes and scales much as
-they are stored, but what has one dimension, the router and the embedding in the model's type.
+they are stored, but what has one dimension and the embedding in the model's type.
 """
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ _QUANTIZED = {
     14: ("Q6_K", 1 + 4 / 16),
     6: ("Q5_0", 1 + 4 / 32),
 }
-_DEQUANTIZED = re.compile(r"token_embd\.weight|blk\.\d+\.ffn_gate_inp\.weight")
+_EMBEDDING = "token_embd.weight"
 _IDLE = "rope_freqs.weight"  # not loaded
 
 
@@ -44,7 +43,7 @@ def _stored(file: Path) -> Stored:
             raise GgufError(
                 f"{file.name}: {tensor.name} is stored as {_name(tensor.kind)}; supported: {known}"
             )
-        whole = len(tensor.shape) == 1 or _DEQUANTIZED.fullmatch(tensor.name)
+        whole = len(tensor.shape) == 1 or tensor.name == _EMBEDDING
         if whole or tensor.kind in _IN_FULL:
             elements += tensor.elements
         else:

@@ -63,7 +63,12 @@ def build_denoiser(
     torch.set_num_threads(choose_threads(config, device, checkpoint.config.hidden_size))
     vision = None
     if checkpoint.vision is not None:
-        vision = Vision(checkpoint.vision, device=device, dtype=dtype)
+        vision = Vision(
+            checkpoint.vision,
+            device=device,
+            dtype=dtype,
+            quantized=config.quantize_rest != "none",
+        )
     model = load_model(
         checkpoint,
         device=device,
@@ -73,6 +78,8 @@ def build_denoiser(
         on_progress=_rationed(send),
     )
     never_waits = choose_product_kernels(model, dtype)
+    if vision is not None:
+        choose_product_kernels(vision, dtype)
     model.attention_kernel = choose_attention_kernel(
         model.config.layers, model.config.query_heads, device, dtype
     )
@@ -117,10 +124,15 @@ def use_cuda_graphs(config: EngineConfig, device: torch.device, *, never_waits: 
 
 
 def _quantization(config: EngineConfig) -> Quantization:
-    experts, linears = config.quantize_experts, config.quantize_linears
+    experts, linears, rest = (
+        config.quantize_experts,
+        config.quantize_linears,
+        config.quantize_rest,
+    )
     return Quantization(
         None if experts == "none" else experts,
         None if linears == "none" else linears,
+        None if rest == "none" else rest,
         cache_root() if config.quantized_cache else None,
     )
 

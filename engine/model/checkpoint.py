@@ -11,7 +11,7 @@ import re
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -77,16 +77,25 @@ class Quantization:
 
     experts: FromDense | None = None
     linears: FromDense | None = None  # of attention and of the dense MLPs
+    rest: Literal["int8", "fp8"] | None = None  # all other matrices
     cache_root: Path | None = None
+
+    def __bool__(self) -> bool:
+        """Whether anything is."""
+        return any((self.experts, self.linears, self.rest))
 
     def scheme(self, kind: Kind) -> FromDense | None:
         """What becomes of such a place."""
-        return {"experts": self.experts, "linears": self.linears}.get(kind)
+        if kind == "dense":
+            return None
+        of_rest = {"rest": self.rest, "embedding": self.rest}
+        return {"experts": self.experts, "linears": self.linears, **of_rest}[kind]
 
     def cache(self, files: list[Path]) -> QuantizedCache | None:
-        if self.cache_root is None or (self.experts is None and self.linears is None):
+        if self.cache_root is None or not self:
             return None
-        asked = {"experts": self.experts or "none", "linears": self.linears or "none"}
+        schemes = {"experts": self.experts, "linears": self.linears, "rest": self.rest}
+        asked = {name: scheme or "none" for name, scheme in schemes.items()}
         return QuantizedCache(self.cache_root, files, asked)
 
 
@@ -144,16 +153,16 @@ def load_model(
 ) -> DiffusionGemma:
     """The network with its weights on `device`. `on_progress` gets bytes read and bytes in all.
 
-    `dtype` is that of weights that are not quantised. Fills `vision` too if there is one; if not,
-    a file's vision tensors are passed over.
+    `dtype` is that of weights that are not quantised. Fills `vision` too if there is one, which was
+    built for the same `quantization`; if not, a file's vision tensors are passed over.
 
     Raises CheckpointError listing the tensors that are missing, unexpected or mis-shaped, or if
     the checkpoint can't be quantised as asked.
     """
-    if checkpoint.quantized and (quantization.experts or quantization.linears):
+    if checkpoint.quantized and quantization:
         raise CheckpointError(
-            f"{checkpoint.folder} is quantised already: quantize_experts and quantize_linears "
-            "can only be 'none'"
+            f"{checkpoint.folder} is quantised already: quantize_experts, quantize_linears and "
+            "quantize_rest can only be 'none'"
         )
     with torch.device("meta"):
         model = DiffusionGemma(checkpoint.config)
@@ -161,7 +170,7 @@ def load_model(
     loading = _Loading(source, quantization, cache, device, dtype)
     with cache or nullcontext():
         try:
-            for place in places(model):
+            for place in [*places(model), *([] if vision is None else vision.quantized_places())]:
                 loading.fill(place)
         except UnquantizableError as error:
             raise CheckpointError(f"{checkpoint.folder}: {error}") from error
@@ -211,7 +220,7 @@ class _Loading:
         if scheme is not None:
             assert len(dense) == len(parts)
             place.put(self._quantized(place.name, dense, scheme))
-        elif len(dense) == len(parts) or place.kind == "dense":
+        elif len(dense) == len(parts) or place.kind in ("dense", "embedding"):
             place.put(self._dense(parts, place.shape))
         else:
             place.put(self._as_stored(parts))

@@ -10,6 +10,7 @@ from engine.dimensions import MODELOPT_FILE, Dimensions
 from engine.loading import build_denoiser
 from engine.model.checkpoint import find_dimensions
 from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig
+from engine.model.quantization import QuantizedWeight
 from engine.model.vision import Vision, VisionConfig
 from engine.weight_size import weight_bytes
 from tests.parity.tiny_models import SHAPES, write_seeing_model
@@ -79,6 +80,29 @@ def test_a_format_touches_its_own_parts_alone():
         "attention",
         "dense MLP",
     }
+
+
+@pytest.mark.parametrize("rest", ["none", "int8", "fp8"])
+def test_the_rest_is_counted_to_the_byte_with_vision(tmp_path, rest):
+    write_seeing_model(tmp_path, SHAPES["one-kv-head"])
+    config = EngineConfig(
+        model=str(tmp_path), device="cpu", quantize_rest=rest, quantized_cache=False
+    )
+    denoiser = build_denoiser(config)
+    expected = dict.fromkeys(weight_bytes(find_dimensions(str(tmp_path)), **FLOAT32), 0)
+    for name, weight in held(denoiser.model):
+        expected[part_of(name)] += weight.nbytes
+    expected["vision"] = sum(weight.nbytes for _name, weight in held(denoiser.vision))
+    assert weight_bytes(find_dimensions(str(tmp_path)), **FLOAT32, rest=rest) == expected
+
+
+def held(model):
+    """Every weight of a model by its name, however it is held; not what no file has."""
+    for prefix, module in model.named_modules():
+        for name, weight in vars(module).items():
+            if isinstance(weight, QuantizedWeight):
+                yield f"{prefix}.{name}".removeprefix("."), weight
+    yield from model.state_dict().items()
 
 
 @pytest.mark.parametrize("experts", ["none", "int8", "int4", "fp8"])
