@@ -12,11 +12,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from app.model_files import model_file
+from app.model_files import model_file, optional_model_file
 from app.nvidia_smi import first_gpu
 from app.settings import Settings
 from engine.config import DeviceProfile, EngineConfig, Hardware, profile_names
-from engine.dimensions import Dimensions, known_dimensions, read_dimensions
+from engine.dimensions import QUANTIZED_FILES, Dimensions, known_dimensions, read_dimensions
 from engine.gguf_header import GgufError
 from engine.gguf_size import with_gguf
 from engine.memory import available_ram_bytes
@@ -219,11 +219,21 @@ def _dimensions(model: str, gguf: str) -> Dimensions:
     folder, dimensions = Path(model).expanduser(), _of_config(model)
     if folder.is_dir():
         return dimensions.in_folder(folder)
-    if not dimensions.sized:
+    if not dimensions.sized or _told_quantized(model):
         raise PlanError(
             f"model {model!r} is quantised, and only its files say how large it is: give the folder"
         )
     return dimensions
+
+
+def _told_quantized(model: str) -> bool:
+    """Whether a file beside its `config.json` on the hub says so."""
+    if known_dimensions(model) is not None:
+        return False
+    try:
+        return any(optional_model_file(model, name) for name in QUANTIZED_FILES)
+    except OSError as error:
+        raise PlanError(f"model {model!r} cannot be read: {error}") from error
 
 
 def _of_config(model: str) -> Dimensions:

@@ -17,8 +17,8 @@ from engine.config import CONFIGS
 # Numbers of the published configuration, for plans without a network.
 _KNOWN = {"google/diffusiongemma-26b-a4b-it": CONFIGS / "models" / "diffusiongemma-26b-a4b.json"}
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-# By which ModelOpt's and GoedelMachines' checkpoints say that they are quantised.
-MODELOPT_FILE, W4_FILE = "hf_quant_config.json", "w4_meta.json"
+# By which checkpoints say that they are quantised where their config.json does not.
+MODELOPT_FILE, W4_FILE = QUANTIZED_FILES = ("hf_quant_config.json", "w4_meta.json")
 _IMAGE_TOKENS = 280  # of one image, where no processor's configuration says otherwise
 
 
@@ -116,7 +116,7 @@ class Dimensions:
     def in_folder(self, folder: Path) -> "Dimensions":
         """Of a checkpoint in a folder: without an image processor's file it takes no images."""
         seeing = any((folder / name).exists() for name in PROCESSOR_FILES)
-        told = any((folder / name).exists() for name in (MODELOPT_FILE, W4_FILE))
+        told = any((folder / name).exists() for name in QUANTIZED_FILES)
         quantized = self.quantized or told
         stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         return replace(

@@ -9,14 +9,14 @@ published formats look on disk is `engine.weights`' to know.
 import json
 import re
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from engine.dimensions import Dimensions
+from engine.dimensions import QUANTIZED_FILES, Dimensions
 from engine.gguf_header import GgufError, place_on_hub
 from engine.gguf_size import with_gguf
 from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig
@@ -100,7 +100,7 @@ class Quantization:
 
 
 def find_dimensions(model: str, gguf: str = "") -> Dimensions:
-    """Of a folder or a Hugging Face id, from its configuration: nothing else is downloaded.
+    """Of a folder or a Hugging Face id, from its configuration: no more of it is downloaded.
 
     `gguf` is the file that has the weights instead, whose header is read if it is here.
 
@@ -114,7 +114,10 @@ def find_dimensions(model: str, gguf: str = "") -> Dimensions:
             return with_gguf(dimensions, gguf)
         except GgufError as error:
             raise CheckpointError(str(error)) from error
-    return dimensions if folder is None else dimensions.in_folder(folder)
+    if folder is not None:
+        return dimensions.in_folder(folder)
+    told = any(_is_on_hub(model, name) for name in QUANTIZED_FILES)
+    return replace(dimensions, quantized=dimensions.quantized or told)
 
 
 def find_checkpoint(model: str, gguf: str = "") -> Checkpoint:
@@ -336,6 +339,18 @@ def _sampler_config(folder: Path) -> SamplerConfig:
         return SamplerConfig.from_generation_config(json.loads(file.read_text()))
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder}: there is no generation_config.json") from error
+
+
+def _is_on_hub(model: str, name: str) -> bool:
+    """Whether the repository has the file, which then is here; without a network, if it is here."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        hf_hub_download(model, name)
+    except EntryNotFoundError:
+        return False
+    return True
 
 
 def _download(model: str, wanted: list[str]) -> Path:

@@ -13,6 +13,7 @@ from app.settings import Settings
 from bench.random_model import Shape, write_random_model
 from bench.roofline import RELEASED_MODEL
 from engine.config import DeviceProfile
+from engine.dimensions import QUANTIZED_FILES
 from engine.gguf_header import read_tensors
 from engine.memory import available_ram_bytes, total_ram_bytes
 from engine.profiles import Gpu
@@ -89,6 +90,19 @@ def test_a_folder_s_model_is_planned_from_its_configuration_alone(tmp_path):
     assert told["profile"] == "none"
     assert told["context_tokens"] == 512
     assert told["memory"] == pytest.approx(available_ram_bytes(), rel=0.5)
+
+
+@pytest.mark.parametrize("name", QUANTIZED_FILES)
+def test_what_is_quantised_on_the_hub_is_not_planned_before_it_is_here(monkeypatch, tmp_path, name):
+    write_random_model(tmp_path, Shape())
+    (tmp_path / name).write_text("{}")
+    monkeypatch.setattr(plan_report, "model_file", lambda _model, name: tmp_path / name)
+    monkeypatch.setattr(
+        plan_report, "optional_model_file", lambda _m, n: tmp_path / n if n == name else None
+    )
+    result = run("--model", "some-body/some-model")
+    assert result.exit_code == 2
+    assert "is quantised, and only its files say how large it is" in result.output
 
 
 def test_a_gguf_file_is_planned_from_its_header_alone(tmp_path):

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 
 from bench.random_model import Shape, new_random_model, write_random_model
 from bench.roofline import released
 from engine.config import EngineConfig
-from engine.dimensions import MODELOPT_FILE, Dimensions
+from engine.dimensions import MODELOPT_FILE, QUANTIZED_FILES, Dimensions
 from engine.loading import build_denoiser
 from engine.model.checkpoint import find_dimensions
 from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig
@@ -134,6 +135,19 @@ def test_a_quantised_checkpoint_is_as_large_as_its_files(tmp_path):
     (tmp_path / MODELOPT_FILE).write_text("{}")
     found = weight_bytes(find_dimensions(str(tmp_path)), **FLOAT32)
     assert found == {"as stored": (tmp_path / "model.safetensors").stat().st_size}
+
+
+@pytest.mark.parametrize("name", [*QUANTIZED_FILES, None])
+def test_a_file_beside_config_json_on_the_hub_says_so_too(monkeypatch, name):
+    def download(_model, wanted):
+        if wanted != name:
+            raise EntryNotFoundError(wanted)
+
+    config = new_random_model(QUANTIZABLE).config
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("engine.model.checkpoint._find_config", lambda _model: (None, config))
+    found = find_dimensions("owner/name")
+    assert (found.quantized, found.sized) == (name is not None, name is None)
 
 
 def test_only_its_files_say_how_large_a_quantised_checkpoint_is():
