@@ -4,7 +4,7 @@ Quality on the demo model: exact match on its held-out prompts, and how far a fi
 logits are from those of its own weights, float32 both. Its products are 128 to 256 wide, where the
 released model's are 704 to 8192: it says whether a scheme works, not how well it does there.
 
-Memory for the released dimensions: the arithmetic that the loader does, and what vision takes.
+Memory for the released dimensions: the plan's arithmetic.
 """
 
 from collections.abc import Iterator
@@ -23,38 +23,13 @@ from demo.evaluate import evaluate
 from demo.tasks import TASKS
 from engine.config import DEMO_MODEL_PATH, EngineConfig
 from engine.denoiser import Denoiser
-from engine.dimensions import LayerShape
 from engine.kv_cache import KVCache
 from engine.loading import build_denoiser
-from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig, Rope
 from engine.model.embedding import products
-from engine.model.places import places
-from engine.model.quantization import FromDense, empty_quantized
+from engine.model.quantization import FromDense
 from engine.noise import block_noise
 from engine.weight_size import weight_bytes
 from engine.worker import Worker
-
-# The released model's shape (transformers' DiffusionGemmaConfig), without weights.
-RELEASED = ModelConfig(
-    vocab_size=262144,
-    hidden_size=2816,
-    mlp_size=2112,
-    query_heads=16,
-    layers=tuple(
-        LayerShape(2, 512, None) if index % 6 == 5 else LayerShape(8, 256, 1024)
-        for index in range(30)
-    ),
-    experts=128,
-    experts_per_token=8,
-    expert_size=704,
-    norm_eps=1e-6,
-    softcap=30.0,
-    sliding_rope=Rope(10_000.0),
-    full_rope=Rope(1_000_000.0, 0.25),
-    canvas_length=256,
-    max_positions=262144,
-    bidirectional_images=True,
-)
 
 
 @dataclass(frozen=True)
@@ -145,20 +120,14 @@ def first_logits(denoiser: Denoiser, prompt: list[int]) -> Tensor:
 
 def released_bytes(form: Form) -> int:
     """Of all weights of the released model on the device, the unquantised ones in BF16."""
-    meta = torch.device("meta")
-    with meta:
-        model = DiffusionGemma(RELEASED)
-    of_rest = {"rest": form.rest, "embedding": form.rest}
-    schemes = {"experts": form.experts, "linears": form.linears, **of_rest}
-    formats = {"experts": "none", "linears": "none", "rest": form.rest or "none"}
-    total = weight_bytes(released(), **formats, element_bytes=2)["vision"]
-    for place in places(model):
-        scheme = schemes.get(place.kind)
-        if scheme is None:
-            total += 2 * place.shape.numel()
-        else:
-            total += empty_quantized(place.shape, scheme, meta).nbytes
-    return total
+    parts = weight_bytes(
+        released(),
+        experts=form.experts or "none",
+        linears=form.linears or "none",
+        rest=form.rest or "none",
+        element_bytes=2,
+    )
+    return sum(parts.values())
 
 
 def _relative_error(found: Tensor, expected: Tensor) -> float:
