@@ -50,7 +50,8 @@ class Settings(EngineConfig, BaseSettings):
     request_timeout_s: float = Field(
         default=600,
         gt=0,
-        description="Seconds that an answer may take from its arrival on, unless the request says.",
+        description="Seconds that an answer may take from its arrival on, unless the request says; "
+        "and that a client may read nothing of what is sent to it.",
     )
     max_body_bytes: int = Field(
         default=32 * 2**20, ge=1024, description="Largest request body, in bytes."
