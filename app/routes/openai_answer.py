@@ -11,6 +11,7 @@ from fastapi import Response
 from fastapi.responses import JSONResponse
 
 from app.errors import ApiError, error_body
+from app.routes.figures import diffusion, usage
 from app.routes.generation import (
     AnswerRequest,
     Choice,
@@ -18,8 +19,6 @@ from app.routes.generation import (
     Finished,
     Services,
     answer_events,
-    diffusion,
-    usage,
     whole_answers,
 )
 from engine.messages import GenerateRequest
