@@ -27,7 +27,8 @@ class Settings(EngineConfig, BaseSettings):
     port: int = Field(default=8000, ge=1, le=65535, description="Port to listen on.")
     api_key: SecretStr = Field(
         default=SecretStr(""),
-        description="A key that clients must send, or several with commas between; empty: none.",
+        description="A key that clients must send, or several with commas between; empty: none. "
+        "'KEY priority=10' gives the key's requests a priority that they need not send.",
     )
     api_key_file: Path | None = Field(
         default=None, description="A file with more such keys, one a line."
