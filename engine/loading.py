@@ -23,7 +23,7 @@ from engine.device import (
 from engine.dimensions import Dimensions
 from engine.messages import Loading
 from engine.model.checkpoint import Quantization, find_checkpoint, find_dimensions, load_model
-from engine.model.kernel_choice import choose_grouped_kernel
+from engine.model.kernel_choice import choose_attention_kernel, choose_product_kernels
 from engine.model.vision import Vision
 from engine.plan import DoesNotFitError, check_fit
 from engine.profiles import apply_profile, choose_profile, describe_profile
@@ -74,7 +74,10 @@ def build_denoiser(
         vision=vision,
         on_progress=_rationed(send),
     )
-    choose_grouped_kernel([layer.experts for layer in model.each_layer()])
+    never_waits = choose_product_kernels(model, dtype)
+    model.attention_kernel = choose_attention_kernel(
+        model.config.layers, model.config.query_heads, device, dtype
+    )
     return Denoiser(
         model,
         dataclasses.replace(checkpoint.sampler, early_end=config.early_end),
@@ -84,7 +87,7 @@ def build_denoiser(
         prefix_cache_bytes=config.prefix_cache_mib * 2**20,
         narrow_canvas=config.narrow_canvas,
         vision=vision,
-        cuda_graphs=config.cuda_graphs == "auto" and device.type == "cuda",
+        cuda_graphs=use_cuda_graphs(config, device, never_waits=never_waits),
         compiled=config.compile,
     )
 
@@ -102,6 +105,17 @@ def check_plan(
         logger.warning("%s", error)
     else:
         logger.info("planned: %s", plan)
+
+
+def use_cuda_graphs(config: EngineConfig, device: torch.device, *, never_waits: bool) -> bool:
+    """Whether passes are to be captured: not where the host waits for the device within them, for
+    there a capture fails, and `Graphs` gives up compiled passes with it.
+    """
+    if config.cuda_graphs != "auto" or device.type != "cuda":
+        return False
+    if not never_waits:
+        logger.warning("no CUDA graphs but dynamic passes: the experts' product waits for the host")
+    return never_waits
 
 
 def _quantization(config: EngineConfig) -> Quantization:
