@@ -163,7 +163,7 @@ class Container:
 
 @pytest.fixture(scope="session")
 def container(machine: Machine, image: str) -> Container:
-    """As docker-compose.yml runs it, but for the GPU."""
+    """As docker-compose.yml runs it, but for the GPU, and without its init as `docker run` does."""
     port = free_port()
     machine.podman(
         "run", "--detach", "--name", "easel", *limits(), "--publish", f"127.0.0.1:{port}:8000",
@@ -191,8 +191,10 @@ def test_without_a_gpu_it_says_that_it_serves_the_demo_model(container):
     assert model["id"] == "demo"
 
 
-def test_the_image_s_health_check_passes(machine, container):
+def test_the_image_s_health_check_finds_it_healthy(machine, container):
     machine.podman("healthcheck", "run", container.name)
+    (state,) = json.loads(machine.podman("inspect", container.name))
+    assert state["State"]["Health"]["Status"] == "healthy"
 
 
 def test_an_answer_is_streamed_out_of_the_container(container):
