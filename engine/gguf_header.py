@@ -48,7 +48,7 @@ def read_tensors(file: Path) -> list[GgufTensor]:
             mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
             architecture, tensors = _Reader(data).header()
-    except (ValueError, ArithmeticError, struct.error) as error:
+    except (ValueError, TypeError, ArithmeticError, struct.error) as error:
         raise GgufError(f"{file.name} is no GGUF file: {error}") from error
     if architecture != _ARCHITECTURE:
         raise GgufError(
@@ -78,7 +78,7 @@ def file_here(name: str) -> Path | None:
 
 
 class _Reader:
-    """Reads on from where it stands. Raises ValueError, ArithmeticError or struct.error."""
+    """Reads on from where it stands. Raises whatever wrong bytes lead to."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data, self._at = data, 0

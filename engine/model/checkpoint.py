@@ -112,8 +112,8 @@ def find_dimensions(model: str, gguf: str = "") -> Dimensions:
     if gguf:
         try:
             return with_gguf(dimensions, gguf)
-        except GgufError as error:
-            raise CheckpointError(str(error)) from error
+        except (GgufError, OSError) as error:
+            raise CheckpointError(f"gguf {gguf!r}: {error}") from error
     if folder is not None:
         return dimensions.in_folder(folder)
     told = any(_is_on_hub(model, name) for name in QUANTIZED_FILES)
