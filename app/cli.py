@@ -28,6 +28,7 @@ from engine.config import EngineConfig
 from engine.messages import Loading, Ready
 
 _BACKLOG = 2048  # connections that may wait to be accepted, as uvicorn has it
+_LONGEST_STALL_MS = 2**31 - 1  # what the system's option holds
 # Longer than clients keep idle connections (httpx 5 s), so that no request meets their close.
 _KEEP_ALIVE_S = 75
 _PROGRESS_EVERY_S = 2.0
@@ -191,6 +192,10 @@ def _listen(settings: Settings) -> socket.socket:
     listening = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
     # A restart must not wait for the last life's connections to time out.
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Who reads nothing for as long as an answer may take is gone: the system ends its connection,
+    # which takes this from the listening one. Else what it has not read would stay as long as it.
+    stalled_ms = min(int(1000 * settings.request_timeout_s), _LONGEST_STALL_MS)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, stalled_ms))
     try:
         listening.bind((settings.host, settings.port))
         listening.listen(_BACKLOG)

@@ -5,7 +5,6 @@ control token, wherever in a message or a tool it stands.
 """
 
 import json
-import re
 import secrets
 from collections import Counter
 from collections.abc import Sequence
@@ -91,11 +90,13 @@ class PromptBuilder:
         if not thinking and text.endswith(MODEL_TURN):
             # Without it the model may think all the same, and its answer would come late.
             text += EMPTY_THOUGHT
-        tokens: list[int] = []
         literally = {part: self.vocabulary.encode_literally(part) for part in set(typed)}
-        # Odd parts are what a user typed that looks like a control token.
-        for index, part in enumerate(re.split(f"\ue000{nonce}:([0-9]+)\ue001", text)):
-            tokens += literally[typed[int(part)]] if index % 2 else self.vocabulary.encode(part)
+        # All but the first begin with what a user typed that looks like a control token.
+        first, *marked = text.split(f"\ue000{nonce}:")
+        tokens = self.vocabulary.encode(first)
+        for each in marked:
+            number, _, plain = each.partition("\ue001")
+            tokens += [*literally[typed[int(number)]], *self.vocabulary.encode(plain)]
         tokens, images = self._images.place(tokens, pictures, param)
         return Prompt(tokens, ends_in_thought(text), images)
 

@@ -31,7 +31,17 @@ from app.metrics import Metrics
 from app.openapi import document
 from app.prompt import PromptBuilder
 from app.response_store import ResponseStore
-from app.routes import about, anthropic, chat, completions, health, models, responses, tokens
+from app.routes import (
+    about,
+    anthropic,
+    chat,
+    completions,
+    health,
+    kept_responses,
+    models,
+    responses,
+    tokens,
+)
 from app.routes.generation import Services
 from app.security import ApiKeys, api_keys, open_paths
 from app.settings import Settings, listed
@@ -39,6 +49,19 @@ from app.worker import WorkerCannotStartError, WorkerClient
 from engine.messages import Loading, Ready
 
 logger = logging.getLogger(__name__)
+
+# Modules, each with a router.
+ENDPOINTS = (
+    chat,
+    completions,
+    responses,
+    kept_responses,
+    anthropic,
+    models,
+    tokens,
+    health,
+    about,
+)
 
 _SHUTTING_DOWN = NotReady("The server is shutting down.")
 _UNEXPECTED = ApiError("An unexpected error happened; the server's log has it.")
@@ -84,7 +107,7 @@ def create_app(
     )
     app.openapi = lambda: document(app)  # type: ignore[method-assign]  # as FastAPI has it done
     app.state.created = int(time.time())
-    for module in (chat, completions, responses, anthropic, models, tokens, health, about):
+    for module in ENDPOINTS:
         app.include_router(module.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_exception)

@@ -27,7 +27,8 @@ class Settings(EngineConfig, BaseSettings):
     port: int = Field(default=8000, ge=1, le=65535, description="Port to listen on.")
     api_key: SecretStr = Field(
         default=SecretStr(""),
-        description="A key that clients must send, or several with commas between; empty: none.",
+        description="A key that clients must send, or several with commas between; empty: none. "
+        "'KEY priority=10' gives the key's requests a priority that they need not send.",
     )
     api_key_file: Path | None = Field(
         default=None, description="A file with more such keys, one a line."
@@ -50,7 +51,8 @@ class Settings(EngineConfig, BaseSettings):
     request_timeout_s: float = Field(
         default=600,
         gt=0,
-        description="Seconds that an answer may take from its arrival on, unless the request says.",
+        description="Seconds that an answer may take from its arrival on, unless the request says; "
+        "and that a client may read nothing of what is sent to it.",
     )
     max_body_bytes: int = Field(
         default=32 * 2**20, ge=1024, description="Largest request body, in bytes."

@@ -186,7 +186,8 @@ class WorkerClient:
         socket.set_hwm(0)  # by default a sender waits at 1,000 messages
         socket.linger = 0
         socket.bind(f"ipc://{path}")
-        # A session of its own: Ctrl-C reaches this process alone, which ends the worker in order.
+        # A group of its own: Ctrl-C reaches this process alone, which ends the worker in order.
+        # But no session of its own: a stopped group that is left in one is woken by the kernel.
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -194,7 +195,7 @@ class WorkerClient:
             f"ipc://{path}",
             stdin=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
+            process_group=0,
         )
         self._metrics.worker_starts.inc()
         assert process.stdin is not None

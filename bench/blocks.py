@@ -35,8 +35,9 @@ def timed_answers(denoiser: Denoiser, prompt: list[int], *, canvases: int, chunk
         while sequence.encoded < ahead:
             run_pass(denoiser, [sequence], min(chunk, ahead - sequence.encoded))
         sequences.append(sequence)
-    if denoiser.model.embedding.is_cuda:  # nothing has waited for these passes
-        torch.cuda.synchronize(denoiser.model.embedding.device)
+    device = denoiser.model.norm.weight.device
+    if device.type == "cuda":  # nothing has waited for these passes
+        torch.cuda.synchronize(device)
     prefill_s = perf_counter() - started
     passes_s = []
     while any(sequence.finish_reason is None for sequence in sequences):

@@ -36,10 +36,11 @@ def main() -> int:
         print(f"easel worker: bad configuration on stdin: {error}", file=sys.stderr)
         return 2
     if not sys.stdin.isatty():
-        # Ctrl-C and a service manager's SIGTERM reach the whole group; the front end decides
-        # when its worker ends, after the running answers have.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # A service manager's SIGTERM reaches all of its processes; the front end decides when its
+        # worker ends, after the running answers have. SIGHUP comes to a stopped worker, with a
+        # SIGCONT, when the front end is gone: it goes on, and sees the end of its stdin.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_stdin, args=(address,), daemon=True).start()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("engine").setLevel(logging.INFO)  # which kernels were chosen

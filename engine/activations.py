@@ -65,7 +65,8 @@ def _mask_bytes(dimensions: Dimensions, tokens: int, context: int, element_bytes
     """Masks of encoded tokens: one for each window, and the one that attention is given.
 
     That is one repeated for the query heads that share a key-value head, as bool and then in the
-    type of the queries; of the full layers it grows with the context.
+    type of the queries; of the full layers it grows with the context. Where Triton's attention
+    serves, only passes with an image have any.
     """
 
     def seen(layer: LayerShape) -> int:

@@ -23,7 +23,8 @@ from engine.graphs import Graphs
 from engine.kv_cache import KVCache, Snapshot
 from engine.kv_size import SLACK_TOKENS, pass_tokens
 from engine.messages import Image
-from engine.model.diffusion_gemma import DiffusionGemma, ImageRows, Segment
+from engine.model.diffusion_gemma import DiffusionGemma
+from engine.model.rows import ImageRows, Segment
 from engine.model.vision import Vision
 from engine.prefix_cache import PrefixCache
 from engine.sampler import SamplerConfig

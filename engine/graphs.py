@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from engine.kv_cache import KVCache
-from engine.model.diffusion_gemma import DiffusionGemma, Segment
+from engine.model.diffusion_gemma import DiffusionGemma
+from engine.model.rows import Segment
 from engine.model.static_pass import StaticPass
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class Capture:
 
     def __call__(self, work: Replay) -> Replay:
         """Run `work`, then capture it. Raises what the device raises: a library may wait for the
-        host in it (grouped_mm does where `choose_grouped_kernel` has found nothing better), or
+        host in it (where the experts' product does, nothing is captured in the first place), or
         memory may run out.
         """
         graph = torch.cuda.CUDAGraph()

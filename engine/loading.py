@@ -24,7 +24,7 @@ from engine.dimensions import Dimensions
 from engine.messages import Loading
 from engine.model.checkpoint import Quantization, find_checkpoint, find_dimensions, load_model
 from engine.model.diffusion_gemma import DiffusionGemma
-from engine.model.kernel_choice import choose_grouped_kernel
+from engine.model.kernel_choice import choose_attention_kernel, choose_product_kernels
 from engine.model.vision import Vision
 from engine.plan import DoesNotFitError, check_fit
 from engine.profiles import apply_profile, choose_profile, describe_profile
@@ -90,7 +90,11 @@ def new_denoiser(
 
     Raises DeviceError if no kernel for the experts runs on their device.
     """
-    choose_grouped_kernel([layer.experts for layer in model.each_layer()])
+    device, dtype = model.norm.weight.device, model.norm.weight.dtype
+    never_waits = choose_product_kernels(model, dtype)
+    model.attention_kernel = choose_attention_kernel(
+        model.config.layers, model.config.query_heads, device, dtype
+    )
     return Denoiser(
         model,
         sampler,
@@ -100,7 +104,7 @@ def new_denoiser(
         prefix_cache_bytes=config.prefix_cache_mib * 2**20,
         narrow_canvas=config.narrow_canvas,
         vision=vision,
-        cuda_graphs=config.cuda_graphs == "auto" and model.embedding.is_cuda,
+        cuda_graphs=use_cuda_graphs(config, device, never_waits=never_waits),
         compiled=config.compile,
     )
 
@@ -118,6 +122,17 @@ def check_plan(
         logger.warning("%s", error)
     else:
         logger.info("planned: %s", plan)
+
+
+def use_cuda_graphs(config: EngineConfig, device: torch.device, *, never_waits: bool) -> bool:
+    """Whether passes are to be captured: not where the host waits for the device within them, for
+    there a capture fails, and `Graphs` gives up compiled passes with it.
+    """
+    if config.cuda_graphs != "auto" or device.type != "cuda":
+        return False
+    if not never_waits:
+        logger.warning("no CUDA graphs but dynamic passes: the experts' product waits for the host")
+    return never_waits
 
 
 def _quantization(config: EngineConfig) -> Quantization:

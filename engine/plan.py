@@ -16,7 +16,9 @@ from engine.kv_size import cache_elements, pass_tokens
 from engine.weight_size import Part, weight_bytes, widest_elements
 
 GRAPHS = 16  # as many as `engine/graphs.py` keeps
-_WIDENING_BYTES = 12  # an element of a quantised matrix: in 32 bits as a code and as a number
+# An element of a quantised matrix in 32 bits, as a code and as a number: at a GPU's start, when its
+# kernel is tried, and in every product where that fails.
+_WIDENING_BYTES = 12
 # Estimates, not measured: nodes and their arguments of a graph of some thousand launches; cuBLAS'
 # workspaces, compiled kernels and what the allocator can't use because it is in pieces.
 _GRAPH_BYTES = 16 * 2**20

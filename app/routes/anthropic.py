@@ -22,17 +22,16 @@ from app.gemma_format import Event, TextDelta, ThinkingDelta, ToolCallDelta
 from app.logs import request_id
 from app.prompt import Message, Prompt, image_part
 from app.routes.body import parsed
+from app.routes.figures import Figures, diffusion
 from app.routes.generation import (
     Admission,
     AnswerRequest,
     ChatFormat,
     Delta,
-    Figures,
     Finished,
     Services,
     answer_events,
     check_model,
-    diffusion,
     prepare,
     random_seed,
     services,

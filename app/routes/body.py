@@ -8,6 +8,8 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from app.errors import UNSUPPORTED, ApiError, BadRequest
+from app.schemas.common import SamplingFields
+from app.security import key_priority
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -21,7 +23,9 @@ _ESCAPE = re.compile(
 
 
 async def parsed(request: Request, schema: type[T]) -> T:
-    """The body as `schema`; raises BadRequest that names the field.
+    """The body as `schema`, the API key's priority where it has none of its own.
+
+    Raises BadRequest that names the field.
 
     Halves of characters (lone surrogates), which JavaScript makes where it cuts a text inside an
     emoji, become U+FFFD. In a thread: large bodies take seconds, and others are served meanwhile.
@@ -32,9 +36,12 @@ async def parsed(request: Request, schema: type[T]) -> T:
         return schema.model_validate_json(_whole_characters(body))
 
     try:
-        return await asyncio.to_thread(read)
+        found = await asyncio.to_thread(read)
     except ValidationError as error:
         raise _bad_request(error) from error
+    if isinstance(found, SamplingFields) and found.priority is None:
+        found.priority = key_priority(request)
+    return found
 
 
 def _whole_characters(body: bytes) -> bytes:

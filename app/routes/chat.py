@@ -4,15 +4,13 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
-from app.errors import ApiError, BadRequest, error_body
+from app.errors import BadRequest
 from app.gemma_format import Event, TextDelta, ThinkingDelta, ToolCallDelta
 from app.prompt import Message, image_part
 from app.routes.body import parsed
@@ -24,22 +22,19 @@ from app.routes.generation import (
     Delta,
     Finished,
     Services,
-    answer_events,
     check_model,
-    diffusion,
     prepare,
     random_seed,
     services,
-    usage,
-    whole_answers,
 )
+from app.routes.openai_answer import OpenAIAnswer
 from app.routes.waiting import unless_gone
 from app.schemas.chat import ChatCompletionRequest, ChatMessage, ImagePart
 from app.schemas.common import bounded_json
 from app.schemas.tools import strict_validator
 from app.sse import event_stream
 from app.vocabulary import Vocabulary
-from engine.messages import GenerateRequest, TokenLogprobs
+from engine.messages import TokenLogprobs
 
 router = APIRouter()
 
@@ -58,10 +53,10 @@ async def chat_completions(http: Request, admit: Admission) -> Response:
         "created": int(time.time()),
         "model": found.settings.model,
     }
+    answer = _ChatAnswer(found, request, prepared, head, body.include_usage)
     if body.stream:
-        chunks = _chunks(found, request, prepared, head, include_usage=body.include_usage)
-        return event_stream(chunks)
-    return await unless_gone(http, _whole(found, request, prepared, head))
+        return event_stream(answer.chunks())
+    return await unless_gone(http, answer.whole())
 
 
 def _request(found: Services, body: ChatCompletionRequest) -> AnswerRequest:
@@ -144,44 +139,6 @@ def call_arguments(text: str) -> Any:
     return arguments if isinstance(arguments, dict) else text
 
 
-async def _whole(
-    found: Services,
-    request: AnswerRequest,
-    prepared: Sequence[GenerateRequest],
-    head: dict[str, Any],
-) -> Response:
-    choices = await whole_answers(found, request, prepared)
-    figures = [choice.end.figures for choice in choices]
-    return JSONResponse(
-        {
-            **head,
-            "object": "chat.completion",
-            "choices": [_choice(found, request, choice) for choice in choices],
-            "usage": usage(figures, request.n),
-            "diffusion": diffusion(figures),
-        }
-    )
-
-
-def _choice(found: Services, request: AnswerRequest, choice: Choice) -> dict[str, Any]:
-    calls = choice.calls
-    message: dict[str, Any] = {
-        "role": "assistant",
-        "content": None if calls and not choice.text else choice.text,
-        "refusal": None,
-    }
-    if choice.thinking:
-        message |= _thinking(choice.thinking)
-    if calls:
-        message["tool_calls"] = [_call(call) for call in calls]
-    return {
-        "index": choice.end.choice,
-        "message": message,
-        "finish_reason": choice.end.reason,
-        "logprobs": _logprobs(found, request, choice.logprobs),
-    }
-
-
 def _thinking(text: str) -> dict[str, str]:
     """Under both names that clients look for."""
     return {"reasoning_content": text, "reasoning": text}
@@ -205,15 +162,6 @@ def _delta(event: Event) -> dict[str, Any]:
             return {"tool_calls": [{"index": index, **_call(event)}]}
 
 
-def _logprobs(
-    found: Services, request: AnswerRequest, logprobs: Sequence[TokenLogprobs]
-) -> dict[str, Any] | None:
-    """OpenAI's figures of text tokens; None if they were not asked for."""
-    if request.sampling.top_logprobs is None:
-        return None
-    return {"content": token_logprobs(found.prompts.vocabulary, logprobs), "refusal": None}
-
-
 def token_logprobs(
     vocabulary: Vocabulary, logprobs: Sequence[TokenLogprobs]
 ) -> list[dict[str, Any]]:
@@ -230,51 +178,56 @@ def token_logprobs(
     ]
 
 
-async def _chunks(
-    found: Services,
-    request: AnswerRequest,
-    prepared: Sequence[GenerateRequest],
-    head: dict[str, Any],
-    *,
-    include_usage: bool,
-) -> AsyncGenerator[str, None]:
-    head = {**head, "object": "chat.completion.chunk"}
-    if include_usage:
-        head["usage"] = None  # as the specification has it for every chunk but the last
+class _ChatAnswer(OpenAIAnswer):
+    object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
 
-    def chunk(
+    def _whole(self, choice: Choice) -> dict[str, Any]:
+        calls = choice.calls
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": None if calls and not choice.text else choice.text,
+            "refusal": None,
+        }
+        if choice.thinking:
+            message |= _thinking(choice.thinking)
+        if calls:
+            message["tool_calls"] = [_call(call) for call in calls]
+        asked = self.request.sampling.top_logprobs is not None
+        return {
+            "index": choice.end.choice,
+            "message": message,
+            "finish_reason": choice.end.reason,
+            "logprobs": self._logprobs(choice.logprobs) if asked else None,
+        }
+
+    def _openings(self) -> Iterator[dict[str, Any]]:
+        for choice in range(self.request.choices):
+            yield self._chunk(choice, {"role": "assistant", "content": ""})
+
+    def _added(self, delta: Delta) -> dict[str, Any]:
+        return self._chunk(delta.choice, _delta(delta.event), logprobs=delta.logprobs)
+
+    def _ended(self, end: Finished) -> dict[str, Any]:
+        return self._chunk(end.choice, {}, end.reason, end.logprobs)
+
+    def _chunk(
+        self,
         choice: int,
         delta: dict[str, Any],
         reason: str | None = None,
         logprobs: Sequence[TokenLogprobs] = (),
-        **more: Any,
-    ) -> str:
-        found_logprobs = _logprobs(found, request, logprobs) if logprobs else None
-        one = {
+    ) -> dict[str, Any]:
+        return {
             "index": choice,
             "delta": delta,
             "finish_reason": reason,
-            "logprobs": found_logprobs,
+            "logprobs": self._logprobs(logprobs) if logprobs else None,
         }
-        return json.dumps({**head, "choices": [one], **more}, ensure_ascii=False)
 
-    for choice in range(request.choices):
-        yield chunk(choice, {"role": "assistant", "content": ""})
-    ends: dict[int, Finished] = {}
-    try:
-        async with aclosing(answer_events(found, request, prepared)) as events:
-            async for event in events:
-                match event:
-                    case Delta(choice=choice, event=added, logprobs=logprobs):
-                        yield chunk(choice, _delta(added), logprobs=logprobs)
-                    case Finished(choice=choice, reason=reason, logprobs=logprobs):
-                        ends[choice] = event
-                        last = diffusion([event.figures])
-                        yield chunk(choice, {}, reason, logprobs, diffusion=last)
-        if include_usage:
-            figures = [ends[choice].figures for choice in range(request.choices)]
-            last_usage = usage(figures, request.n)
-            yield json.dumps({**head, "choices": [], "usage": last_usage})
-    except ApiError as error:
-        yield json.dumps(error_body(error))
-    yield "[DONE]"
+    def _logprobs(self, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
+        """OpenAI's figures of text tokens."""
+        return {
+            "content": token_logprobs(self.found.prompts.vocabulary, logprobs),
+            "refusal": None,
+        }

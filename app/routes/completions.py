@@ -1,42 +1,38 @@
 """`POST /v1/completions`."""
 
 import asyncio
-import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
-from app.errors import ApiError, BadRequest, error_body
+from app.errors import BadRequest
 from app.gemma_format import TextDelta
 from app.prompt import Prompt
 from app.routes.body import parsed
 from app.routes.generation import (
     Admission,
     AnswerRequest,
+    Choice,
     Delta,
     Finished,
     Services,
-    answer_events,
     check_model,
-    diffusion,
     prepare,
     random_seed,
     services,
-    usage,
-    whole_answers,
 )
+from app.routes.openai_answer import OpenAIAnswer
 from app.routes.waiting import unless_gone
 from app.schemas.completions import CompletionRequest
 from app.sse import event_stream
-from engine.messages import GenerateRequest, Ready, TokenLogprobs
+from engine.messages import Ready, TokenLogprobs
 
 router = APIRouter()
 
@@ -53,11 +49,10 @@ async def completions(http: Request, admit: Admission) -> Response:
     prepared = prepare(request, limits)
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",
-        "object": "text_completion",
         "created": int(time.time()),
         "model": found.settings.model,
     }
-    answer = _Answer(found, body, request, prepared, head)
+    answer = _CompletionAnswer(found, request, prepared, head, body.include_usage, body)
     if body.stream:
         return event_stream(answer.chunks())
     return await unless_gone(http, answer.whole())
@@ -88,74 +83,29 @@ def _prompt(found: Services, prompt: str | list[int], limits: Ready) -> Prompt:
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """One request with all that its answer is made of."""
+class _CompletionAnswer(OpenAIAnswer):
+    object = "text_completion"
+    chunk_object = "text_completion"
 
-    found: Services
     body: CompletionRequest
-    request: AnswerRequest
-    prepared: Sequence[GenerateRequest]
-    head: dict[str, Any]
+    # By choice: where its next token begins in its text.
+    offsets: dict[int, int] = field(default_factory=lambda: defaultdict(int))
 
-    async def whole(self) -> Response:
-        choices = await whole_answers(self.found, self.request, self.prepared)
-        figures = [choice.end.figures for choice in choices]
-        offsets = [0] * len(choices)
-        return JSONResponse(
-            {
-                **self.head,
-                "choices": [
-                    self._choice(
-                        index,
-                        self._echo(index) + choice.text,
-                        choice.end.reason,
-                        choice.logprobs,
-                        offsets,
-                    )
-                    for index, choice in enumerate(choices)
-                ],
-                "usage": usage(figures, self.request.n),
-                "diffusion": diffusion(figures),
-            }
-        )
+    def _whole(self, choice: Choice) -> dict[str, Any]:
+        text = self._echo(choice.end.choice) + choice.text
+        return self._choice(choice.end.choice, text, choice.end.reason, choice.logprobs)
 
-    async def chunks(self) -> AsyncGenerator[str, None]:
-        head, offsets = self.head, [0] * self.request.choices
-        if self.body.include_usage:
-            head = {**head, "usage": None}  # as the specification has it for all but the last
-
-        def chunk(
-            index: int,
-            text: str,
-            reason: str | None = None,
-            logprobs: Sequence[TokenLogprobs] = (),
-            **more: Any,
-        ) -> str:
-            choice = self._choice(index, text, reason, logprobs, offsets)
-            return json.dumps({**head, "choices": [choice], **more}, ensure_ascii=False)
-
-        ends: dict[int, Finished] = {}
+    def _openings(self) -> Iterator[dict[str, Any]]:
         if self.body.echo:
             for index in range(self.request.choices):
-                yield chunk(index, self._echo(index))
-        try:
-            events = answer_events(self.found, self.request, self.prepared)
-            async with aclosing(events):
-                async for event in events:
-                    match event:
-                        case Delta(choice=index, event=TextDelta(text=text), logprobs=logprobs):
-                            yield chunk(index, text, None, logprobs)
-                        case Finished(choice=index, reason=reason, logprobs=logprobs):
-                            ends[index] = event
-                            last = diffusion([event.figures])
-                            yield chunk(index, "", reason, logprobs, diffusion=last)
-            if self.body.include_usage:
-                figures = [ends[index].figures for index in range(self.request.choices)]
-                last_usage = usage(figures, self.request.n)
-                yield json.dumps({**head, "choices": [], "usage": last_usage})
-        except ApiError as error:
-            yield json.dumps(error_body(error))
-        yield "[DONE]"
+                yield self._choice(index, self._echo(index))
+
+    def _added(self, delta: Delta) -> dict[str, Any]:
+        assert isinstance(delta.event, TextDelta)  # a raw completion is all text
+        return self._choice(delta.choice, delta.event.text, None, delta.logprobs)
+
+    def _ended(self, end: Finished) -> dict[str, Any]:
+        return self._choice(end.choice, "", end.reason, end.logprobs)
 
     def _echo(self, index: int) -> str:
         """The prompt as text, if it is asked for."""
@@ -170,16 +120,14 @@ class _Answer:
         self,
         index: int,
         text: str,
-        reason: str | None,
-        logprobs: Sequence[TokenLogprobs],
-        offsets: list[int],
+        reason: str | None = None,
+        logprobs: Sequence[TokenLogprobs] = (),
     ) -> dict[str, Any]:
-        """`offsets` are where each choice's next token begins in its text, and are moved on."""
         found = None
         if self.body.logprobs is not None and logprobs:
             tokens = [self._token(each.token) for each in logprobs]
-            ends = list(accumulate(map(len, tokens), initial=offsets[index]))
-            *starts, offsets[index] = ends
+            ends = accumulate(map(len, tokens), initial=self.offsets[index])
+            *starts, self.offsets[index] = ends
             found = {
                 "tokens": tokens,
                 "token_logprobs": [each.logprob for each in logprobs],

@@ -10,8 +10,8 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import msgspec
 from fastapi import Depends, Request
@@ -25,11 +25,11 @@ from app.errors import (
     ModelNotFound,
 )
 from app.gemma_format import AnswerParser, Call, Event, TextDelta, ThinkingDelta, ToolCallDelta
-from app.logs import log_answer
 from app.metrics import Metrics
 from app.output import AnswerOutput, merged
 from app.prompt import Prompt, PromptBuilder, answer_room
 from app.response_store import ResponseStore
+from app.routes.figures import Figures
 from app.settings import Settings
 from app.worker import Admit, WorkerClient
 from engine.messages import Block, Done, Failed, GenerateRequest, Ready, Sampling, TokenLogprobs
@@ -81,22 +81,6 @@ class AnswerRequest:
 
 
 Reason = Literal["stop", "length", "tool_calls"]
-Outcome = Literal["stop", "length", "cancelled", "timeout", "error"]
-
-
-@dataclass
-class Figures:
-    """What is counted of one answer while it is made."""
-
-    prompt_tokens: int
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    thinking_tokens: int = 0
-    blocks: int = 0
-    denoising_steps: int = 0
-    time_to_first_block_s: float = 0.0
-    duration_s: float = 0.0
-    outcome: Outcome = "cancelled"  # unless it ends otherwise
 
 
 @dataclass(frozen=True)
@@ -168,35 +152,6 @@ def check_model(wanted: str | None, served: str) -> None:
 
 def random_seed() -> int:
     return uuid.uuid4().int % 2**64
-
-
-def usage(figures: Sequence[Figures], n: int) -> dict[str, Any]:
-    """OpenAI's usage of all choices in their order; a prompt is counted once for its n answers."""
-    prompts = figures[::n]
-    prompt_tokens = sum(each.prompt_tokens for each in prompts)
-    completion_tokens = sum(each.completion_tokens for each in figures)
-    thinking_tokens = sum(each.thinking_tokens for each in figures)
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(each.cached_tokens for each in prompts)},
-        "completion_tokens_details": {"reasoning_tokens": thinking_tokens},
-    }
-
-
-def diffusion(figures: Sequence[Figures]) -> dict[str, float]:
-    """Speeds are the answer's tokens over wall time; SDKs ignore the whole object."""
-    tokens = sum(each.completion_tokens for each in figures)
-    steps = sum(each.denoising_steps for each in figures)
-    duration_s = max(each.duration_s for each in figures)
-    return {
-        "blocks": sum(each.blocks for each in figures),
-        "denoising_steps": steps,
-        "tokens_per_step": round(tokens / max(steps, 1), 3),
-        "time_to_first_block_s": round(min(each.time_to_first_block_s for each in figures), 6),
-        "tokens_per_second": round(tokens / duration_s, 3),
-    }
 
 
 def prepare(request: AnswerRequest, limits: Ready) -> list[GenerateRequest]:
@@ -352,7 +307,7 @@ async def _choice_events(
         raise
     finally:
         figures.duration_s = figures.duration_s or time.monotonic() - started
-        _record(figures, found.metrics)
+        figures.record(found.metrics)
 
 
 def _output(found: Services, request: AnswerRequest, prompt: Prompt) -> AnswerOutput:
@@ -393,13 +348,3 @@ def _check_calls(calls: Sequence[Call], form: ChatFormat | None, figures: Figure
                 f"{why}",
                 code="tool_call_invalid",
             ) from error
-
-
-def _record(figures: Figures, metrics: Metrics) -> None:
-    metrics.requests.labels(figures.outcome).inc()
-    metrics.prompt_tokens.inc(figures.prompt_tokens)
-    metrics.cached_tokens.inc(figures.cached_tokens)
-    metrics.completion_tokens.inc(figures.completion_tokens)
-    if figures.blocks:
-        metrics.time_to_first_block.observe(figures.time_to_first_block_s)
-    log_answer(asdict(figures))

@@ -1,8 +1,7 @@
-"""`POST /v1/responses`, and the responses that are kept."""
+"""`POST /v1/responses`."""
 
 import asyncio
 import json
-import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -15,35 +14,29 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from app.errors import ApiError, BadRequest, NotFound, error_event
-from app.prompt import Message, image_part
 from app.response_store import KeptResponse
 from app.routes.body import parsed
-from app.routes.chat import call_arguments, token_logprobs
+from app.routes.chat import token_logprobs
+from app.routes.figures import Figures, diffusion
 from app.routes.generation import (
     Admission,
     AnswerRequest,
     ChatFormat,
     Delta,
-    Figures,
     Finished,
     Services,
     answer_events,
     check_model,
-    diffusion,
     prepare,
     random_seed,
     services,
 )
 from app.routes.response_output import OutputItems, StreamEvent, item_id
+from app.routes.response_turns import template_messages
 from app.routes.waiting import unless_gone
 from app.schemas.response_items import (
-    FunctionCallItem,
-    FunctionCallOutputItem,
-    InputImage,
     InputItem,
     ItemReference,
-    MessageItem,
-    ReasoningItem,
     sent_back,
 )
 from app.schemas.responses import FunctionTool, ResponseRequest
@@ -52,12 +45,6 @@ from app.sse import NamedEvent, event_stream
 from engine.messages import GenerateRequest, TokenLogprobs
 
 router = APIRouter()
-
-# What OpenAI's parts always have, and ours only with these values.
-_NEUTRAL: dict[str, dict[str, Any]] = {
-    "output_text": {"annotations": []},
-    "input_image": {"detail": "auto"},
-}
 
 
 @dataclass(frozen=True)
@@ -88,73 +75,6 @@ async def create_response(http: Request, admit: Admission) -> Response:
     if body.stream:
         return event_stream(_stream(events, head, output))
     return await unless_gone(http, _whole(events))
-
-
-@router.get("/responses/{id}", include_in_schema=False)
-@router.get("/v1/responses/{id}")
-async def get_response(http: Request, id: str) -> Response:
-    if http.query_params.get("stream", "false") != "false":
-        raise BadRequest("stream: a kept response is given whole.", param="stream")
-    return JSONResponse(_kept(http, id).response)
-
-
-@router.delete("/responses/{id}", include_in_schema=False)
-@router.delete("/v1/responses/{id}")
-async def delete_response(http: Request, id: str) -> Response:
-    if not services(http).responses.delete(id):
-        raise _not_kept(id)
-    return JSONResponse({"id": id, "object": "response", "deleted": True})
-
-
-@router.get("/responses/{id}/input_items", include_in_schema=False)
-@router.get("/v1/responses/{id}/input_items")
-async def get_input_items(http: Request, id: str) -> Response:
-    """All that the model read, the turns before included."""
-    query = http.query_params
-    items = [_listed(item) for item in _kept(http, id).read]
-    if query.get("order", "desc") != "asc":
-        items.reverse()
-    if "after" in query:
-        places = [place for place, item in enumerate(items) if item["id"] == query["after"]]
-        if not places:
-            raise BadRequest(f"after: no item has the id {query['after']!r}.", param="after")
-        items = items[places[0] + 1 :]
-    limit = query.get("limit", "20")
-    if not (re.fullmatch("[0-9]{1,3}", limit) and 1 <= int(limit) <= 100):
-        raise BadRequest("limit: should be a number from 1 to 100.", param="limit")
-    shown = items[: int(limit)]
-    return JSONResponse(
-        {
-            "object": "list",
-            "data": shown,
-            "first_id": shown[0]["id"] if shown else None,
-            "last_id": shown[-1]["id"] if shown else None,
-            "has_more": len(shown) < len(items),
-        }
-    )
-
-
-def _kept(http: Request, id: str) -> KeptResponse:
-    kept = services(http).responses.get(id)
-    if kept is None:
-        raise _not_kept(id)
-    return kept
-
-
-def _not_kept(id: str) -> NotFound:
-    return NotFound(f"Response with id {id!r} not found: never kept, deleted, or gone for others.")
-
-
-def _listed(item: InputItem) -> dict[str, Any]:
-    """As OpenAI lists it: with a status, and a message's content in parts."""
-    listed = {"status": "completed", **item.model_dump(exclude_none=True)}
-    if isinstance(item, MessageItem):
-        parts = listed["content"]
-        if isinstance(parts, str):
-            kind = "output_text" if item.role == "assistant" else "input_text"
-            parts = [{"type": kind, "text": parts}]
-        listed["content"] = [{**part, **_NEUTRAL.get(part["type"], {})} for part in parts]
-    return listed
 
 
 def _earlier(found: Services, body: ResponseRequest) -> list[InputItem]:
@@ -217,68 +137,6 @@ def _request(
 def _template_tool(tool: FunctionTool) -> dict[str, Any]:
     function = tool.model_dump(exclude_none=True, exclude={"type"})
     return {"type": "function", "function": function}
-
-
-def template_messages(earlier: Sequence[InputItem], said: Sequence[InputItem]) -> list[Message]:
-    """In the template's terms: what the assistant thinks, says and calls in a row is one turn.
-
-    Thoughts that lead to neither words nor calls are part of no turn and are left out. Raises
-    BadRequest for a result of a call that nobody made.
-    """
-    turns: list[Message] = []
-    called: set[str] = set()
-    for place, item in enumerate([*earlier, *said], start=-len(earlier)):
-        field = f"input.{place}" if place >= 0 else "previous_response_id"
-        match item:
-            case FunctionCallOutputItem():
-                if item.call_id not in called:
-                    raise BadRequest(
-                        f"{field}.call_id: no call before it has the id {item.call_id!r}.",
-                        param=f"{field}.call_id",
-                    )
-                result = {"role": "tool", "tool_call_id": item.call_id, "content": item.text}
-                turns.append(result if item.name is None else {**result, "name": item.name})
-            case MessageItem(role="assistant"):
-                turn = _assistant_turn(turns, item)
-                turn["content"] += item.text
-            case MessageItem():
-                turns.append({"role": item.role, "content": _content(item, field)})
-            case ReasoningItem():
-                turn = _assistant_turn(turns, item)
-                turn["reasoning_content"] = turn.get("reasoning_content", "") + item.text
-            case FunctionCallItem():
-                called.add(item.call_id)
-                function = {"name": item.name, "arguments": call_arguments(item.arguments)}
-                call = {"id": item.call_id, "type": "function", "function": function}
-                _assistant_turn(turns, item).setdefault("tool_calls", []).append(call)
-    return [
-        turn
-        for turn in turns
-        if turn["role"] != "assistant" or turn["content"] or "tool_calls" in turn
-    ]
-
-
-def _content(item: MessageItem, field: str) -> str | list[dict[str, Any]]:
-    if isinstance(item.content, str):
-        return item.content
-    return [
-        image_part(part.image_url, f"{field}.content.{index}.image_url")
-        if isinstance(part, InputImage)
-        else {"type": "text", "text": part.text}
-        for index, part in enumerate(item.content)
-    ]
-
-
-def _assistant_turn(turns: list[Message], item: InputItem) -> Message:
-    """The turn that the item is part of: the last one, unless that has said all it had to say.
-
-    A turn that calls goes on until the first result, which must follow the calls.
-    """
-    last = turns[-1] if turns else {"role": None}
-    goes_on = isinstance(item, FunctionCallItem) or "tool_calls" in last or not last.get("content")
-    if last["role"] != "assistant" or not goes_on:
-        turns.append({"role": "assistant", "content": ""})
-    return turns[-1]
 
 
 def _head(found: Services, body: ResponseRequest) -> dict[str, Any]:

@@ -103,7 +103,8 @@ def _tiles(size: int, itemsize: int) -> tuple[int, int, int, int]:
     return 32, 32, 8 if size > 256 else 4, 2
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # Triton has no types
+# Not for each length of a prompt a kernel of its own.
+@triton.jit(do_not_specialize=["count", "places"])  # type: ignore[untyped-decorator]  # Triton has no types
 def _kernel(  # type: ignore[no-untyped-def]  # its arguments are not Python's
     queries,
     keys,

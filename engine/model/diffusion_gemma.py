@@ -21,14 +21,11 @@ from torch.nn import functional as F
 
 from engine.dimensions import LayerShape
 from engine.kv_cache import KVCache
-from engine.model.attention import (
-    apply_rope,
-    bidirectional_attention,
-    causal_attention,
-    causal_mask,
-)
+from engine.model.attention import apply_rope, bidirectional_attention, causal_attention
 from engine.model.experts import Experts, Router
-from engine.model.quantization import Weight, linear
+from engine.model.products import linear
+from engine.model.quantization import Kernel, Weight
+from engine.model.rows import Rows, Segment, Spans
 
 
 class UnsupportedModelError(ValueError):
@@ -161,35 +158,7 @@ def _rope(parameters: dict[str, Any]) -> Rope:
     return Rope(parameters["rope_theta"], parameters.get("partial_rotary_factor", 1.0))
 
 
-Spans = list[tuple[int, int]]  # first position and count of each segment
 Ropes = dict[bool, tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class ImageRows:
-    """Rows of a segment that are an image, and the embeddings [T, D] that it has there."""
-
-    start: int  # the first of them, from the segment's beginning
-    embeddings: Tensor
-
-    @property
-    def place(self) -> slice:
-        return slice(self.start, self.start + self.embeddings.shape[0])
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Rows of one pass that follow each other in one sequence and attend in one way.
-
-    Causal rows are encoded (prefill, commit); the others are a canvas, each of whose rows sees
-    all of it. `start` counts the rows of the same pass between what `cache` holds and these.
-    """
-
-    cache: KVCache
-    tokens: Tensor  # [T] int64
-    causal: bool
-    start: int = 0
-    images: tuple[ImageRows, ...] = ()  # of a causal segment; each of them whole
 
 
 class RMSNorm(nn.Module):
@@ -318,6 +287,7 @@ class DiffusionGemma(nn.Module):
         self.self_conditioning = SelfConditioning(config)
         self.layers = nn.ModuleList(Layer(config, shape) for shape in config.layers)
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.attention_kernel: Kernel = "torch"
         self._last_ropes: tuple[Spans, Ropes] | None = None
 
     @cached_property
@@ -356,7 +326,7 @@ class DiffusionGemma(nn.Module):
         Of encoded rows the last layer needs only keys and values. Their own hidden states are
         given, before the canvases', if `encoder_output` asks for them.
         """
-        rows = _Rows.of(segments)
+        rows = Rows.of(segments)
         x = F.embedding(rows.tokens, self.embedding) * self.embedding_scale
         rows.put_images(x)
         x[rows.encoded :] = self.self_conditioning(x[rows.encoded :], soft_embeddings)
@@ -380,7 +350,7 @@ class DiffusionGemma(nn.Module):
         index: int,
         layer: Layer,
         x: Tensor,
-        rows: "_Rows",
+        rows: Rows,
         ropes: Ropes,
         *,
         skip_encoded: bool,
@@ -392,20 +362,36 @@ class DiffusionGemma(nn.Module):
         for number, segment in enumerate(rows.segments):
             queries, new_keys, new_values = (each[:, rows.places[number]] for each in projected)
             keys, values = segment.cache.write(index, new_keys, new_values, segment.start)
-            if not segment.causal:
-                attended[number] = bidirectional_attention(queries, keys, values)
-            elif not skip_encoded:
-                mask = rows.mask(
-                    number,
-                    keys.shape[1],
-                    window,
-                    bidirectional_images=self.config.bidirectional_images,
-                )
-                attended[number] = causal_attention(queries, keys, values, mask)
+            if not (segment.causal and skip_encoded):
+                attended[number] = self._attend_segment(rows, number, window, queries, keys, values)
         if not attended:
             return x[:0]
         ordered = [attended[number] for number in rows.order if number in attended]
         return layer.attention.merge(torch.cat(ordered, dim=1))
+
+    def _attend_segment(
+        self,
+        rows: Rows,
+        number: int,
+        window: int | None,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+    ) -> Tensor:
+        """One segment's queries [H, T, d] over what they may see, [K, S, d] -> [H, T, d]."""
+        segment = rows.segments[number]
+        images = segment.images if self.config.bidirectional_images else ()
+        # Ours knows no places that are seen out of order, as those of images are.
+        if self.attention_kernel == "triton" and not images:
+            # Here: triton is there only where it is needed, and slow to import.
+            from engine.kernels.prefix_attention import prefix_attention
+
+            window = window if segment.causal else None
+            return prefix_attention(queries, keys, values, causal=segment.causal, window=window)
+        if not segment.causal:
+            return bidirectional_attention(queries, keys, values)
+        mask = rows.mask(number, keys.shape[1], window, images)
+        return causal_attention(queries, keys, values, mask)
 
     def each_layer(self) -> list[Layer]:
         return list(self.layers)  # type: ignore[arg-type]  # ModuleList forgets its element type
@@ -439,58 +425,3 @@ class DiffusionGemma(nn.Module):
             angles = torch.cat([angles, angles], dim=-1)  # [T, d]
             ropes[sliding] = (angles.cos().to(dtype), angles.sin().to(dtype))
         return ropes
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Where each segment of a pass has its rows: encoded ones first, so that a kind is a slice."""
-
-    segments: Sequence[Segment]
-    order: list[int]  # numbers of the segments, as their rows stand
-    places: dict[int, slice]  # by number
-    encoded: int  # rows of causal segments
-    masks: dict[tuple[int, int | None], Tensor]  # by number and window
-
-    @classmethod
-    def of(cls, segments: Sequence[Segment]) -> "_Rows":
-        order = sorted(range(len(segments)), key=lambda number: not segments[number].causal)
-        places, end = {}, 0
-        for number in order:
-            start, end = end, end + segments[number].tokens.shape[0]
-            places[number] = slice(start, end)
-        encoded = sum(segment.tokens.shape[0] for segment in segments if segment.causal)
-        return cls(segments, order, places, encoded, {})
-
-    @property
-    def tokens(self) -> Tensor:
-        return torch.cat([self.segments[number].tokens for number in self.order])
-
-    @property
-    def spans(self) -> Spans:
-        """Where each segment is, as their rows stand."""
-        ordered = [self.segments[number] for number in self.order]
-        return [(s.cache.position + s.start, s.tokens.shape[0]) for s in ordered]
-
-    def put_images(self, embedded: Tensor) -> None:
-        """Put the images' embeddings, which are not scaled, into the rows' [R, D]."""
-        for number, segment in enumerate(self.segments):
-            for image in segment.images:
-                embedded[self.places[number]][image.place] = image.embeddings
-
-    def mask(
-        self, number: int, seen: int, window: int | None, *, bidirectional_images: bool
-    ) -> Tensor:
-        """A causal segment's mask [T, seen], the same for all layers with this window.
-
-        An image's tokens see all of it, however far: in full layers and beyond a window, as
-        in the reference's `generate` (and unlike in Gemma 4).
-        """
-        key = (number, window)
-        if key not in self.masks:
-            segment = self.segments[number]
-            count = segment.tokens.shape[0]
-            mask = causal_mask(seen - count, count, window, segment.tokens.device)
-            for image in segment.images if bidirectional_images else ():
-                mask[:, seen - count :][image.place, image.place] = True
-            self.masks[key] = mask
-        return self.masks[key]

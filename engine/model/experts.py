@@ -3,21 +3,14 @@
 Letters: T tokens, D hidden size, E experts, k experts a token, I an expert's inner size.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.model.quantization import (
-    QuantizedWeight,
-    StackedWeight,
-    Weight,
-    as_scheme,
-    quantized_grouped_mm,
-)
-
-Kernel = Literal["torch", "triton"]  # whose it is
+from engine.model.products import grouped_product
+from engine.model.quantization import Kernel, Weight
 
 
 class Choice(NamedTuple):
@@ -46,15 +39,11 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """All experts' gated MLPs as two grouped products over tokens sorted by expert.
-
-    Whose grouped products they are is chosen once the model is loaded
-    (`engine/model/kernel_choice.py`).
-    """
+    """All experts' gated MLPs as two grouped products over tokens sorted by expert."""
 
     def __init__(self, size: int, inner: int, experts: int) -> None:
         super().__init__()
-        self.kernel: Kernel = "torch"  # of weights that are not quantised
+        self.kernel: Kernel = "torch"  # of weights that are not quantised: those carry their own
         self.gate_up: Weight = nn.Parameter(torch.empty(experts, 2 * inner, size))
         self.down: Weight = nn.Parameter(torch.empty(experts, size, inner))
 
@@ -70,74 +59,6 @@ class Experts(nn.Module):
         out = grouped_product(inner, self.down, ends, self.kernel)
         unsorted = torch.empty_like(out).index_copy_(0, order, out).view(count, per_token, -1)
         return (unsorted * choice.weights[..., None].to(out.dtype)).sum(1)
-
-
-def grouped_product(rows: Tensor, weight: Weight, ends: Tensor, kernel: Kernel) -> Tensor:
-    """Each expert's rows times its weight: [R, K], [E, N, K] and where they end, [E] -> [R, N]."""
-    match weight:
-        case StackedWeight():
-            products = [grouped_product(rows, part, ends, kernel) for part in weight.parts]
-            return torch.cat(products, dim=-1)
-        case QuantizedWeight():
-            if torch.compiler.is_compiling():
-                out: Tensor = compiled_quantized_grouped_mm(
-                    rows, ends, weight.scheme, **weight.tensors()
-                )
-                return out
-            return quantized_grouped_mm(rows, weight, ends)
-        case _:
-            # A compiler knows grouped_mm in bfloat16 alone; as one piece it takes it in any type.
-            product = compiled_grouped_mm if torch.compiler.is_compiling() else grouped_mm
-            return product(rows, weight, ends, kernel)
-
-
-def grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor, kernel: str) -> Tensor:
-    """Each group's rows times its weights: [R, I], [G, O, I] and where it ends, [G] -> [R, O]."""
-    if kernel == "triton":
-        # Here: triton is there only where it is needed, and slow to import.
-        from engine.kernels.grouped_linear import grouped_linear
-
-        return grouped_linear(rows, weights, ends)
-    return F.grouped_mm(rows, weights.mT, offs=ends)
-
-
-@torch.library.custom_op("easel::grouped_mm", mutates_args=())
-def compiled_grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor, kernel: str) -> Tensor:
-    """The same, into which a compiler does not look."""
-    return grouped_mm(rows, weights, ends, kernel).contiguous()
-
-
-@compiled_grouped_mm.register_fake
-def _(rows: Tensor, weights: Tensor, ends: Tensor, kernel: str) -> Tensor:  # noqa: ARG001  # the op's own arguments
-    return rows.new_empty(rows.shape[0], weights.shape[1])
-
-
-@torch.library.custom_op("easel::quantized_grouped_mm", mutates_args=())
-def compiled_quantized_grouped_mm(
-    rows: Tensor,
-    ends: Tensor,
-    scheme: str,
-    codes: Tensor,
-    scales: Tensor,
-    zeros: Tensor | None = None,
-    global_scale: Tensor | None = None,
-) -> Tensor:
-    """The product with a quantised weight, into which a compiler does not look either."""
-    weight = QuantizedWeight(as_scheme(scheme), codes, scales, zeros, global_scale)
-    return quantized_grouped_mm(rows, weight, ends)
-
-
-@compiled_quantized_grouped_mm.register_fake
-def _(
-    rows: Tensor,
-    ends: Tensor,  # noqa: ARG001  # these are the op's own arguments
-    scheme: str,  # noqa: ARG001
-    codes: Tensor,
-    scales: Tensor,  # noqa: ARG001
-    zeros: Tensor | None = None,  # noqa: ARG001
-    global_scale: Tensor | None = None,  # noqa: ARG001
-) -> Tensor:
-    return rows.new_empty(rows.shape[0], codes.shape[-2])
 
 
 def group_ends(ordered: Tensor, groups: int) -> Tensor:

@@ -1,22 +1,21 @@
 """Weights in few bits: their one representation, what they stand for, how they are made from more.
 
-Everything that loads, stores or multiplies quantised weights meets in `QuantizedWeight`. What is
-here is the plain form of each product, which holds a weight in full while it is used; the
-activations keep their type. Knows neither files nor names.
+Everything that loads, stores or multiplies quantised weights meets in `QuantizedWeight`. Knows
+neither files nor names, and no product but what a weight stands for.
 
 Letters: E experts (optional, in front), N output features, K input features, G groups of a row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 Scheme = Literal["int8", "int4", "fp8", "nvfp4"]
 FromDense = Literal["int8", "int4", "fp8"]  # what `quantize` makes
+Kernel = Literal["torch", "triton"]  # whose a product is
 
 INT4_GROUP = 32
 _INT4_ZERO = 8  # the code that is 0
@@ -54,6 +53,7 @@ class QuantizedWeight:
     scales: Tensor  # [..., N, G]; G = 1 is one for the row
     zeros: Tensor | None = None  # [..., N, G], scaled already
     global_scale: Tensor | None = None  # [E] or [] float32
+    kernel: Kernel = "torch"  # whose its products are; what is made of it begins with PyTorch's
 
     def __post_init__(self) -> None:
         """Raises UnquantizableError if the parts do not fit each other."""
@@ -66,6 +66,12 @@ class QuantizedWeight:
             raise UnquantizableError(
                 f"zeros {tuple(self.zeros.shape)} do not fit scales {tuple(scales)}"
             )
+
+    @classmethod
+    def of(cls, scheme: Scheme, tensors: Mapping[str, Tensor]) -> "QuantizedWeight":
+        """From what `tensors` gives. Raises KeyError if codes or scales are not among them."""
+        zeros, global_scale = tensors.get("zeros"), tensors.get("global_scale")
+        return cls(scheme, tensors["codes"], tensors["scales"], zeros, global_scale)
 
     @property
     def shape(self) -> torch.Size:
@@ -88,7 +94,7 @@ class QuantizedWeight:
     @property
     def layout(self) -> tuple[object, ...]:
         """Equal for weights that can be one: scheme, size of groups, types."""
-        types = {name: tensor.dtype for name, tensor in self.tensors().items()}
+        types = tuple((name, tensor.dtype) for name, tensor in self.tensors().items())
         return self.scheme, self.group_size, types
 
     def tensors(self) -> dict[str, Tensor]:
@@ -102,14 +108,17 @@ class QuantizedWeight:
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def copied_to(self, device: torch.device) -> "QuantizedWeight":
-        """Also if it is there already: it may be a view of a file."""
-        moved = {name: tensor.to(device, copy=True) for name, tensor in self.tensors().items()}
-        return QuantizedWeight(self.scheme, **moved)
+        """Also if it is there already: it may be a view of a file. Contiguous, for the kernels."""
+        moved = {
+            name: tensor.to(device, copy=True, memory_format=torch.contiguous_format)
+            for name, tensor in self.tensors().items()
+        }
+        return QuantizedWeight.of(self.scheme, moved)
 
     def expert(self, index: int) -> "QuantizedWeight":
         """One of [E, N, K]: [N, K]."""
         parts = {name: tensor[index] for name, tensor in self.tensors().items()}
-        return QuantizedWeight(self.scheme, **parts)
+        return QuantizedWeight.of(self.scheme, parts)
 
     def rows(self, place: slice) -> "QuantizedWeight":
         """Some of the output features."""
@@ -117,7 +126,7 @@ class QuantizedWeight:
             name: tensor if name == "global_scale" else tensor[..., place, :]
             for name, tensor in self.tensors().items()
         }
-        return QuantizedWeight(self.scheme, **parts)
+        return QuantizedWeight.of(self.scheme, parts)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """[..., N, K], computed in float32."""
@@ -156,36 +165,6 @@ class StackedWeight:
 
 
 Weight = Tensor | QuantizedWeight | StackedWeight
-
-
-def linear(x: Tensor, weight: Weight) -> Tensor:
-    """[T, K] and [N, K] -> [T, N]."""
-    match weight:
-        case QuantizedWeight():
-            return quantized_linear(x, weight)
-        case StackedWeight():
-            return torch.cat([linear(x, part) for part in weight.parts], dim=-1)
-        case _:
-            return F.linear(x, weight)
-
-
-def quantized_linear(x: Tensor, weight: QuantizedWeight) -> Tensor:
-    """[T, K] and [N, K] -> [T, N]."""
-    return F.linear(x, weight.dequantize(x.dtype))
-
-
-def quantized_grouped_mm(rows: Tensor, weight: QuantizedWeight, ends: Tensor) -> Tensor:
-    """Each expert's rows times its weight, [R, K], [E, N, K] and where they end [E] -> [R, N].
-
-    One expert at a time is held in full, and the host waits to know how many rows each has.
-    """
-    out = rows.new_empty(rows.shape[0], weight.shape[-2])
-    start = 0
-    for index, end in enumerate(ends.tolist()):
-        if end > start:
-            out[start:end] = quantized_linear(rows[start:end], weight.expert(index))
-        start = end
-    return out
 
 
 def quantize(weight: Tensor, scheme: FromDense, device: torch.device) -> QuantizedWeight:
@@ -243,7 +222,7 @@ def stack(parts: Sequence[Tensor | QuantizedWeight]) -> Weight:
         else torch.cat([part.tensors()[name] for part in quantized], dim=-2)
         for name, tensor in first.tensors().items()
     }
-    return QuantizedWeight(first.scheme, **joined)
+    return QuantizedWeight.of(first.scheme, joined)
 
 
 def flattened(weights: Sequence[Weight]) -> list[Tensor | QuantizedWeight]:
@@ -270,7 +249,7 @@ def stack_experts(experts: Sequence[Tensor | QuantizedWeight]) -> Tensor | Quant
         name: torch.stack([expert.tensors()[name] for expert in quantized])
         for name in first.tensors()
     }
-    return QuantizedWeight(first.scheme, **joined)
+    return QuantizedWeight.of(first.scheme, joined)
 
 
 def _alike(one: QuantizedWeight, other: QuantizedWeight) -> bool:

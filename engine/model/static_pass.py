@@ -21,9 +21,9 @@ from torch.nn import functional as F
 
 from engine.kv_cache import KVCache
 from engine.model.attention import bidirectional_attention
-from engine.model.diffusion_gemma import DiffusionGemma, Layer, Segment
-from engine.model.experts import Kernel
-from engine.model.kernel_choice import choose_attention_kernel
+from engine.model.diffusion_gemma import DiffusionGemma, Layer
+from engine.model.quantization import Kernel
+from engine.model.rows import Segment
 
 Sees = Callable[[Tensor, int, int | None], Tensor]
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -46,10 +46,7 @@ class StaticPass:
         columns = 1 + len(self._layer_of)
         self._stored = torch.zeros(canvases, columns, dtype=torch.int64, device=device)
         self._filled = [[0] * columns for _ in range(canvases)]  # the same, where the host sees it
-        kernel = choose_attention_kernel(
-            config.layers, config.query_heads, device, model.embedding.dtype
-        )
-        self._sees, self._attention = _attention_of(kernel)
+        self._sees, self._attention = _attention_of(model.attention_kernel)
         self._before, self._after = _before_attention, _after_attention
         if compiled:
             # These, not the whole pass: they are compiled once for each kind of layer, not for all

@@ -52,7 +52,7 @@ class QuantizedCache:
             with safe_open(file, framework="pt", device=str(device)) as opened:
                 tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
                 scheme = as_scheme(opened.metadata()["scheme"])
-                return QuantizedWeight(scheme, **tensors)
+                return QuantizedWeight.of(scheme, tensors)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             logger.warning("%s can't be read and is made again: %s", file, error)
             return None

@@ -3,7 +3,7 @@
 import pytest
 
 from app.errors import BadRequest
-from app.routes.responses import template_messages
+from app.routes.response_turns import template_messages
 from app.schemas.response_items import (
     FunctionCallItem,
     FunctionCallOutputItem,

@@ -12,7 +12,7 @@ import yaml
 from prometheus_client.metrics_core import Metric
 
 from app.metrics import Metrics
-from app.routes.generation import Outcome
+from app.routes.figures import Outcome
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from fastapi.routing import APIRoute
 
-from app.routes import about, anthropic, chat, completions, health, models, responses, tokens
 from app.schemas.anthropic import CountTokensRequest, MessagesRequest
 from app.schemas.chat import ChatCompletionRequest
 from app.schemas.common import SamplingFields
 from app.schemas.completions import CompletionRequest
 from app.schemas.responses import ResponseRequest
 from app.schemas.tokens import DetokenizeRequest, TokenizeRequest
+from app.server import ENDPOINTS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 
@@ -43,9 +43,7 @@ def test_every_field_has_its_line(schema, named):
     assert fields - named - {"model"} == set()
 
 
-@pytest.mark.parametrize(
-    "module", [about, anthropic, chat, completions, health, models, responses, tokens]
-)
+@pytest.mark.parametrize("module", ENDPOINTS)
 def test_every_endpoint_is_named(module):
     for route in module.router.routes:
         assert isinstance(route, APIRoute)

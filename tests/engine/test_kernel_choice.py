@@ -13,7 +13,7 @@ from engine.kv_cache import LayerShape
 from engine.loading import build_denoiser
 from engine.model import kernel_choice
 from engine.model.experts import Choice, Experts
-from engine.model.kernel_choice import choose_attention_kernel, choose_grouped_kernel
+from engine.model.kernel_choice import choose_attention_kernel, choose_product_kernels
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -25,7 +25,11 @@ def experts():
     for layer in layers:
         for parameter in layer.parameters():
             torch.nn.init.normal_(parameter, std=0.1, generator=generator)
-    return layers
+    return torch.nn.ModuleList(layers)
+
+
+def choose(model):
+    return choose_product_kernels(model, torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +56,7 @@ def test_pytorch_s_product_comes_first_where_it_does_not_wait_for_the_host(
 
 def test_on_a_cpu_nothing_is_tried_and_nothing_logged(experts, caplog):
     caplog.set_level(logging.INFO)
-    choose_grouped_kernel(experts)
+    choose(experts)
     assert {each.kernel for each in experts} == {"torch"}
     assert not caplog.records
 
@@ -63,7 +67,7 @@ def test_the_first_that_runs_is_every_layer_s_and_the_log_names_it(
 ):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(kernel_choice, "_candidates", lambda *_: order)
-    choose_grouped_kernel(experts)
+    assert choose(experts)  # the host waits in neither
     assert {each.kernel for each in experts} == {order[0]}
     (line,) = caplog.records
     assert order[0] in line.getMessage()
@@ -87,7 +91,7 @@ def test_a_kernel_that_fails_or_computes_something_else_is_passed_over(
 ):
     monkeypatch.setattr(kernel_choice, "_candidates", lambda *_: ("triton", "torch"))
     monkeypatch.setattr(grouped_linear, "grouped_linear", broken)
-    choose_grouped_kernel(experts)
+    assert not choose(experts)  # in torch's the host waits, or it would have come first
     assert {each.kernel for each in experts} == {"torch"}
     (line,) = caplog.records
     assert line.levelno == logging.WARNING
@@ -98,7 +102,7 @@ def test_where_none_runs_the_worker_cannot_start(experts, monkeypatch):
     monkeypatch.setattr(kernel_choice, "_candidates", lambda *_: ("triton", "torch"))
     monkeypatch.setattr(kernel_choice, "grouped_mm", raising)
     with pytest.raises(DeviceError, match="cpu"):
-        choose_grouped_kernel(experts)
+        choose(experts)
 
 
 @torch.inference_mode()
@@ -132,25 +136,37 @@ def test_on_a_gpu_attention_is_triton_s_if_it_runs_in_every_kind_of_layer(caplog
     caplog.set_level(logging.INFO)
     tried = []
 
-    def on_the_cpu(heads, kv_heads, size, device, dtype):
+    def on_the_cpu(heads, shape, device, dtype):
         assert device == CUDA
-        tried.append((heads, kv_heads, size))
-        try_attention(heads, kv_heads, size, CPU, dtype)
+        tried.append((heads, shape))
+        try_attention(heads, shape, CPU, dtype)
 
     try_attention = kernel_choice._try_attention
     monkeypatch.setattr(kernel_choice, "_try_attention", on_the_cpu)
     assert choose_attention_kernel(LAYERS, 4, CUDA, torch.float32) == "triton"
-    assert tried == [(4, 2, 16), (4, 1, 32)]
+    assert tried == [(4, shape) for shape in LAYERS[:2]]
     (line,) = caplog.records
     assert "triton" in line.getMessage()
 
 
-@pytest.mark.parametrize("broken", [raising, lambda *_: torch.zeros(4, 70, 16)])
+def zeros(queries, *_args, **_kwargs):
+    return torch.zeros_like(queries)
+
+
+def zeros_if_causal(queries, *args, causal=False, **options):
+    found = attend(queries, *args, causal=causal, **options)
+    return torch.zeros_like(found) if causal else found
+
+
+attend = prefix_attention.prefix_attention
+
+
+@pytest.mark.parametrize("broken", [raising, zeros, zeros_if_causal])
 def test_attention_that_fails_or_computes_something_else_is_not_taken(monkeypatch, broken):
-    kernel_choice._try_attention(4, 2, 16, CPU, torch.float32)
+    kernel_choice._try_attention(4, LAYERS[0], CPU, torch.float32)
     monkeypatch.setattr(prefix_attention, "prefix_attention", broken)
     with pytest.raises((RuntimeError, ArithmeticError)):
-        kernel_choice._try_attention(4, 2, 16, CPU, torch.float32)
+        kernel_choice._try_attention(4, LAYERS[0], CPU, torch.float32)
 
 
 def test_where_triton_s_attention_cannot_run_the_log_says_so(caplog, monkeypatch):

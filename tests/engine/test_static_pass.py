@@ -1,5 +1,6 @@
 """The pass in fixed shapes against the dynamic one, and against what a CUDA graph can't hold."""
 
+import dataclasses
 import shutil
 
 import pytest
@@ -9,12 +10,16 @@ from bench.counts import count
 from bench.random_model import Shape, write_random_model
 from engine.config import EngineConfig
 from engine.dimensions import LayerShape
+from engine.kernels import grouped_linear
 from engine.kv_cache import KVCache
 from engine.kv_size import SLACK_TOKENS
 from engine.loading import build_denoiser
-from engine.model import static_pass
-from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig, Rope, Segment
+from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig, Rope
+from engine.model.places import places
+from engine.model.quantization import empty_quantized
+from engine.model.rows import Segment
 from engine.model.static_pass import StaticPass
+from tests.engine.kernels.compiled import Launches
 from tests.parity.tiny_models import SHAPES
 
 CAPACITY = 256
@@ -29,10 +34,17 @@ def model(request, tmp_path_factory):
 
 
 @pytest.fixture(params=["torch", "triton"])
-def attention(request, monkeypatch):
+def attention(request):
     """Whose attention the pass has, as if this were a GPU where it was chosen."""
-    monkeypatch.setattr(static_pass, "choose_attention_kernel", lambda *_: request.param)
     return request.param
+
+
+def with_attention(kernel, model, canvases):
+    """The dynamic pass keeps PyTorch's."""
+    model.attention_kernel = kernel
+    static = StaticPass(model, canvases=canvases)
+    model.attention_kernel = "torch"
+    return static
 
 
 def load(shape, tmp_path_factory):
@@ -74,13 +86,13 @@ def run(static, segments, soft):
 @torch.inference_mode()
 def test_it_gives_what_the_dynamic_pass_gives(model, attention, stored):
     segments, soft = behind(model, stored)
-    found = run(StaticPass(model, canvases=4), segments, list(soft))
+    found = run(with_attention(attention, model, 4), segments, list(soft))
     torch.testing.assert_close(found, model.run(segments, soft.flatten(0, 1)), **TOLERANCE)
 
 
 @torch.inference_mode()
 def test_a_pass_does_not_remember_the_one_before(model, attention):
-    static = StaticPass(model, canvases=4)
+    static = with_attention(attention, model, 4)
     for stored in STORED:
         segments, soft = behind(model, stored)
         run(static, segments, list(soft))
@@ -91,7 +103,7 @@ def test_a_pass_does_not_remember_the_one_before(model, attention):
 @torch.inference_mode()
 def test_places_behind_the_canvas_and_before_the_window_do_not_matter(model, attention):
     segments, soft = behind(model, [100])
-    static, cache = StaticPass(model, canvases=1), segments[0].cache
+    static, cache = with_attention(attention, model, 1), segments[0].cache
     before = run(static, segments, list(soft))
     for index, layer in enumerate(model.config.layers):
         stored = cache.stored(index)
@@ -127,10 +139,9 @@ def test_only_whole_canvases_are_taken(model):
     assert not any(static.takes(each) for each in (narrow, encoded, after_encoded))
 
 
-@torch.inference_mode()
-def test_the_host_waits_for_nothing_and_sends_nothing():
-    """On the meta device no value exists that could be asked for, and no other device's tensor is
-    taken. It knows grouped_mm in bfloat16, as a GPU has it.
+def meta_pass(change=None):
+    """Counts of a pass on the meta device, where no value exists that could be asked for and no
+    other device's tensor is taken. It knows grouped_mm in bfloat16, as a GPU has it.
     """
     layers = (LayerShape(2, 16, 16), LayerShape(1, 32, None))
     config = ModelConfig(
@@ -141,7 +152,7 @@ def test_the_host_waits_for_nothing_and_sends_nothing():
         layers=layers,
         experts=4,
         experts_per_token=2,
-        expert_size=16,
+        expert_size=32,
         norm_eps=1e-6,
         softcap=30.0,
         sliding_rope=Rope(1e4),
@@ -154,14 +165,45 @@ def test_the_host_waits_for_nothing_and_sends_nothing():
     with device:
         model = DiffusionGemma(config).bfloat16()
     model.__dict__["embedding_scale"] = 5.0  # otherwise read off a tensor, once
+    if change is not None:
+        change(model)
     cache = KVCache(layers, capacity=128, pass_tokens=32, dtype=torch.bfloat16, device=device)
     tokens = torch.zeros(16, dtype=torch.int64, device=device)
     static = StaticPass(model, canvases=1)
-    work = count(
+    return count(
         lambda: run(static, [Segment(cache, tokens, causal=False)], [None]), rows=1, vocab=1
     )
+
+
+@torch.inference_mode()
+def test_the_host_waits_for_nothing_and_sends_nothing():
+    work = meta_pass()
     assert work.launches > 50
     assert work.syncs == 0
+
+
+def quantise(model, kernel):
+    """In place of all weights that can be quantised, room for quantised ones."""
+    for place in places(model):
+        if place.kind in ("experts", "linears"):
+            scheme = "int4" if place.kind == "experts" else "int8"
+            weight = empty_quantized(place.shape, scheme, torch.device("meta"))
+            place.put(dataclasses.replace(weight, kernel=kernel))
+
+
+@torch.inference_mode()
+def test_with_quantised_weights_it_waits_for_nothing_if_the_kernel_is_triton_s(monkeypatch):
+    """All but the launches themselves runs, and they are counted instead."""
+    monkeypatch.setattr(grouped_linear, "_kernel", grouped_linear._kernel)  # to be put back
+    launches = Launches(grouped_linear)
+    assert meta_pass(lambda model: quantise(model, "triton")).syncs == 0
+    assert len(launches.calls) == 2 * 6
+
+
+@torch.inference_mode()
+def test_the_plain_product_of_quantised_experts_waits_for_the_groups_sizes():
+    with pytest.raises(NotImplementedError, match="meta tensor"):
+        meta_pass(lambda model: quantise(model, "torch"))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

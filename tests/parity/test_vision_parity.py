@@ -13,7 +13,7 @@ from transformers import DynamicCache, Gemma4ImageProcessorPil
 from app.images import ImagePart, ImageReader
 from engine.config import EngineConfig
 from engine.messages import Block, GenerateRequest, Image, Sampling
-from engine.model.diffusion_gemma import ImageRows, Segment
+from engine.model.rows import ImageRows, Segment
 from engine.worker import Worker
 from tests.parity.conftest import load_pair
 from tests.parity.test_generation import BLOCKS, END_NOWHERE

@@ -142,6 +142,21 @@ def test_a_reader_that_stops_and_goes_leaves_nothing_behind(server, http):
         time.sleep(0.01)
 
 
+def test_a_reader_that_never_goes_on_is_gone_when_an_answer_may_last_no_longer(start_server):
+    server = start_server(EASEL_REQUEST_TIMEOUT_S="3")
+    server.wait_until_ready()
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        tasks = idle_tasks(http)
+        with contextlib.closing(
+            sent(server, {**LARGE, "timeout": 600}, receive_bytes=4096)
+        ) as connection:
+            read_until(connection, b'"content": "')
+            while event_loop_tasks(http) > tasks:
+                time.sleep(0.01)
+            with pytest.raises(ConnectionResetError):
+                rest(connection)
+
+
 def idle_tasks(http):
     """How many there are when nobody asks; a library's own is there from the first stream on."""
     body = {**LONG, "max_tokens": 1, "stream": True}

@@ -42,6 +42,18 @@ def test_a_killed_front_end_leaves_neither_worker_nor_socket(start, loaded):
     assert list(private.glob(f"{PREFIX}*")) == []
 
 
+def test_a_stopped_worker_does_not_outlive_a_killed_front_end(start):
+    server, private = start()
+    server.wait_until_ready()
+    worker = os.pidfd_open(server.worker_pid())
+    os.kill(server.worker_pid(), signal.SIGSTOP)
+    server.process.kill()
+    server.process.wait()
+    assert ends(worker), "the worker outlived the front end"
+    os.close(worker)
+    assert list(private.glob(f"{PREFIX}*")) == []
+
+
 def test_when_both_are_killed_the_next_start_removes_what_stayed(start):
     server, private = start()
     server.wait_until_ready()

@@ -30,21 +30,35 @@ def content(events):
 
 
 @contextmanager
-def streaming(url, body):
+def streaming(url, body, key="none"):
     """The chunks of a streamed answer behind the role's."""
-    with httpx.stream("POST", url, json={**body, "stream": True}, timeout=60) as response:
+    headers, body = {"authorization": f"Bearer {key}"}, {**body, "stream": True}
+    with httpx.stream("POST", url, json=body, headers=headers, timeout=60) as response:
         events = events_of(response)
         next(events)
         yield events
 
 
 def test_a_person_s_answer_is_whole_before_a_job_s_next_block(url):
+    check_that_the_person_goes_first(url, JOB)
+
+
+def test_a_key_s_priority_is_that_of_requests_that_have_none(start_server):
+    server = start_server(EASEL_API_KEY="person, agents priority=10").wait_until_ready()
+    job = {name: value for name, value in JOB.items() if name != "priority"}
+    url = f"{server.url}/v1/chat/completions"
+    check_that_the_person_goes_first(url, job, job_key="agents", person_key="person")
+    # What a request says itself goes before what its key says.
+    check_that_the_person_goes_first(url, {**JOB, "priority": 1}, "person", "person")
+
+
+def check_that_the_person_goes_first(url, job_body, job_key="none", person_key="none"):
     """Counted in the job's blocks, not in seconds: the machine's speed is no matter."""
     arrived = threading.Event()
     job_blocks = []  # when each came
 
     def job():
-        with streaming(url, {**JOB, "n": 4}) as events:
+        with streaming(url, {**job_body, "n": 4}, job_key) as events:
             for _ in events:
                 job_blocks.append(time.monotonic())
                 if len(job_blocks) == 8:
@@ -54,7 +68,7 @@ def test_a_person_s_answer_is_whole_before_a_job_s_next_block(url):
         running = pool.submit(job)
         arrived.wait(60)
         asked = time.monotonic()
-        with streaming(url, {**LONG, "max_tokens": 200}) as events:
+        with streaming(url, {**LONG, "max_tokens": 200}, person_key) as events:
             next(events)
             first = time.monotonic()
             *_, last = events

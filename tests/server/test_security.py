@@ -13,7 +13,7 @@ KEYS = ("first-key", "second-key", "third-key")
 @pytest.fixture(scope="module")
 def guarded(model_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("guarded")
-    (folder / "keys").write_text(f"# whose\n{KEYS[2]}\n")
+    (folder / "keys").write_text(f"# whose\n{KEYS[2]} priority=-5\n")
     server = Server(
         model_folder,
         folder / "log",
@@ -109,6 +109,13 @@ def test_a_file_without_a_key_stops_the_start(start_server, tmp_path):
         server = start_server(EASEL_API_KEY_FILE=str(tmp_path / name))
         assert server.process.wait(60) == 2
         assert "EASEL_API_KEY_FILE" in server.log.read_text()
+
+
+@pytest.mark.parametrize("behind", ["prio=1", "priority=high", "priority=1 2", "another"])
+def test_what_stands_behind_a_key_and_is_no_priority_stops_the_start(start_server, behind):
+    server = start_server(EASEL_API_KEY=f"key {behind}")
+    assert server.process.wait(60) == 2
+    assert "EASEL_API_KEY: behind a key only its priority is allowed" in server.log.read_text()
 
 
 def test_a_key_is_never_shown(guarded):

@@ -14,6 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from engine.kernels import grouped_linear, prefix_attention, vocab_statistics
+from engine.kernels.dequantise import Scheme
 
 TYPES = {
     torch.float32: "fp32",
@@ -24,6 +25,17 @@ TYPES = {
     torch.uint8: "u8",
 }
 CAPABILITIES = (89, 90, 120)
+# Of weights of 2,816 inputs: scheme, scales a row and their type, whether there are zeros.
+LAYOUTS: tuple[tuple[str, Scheme, int | None, torch.dtype, bool], ...] = (
+    ("dense", "dense", None, torch.bfloat16, False),
+    ("int8", "int8", 1, torch.float32, False),
+    ("fp8", "fp8", 1, torch.float32, False),
+    ("int4", "int4", 88, torch.bfloat16, False),
+    ("nvfp4", "nvfp4", 176, torch.float8_e4m3fn, False),
+    ("GGUF's Q8_0", "int8", 88, torch.float16, False),
+    ("GGUF's Q6_K", "int8", 176, torch.float32, False),
+    ("GGUF's Q4_K", "int4", 88, torch.float16, True),
+)
 
 
 class Launches:
@@ -47,34 +59,39 @@ class Launches:
                 tensor = isinstance(value, torch.Tensor)
                 number = "fp32" if isinstance(value, float) else "i32"
                 signature[parameter.name] = f"*{TYPES[value.dtype]}" if tensor else number
-                if tensor or (number == "i32" and value % 16 == 0):
+                known = number == "i32" and not parameter.do_not_specialize
+                if tensor or (known and value % 16 == 0):
                     attributes[place,] = [["tt.divisibility", 16]]
             source = ASTSource(self.kernel, signature, constants, attributes)
             yield triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def launch_grouped_linear() -> list[str]:
-    """The released model's gate and up, as a canvas has them and as four do."""
+    """The released model's experts' gate and up as a canvas has them and as four do, and a sliding
+    layer's queries, keys and values for a canvas: in the layouts of the formats that are read.
+    """
     names = []
-    for scheme in ("dense", "int8", "fp8", "int4", "nvfp4"):
-        for rows in (2048, 8192) if scheme in ("dense", "nvfp4") else (2048,):
-            pack, columns = (2 if "4" in scheme else 1), 176 if scheme == "nvfp4" else 88
-            quantised = scheme != "dense"
-            scale_type = torch.float8_e4m3fn if scheme == "nvfp4" else torch.float32
+    for name, scheme, columns, scale_type, zeros in LAYOUTS:
+        for rows, groups in ((2048, 128), (8192, 128), (256, None)):
+            if rows == 8192 and scheme not in ("dense", "nvfp4"):
+                continue  # these take the most shared memory
+            outputs, inputs = (8192 if groups is None else 1408), 2816
+            front = () if groups is None else (groups,)
+            codes = (*front, outputs, inputs // (2 if scheme in ("int4", "nvfp4") else 1))
             with torch.device("meta"):
-                scales = torch.empty(128, 1408, columns).to(scale_type) if quantised else None
+                scales = None
+                if columns is not None:
+                    scales = torch.empty(*front, outputs, columns).to(scale_type)
                 grouped_linear.grouped_linear(
-                    torch.empty(rows, 2816, dtype=torch.bfloat16),
-                    torch.empty(128, 1408, 2816 // pack).to(
-                        torch.uint8 if quantised else torch.bfloat16
-                    ),
-                    torch.empty(128, dtype=torch.int32),
+                    torch.empty(rows, inputs, dtype=torch.bfloat16),
+                    torch.empty(codes).to(torch.bfloat16 if scales is None else torch.uint8),
+                    None if groups is None else torch.empty(groups, dtype=torch.int32),
                     scheme=scheme,
                     scales=scales,
-                    zeros=scales if scheme == "int4" else None,
-                    global_scale=torch.empty(128) if scheme == "nvfp4" else None,
+                    zeros=scales if zeros else None,
+                    global_scale=torch.empty(front) if scheme == "nvfp4" else None,
                 )
-            names.append(f"{scheme}, {rows} rows")
+            names.append(f"{name}, {rows} rows of {groups or 'no'} groups")
     return names
 
 

@@ -1,0 +1,140 @@
+"""Rows times a weight, whatever it is held in: by PyTorch's kernels, or by ours.
+
+Whose a product is has been chosen once the model was loaded (`engine/model/kernel_choice.py`).
+Quantised weights have two: ours reads them in few bits and waits for nothing; the plain one holds a
+weight in full while it is used, and of experts the host has to know which have rows. Activations
+keep their type in either.
+
+Letters: R rows, E experts, N output features, K input features.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.model.quantization import (
+    Kernel,
+    QuantizedWeight,
+    StackedWeight,
+    Weight,
+    as_scheme,
+)
+
+
+def linear(x: Tensor, weight: Weight) -> Tensor:
+    """[R, K] and [N, K] -> [R, N]."""
+    match weight:
+        case StackedWeight():
+            return torch.cat([linear(x, part) for part in weight.parts], dim=-1)
+        case QuantizedWeight():
+            return quantized_product(x, weight, None)
+        case _:
+            return F.linear(x, weight)
+
+
+def grouped_product(rows: Tensor, weight: Weight, ends: Tensor, kernel: Kernel) -> Tensor:
+    """Each expert's rows times its weight: [R, K], [E, N, K] and where they end, [E] -> [R, N].
+
+    `kernel` is that of what is not quantised.
+    """
+    match weight:
+        case StackedWeight():
+            products = [grouped_product(rows, part, ends, kernel) for part in weight.parts]
+            return torch.cat(products, dim=-1)
+        case QuantizedWeight():
+            return quantized_product(rows, weight, ends)
+        case _:
+            # A compiler knows grouped_mm in bfloat16 alone; as one piece it takes it in any type.
+            product = compiled_grouped_mm if torch.compiler.is_compiling() else grouped_mm
+            return product(rows, weight, ends, kernel)
+
+
+def grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor, kernel: str) -> Tensor:
+    """Each expert's rows times its weight, which is not quantised."""
+    if kernel == "triton":
+        # Here: triton is there only where it is needed, and slow to import.
+        from engine.kernels.grouped_linear import grouped_linear
+
+        return grouped_linear(rows, weights, ends)
+    return F.grouped_mm(rows, weights.mT, offs=ends)
+
+
+@torch.library.custom_op("easel::grouped_mm", mutates_args=())
+def compiled_grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor, kernel: str) -> Tensor:
+    """The same, into which a compiler does not look."""
+    return grouped_mm(rows, weights, ends, kernel).contiguous()
+
+
+@compiled_grouped_mm.register_fake
+def _(rows: Tensor, weights: Tensor, ends: Tensor, kernel: str) -> Tensor:  # noqa: ARG001  # the op's own arguments
+    return rows.new_empty(rows.shape[0], weights.shape[1])
+
+
+def quantized_product(rows: Tensor, weight: QuantizedWeight, ends: Tensor | None) -> Tensor:
+    """[R, K] and [N, K] -> [R, N]; with `ends` each expert's rows times its weight of [E, N, K]."""
+    triton = weight.kernel == "triton"
+    # A compiler can look into the plain product of one weight only.
+    if torch.compiler.is_compiling() and (triton or ends is not None):
+        out: Tensor = compiled_quantized_product(
+            rows, ends, weight.scheme, triton, **weight.tensors()
+        )
+        return out
+    if triton:
+        # Here: triton is there only where it is needed, and slow to import.
+        from engine.kernels.grouped_linear import grouped_linear
+
+        return grouped_linear(
+            rows,
+            weight.codes,
+            ends,
+            scheme=weight.scheme,
+            scales=weight.scales,
+            zeros=weight.zeros,
+            global_scale=weight.global_scale,
+        )
+    if ends is not None:
+        return _plain_grouped_product(rows, weight, ends)
+    return F.linear(rows, weight.dequantize(rows.dtype))
+
+
+@torch.library.custom_op("easel::quantized_product", mutates_args=())
+def compiled_quantized_product(
+    rows: Tensor,
+    ends: Tensor | None,
+    scheme: str,
+    triton: bool,
+    codes: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None = None,
+    global_scale: Tensor | None = None,
+) -> Tensor:
+    """The same, into which a compiler does not look either."""
+    kernel: Kernel = "triton" if triton else "torch"
+    weight = QuantizedWeight(as_scheme(scheme), codes, scales, zeros, global_scale, kernel)
+    return quantized_product(rows, weight, ends)
+
+
+@compiled_quantized_product.register_fake
+def _(
+    rows: Tensor,
+    ends: Tensor | None,  # noqa: ARG001  # these are the op's own arguments
+    scheme: str,  # noqa: ARG001
+    triton: bool,  # noqa: ARG001
+    codes: Tensor,
+    scales: Tensor,  # noqa: ARG001
+    zeros: Tensor | None = None,  # noqa: ARG001
+    global_scale: Tensor | None = None,  # noqa: ARG001
+) -> Tensor:
+    return rows.new_empty(rows.shape[0], codes.shape[-2])
+
+
+def _plain_grouped_product(rows: Tensor, weight: QuantizedWeight, ends: Tensor) -> Tensor:
+    """One expert at a time is held in full, and the host waits to know how many rows each has."""
+    out = rows.new_empty(rows.shape[0], weight.shape[-2])
+    start = 0
+    for index, end in enumerate(ends.tolist()):
+        if end > start:
+            whole = weight.expert(index).dequantize(rows.dtype)
+            out[start:end] = F.linear(rows[start:end], whole)
+        start = end
+    return out
