@@ -16,41 +16,20 @@ from transformers import AutoTokenizer
 
 from bench.compare import Row
 from bench.generate import QUESTIONS
+from bench.random_weights import network_config
+from bench.roofline import released
 from bench.sides import demo_prompt
 from demo.evaluate import evaluate
 from demo.tasks import TASKS
 from engine.config import DEMO_MODEL_PATH, EngineConfig
 from engine.denoiser import Denoiser
-from engine.dimensions import LayerShape
 from engine.kv_cache import KVCache
 from engine.loading import build_denoiser
-from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig, Rope
+from engine.model.diffusion_gemma import DiffusionGemma
 from engine.model.places import places
 from engine.model.quantization import FromDense, empty_quantized
 from engine.noise import block_noise
 from engine.worker import Worker
-
-# The released model's shape (transformers' DiffusionGemmaConfig), without weights.
-RELEASED = ModelConfig(
-    vocab_size=262144,
-    hidden_size=2816,
-    mlp_size=2112,
-    query_heads=16,
-    layers=tuple(
-        LayerShape(2, 512, None) if index % 6 == 5 else LayerShape(8, 256, 1024)
-        for index in range(30)
-    ),
-    experts=128,
-    experts_per_token=8,
-    expert_size=704,
-    norm_eps=1e-6,
-    softcap=30.0,
-    sliding_rope=Rope(10_000.0),
-    full_rope=Rope(1_000_000.0, 0.25),
-    canvas_length=256,
-    max_positions=262144,
-    bidirectional_images=True,
-)
 
 _VISION_BYTES = 1.098e9  # what the released checkpoint, 51.6 GB, has beside the language model
 
@@ -139,7 +118,7 @@ def released_bytes(form: Form) -> int:
     """Of all weights of the released model on the device, the unquantised ones in BF16."""
     meta = torch.device("meta")
     with meta:
-        model = DiffusionGemma(RELEASED)
+        model = DiffusionGemma(network_config(released()))
     schemes = {"experts": form.experts, "linears": form.linears}
     total = int(_VISION_BYTES)
     for place in places(model):
