@@ -117,13 +117,14 @@ class ImageReader:
         self._decoding = threading.Lock()  # one picture at a time: the largest takes 770 MiB
 
     @classmethod
-    def find(cls, model: str, hosts: Sequence[str] = ()) -> "ImageReader":
+    def find(cls, model: str, hosts: Sequence[str] = (), *, sees: bool = True) -> "ImageReader":
         """Of a folder or a Hugging Face id; raises OSError if its configuration can't be read.
 
-        Images are fetched from these hosts; without any they come in data URLs only.
+        Images are fetched from these hosts; without any they come in data URLs only. Unless it
+        `sees`, its weights are of another file, which has no vision.
         """
         config = json.loads(model_file(model, "config.json").read_text())
-        processor = _image_processor(model)
+        processor = _image_processor(model) if sees else None
         return cls(
             None if processor is None else PictureFormat.from_config(processor),
             # What a configuration leaves out is the default of Transformers' class.

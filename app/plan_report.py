@@ -1,7 +1,8 @@
 """`easel plan`: what a model takes on a device, what would fit, and how fast it can be at best.
 
 Reads one small file of the model, `config.json`, or none of the released one, whose numbers come
-with Easel. Neither loads nor downloads weights, and needs no GPU.
+with Easel; and a GGUF file's header, if it is here. Neither loads nor downloads weights, and needs
+no GPU.
 """
 
 from dataclasses import asdict, dataclass
@@ -11,11 +12,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from app.model_files import model_file
+from app.model_files import model_file, optional_model_file
 from app.nvidia_smi import first_gpu
 from app.settings import Settings
 from engine.config import DeviceProfile, EngineConfig, Hardware, profile_names
-from engine.dimensions import Dimensions, known_dimensions, read_dimensions
+from engine.dimensions import QUANTIZED_FILES, Dimensions, known_dimensions, read_dimensions
+from engine.gguf_header import GgufError
+from engine.gguf_size import with_gguf
 from engine.memory import available_ram_bytes
 from engine.plan import (
     Plan,
@@ -27,15 +30,22 @@ from engine.plan import (
     nearest,
     refusal,
 )
-from engine.profiles import NO_PROFILE, Gpu, apply_profile, choose_profile, profile_for
+from engine.profiles import (
+    Gpu,
+    apply_profile,
+    choose_profile,
+    hardware_of,
+    usable_bytes,
+)
 from engine.roofline import device_step_s, step_cost
+from engine.weight_size import part_format
 
 TOKENS_A_STEP = 15  # of the answer, in the figures for speed
 SEEN_TOKENS = 8192  # the context behind which a step is timed
-_GPU_SHARE = 0.95  # of an unknown GPU's memory: the rest is the driver's
 _SETTINGS = (
     "quantize_experts",
     "quantize_linears",
+    "quantize_rest",
     "max_context",
     "prefill_chunk",
     "max_active",
@@ -97,7 +107,7 @@ def make_report(settings: Settings, device_name: str) -> Report:
     """Of a device that `device_names` lists; auto is what the settings say. Raises PlanError."""
     on_cpu = device_name == "auto" and settings.device == "cpu"
     device = _device("cpu" if on_cpu else device_name)
-    dimensions = _dimensions(settings.model_path)
+    dimensions = _dimensions(settings.model_path, settings.gguf)
     told = settings.engine_config()
     profile = choose_profile(told, device.gpu)
     config = apply_profile(told, profile, quantized=dimensions.quantized)
@@ -109,6 +119,7 @@ def make_report(settings: Settings, device_name: str) -> Report:
             dimensions,
             experts=config.quantize_experts,
             linears=config.quantize_linears,
+            rest=config.quantize_rest,
             context=SEEN_TOKENS,
         )
         step_s = device_step_s(cost, device.hardware)
@@ -156,11 +167,12 @@ def print_report(report: Report, console: Console) -> None:
     table.add_column("memory", justify="right")
     table.add_column("", style="dim")
     for part, size in plan.weights.items():
-        form = {
-            "experts": config.quantize_experts,
-            "attention": config.quantize_linears,
-            "dense MLP": config.quantize_linears,
-        }.get(part, NO_PROFILE)
+        form = part_format(
+            part,
+            experts=config.quantize_experts,
+            linears=config.quantize_linears,
+            rest=config.quantize_rest,
+        )
         table.add_row(f"weights: {part}", gb(size), "" if form == "none" else form)
     table.add_section()
     table.add_row(
@@ -198,27 +210,51 @@ def _device(name: str) -> Device:
     gpu_here = first_gpu() if name == "auto" else None
     if gpu_here is None:
         return Device("this machine's CPU", None, available_ram_bytes(), None)
-    name = profile_for(gpu_here)
-    found = None if name == NO_PROFILE else DeviceProfile.read(name).hardware
-    if found is None or not found.is_of(gpu_here.name):
-        return Device(gpu_here.name, gpu_here, round(_GPU_SHARE * gpu_here.memory_bytes), None)
-    reserve = round(found.reserve_gib * 2**30)
-    return Device(gpu_here.name, gpu_here, gpu_here.memory_bytes - reserve, found)
+    return Device(gpu_here.name, gpu_here, usable_bytes(gpu_here), hardware_of(gpu_here))
 
 
-def _dimensions(model: str) -> Dimensions:
-    known = known_dimensions(model)
-    if known is not None:
-        return known
-    folder = Path(model).expanduser()
-    try:
-        dimensions = read_dimensions(model_file(model, "config.json"))
-    except (OSError, ValueError) as error:
-        raise PlanError(f"model {model!r}: its config.json cannot be read: {error}") from error
+def _dimensions(model: str, gguf: str) -> Dimensions:
+    if gguf:
+        return _dimensions_with(gguf, _of_config(model))
+    folder, dimensions = Path(model).expanduser(), _of_config(model)
     if folder.is_dir():
         return dimensions.in_folder(folder)
-    if not dimensions.sized:
+    if not dimensions.sized or _told_quantized(model):
         raise PlanError(
             f"model {model!r} is quantised, and only its files say how large it is: give the folder"
         )
     return dimensions
+
+
+def _told_quantized(model: str) -> bool:
+    """Whether a file beside its `config.json` on the hub says so."""
+    if known_dimensions(model) is not None:
+        return False
+    try:
+        return any(optional_model_file(model, name) for name in QUANTIZED_FILES)
+    except OSError as error:
+        raise PlanError(f"model {model!r} cannot be read: {error}") from error
+
+
+def _of_config(model: str) -> Dimensions:
+    """From its `config.json` alone."""
+    known = known_dimensions(model)
+    if known is not None:
+        return known
+    try:
+        return read_dimensions(model_file(model, "config.json"))
+    except (OSError, ValueError) as error:
+        raise PlanError(f"model {model!r}: its config.json cannot be read: {error}") from error
+
+
+def _dimensions_with(gguf: str, dimensions: Dimensions) -> Dimensions:
+    try:
+        found = with_gguf(dimensions, gguf)
+    except (GgufError, OSError) as error:
+        raise PlanError(f"gguf {gguf!r}: {error}") from error
+    if not found.sized:
+        raise PlanError(
+            f"gguf {gguf!r} is no file here, and only the file says how large its weights are: "
+            "what it takes is known once it is downloaded"
+        )
+    return found

@@ -36,8 +36,11 @@ class Prompt:
 class PromptBuilder:
     """A checkpoint's tokenizer, chat template and image processor."""
 
-    def __init__(self, model: str, image_hosts: Sequence[str] = ()) -> None:
-        """Reads the files of a folder or a Hugging Face id; raises OSError if one is missing."""
+    def __init__(self, model: str, image_hosts: Sequence[str] = (), *, sees: bool = True) -> None:
+        """Reads the files of a folder or a Hugging Face id; raises OSError if one is missing.
+
+        Unless it `sees`, images are refused whatever the files say.
+        """
         self.vocabulary = Vocabulary(model_file(model, "tokenizer.json"))
         config = json.loads(model_file(model, "tokenizer_config.json").read_text())
         self._special = {
@@ -46,7 +49,7 @@ class PromptBuilder:
             if name.endswith("_token") and token is not None
         }
         self._template = model_file(model, "chat_template.jinja").read_text()
-        self._images = ImageReader.find(model, image_hosts)
+        self._images = ImageReader.find(model, image_hosts, sees=sees)
 
     def chat(
         self,

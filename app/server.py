@@ -75,7 +75,8 @@ def create_app(
     Raises OSError if the tokenizer's files are not there, KeysUnreadableError if its keys' are not.
     """
     keys = api_keys(settings)
-    prompts = PromptBuilder(settings.model_path, listed(settings.image_hosts))
+    hosts, sees = listed(settings.image_hosts), not settings.gguf  # such a file has no vision
+    prompts = PromptBuilder(settings.model_path, hosts, sees=sees)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -59,8 +59,8 @@ def token_by_token(denoiser: Denoiser, prompt: list[int], room: int) -> list[int
         model.config.layers,
         capacity=len(prompt) + room,
         pass_tokens=len(prompt),
-        dtype=model.embedding.dtype,
-        device=model.embedding.device,
+        dtype=model.dtype,
+        device=model.device,
     )
     answer: list[int] = []
     following = torch.tensor(prompt)

@@ -33,7 +33,7 @@ def rows(rounds: int, *, compiled: bool) -> Iterator[Row]:
             )
             dynamic, fixed = build_denoiser(config), build_denoiser(config)
         model = fixed.model
-        capture = model.embedding.is_cuda
+        capture = model.device.type == "cuda"
         fixed._graphs = Graphs(model, canvases=1, capture=capture, compiled=compiled)
         prompt = random_prompt(model.config.vocab_size, length)
         times = alternate(easel_step(fixed, prompt), easel_step(dynamic, prompt), rounds=rounds)

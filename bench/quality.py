@@ -4,11 +4,12 @@ Quality on the demo model: exact match on its held-out prompts, and how far a fi
 logits are from those of its own weights, float32 both. Its products are 128 to 256 wide, where the
 released model's are 704 to 8192: it says whether a scheme works, not how well it does there.
 
-Memory for the released dimensions: the arithmetic that the loader does, and what vision takes.
+Memory for the released dimensions: the plan's arithmetic.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +17,6 @@ from transformers import AutoTokenizer
 
 from bench.compare import Row
 from bench.generate import QUESTIONS
-from bench.random_weights import network_config
 from bench.roofline import released
 from bench.sides import demo_prompt
 from demo.evaluate import evaluate
@@ -25,27 +25,27 @@ from engine.config import DEMO_MODEL_PATH, EngineConfig
 from engine.denoiser import Denoiser
 from engine.kv_cache import KVCache
 from engine.loading import build_denoiser
-from engine.model.diffusion_gemma import DiffusionGemma
-from engine.model.places import places
-from engine.model.quantization import FromDense, empty_quantized
+from engine.model.embedding import products
+from engine.model.quantization import FromDense
 from engine.noise import block_noise
+from engine.weight_size import weight_bytes
 from engine.worker import Worker
-
-_VISION_BYTES = 1.098e9  # what the released checkpoint, 51.6 GB, has beside the language model
 
 
 @dataclass(frozen=True)
 class Form:
-    """How experts and linears are held; None is as they are in the checkpoint."""
+    """How experts, linears and the rest are held; None is as they are in the checkpoint."""
 
     experts: FromDense | None
     linears: FromDense | None
+    rest: Literal["int8", "fp8"] | None = None
 
     @property
     def case(self) -> str:
-        if self.experts is self.linears is None:
+        if self.experts is self.linears is self.rest is None:
             return "unquantised"
-        return f"experts {self.experts or 'BF16'}, linears {self.linears or 'BF16'}"
+        case = f"experts {self.experts or 'BF16'}, linears {self.linears or 'BF16'}"
+        return f"{case}, rest {self.rest}" if self.rest else case
 
 
 FORMS = (
@@ -55,6 +55,9 @@ FORMS = (
     Form("int4", None),
     Form("int4", "int8"),
     Form("int4", "int4"),
+    Form("int4", "int8", "int8"),
+    Form(None, None, "int8"),
+    Form(None, None, "fp8"),
 )
 
 
@@ -69,6 +72,7 @@ def rows(prompts: int) -> Iterator[Row]:
             threads=1,
             quantize_experts=form.experts or "none",
             quantize_linears=form.linears or "none",
+            quantize_rest=form.rest or "none",
             quantized_cache=False,
         )
         denoiser = build_denoiser(config)
@@ -111,23 +115,19 @@ def first_logits(denoiser: Denoiser, prompt: list[int]) -> Tensor:
     model.encode(torch.tensor(prompt), cache)
     hidden = model.decode(noise.canvases[0], None, cache)
     softcap = model.config.softcap
-    return softcap * torch.tanh(hidden @ model.embedding.T / softcap)
+    return softcap * torch.tanh(products(hidden, model.embedding) / softcap)
 
 
 def released_bytes(form: Form) -> int:
     """Of all weights of the released model on the device, the unquantised ones in BF16."""
-    meta = torch.device("meta")
-    with meta:
-        model = DiffusionGemma(network_config(released()))
-    schemes = {"experts": form.experts, "linears": form.linears}
-    total = int(_VISION_BYTES)
-    for place in places(model):
-        scheme = schemes.get(place.kind)
-        if scheme is None:
-            total += 2 * place.shape.numel()
-        else:
-            total += empty_quantized(place.shape, scheme, meta).nbytes
-    return total
+    parts = weight_bytes(
+        released(),
+        experts=form.experts or "none",
+        linears=form.linears or "none",
+        rest=form.rest or "none",
+        element_bytes=2,
+    )
+    return sum(parts.values())
 
 
 def _relative_error(found: Tensor, expected: Tensor) -> float:

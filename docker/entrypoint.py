@@ -1,8 +1,9 @@
 """The image's entry point: chooses a model for `serve` if nobody has, then becomes `easel`.
 
 A person who starts the image with a GPU wants the released model, and without one wants to see
-something: the choice is told on stderr, and EASEL_MODEL or --model is never overruled. Standard
-library only: torch would take seconds to say whether there is a GPU.
+something: the choice is told on stderr, and EASEL_MODEL or --model is never overruled. Whether the
+released model fits a GPU, its device profile and the plan say. Nothing here imports torch, which
+would take seconds to say whether there is a GPU.
 """
 
 import ctypes
@@ -10,10 +11,13 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from engine.config import EngineConfig
+from engine.dimensions import known_dimensions
+from engine.plan import gb, make_plan
+from engine.profiles import Gpu, apply_profile, profile_for, usable_bytes
+
 RELEASED_MODEL = "google/diffusiongemma-26B-A4B-it"
-# Its weights are 51.6 GB; keys, values, images and working memory come on top. Between the
-# 48 GB cards, which can't hold it, and those of 80 GB and more, which can.
-ROOM_BYTES = 64 * 10**9
+_NAME_BYTES = 256  # of a GPU, at most
 
 _DEMO = (
     "serving the demo model, which knows only a few small tasks. "
@@ -25,8 +29,8 @@ def main() -> None:
     """Replace this process by `easel`, so that it is the one which Docker's signals reach."""
     arguments = sys.argv[1:]
     if chooses_model(arguments, os.environ):
-        gpu_bytes = None if wants_cpu(arguments, os.environ) else gpu_memory_bytes()
-        chosen, why = choose_model(gpu_bytes)
+        gpu = None if wants_cpu(arguments, os.environ) else first_gpu()
+        chosen, why = choose_model(gpu)
         print(f"easel: EASEL_MODEL is not set{why}", file=sys.stderr, flush=True)
         os.environ.update(chosen)
     os.execvp("easel", ["easel", *arguments])
@@ -46,23 +50,27 @@ def wants_cpu(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
     return _told("device", arguments, environment) == "cpu"
 
 
-def choose_model(gpu_bytes: int | None) -> tuple[dict[str, str], str]:
+def choose_model(gpu: Gpu | None) -> tuple[dict[str, str], str]:
     """The variables that `easel` gets, and the rest of the sentence that says why.
 
-    gpu_bytes: the memory of the first GPU, None if there is none to use.
+    `gpu` is the driver's first one, None if there is none to use.
     """
-    if gpu_bytes is None:
+    if gpu is None:
         return {"EASEL_MODEL": "demo"}, (
             f", and there is no GPU to use (docker run --gpus all gives one): {_DEMO}"
         )
-    gigabytes = f"the GPU's {gpu_bytes / 1e9:.0f} GB"
-    if gpu_bytes < ROOM_BYTES:
-        return {"EASEL_MODEL": "demo"}, f", and {RELEASED_MODEL} does not fit {gigabytes}: {_DEMO}"
+    dimensions, profile = known_dimensions(RELEASED_MODEL), profile_for(gpu)
+    assert dimensions is not None
+    config = apply_profile(EngineConfig(model=RELEASED_MODEL), profile, quantized=False)
+    needed = make_plan(dimensions, config, cuda=True).total
+    memory = f"{gb(gpu.memory_bytes)} of {gpu.name}"
+    if needed > usable_bytes(gpu):
+        return {"EASEL_MODEL": "demo"}, f", and {RELEASED_MODEL} does not fit the {memory}: {_DEMO}"
     # On this device or not at all: on a CPU the model would take 100 GB and minutes a block.
     return {"EASEL_MODEL": RELEASED_MODEL, "EASEL_DEVICE": "cuda"}, (
-        f": serving {RELEASED_MODEL}, for which {gigabytes} have room. The first start downloads "
-        "51.6 GB into /cache; -v easel-cache:/cache keeps them for the next container. "
-        "EASEL_MODEL=demo serves the demo model, at once."
+        f": serving {RELEASED_MODEL}, which with the profile {profile} takes {gb(needed)} of the "
+        f"{memory}. The first start downloads 51.6 GB into /cache; -v easel-cache:/cache keeps "
+        "them for the next container. EASEL_MODEL=demo serves the demo model, at once."
     )
 
 
@@ -77,8 +85,8 @@ def _told(name: str, arguments: Sequence[str], environment: Mapping[str, str]) -
     return environment.get(f"EASEL_{name.upper()}", "")
 
 
-def gpu_memory_bytes() -> int | None:
-    """The whole memory of the driver's first GPU, None without one.
+def first_gpu() -> Gpu | None:
+    """The driver's first GPU with its whole memory, None without one.
 
     Asks the driver: nvidia-smi has no number for a GPU that shares the machine's memory.
     """
@@ -87,15 +95,17 @@ def gpu_memory_bytes() -> int | None:
     except OSError:
         return None
     device, total = ctypes.c_int(), ctypes.c_size_t()
+    name = ctypes.create_string_buffer(_NAME_BYTES)
     code = (
         cuda.cuInit(0)
         or cuda.cuDeviceGet(ctypes.byref(device), 0)
+        or cuda.cuDeviceGetName(name, _NAME_BYTES, device)
         or cuda.cuDeviceTotalMem_v2(ctypes.byref(total), device)
     )
     if code:
         print(f"easel: NVIDIA's driver finds no GPU (CUDA error {code}).", file=sys.stderr)
         return None
-    return total.value
+    return Gpu(name.value.decode(), total.value)
 
 
 if __name__ == "__main__":

@@ -151,13 +151,13 @@ def new_canvas(
 def self_conditioning(canvases: list[Canvas], like: Tensor) -> Tensor | None:
     """What the canvases' next step is told of the last one, [R, D]; zeros before the first step.
 
-    None if all stand before it. `like` [V, D] has the hidden size, dtype and device.
+    None if all stand before it. `like` [D] has the hidden size, dtype and device.
     """
     if all(canvas.soft_embeddings is None for canvas in canvases):
         return None
     return torch.cat(
         [
-            like.new_zeros(canvas.width, like.shape[1])
+            like.new_zeros(canvas.width, like.shape[0])
             if canvas.soft_embeddings is None
             else canvas.soft_embeddings
             for canvas in canvases

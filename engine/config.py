@@ -16,6 +16,7 @@ DEMO_MODEL = "demo"
 DEMO_MODEL_PATH = _ROOT / "demo" / "model"
 
 Format = Literal["none", "int8", "int4", "fp8"]
+FormatOfRest = Literal["none", "int8", "fp8"]  # a scale a row, which lm_head's products need
 
 
 def profile_names() -> list[str]:
@@ -58,8 +59,12 @@ class EngineConfig(BaseModel):
     )
     quantize_linears: Format = Field(
         default="none",
-        description="The same for attention's and the dense MLPs' weights. Router, embeddings, "
-        "norms, self-conditioning and vision are never quantised.",
+        description="The same for attention's and the dense MLPs' weights.",
+    )
+    quantize_rest: FormatOfRest = Field(
+        default="none",
+        description="The same for all other matrices: the embedding, which is lm_head too, "
+        "self-conditioning's, the routers' and vision's. It saves memory; time it may cost.",
     )
     quantized_cache: bool = Field(
         default=True,

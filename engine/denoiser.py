@@ -72,7 +72,7 @@ class Denoiser:
         self.context_length = context_length
         self.vocab_size = model.config.vocab_size
         self._narrow_canvas = narrow_canvas
-        self._device = model.embedding.device
+        self._device = model.device
         room = pass_tokens(
             context=context_length,
             canvas=model.config.canvas_length,
@@ -84,7 +84,7 @@ class Denoiser:
                 model.config.layers,
                 capacity=context_length,
                 pass_tokens=room,
-                dtype=model.embedding.dtype,
+                dtype=model.dtype,
                 device=self._device,
                 slack=SLACK_TOKENS,
             )
@@ -144,7 +144,7 @@ class Denoiser:
         if self._graphs is not None:
             hidden = self._graphs.run(segments, [canvas.soft_embeddings for canvas in canvases])
         if hidden is None:
-            hidden = self.model.run(segments, self_conditioning(canvases, self.model.embedding))
+            hidden = self.model.run(segments, self_conditioning(canvases, self.model.norm.weight))
         return hidden
 
     def _encoded(self, slot: Slot, tokens: list[int], images: tuple[Image, ...] = ()) -> Segment:

@@ -11,7 +11,6 @@ import logging
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from engine.canvas import Canvas, Rows
 from engine.messages import TokenLogprobs
@@ -37,7 +36,7 @@ class DenoisingStep:
 
     def __init__(self, model: DiffusionGemma) -> None:
         self._model = model
-        self._kernels = model.embedding.device.type == "cuda"
+        self._kernels = model.device.type == "cuda"
         if self._kernels:
             self._try_kernels()
 
@@ -125,8 +124,7 @@ class DenoisingStep:
                 fixed = slice(place.stop - len(canvas.suffix), place.stop)
                 tail.argmax[fixed] = canvas.suffix
                 tail.entropy[fixed] = 0.0
-                embeddings = F.embedding(canvas.suffix, self._model.embedding)
-                tail.soft_embeddings[fixed] = embeddings * self._model.embedding_scale
+                tail.soft_embeddings[fixed] = self._model.embed(canvas.suffix)
 
     def _logprobs(
         self, hidden: Tensor, tail: TailResult, canvas: Canvas, place: slice
@@ -184,20 +182,19 @@ class DenoisingStep:
 
     def _try_kernels(self) -> None:
         """Run Triton's kernels once; where they do not run, the plain operations take over."""
-        embedding = self._model.embedding
-        rows, softcap = self._model.config.canvas_length, self._model.config.softcap
-        hidden = torch.zeros(
-            rows, embedding.shape[1], dtype=embedding.dtype, device=embedding.device
-        )
-        temperatures = torch.ones(rows, device=embedding.device)
-        scales = {"softcap": softcap, "embedding_scale": self._model.embedding_scale}
+        model = self._model
+        config, softcap, embedding = model.config, model.config.softcap, model.embedding
+        rows = config.canvas_length
+        hidden = torch.zeros(rows, config.hidden_size, dtype=model.dtype, device=model.device)
+        temperatures = torch.ones(rows, device=model.device)
+        scales = {"softcap": softcap, "embedding_scale": model.embedding_scale}
         try:
             tail = triton_vocab_tail(
                 hidden, embedding, temperatures, **scales, least_temperature=1.0
             )
             uniforms, wanted = torch.zeros_like(temperatures), temperatures > 0
             draw(tail, hidden, embedding, temperatures, uniforms, wanted, softcap=softcap)
-            torch.cuda.synchronize(embedding.device)
+            torch.cuda.synchronize(model.device)
         except Exception:  # whatever a compiler, a driver or a missing package may raise
             logger.warning("Triton kernels can't be used here, plain ones are", exc_info=True)
             self._kernels = False

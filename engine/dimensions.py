@@ -17,9 +17,8 @@ from engine.config import CONFIGS
 # Numbers of the published configuration, for plans without a network.
 _KNOWN = {"google/diffusiongemma-26b-a4b-it": CONFIGS / "models" / "diffusiongemma-26b-a4b.json"}
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-MODELOPT_FILE = (
-    "hf_quant_config.json"  # by which ModelOpt's checkpoints say that they are quantised
-)
+# By which checkpoints say that they are quantised where their config.json does not.
+MODELOPT_FILE, W4_FILE = QUANTIZED_FILES = ("hf_quant_config.json", "w4_meta.json")
 _IMAGE_TOKENS = 280  # of one image, where no processor's configuration says otherwise
 
 
@@ -53,6 +52,14 @@ class Tower:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """Weights of a checkpoint that is quantised: bytes held as they are, and what is in full."""
+
+    nbytes: int
+    elements: int = 0  # in the model's type
+
+
+@dataclass(frozen=True)
 class Dimensions:
     """Of the network; sizes in elements, lengths in tokens."""
 
@@ -68,7 +75,7 @@ class Dimensions:
     max_positions: int
     tower: Tower | None
     quantized: bool  # in the checkpoint
-    stored_bytes: int | None = None  # of a quantised checkpoint's files, where they are there
+    stored: Stored | None = None  # of a quantised checkpoint, where its files are there
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Dimensions":
@@ -104,18 +111,19 @@ class Dimensions:
     @property
     def sized(self) -> bool:
         """Whether it is known how large the weights are: quantised ones are as large as stored."""
-        return not self.quantized or self.stored_bytes is not None
+        return not self.quantized or self.stored is not None
 
     def in_folder(self, folder: Path) -> "Dimensions":
         """Of a checkpoint in a folder: without an image processor's file it takes no images."""
         seeing = any((folder / name).exists() for name in PROCESSOR_FILES)
-        quantized = self.quantized or (folder / MODELOPT_FILE).exists()
+        told = any((folder / name).exists() for name in QUANTIZED_FILES)
+        quantized = self.quantized or told
         stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         return replace(
             self,
             tower=self.tower if seeing else None,
             quantized=quantized,
-            stored_bytes=stored if quantized else None,
+            stored=Stored(stored) if quantized else None,
         )
 
 

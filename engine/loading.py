@@ -39,8 +39,7 @@ _PROGRESS_PARTS = 200  # `Loading` messages at most
 def with_profile(config: EngineConfig) -> tuple[EngineConfig, str]:
     """The same with what the device's profile says of all that is not told, and a line about it."""
     profile = choose_profile(config, find_gpu(choose_device(config)))
-    # A GGUF file is in few bits already, whatever the folder beside it is.
-    quantized = bool(config.gguf) or find_dimensions(config.model_path).quantized
+    quantized = find_dimensions(config.model_path, config.gguf).quantized
     described = describe_profile(config, profile, quantized=quantized)
     return apply_profile(config, profile, quantized=quantized), described
 
@@ -52,22 +51,26 @@ def build_denoiser(
 
     Raises CheckpointError, DeviceError, UnsupportedModelError or UnsupportedSamplerError, and
     DoesNotFitError before anything is allocated; and before anything is downloaded, unless it is
-    quantised: then only its files say how large it is.
+    quantised: then only its files say how large it is, of GGUF the header.
     """
     device = choose_device(config)
     dtype = choose_dtype(config, device)
-    # The plan knows no GGUF file's size, so with one nothing is refused beforehand.
-    dimensions = None if config.gguf else find_dimensions(config.model_path)
-    if dimensions is not None and dimensions.sized:
+    dimensions = find_dimensions(config.model_path, config.gguf)
+    if dimensions.sized:
         check_plan(dimensions, config, free_memory(device), device)
     checkpoint = find_checkpoint(config.model_path, config.gguf)
-    if dimensions is not None and not dimensions.sized:
-        dimensions = dimensions.in_folder(checkpoint.folder)
+    if not dimensions.sized:
+        dimensions = find_dimensions(str(checkpoint.folder), str(checkpoint.gguf or ""))
         check_plan(dimensions, config, free_memory(device), device)
     torch.set_num_threads(choose_threads(config, device, checkpoint.config.hidden_size))
     vision = None
     if checkpoint.vision is not None:
-        vision = Vision(checkpoint.vision, device=device, dtype=dtype)
+        vision = Vision(
+            checkpoint.vision,
+            device=device,
+            dtype=dtype,
+            quantized=config.quantize_rest != "none",
+        )
     model = load_model(
         checkpoint,
         device=device,
@@ -92,6 +95,8 @@ def new_denoiser(
     """
     device, dtype = model.norm.weight.device, model.norm.weight.dtype
     never_waits = choose_product_kernels(model, dtype)
+    if vision is not None:
+        choose_product_kernels(vision, dtype)
     model.attention_kernel = choose_attention_kernel(
         model.config.layers, model.config.query_heads, device, dtype
     )
@@ -136,10 +141,15 @@ def use_cuda_graphs(config: EngineConfig, device: torch.device, *, never_waits: 
 
 
 def _quantization(config: EngineConfig) -> Quantization:
-    experts, linears = config.quantize_experts, config.quantize_linears
+    experts, linears, rest = (
+        config.quantize_experts,
+        config.quantize_linears,
+        config.quantize_rest,
+    )
     return Quantization(
         None if experts == "none" else experts,
         None if linears == "none" else linears,
+        None if rest == "none" else rest,
         cache_root() if config.quantized_cache else None,
     )
 

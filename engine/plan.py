@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.activations import PassShape, activation_bytes, network_bytes
-from engine.config import EngineConfig, Format
+from engine.config import EngineConfig, Format, FormatOfRest
 from engine.dimensions import Dimensions
 from engine.kv_size import cache_elements, pass_tokens
 from engine.weight_size import Part, weight_bytes, widest_elements
@@ -27,12 +27,13 @@ _LEAST_CONTEXT = 4096  # rather fewer bits than less of it
 _CONTEXT_STEP = 1024  # of the contexts that are proposed
 _PREFIX_STEP_MIB = 256
 _MOST_CANVASES = 64  # further on it is not memory that limits
-# From the largest weights to the smallest: experts, linears.
-_FORMATS: tuple[tuple[Format, Format], ...] = (
-    ("int8", "int8"),
-    ("int4", "none"),
-    ("int4", "int8"),
-    ("int4", "int4"),
+# From the largest weights to the smallest: experts, linears, the rest.
+_FORMATS: tuple[tuple[Format, Format, FormatOfRest], ...] = (
+    ("int8", "int8", "none"),
+    ("int4", "none", "none"),
+    ("int4", "int8", "none"),
+    ("int4", "int8", "int8"),
+    ("int4", "int4", "int8"),
 )
 
 
@@ -111,18 +112,17 @@ def make_plan(dimensions: Dimensions, config: EngineConfig, *, cuda: bool) -> Pl
         canvases = config.max_active * d.canvas_length
         static = canvases * d.hidden_size * element_bytes
         graphs = GRAPHS * _GRAPH_BYTES + static + network_bytes(d, canvases, element_bytes)
-    experts, linears = config.quantize_experts, config.quantize_linears
-    widest = widest_elements(d, experts=experts, linears=linears)
+    formats: dict[str, Format] = {
+        "experts": config.quantize_experts,
+        "linears": config.quantize_linears,
+        "rest": config.quantize_rest,
+    }
+    widest = widest_elements(d, **formats)
     activations = activation_bytes(d, shape, element_bytes=element_bytes, cuda=cuda)
     return Plan(
         context_tokens=context,
         canvases=config.max_active,
-        weights=weight_bytes(
-            d,
-            experts=experts,
-            linears=linears,
-            element_bytes=element_bytes,
-        ),
+        weights=weight_bytes(d, **formats, element_bytes=element_bytes),
         kv_token=slot(context + 1) - slot(context),
         kv_slot=slot(context),
         activations=activations + widest * (_WIDENING_BYTES + element_bytes),
@@ -244,8 +244,10 @@ def _formats(dimensions: Dimensions, config: EngineConfig, *, cuda: bool) -> Ite
     """The configuration as it is, then with fewer and fewer bits."""
     yield config
     size = make_plan(dimensions, config, cuda=cuda).weights_total
-    for experts, linears in _FORMATS:
-        changed = _changed(config, quantize_experts=experts, quantize_linears=linears)
+    for experts, linears, rest in _FORMATS:
+        changed = _changed(
+            config, quantize_experts=experts, quantize_linears=linears, quantize_rest=rest
+        )
         smaller = make_plan(dimensions, changed, cuda=cuda).weights_total
         if smaller < size:
             size = smaller

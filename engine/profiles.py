@@ -6,10 +6,13 @@ Plain Python: whoever knows the GPU, says its name and memory; in a server that 
 
 from typing import Any, NamedTuple
 
-from engine.config import DEMO_MODEL, DeviceProfile, EngineConfig, profile_names
+from engine.config import DEMO_MODEL, DeviceProfile, EngineConfig, Hardware, profile_names
 
 NO_PROFILE = "none"
 _LEAST_SHARE = 0.9  # of a profile's memory: drivers report somewhat less than makers
+_UNKNOWN_SHARE = (
+    0.95  # of the memory of a GPU that no profile is made for: the rest is the driver's
+)
 
 
 class Gpu(NamedTuple):
@@ -45,6 +48,21 @@ def profile_for(gpu: Gpu) -> str:
         elif not hardware.shared_memory:
             sized.append((hardware.memory_gib, name))
     return max(named or sized, default=(0.0, NO_PROFILE))[1]
+
+
+def hardware_of(gpu: Gpu) -> Hardware | None:
+    """Its maker's figures, where a profile is made for it."""
+    name = profile_for(gpu)
+    found = None if name == NO_PROFILE else DeviceProfile.read(name).hardware
+    return found if found is not None and found.is_of(gpu.name) else None
+
+
+def usable_bytes(gpu: Gpu) -> int:
+    """Of its memory, what others leave: the driver, a desktop, the system."""
+    hardware = hardware_of(gpu)
+    if hardware is None:
+        return round(_UNKNOWN_SHARE * gpu.memory_bytes)
+    return gpu.memory_bytes - round(hardware.reserve_gib * 2**30)
 
 
 def apply_profile(config: EngineConfig, name: str, *, quantized: bool) -> EngineConfig:

@@ -42,12 +42,23 @@ class Step:
         return ceil(self.fixed_bytes / bandwidth / spare) if spare > 0 else None
 
 
-def step_cost(dimensions: Dimensions, *, experts: Format, linears: Format, context: int) -> Step:
-    """Bytes and operations of one denoising step behind `context` tokens, 16 bits at the least."""
+def step_cost(
+    dimensions: Dimensions,
+    *,
+    experts: Format,
+    linears: Format,
+    context: int,
+    rest: Format = "none",
+) -> Step:
+    """Bytes and operations of one denoising step behind `context` tokens.
+
+    Weights that are not quantised have 16 bits. What a kernel would do is counted: a vocabulary's
+    codes that are widened before a product cost more than their own bytes.
+    """
     counts = weight_counts(dimensions)
-    embedding = counts["embedding and lm_head"].total
+    embedding = counts["embedding and lm_head"]
     dense = counts["attention"] + counts["dense MLP"]
-    small = counts["router and norms"].total + counts["self-conditioning"].total
+    small = counts["router and norms"] + counts["self-conditioning"]
     rows = dimensions.canvas_length
     seen = [min(context, (shape.window or context + 1) - 1) for shape in dimensions.layers]
     pairs = sum(
@@ -55,7 +66,7 @@ def step_cost(dimensions: Dimensions, *, experts: Format, linears: Format, conte
         for shape, tokens in zip(dimensions.layers, seen, strict=True)
     )
     active_experts = counts["experts"].total * dimensions.experts_per_token / dimensions.experts
-    active = dense.total + small + active_experts + 2 * embedding
+    active = dense.total + small.total + active_experts + 2 * embedding.total
     kv = sum(
         2 * _HALF * shape.kv_heads * shape.head_size * tokens
         for shape, tokens in zip(dimensions.layers, seen, strict=True)
@@ -63,7 +74,8 @@ def step_cost(dimensions: Dimensions, *, experts: Format, linears: Format, conte
     return Step(
         fixed_bytes=counts["experts"].nbytes(experts, _HALF)
         + dense.nbytes(linears, _HALF)
-        + _HALF * (small + 2 * embedding),
+        + small.nbytes(rest, _HALF)
+        + 2 * embedding.nbytes(rest, _HALF),
         canvas_bytes=kv + 4 * _HALF * rows * dimensions.vocab_size,
         canvas_flops=rows * (2 * active + 4 * pairs),
     )

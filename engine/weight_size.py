@@ -26,6 +26,7 @@ Part = Literal[
 _CODE_BITS: dict[Format, int] = {"int8": 8, "fp8": 8, "int4": 4}
 _GROUP = 32  # weights that share a scale where codes have four bits; else a row has one
 _GROUP_SCALE_BYTES, _ROW_SCALE_BYTES = 2, 4
+_VOCABULARY_PART = 4096  # tokens: `engine/model/embedding.py`
 
 
 @dataclass(frozen=True)
@@ -74,43 +75,63 @@ def weight_counts(dimensions: Dimensions) -> dict[Part, Count]:
         norms += Count(plain=2 * shape.head_size)
     # A layer's seven norms, its router with a scale a feature and one an expert, and what encoder
     # and decoder are scaled with.
-    norms += _times(Count(plain=7 * hidden + (d.experts + 1) * hidden + d.experts + 2), layers)
+    router = _matrix(d.experts, hidden) + Count(plain=hidden + d.experts)
+    norms += _times(router + Count(plain=7 * hidden + 2), layers)
     return {
         "experts": _times(expert, layers * d.experts),
         "attention": attention,
         "dense MLP": _times(dense, layers),
-        "embedding and lm_head": Count(plain=d.vocab_size * hidden),
+        "embedding and lm_head": _matrix(d.vocab_size, hidden),
         "router and norms": norms,
-        "self-conditioning": Count(plain=dense.elements + hidden),
+        "self-conditioning": dense + Count(plain=hidden),
         "vision": Count() if d.tower is None else _tower(d.tower, hidden),
     }
 
 
 def weight_bytes(
-    dimensions: Dimensions, *, experts: Format, linears: Format, element_bytes: float
+    dimensions: Dimensions,
+    *,
+    experts: Format,
+    linears: Format,
+    element_bytes: float,
+    rest: Format = "none",
 ) -> dict[Part, int]:
-    """By part. `linears` are attention and dense MLP; the rest stays whole.
+    """By part. `linears` are attention and dense MLP, `rest` all other matrices.
 
     What a checkpoint holds quantised is one part: it is as large on the device as in its files.
     """
     if dimensions.quantized:
-        assert dimensions.stored_bytes is not None
-        return {"as stored": dimensions.stored_bytes}
-    forms: dict[Part, Format] = {
-        "experts": experts,
-        "attention": linears,
-        "dense MLP": linears,
-    }
+        stored = dimensions.stored
+        assert stored is not None
+        return {"as stored": stored.nbytes + round(stored.elements * element_bytes)}
     return {
-        part: count.nbytes(forms.get(part, "none"), element_bytes)
+        part: count.nbytes(
+            part_format(part, experts=experts, linears=linears, rest=rest), element_bytes
+        )
         for part, count in weight_counts(dimensions).items()
     }
 
 
-def widest_elements(dimensions: Dimensions, *, experts: Format, linears: Format) -> int:
+def part_format(part: Part, *, experts: Format, linears: Format, rest: Format) -> Format:
+    """What a part's matrices are held in, by the options."""
+    match part:
+        case "experts":
+            return experts
+        case "attention" | "dense MLP":
+            return linears
+        case "as stored":
+            return "none"
+        case _:
+            return rest
+
+
+def widest_elements(
+    dimensions: Dimensions, *, experts: Format, linears: Format, rest: Format = "none"
+) -> int:
     """Of the largest quantised matrix that a product holds in full, at most; 0 if there is none.
 
-    One of attention or of a dense MLP, but of the experts one expert's.
+    One of attention, of a dense MLP or of vision, but of the experts one expert's, and of the
+    embedding a part.
     """
     d = dimensions
     widest = [0]
@@ -121,6 +142,12 @@ def widest_elements(dimensions: Dimensions, *, experts: Format, linears: Format)
         for shape in d.layers:
             heads = d.query_heads + shape.kv_heads * (1 if shape.window is None else 2)
             widest.append(heads * shape.head_size * d.hidden_size)
+    if rest != "none":
+        tokens = min(_VOCABULARY_PART, d.vocab_size)
+        widest += [2 * d.mlp_size * d.hidden_size, tokens * d.hidden_size]
+        if d.tower is not None:
+            inner = max(d.tower.mlp_size, d.tower.query_heads * d.tower.head_size, d.hidden_size)
+            widest.append(inner * d.tower.hidden_size)
     return max(widest)
 
 
@@ -133,11 +160,13 @@ def _times(count: Count, times: int) -> Count:
 
 
 def _tower(tower: Tower, text_hidden_size: int) -> Count:
-    """The tower and its projector: in no format but the weights' own."""
+    """The tower and its projector; what makes features of patches is in full in any format."""
     size = tower.hidden_size
-    heads = tower.query_heads + tower.kv_heads
-    layer = 2 * heads * tower.head_size * size + 3 * size * tower.mlp_size
-    norms = 4 * size + 2 * tower.head_size
+    heads, kv_heads = tower.query_heads * tower.head_size, tower.kv_heads * tower.head_size
+    attention = _matrix(heads + 2 * kv_heads, size) + _matrix(size, heads)
+    mlp = _matrix(2 * tower.mlp_size, size) + _matrix(size, tower.mlp_size)
+    norms = Count(plain=4 * size + 2 * tower.head_size)
     patches = 2 * tower.positions * size + 3 * tower.patch_size**2 * size
     scales = 2 * size if tower.standardize else 0
-    return Count(plain=tower.layers * (layer + norms) + patches + scales + size * text_hidden_size)
+    projector = _matrix(text_hidden_size, size)
+    return _times(attention + mlp + norms, tower.layers) + projector + Count(plain=patches + scales)

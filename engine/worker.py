@@ -222,8 +222,8 @@ def serve(address: str, config: EngineConfig) -> None:
     worker = Worker(denoiser, config)
     send(
         Ready(
-            device=device_name(denoiser.model.embedding.device),
-            dtype=str(denoiser.model.embedding.dtype).removeprefix("torch."),
+            device=device_name(denoiser.model.device),
+            dtype=str(denoiser.model.dtype).removeprefix("torch."),
             context_length=denoiser.context_length,
             canvas_length=denoiser.model.config.canvas_length,
             vocab_size=denoiser.model.config.vocab_size,

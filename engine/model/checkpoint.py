@@ -9,14 +9,16 @@ published formats look on disk is `engine.weights`' to know.
 import json
 import re
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from engine.dimensions import Dimensions
+from engine.dimensions import QUANTIZED_FILES, Dimensions
+from engine.gguf_header import GgufError, place_on_hub
+from engine.gguf_size import with_gguf
 from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig
 from engine.model.places import Kind, Place, canonical, places
 from engine.model.quantization import (
@@ -31,6 +33,7 @@ from engine.model.quantization import (
 )
 from engine.model.vision import Vision, VisionConfig, is_vision
 from engine.sampler import SamplerConfig
+from engine.weights.dg_w4a16 import expert_files
 from engine.weights.errors import UnsupportedFormatError
 from engine.weights.published import PublishedWeights, ReadModule, find_format, read_dense
 from engine.weights.quantized_cache import QuantizedCache
@@ -74,28 +77,47 @@ class Quantization:
 
     experts: FromDense | None = None
     linears: FromDense | None = None  # of attention and of the dense MLPs
+    rest: Literal["int8", "fp8"] | None = None  # all other matrices
     cache_root: Path | None = None
+
+    def __bool__(self) -> bool:
+        """Whether anything is."""
+        return any((self.experts, self.linears, self.rest))
 
     def scheme(self, kind: Kind) -> FromDense | None:
         """What becomes of such a place."""
-        return {"experts": self.experts, "linears": self.linears}.get(kind)
+        if kind == "dense":
+            return None
+        of_rest = {"rest": self.rest, "embedding": self.rest}
+        return {"experts": self.experts, "linears": self.linears, **of_rest}[kind]
 
     def cache(self, files: list[Path]) -> QuantizedCache | None:
-        if self.cache_root is None or (self.experts is None and self.linears is None):
+        if self.cache_root is None or not self:
             return None
-        asked = {"experts": self.experts or "none", "linears": self.linears or "none"}
+        schemes = {"experts": self.experts, "linears": self.linears, "rest": self.rest}
+        asked = {name: scheme or "none" for name, scheme in schemes.items()}
         return QuantizedCache(self.cache_root, files, asked)
 
 
-def find_dimensions(model: str) -> Dimensions:
-    """Of a folder or a Hugging Face id, from its configuration: nothing else is downloaded.
+def find_dimensions(model: str, gguf: str = "") -> Dimensions:
+    """Of a folder or a Hugging Face id, from its configuration: no more of it is downloaded.
+
+    `gguf` is the file that has the weights instead, whose header is read if it is here.
 
     Raises CheckpointError or UnsupportedModelError.
     """
     folder, config = _find_config(model)
     ModelConfig.from_transformers(config)
     dimensions = Dimensions.of(config.to_dict())
-    return dimensions if folder is None else dimensions.in_folder(folder)
+    if gguf:
+        try:
+            return with_gguf(dimensions, gguf)
+        except GgufError as error:
+            raise CheckpointError(str(error)) from error
+    if folder is not None:
+        return dimensions.in_folder(folder)
+    told = any(_is_on_hub(model, name) for name in QUANTIZED_FILES)
+    return replace(dimensions, quantized=dimensions.quantized or told)
 
 
 def find_checkpoint(model: str, gguf: str = "") -> Checkpoint:
@@ -134,16 +156,16 @@ def load_model(
 ) -> DiffusionGemma:
     """The network with its weights on `device`. `on_progress` gets bytes read and bytes in all.
 
-    `dtype` is that of weights that are not quantised. Fills `vision` too if there is one; if not,
-    a file's vision tensors are passed over.
+    `dtype` is that of weights that are not quantised. Fills `vision` too if there is one, which was
+    built for the same `quantization`; if not, a file's vision tensors are passed over.
 
     Raises CheckpointError listing the tensors that are missing, unexpected or mis-shaped, or if
     the checkpoint can't be quantised as asked.
     """
-    if checkpoint.quantized and (quantization.experts or quantization.linears):
+    if checkpoint.quantized and quantization:
         raise CheckpointError(
-            f"{checkpoint.folder} is quantised already: quantize_experts and quantize_linears "
-            "can only be 'none'"
+            f"{checkpoint.folder} is quantised already: quantize_experts, quantize_linears and "
+            "quantize_rest can only be 'none'"
         )
     with torch.device("meta"):
         model = DiffusionGemma(checkpoint.config)
@@ -151,7 +173,7 @@ def load_model(
     loading = _Loading(source, quantization, cache, device, dtype)
     with cache or nullcontext():
         try:
-            for place in places(model):
+            for place in [*places(model), *([] if vision is None else vision.quantized_places())]:
                 loading.fill(place)
         except UnquantizableError as error:
             raise CheckpointError(f"{checkpoint.folder}: {error}") from error
@@ -201,7 +223,7 @@ class _Loading:
         if scheme is not None:
             assert len(dense) == len(parts)
             place.put(self._quantized(place.name, dense, scheme))
-        elif len(dense) == len(parts) or place.kind == "dense":
+        elif len(dense) == len(parts) or place.kind in ("dense", "embedding"):
             place.put(self._dense(parts, place.shape))
         else:
             place.put(self._as_stored(parts))
@@ -304,7 +326,7 @@ def _weight_files(folder: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     else:
         names = ["model.safetensors"]
-    files = [folder / name for name in names]
+    files = [*(folder / name for name in names), *expert_files(folder)]
     missing = [file.name for file in files if not file.exists()]
     if missing:
         raise CheckpointError(f"{folder}: weight files are missing: {_list(missing)}")
@@ -319,6 +341,18 @@ def _sampler_config(folder: Path) -> SamplerConfig:
         raise CheckpointError(f"{folder}: there is no generation_config.json") from error
 
 
+def _is_on_hub(model: str, name: str) -> bool:
+    """Whether the repository has the file, which then is here; without a network, if it is here."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        hf_hub_download(model, name)
+    except EntryNotFoundError:
+        return False
+    return True
+
+
 def _download(model: str, wanted: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
@@ -329,14 +363,14 @@ def _find_gguf(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    owner_and_name, _, file = name.rpartition("/")
-    if not _HUB_ID.fullmatch(owner_and_name) or not file.endswith(".gguf"):
+    place = place_on_hub(name)
+    if place is None:
         raise CheckpointError(f"gguf {name!r} is neither a file nor one on Hugging Face's hub")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(hf_hub_download(owner_and_name, file))
+        return Path(hf_hub_download(*place))
     except (HfHubHTTPError, OSError) as error:
         raise CheckpointError(f"gguf {name!r}: {_first_line(error)}") from error
 

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from engine.dimensions import LayerShape
 from engine.kv_cache import KVCache
 from engine.model.attention import apply_rope, bidirectional_attention, causal_attention
+from engine.model.embedding import Embedding, look_up
 from engine.model.experts import Experts, Router
 from engine.model.products import linear
 from engine.model.quantization import Kernel, Weight
@@ -283,18 +284,30 @@ class DiffusionGemma(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.embedding: Embedding = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
         self.self_conditioning = SelfConditioning(config)
         self.layers = nn.ModuleList(Layer(config, shape) for shape in config.layers)
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.attention_kernel: Kernel = "torch"
         self._last_ropes: tuple[Spans, Ropes] | None = None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations, and of weights that are not quantised."""
+        return self.norm.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.norm.weight.device
+
     @cached_property
     def embedding_scale(self) -> float:
         """sqrt(D), rounded to the weights' dtype as in training."""
-        scale = torch.tensor(self.config.hidden_size**0.5, dtype=self.embedding.dtype)
-        return float(scale)
+        return float(torch.tensor(self.config.hidden_size**0.5, dtype=self.dtype))
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """[T] int64 -> [T, D]."""
+        return look_up(self.embedding, tokens, self.dtype) * self.embedding_scale
 
     def encode(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Prefill and commit: read tokens [T] causally after what `cache` holds, and add them.
@@ -327,7 +340,7 @@ class DiffusionGemma(nn.Module):
         given, before the canvases', if `encoder_output` asks for them.
         """
         rows = Rows.of(segments)
-        x = F.embedding(rows.tokens, self.embedding) * self.embedding_scale
+        x = self.embed(rows.tokens)
         rows.put_images(x)
         x[rows.encoded :] = self.self_conditioning(x[rows.encoded :], soft_embeddings)
         ropes = self._ropes(rows.spans, x)

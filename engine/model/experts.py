@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.model.products import grouped_product
+from engine.model.products import grouped_product, linear
 from engine.model.quantization import Kernel, Weight
 
 
@@ -27,12 +27,12 @@ class Router(nn.Module):
         super().__init__()
         self.per_token = per_token
         self.scale = nn.Parameter(torch.empty(size))
-        self.proj = nn.Parameter(torch.empty(experts, size))
+        self.proj: Weight = nn.Parameter(torch.empty(experts, size))
         self.per_expert_scale = nn.Parameter(torch.empty(experts))
 
     def forward(self, normed: Tensor) -> Choice:
         """[T, D], RMS-normed without a weight -> the choice."""
-        scores = F.linear(normed * self.scale * normed.shape[-1] ** -0.5, self.proj)  # [T, E]
+        scores = linear(normed * self.scale * normed.shape[-1] ** -0.5, self.proj)  # [T, E]
         shares, experts = scores.softmax(-1, dtype=torch.float32).topk(self.per_token)  # [T, k]
         shares = shares / shares.sum(-1, keepdim=True)
         return Choice(experts, shares * self.per_expert_scale[experts])

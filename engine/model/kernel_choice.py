@@ -94,6 +94,7 @@ def _choose_for_quantized(model: nn.Module, dtype: torch.dtype) -> bool:
         for module in model.modules()
         for name, whole in vars(module).items()
         if isinstance(whole, QuantizedWeight | StackedWeight)
+        and name != "embedding"  # whose products are the vocabulary tail's
     ]
     parts = flattened([whole for _, _, whole in held])
     distinct = {_key(part): part for part in parts if isinstance(part, QuantizedWeight)}

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from engine.messages import TokenLogprobs
-from engine.model.vocab_tail import CHUNK, capped
+from engine.model.embedding import CHUNK, Embedding, some
+from engine.model.vocab_tail import capped
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,11 @@ class Logprobs:
 
 
 def logprobs(
-    hidden: Tensor, embedding: Tensor, tokens: Tensor, *, softcap: float, best: int
+    hidden: Tensor, embedding: Embedding, tokens: Tensor, *, softcap: float, best: int
 ) -> Logprobs:
     """Of `tokens` [R] int64 and the `best` (0 or more) likeliest, log-softmax over the vocabulary.
 
-    hidden [R, D] and embedding [V, D] in the weights' dtype; sums are added up in float64.
+    hidden [R, D] in the weights' dtype, embedding [V, D]; sums are added up in float64.
     """
     rows, vocab = hidden.shape[0], embedding.shape[0]
     kept = min(best, vocab)
@@ -45,7 +46,7 @@ def logprobs(
     values = torch.empty(rows, 0, dtype=torch.float32, device=hidden.device)
     ids = torch.empty(rows, 0, dtype=torch.int64, device=hidden.device)
     for start in range(0, vocab, CHUNK):
-        logits = capped(hidden, embedding[start : start + CHUNK], softcap).mul_(softcap)
+        logits = capped(hidden, some(embedding, slice(start, start + CHUNK)), softcap).mul_(softcap)
         total = torch.logaddexp(total, logits.logsumexp(-1).double())
         place = tokens - start
         here = (place >= 0) & (place < logits.shape[1])

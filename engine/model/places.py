@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from engine.model.diffusion_gemma import DiffusionGemma, GatedMLP, Layer
 from engine.model.quantization import Weight
 
-# Whether a place takes quantised weights, and which option quantises it.
-Kind = Literal["experts", "linears", "as stored", "dense"]
+# Which option quantises a place. What a checkpoint has quantised stays so in places of the first
+# three kinds; `embedding` needs one scale a row, and only quantising here makes sure of that.
+Kind = Literal["experts", "linears", "rest", "embedding", "dense"]
 
 _ENCODER = "model.encoder.language_model."
 _DECODER = "model.decoder."
@@ -54,9 +55,9 @@ def places(model: DiffusionGemma) -> list[Place]:
     conditioning = model.self_conditioning
     prefix = f"{_DECODER}self_conditioning."
     found = [
-        _one(model, "embedding", f"{_DECODER}embed_tokens.weight"),
+        _one(model, "embedding", f"{_DECODER}embed_tokens.weight", "embedding"),
         _one(conditioning.pre_norm, "weight", f"{prefix}pre_norm.weight"),
-        *_mlp(conditioning.mlp, prefix, "as stored"),
+        *_mlp(conditioning.mlp, prefix, "rest"),
     ]
     for index, layer in enumerate(model.each_layer()):
         found += _layer_places(layer, f"layers.{index}.")
@@ -103,7 +104,7 @@ def _layer_places(layer: Layer, within: str) -> list[Place]:
         _one(experts, "down", f"{prefix}experts.down_proj", "experts"),
         *(_one(norm, "weight", f"{prefix}{name}.weight") for name, norm in norms.items()),
         _one(router, "scale", f"{prefix}router.scale"),
-        _one(router, "proj", f"{prefix}router.proj.weight"),
+        _one(router, "proj", f"{prefix}router.proj.weight", "rest"),
         _one(router, "per_expert_scale", f"{prefix}router.per_expert_scale"),
         _one(layer, "decoder_scalar", f"{prefix}layer_scalar"),
         _one(layer, "encoder_scalar", f"{_ENCODER}{within}layer_scalar"),

@@ -18,6 +18,7 @@ FromDense = Literal["int8", "int4", "fp8"]  # what `quantize` makes
 Kernel = Literal["torch", "triton"]  # whose a product is
 
 INT4_GROUP = 32
+_ROWS = 16384  # of a large matrix that are quantised together
 _INT4_ZERO = 8  # the code that is 0
 _FP8_MOST = 448.0  # of float8_e4m3fn, which overflows to NaN
 # By what a group's largest number, with its sign, is divided for the scale. 8 uses all sixteen
@@ -115,13 +116,13 @@ class QuantizedWeight:
         }
         return QuantizedWeight.of(self.scheme, moved)
 
-    def expert(self, index: int) -> "QuantizedWeight":
-        """One of [E, N, K]: [N, K]."""
+    def expert(self, index: int | Tensor) -> "QuantizedWeight":
+        """One of [E, N, K]: [N, K]; or several by their numbers."""
         parts = {name: tensor[index] for name, tensor in self.tensors().items()}
         return QuantizedWeight.of(self.scheme, parts)
 
-    def rows(self, place: slice) -> "QuantizedWeight":
-        """Some of the output features."""
+    def rows(self, place: slice | Tensor) -> "QuantizedWeight":
+        """Some of the output features, neighbours or by their numbers."""
         parts = {
             name: tensor if name == "global_scale" else tensor[..., place, :]
             for name, tensor in self.tensors().items()
@@ -171,18 +172,21 @@ def quantize(weight: Tensor, scheme: FromDense, device: torch.device) -> Quantiz
     """[N, K] or [E, N, K] of any floating type, wherever it is -> the same in few bits on `device`.
 
     int8 and fp8 have a float32 scale for each row, int4 a bfloat16 one for each 32 of it, as in
-    the smallest of the published formats. An expert at a time goes to the device, so that
-    there is never more than the result and one of them. Raises UnquantizableError.
+    the smallest of the published formats. An expert at a time goes to the device, or some thousand
+    rows, so that there is never more than the result and those. Raises UnquantizableError.
     """
     if scheme == "int4" and weight.shape[-1] % INT4_GROUP:
         raise UnquantizableError(
             f"int4 takes rows of a multiple of {INT4_GROUP}, not of {weight.shape[-1]}"
         )
-    if weight.ndim == 2:
-        return _QUANTIZERS[scheme](weight.to(device).float())
     whole = empty_quantized(weight.shape, scheme, device)
-    for index, expert in enumerate(weight):
-        copy_weight(whole.expert(index), _QUANTIZERS[scheme](expert.to(device).float()))
+    if weight.ndim == 3:
+        parts = ((whole.expert(index), expert) for index, expert in enumerate(weight))
+    else:
+        places = (slice(start, start + _ROWS) for start in range(0, weight.shape[0], _ROWS))
+        parts = ((whole.rows(place), weight[place]) for place in places)
+    for place, part in parts:
+        copy_weight(place, _QUANTIZERS[scheme](part.to(device).float()))
     return whole
 
 

@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from engine.kv_cache import KVCache
 from engine.model.attention import bidirectional_attention
@@ -37,9 +36,11 @@ class StaticPass:
         config = model.config
         self._model = model
         self._canvas = config.canvas_length
-        shape, device = (canvases, self._canvas), model.embedding.device
+        shape, device = (canvases, self._canvas), model.device
         self._tokens = torch.zeros(shape, dtype=torch.int64, device=device)
-        self._soft_embeddings = model.embedding.new_zeros(*shape, config.hidden_size)
+        self._soft_embeddings = torch.zeros(
+            *shape, config.hidden_size, dtype=model.dtype, device=device
+        )
         # A layer of each window stands for all of them, which hold equally many tokens.
         self._layer_of = {layer.window: index for index, layer in enumerate(config.layers)}
         # Of each canvas the position of its first token, then how many tokens the layers hold.
@@ -92,7 +93,7 @@ class StaticPass:
         `length` places are looked at, in sliding layers no more than they can hold.
         """
         model, count = self._model, len(caches)
-        x = F.embedding(self._tokens[:count].flatten(), model.embedding) * model.embedding_scale
+        x = model.embed(self._tokens[:count].flatten())
         x = model.self_conditioning(x, self._soft_embeddings[:count].flatten(0, 1))
         position, *stored = self._stored[:count].unbind(1)  # [N] each
         ropes = model.ropes_at(self._behind(position).flatten().float(), x.dtype)

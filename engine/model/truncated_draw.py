@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from engine.model.embedding import Embedding
 from engine.model.vocab_tail import Bias, capped, inverse_cdf
 
 _ROWS = 16  # at a time; of 1 MB each in the released vocabulary, and 2 MB in float64
@@ -19,7 +20,7 @@ _CANDIDATES = 1024  # tokens in which a nucleus is looked for before all are sor
 
 def truncated_draw(
     hidden: Tensor,
-    embedding: Tensor,
+    embedding: Embedding,
     temperatures: Tensor,
     uniforms: Tensor,
     rows: Tensor,

@@ -16,8 +16,12 @@ from torch import Tensor, nn
 from engine.dimensions import PROCESSOR_FILES
 from engine.messages import Image
 from engine.model.diffusion_gemma import UnsupportedModelError
+from engine.model.places import Place
+from engine.model.products import linear
+from engine.model.quantization import Weight
 
 _PROCESSORS = ("Gemma4ImageProcessor", "Gemma4ImageProcessorFast", "Gemma4ImageProcessorPil")
+_PATCHES = "patch_embedder.input_proj"
 _TOWER, _PROJECTOR = "model.encoder.vision_tower.", "model.encoder.embed_vision."
 
 
@@ -56,8 +60,18 @@ class VisionConfig:
 class Vision(nn.Module):
     """Built empty; `engine.model.checkpoint` fills it through `places`."""
 
-    def __init__(self, config: VisionConfig, *, device: torch.device, dtype: torch.dtype) -> None:
-        """Raises UnsupportedModelError if tower and image processor do not fit each other."""
+    def __init__(
+        self,
+        config: VisionConfig,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        quantized: bool = False,
+    ) -> None:
+        """With room for its weights in full, but where they are to be `quantized` without any.
+
+        Raises UnsupportedModelError if tower and image processor do not fit each other.
+        """
         super().__init__()
         from transformers import AutoModel, Gemma4ImageProcessorPil
         from transformers.initialization import no_init_weights
@@ -77,6 +91,10 @@ class Vision(nn.Module):
             self.projector = DiffusionGemmaMultimodalEmbedder(
                 model.vision_config, model.text_config
             ).to(dtype)
+        self._projections: dict[str, Projection] = {}  # by their names in a checkpoint
+        if quantized:
+            for prefix, part in self._parts().items():
+                self._make_room(prefix, part)
         self.requires_grad_(False).eval()
 
     @property
@@ -117,13 +135,44 @@ class Vision(nn.Module):
         return embeddings
 
     def places(self) -> dict[str, Tensor]:
-        """Where each tensor of a checkpoint belongs, by its name there."""
-        parts = {_TOWER: self.tower, _PROJECTOR: self.projector}
+        """Where each tensor of a checkpoint belongs that is held in full, by its name there."""
         return {
             prefix + name: tensor
-            for prefix, part in parts.items()
+            for prefix, part in self._parts().items()
             for name, tensor in part.state_dict().items()
+            if prefix + name not in self._projections
         }
+
+    def quantized_places(self) -> list[Place]:
+        """Those of the others."""
+        return [
+            Place(projection, "weight", {name: projection.shape}, "rest")
+            for name, projection in self._projections.items()
+        ]
+
+    def _parts(self) -> dict[str, nn.Module]:
+        return {_TOWER: self.tower, _PROJECTOR: self.projector}
+
+    def _make_room(self, prefix: str, part: nn.Module) -> None:
+        """Projections in place of torch's, but for the patches', whose type the tower asks for."""
+        for name, module in list(part.named_modules()):
+            if isinstance(module, nn.Linear) and not name.endswith(_PATCHES):
+                projection = Projection(module.weight.shape)
+                part.set_submodule(name, projection)
+                self._projections[f"{prefix}{name}.weight"] = projection
+
+
+class Projection(nn.Module):
+    """A matrix in whatever it is held; without one until it is filled."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape = shape
+        self.weight: Weight = nn.Parameter(torch.empty(shape, device="meta"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[.., K] -> [.., N]."""
+        return linear(x.flatten(0, -2), self.weight).view(*x.shape[:-1], -1)
 
 
 def is_vision(name: str) -> bool:

@@ -18,9 +18,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.model.embedding import (
+    CHUNK,
+    Embedding,
+    in_groups,
+    mixed,
+    picked_products,
+    products,
+    some,
+)
 from engine.model.experts import group_ends
 
-CHUNK = 4096  # vocabulary entries that are worked on together; 1024 to 8192 are equally fast
 _SAFE_EXPONENT = 80.0
 _GATHERED_ROWS = 64  # of 1.4 MB each in the released model
 GROUP = 256  # vocabulary entries whose probabilities are kept as one sum
@@ -46,7 +54,7 @@ class TailResult:
 
 def vocab_tail(
     hidden: Tensor,
-    embedding: Tensor,
+    embedding: Embedding,
     temperatures: Tensor,
     *,
     softcap: float,
@@ -55,7 +63,7 @@ def vocab_tail(
 ) -> TailResult:
     """Statistics of softmax((softcap * tanh(hidden @ embedding.T / softcap) + bias) / temperature).
 
-    hidden [R, D] and embedding [V, D] in the weights' dtype, temperatures [R] float32 above 0.
+    hidden [R, D] in the weights' dtype, embedding [V, D], temperatures [R] float32 above 0.
     Between the two products everything is float32 (DESIGN.md says why), and partial sums are
     added up in float64. The reference is `DiffusionGemmaForBlockDiffusion.forward` and
     `_denoising_step` in transformers.
@@ -73,7 +81,7 @@ def vocab_tail(
     soft = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
     masses, energies, peaks = [], [], []  # of each chunk: [R, chunk / group], [R], [R]
     for start in range(0, vocab, CHUNK):
-        part = embedding[start : start + CHUNK]
+        part = some(embedding, slice(start, start + CHUNK))
         logits = capped(hidden, part, softcap)  # [R, chunk]
         for bias in biases:
             logits[bias.rows].add_(bias.values[start : start + CHUNK], alpha=1 / softcap)
@@ -86,7 +94,7 @@ def vocab_tail(
         energies.append(torch.linalg.vecdot(logits, probs))
         peaks.append(peak)
         soft.mul_(((last_peak - peak)[:, None] * sharpness).exp())
-        soft.add_(F.linear(probs.to(embedding.dtype), part.T))
+        soft.add_(mixed(probs, part, hidden.dtype))
     # Every chunk's sums are relative to its own peak; from here on to the last one.
     shifts = (torch.stack(peaks, 1) - peak[:, None]).double() * sharpness  # [R, chunks]
     weights = shifts.exp()
@@ -104,7 +112,7 @@ def vocab_tail(
 
 def triton_vocab_tail(
     hidden: Tensor,
-    embedding: Tensor,
+    embedding: Embedding,
     temperatures: Tensor,
     *,
     softcap: float,
@@ -121,7 +129,7 @@ def triton_vocab_tail(
     # Here: triton is there only where it is needed, and slow to import.
     from engine.kernels.vocab_statistics import vocab_statistics
 
-    logits = F.linear(hidden, embedding)  # [R, V]
+    logits = products(hidden, embedding)  # [R, V]
     sharpness = softcap / temperatures
     if 2 * softcap / least_temperature <= _SAFE_EXPONENT:
         shift = torch.ones_like(sharpness)
@@ -132,7 +140,7 @@ def triton_vocab_tail(
     total = found.mass.sum(-1, dtype=torch.float64)
     entropy = total.log() - found.energy.sum(-1, dtype=torch.float64) / total
     best = found.best.argmax(-1, keepdim=True)  # [R, 1], a group
-    soft = F.linear(logits, embedding.T).float() * (embedding_scale / total)[:, None]
+    soft = mixed(logits, embedding, hidden.dtype) * (embedding_scale / total)[:, None]
     return TailResult(
         argmax=(best * group + found.place.gather(1, best)).squeeze(1),
         entropy=entropy.clamp_(min=0.0).float(),
@@ -144,7 +152,7 @@ def triton_vocab_tail(
 def draw(
     result: TailResult,
     hidden: Tensor,
-    embedding: Tensor,
+    embedding: Embedding,
     temperatures: Tensor,
     uniforms: Tensor,
     wanted: Tensor,
@@ -166,8 +174,11 @@ def draw(
     mass = result.group_mass.gather(1, groups)
     rest = (targets[:, None] - running.gather(1, groups) + mass) / mass
     groups = groups.squeeze(1)
-    in_group = gathered_products if hidden.is_cuda else grouped_products
-    logits = in_group(hidden, embedding.view(-1, size, embedding.shape[1]), groups)  # [R, size]
+    grouped = in_groups(embedding, size)
+    if isinstance(grouped, Tensor) and not hidden.is_cuda:
+        logits = grouped_products(hidden, grouped, groups)  # [R, size]
+    else:
+        logits = gathered_products(hidden, grouped, groups)
     logits = logits.float().div_(softcap).tanh_()
     for bias in biases:
         values = bias.values.view(-1, size)[groups[bias.rows]]
@@ -188,19 +199,19 @@ def grouped_products(hidden: Tensor, embedding: Tensor, groups: Tensor) -> Tenso
     ).index_copy_(0, order, F.grouped_mm(hidden[order], embedding.mT, offs=ends))
 
 
-def gathered_products(hidden: Tensor, embedding: Tensor, groups: Tensor) -> Tensor:
-    """The same from a copy of each row's group, some rows at a time: for GPUs.
+def gathered_products(hidden: Tensor, embedding: Embedding, groups: Tensor) -> Tensor:
+    """The same from a copy of each row's group, some rows at a time: for GPUs, and if quantised.
 
-    There grouped_mm takes fewer than 1,024 groups (PyTorch's GroupMM.cu), which is just what the
+    On a GPU grouped_mm takes fewer than 1,024 groups (PyTorch's GroupMM.cu), which is just what the
     released vocabulary has.
     """
     parts = zip(hidden.split(_GATHERED_ROWS), groups.split(_GATHERED_ROWS), strict=True)  # type: ignore[no-untyped-call]  # torch's split has none
-    return torch.cat([torch.bmm(embedding[g], h[:, :, None]).squeeze(2) for h, g in parts])
+    return torch.cat([picked_products(h, embedding, g) for h, g in parts])
 
 
 def plain_vocab_tail(
     hidden: Tensor,
-    embedding: Tensor,
+    embedding: Embedding,
     temperatures: Tensor,
     uniforms: Tensor,
     *,
@@ -210,7 +221,7 @@ def plain_vocab_tail(
     """argmax, entropy, soft embeddings and samples, with the whole logits in memory."""
     logits = capped(hidden, embedding, softcap) * (softcap / temperatures)[:, None]  # [R, V]
     probs = logits.double().softmax(-1)
-    soft = F.linear(probs.to(embedding.dtype), embedding.T) * embedding_scale
+    soft = mixed(probs, embedding, hidden.dtype) * embedding_scale
     entropy = torch.special.entr(probs).sum(-1).float()
     return logits.argmax(-1), entropy, soft, inverse_cdf(probs, uniforms)
 
@@ -226,9 +237,9 @@ def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
     return tokens.clamp_(max=probs.shape[-1] - 1)
 
 
-def capped(hidden: Tensor, embedding: Tensor, softcap: float) -> Tensor:
+def capped(hidden: Tensor, embedding: Embedding, softcap: float) -> Tensor:
     """tanh(logit / softcap), float32."""
-    return F.linear(hidden, embedding).float().div_(softcap).tanh_()
+    return products(hidden, embedding).float().div_(softcap).tanh_()
 
 
 def _group_size(vocab: int) -> int:

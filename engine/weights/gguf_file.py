@@ -11,6 +11,7 @@ that Transformers could read.
 
 import re
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 
 import gguf
@@ -20,6 +21,7 @@ from gguf.quants import Q4_K
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.gguf_header import GgufError, read_tensors
 from engine.model.quantization import (
     QuantizedWeight,
     UnquantizableError,
@@ -30,7 +32,7 @@ from engine.weights.errors import UnsupportedFormatError
 from engine.weights.tensor_files import MissingTensorError, Progress
 
 _Type = gguf.GGMLQuantizationType
-_ARCHITECTURE = "diffusion-gemma"
+_IN_FULL = {_Type.F32: torch.float32, _Type.F16: torch.float16, _Type.BF16: torch.bfloat16}
 _IDLE = ("rope_freqs.weight",)  # follows from the configuration
 
 _DECODER, _ENCODER = "model.decoder.", "model.encoder.language_model."
@@ -75,17 +77,11 @@ class GgufWeights:
     def __init__(self, file: Path, on_progress: Progress) -> None:
         """Raises UnsupportedFormatError if it is no GGUF file, or another model's."""
         try:
-            reader = gguf.GGUFReader(file)
-        except (ValueError, IndexError) as error:
-            raise UnsupportedFormatError(f"{file.name} is no GGUF file: {error}") from error
-        field = reader.get_field("general.architecture")
-        architecture = None if field is None else field.contents()
-        if architecture != _ARCHITECTURE:
-            raise UnsupportedFormatError(
-                f"{file.name}: general.architecture is {architecture!r}; "
-                f"supported: {_ARCHITECTURE!r}"
-            )
-        self._tensors = {_canonical(tensor.name): tensor for tensor in reader.tensors}
+            tensors = read_tensors(file)
+        except GgufError as error:
+            raise UnsupportedFormatError(str(error)) from error
+        self._tensors = {_canonical(tensor.name): tensor for tensor in tensors}
+        self._data = np.memmap(file, np.uint8, mode="r")
         self._left = set(self._tensors)
         self._on_progress = on_progress
         self._loaded, self._total = 0, file.stat().st_size
@@ -94,33 +90,44 @@ class GgufWeights:
         """As it is stored. Raises MissingTensorError, or UnquantizableError naming the weight."""
         if name not in self._tensors:
             raise MissingTensorError(name)
-        tensor = self._tensors[name]
-        self._count(name)
-        if tensor.tensor_type in (_Type.F32, _Type.F16):
-            return torch.from_numpy(np.array(tensor.data))
-        if tensor.tensor_type is _Type.BF16:
-            return torch.from_numpy(np.array(tensor.data)).view(torch.bfloat16)
-        if tensor.tensor_type not in _UNPACK:
-            raise UnquantizableError(f"{name}: {_unknown(tensor.tensor_type)}")
-        unpack = _UNPACK[tensor.tensor_type]
-        if tensor.data.ndim == 2:
-            return unpack(tensor.data)
-        return stack_experts([unpack(expert) for expert in tensor.data])
+        kind, data = self._stored(name)
+        self._count(name, data.nbytes)
+        if kind in _IN_FULL:
+            return torch.from_numpy(np.array(data)).view(_IN_FULL[kind])
+        if kind not in _UNPACK:
+            known = ", ".join(each.name for each in (*_IN_FULL, *_UNPACK))
+            raise UnquantizableError(f"{name}: it is stored as {kind.name}; supported: {known}")
+        if data.ndim == 2:
+            return _UNPACK[kind](data)
+        return stack_experts([_UNPACK[kind](expert) for expert in data])
 
     def pass_over(self, is_idle: Callable[[str], bool]) -> None:
         """Count as read what nobody needs."""
         for name in sorted(self._left):
             if name in _IDLE or is_idle(name):
-                self._count(name)
+                self._count(name, self._stored(name)[1].nbytes)
 
     @property
     def left(self) -> list[str]:
         """Tensors that nobody has asked for."""
         return sorted(self._left)
 
-    def _count(self, name: str) -> None:
+    def _stored(self, name: str) -> tuple[gguf.GGMLQuantizationType, NDArray[np.uint8]]:
+        """A tensor's type and its place in the file, [..., bytes of a row]: nothing is copied."""
+        tensor = self._tensors[name]
+        try:
+            kind = _Type(tensor.kind)
+            shape = gguf.quant_shape_to_byte_shape(tensor.shape, kind)
+            data = self._data[tensor.start :][: prod(shape)]
+            if data.size < prod(shape):
+                raise ValueError("the file ends before it does")
+            return kind, data.reshape(shape)
+        except ValueError as error:
+            raise UnquantizableError(f"{name}: {error}") from error
+
+    def _count(self, name: str, nbytes: int) -> None:
         self._left.discard(name)
-        self._loaded += int(self._tensors[name].n_bytes)
+        self._loaded += nbytes
         self._on_progress(min(self._loaded, self._total), self._total)
 
 
@@ -133,11 +140,6 @@ def _canonical(name: str) -> str:
     if last == "enc_layer_output_scale.weight":
         return f"{_ENCODER}layers.{layer}.layer_scalar"
     return f"{_DECODER}layers.{layer}.{_LAYER_NAMES[last]}" if last in _LAYER_NAMES else name
-
-
-def _unknown(kind: gguf.GGMLQuantizationType) -> str:
-    known = ", ".join(each.name for each in (_Type.F32, _Type.F16, _Type.BF16, *_UNPACK))
-    return f"it is stored as {kind.name}; supported: {known}"
 
 
 def _q8_0(rows: NDArray[np.uint8]) -> QuantizedWeight:
@@ -196,4 +198,5 @@ def _float16(pairs: Tensor) -> Tensor:
     return pairs.contiguous().view(torch.float16)[..., 0]
 
 
+# How large each is in this form: `engine/gguf_size.py`.
 _UNPACK = {_Type.Q8_0: _q8_0, _Type.Q4_K: _q4_k, _Type.Q6_K: _q6_k, _Type.Q5_0: _q5_0}

@@ -1,8 +1,8 @@
 """Which published format a checkpoint is in, and how a weight of ours is read from it.
 
 A format is a function from a module's name to its weight as it is stored, [N, K]. The experts of a
-layer are one module in the unquantised checkpoint and one module each and a projection in all
-quantised ones.
+layer are one module in the unquantised checkpoint and one module each and a projection in the
+quantised ones, but for GoedelMachines'.
 """
 
 import json
@@ -19,14 +19,12 @@ from engine.model.quantization import (
     stack,
     stack_experts,
 )
-from engine.weights import compressed_tensors, modelopt
+from engine.weights import compressed_tensors, dg_w4a16, modelopt
 from engine.weights.errors import UnsupportedFormatError
 from engine.weights.tensor_files import TensorFiles
 
 ReadModule = Callable[[TensorFiles, str], Tensor | QuantizedWeight]
 
-# GoedelMachines' w4a16 has it beside experts_*.safetensors, and config.json says nothing.
-_OWN_PACKING = "w4_meta.json"
 # Scales of activations and caches, which here keep their type.
 _ACTIVATIONS = (".input_scale", ".input_global_scale", ".k_scale", ".v_scale", ".output_scale")
 _PROJECTIONS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
@@ -34,15 +32,13 @@ _STORED = ("weight", "weight_packed")  # what a module's weight is called
 
 
 def find_format(folder: Path, quantization: dict[str, Any] | None) -> ReadModule:
-    """By config.json's `quantization_config` or ModelOpt's own file.
+    """By config.json's `quantization_config`, ModelOpt's own file or GoedelMachines'.
 
     A checkpoint that says nothing is not quantised. Raises UnsupportedFormatError.
     """
-    if (folder / _OWN_PACKING).exists():
-        raise UnsupportedFormatError(
-            f"its experts are packed in a way of their own ({_OWN_PACKING}), which is not read; "
-            "supported: compressed-tensors, ModelOpt's NVFP4, GGUF"
-        )
+    if (folder / dg_w4a16.META_FILE).exists():
+        dg_w4a16.check(folder)
+        return dg_w4a16.read_module
     own_file = folder / "hf_quant_config.json"
     if quantization is None and own_file.exists():
         quantization = {
@@ -84,6 +80,8 @@ class PublishedWeights:
         module, _, last = name.rpartition(".")
         if last == "weight":
             return self._read_module(self._files, module)
+        if last in _PROJECTIONS and self._read_module is dg_w4a16.read_module:
+            return dg_w4a16.read_experts(self._files, module, last)
         if last in _PROJECTIONS and name not in self._files and self._has_experts(module):
             return stack([self._expert_modules(module, each) for each in _PROJECTIONS[last]])
         return self._files.take(name)

@@ -13,8 +13,11 @@ from app.settings import Settings
 from bench.random_model import Shape, write_random_model
 from bench.roofline import RELEASED_MODEL
 from engine.config import DeviceProfile
+from engine.dimensions import QUANTIZED_FILES
+from engine.gguf_header import read_tensors
 from engine.memory import available_ram_bytes, total_ram_bytes
 from engine.profiles import Gpu
+from tests.engine.test_gguf_file import SHAPE, q8_0, write
 
 GIB = 2**30
 DEVICES = [name for name in plan_report.device_names() if name not in ("auto", "cpu")]
@@ -54,7 +57,7 @@ def test_the_released_model_fits_each_device_with_its_profile_and_without_a_netw
     assert told["nearest"] is None
     assert told["profile"] == device
     settings = DeviceProfile.read(device).settings.model_dump()
-    assert told["settings"] == settings
+    assert told["settings"] == {**settings, "quantize_rest": "none"}
     assert told["largest_context_tokens"] >= settings["max_context"]
     assert told["most_canvases"] >= settings["max_active"]
     parts = ("kv", "activations", "graphs", "libraries", "prefix_cache")
@@ -89,9 +92,37 @@ def test_a_folder_s_model_is_planned_from_its_configuration_alone(tmp_path):
     assert told["memory"] == pytest.approx(available_ram_bytes(), rel=0.5)
 
 
+@pytest.mark.parametrize("name", QUANTIZED_FILES)
+def test_what_is_quantised_on_the_hub_is_not_planned_before_it_is_here(monkeypatch, tmp_path, name):
+    write_random_model(tmp_path, Shape())
+    (tmp_path / name).write_text("{}")
+    monkeypatch.setattr(plan_report, "model_file", lambda _model, name: tmp_path / name)
+    monkeypatch.setattr(
+        plan_report, "optional_model_file", lambda _m, n: tmp_path / n if n == name else None
+    )
+    result = run("--model", "some-body/some-model")
+    assert result.exit_code == 2
+    assert "is quantised, and only its files say how large it is" in result.output
+
+
+def test_a_gguf_file_is_planned_from_its_header_alone(tmp_path):
+    folder, file = write_random_model(tmp_path / "model", SHAPE), tmp_path / "model.gguf"
+    write(file, folder, q8_0)
+    options = ["--model", str(folder), "--gguf", str(file), "--device", "rtx-4090"]
+    told = planned(*options)
+    stored = told["weights"]["as stored"]
+    assert 0.5 < stored / file.stat().st_size < 1.5
+    assert told["settings"]["quantize_experts"] == "none"  # whatever the profile says
+    file.write_bytes(file.read_bytes()[: read_tensors(file)[0].start])
+    assert planned(*options) == told
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
+        (["--gguf", "some-body/some-model/file.gguf"], "known once it is downloaded"),
+        (["--gguf", "/no/such/file.gguf"], "'/no/such/file.gguf' is no file here"),
+        (["--gguf", __file__], "test_plan_report.py is no GGUF file"),
         (["--device", "rtx-9090"], "there are: auto, cpu, dgx-spark"),
         (["--device", "demo"], "device 'demo' is unknown"),
         (["--model", "/no/such/folder"], "config.json cannot be read"),

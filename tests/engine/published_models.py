@@ -138,3 +138,32 @@ def compressed_tensors(layout, **weights):
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
     }
+
+
+def rewrite_as_goedelmachines(folder: Path, group=32):
+    """Experts in four bits in files of their own; gives back what all weights stand for."""
+    file = folder / "model.safetensors"
+    tensors, stood_for = load_file(file), {}
+    for name in [name for name in tensors if ".experts." in name]:
+        prefix, _, last = name.rpartition(".")
+        stored, stood_for[name] = store_asymmetric(tensors.pop(name), group)
+        short = {"gate_up_proj": "gu", "down_proj": "dn"}[last]
+        layer = name.split(".layers.")[1].split(".")[0]
+        path = folder / f"experts_{layer}.safetensors"
+        others = load_file(path) if path.exists() else {}
+        save_file(others | {f"{prefix}.{short}_{k}": t for k, t in stored.items()}, path)
+    save_file({n: t.clone() for n, t in tensors.items()}, file, metadata={"format": "pt"})
+    (folder / "w4_meta.json").write_text(json.dumps({"format": "dg-w4a16-v1"}))
+    return tensors | stood_for
+
+
+def store_asymmetric(weight, group):
+    """[E, N, K]: codes 0 .. 15, even inputs low, less the zero's code and times the scale."""
+    grouped = weight.view(*weight.shape[:-1], -1, group)
+    least, most = grouped.amin(-1), grouped.amax(-1)
+    scale = ((most - least) / 15).half()
+    zero = (-least / scale.float()).round().clamp(0, 15).half()
+    codes = (grouped / scale.float()[..., None] + zero.float()[..., None]).round().clamp(0, 15)
+    dense = (codes - zero.float()[..., None]) * scale.float()[..., None]
+    codes = codes.to(torch.uint8).flatten(-2)
+    return {"q": codes[..., 0::2] + 16 * codes[..., 1::2], "s": scale, "z": zero}, dense.flatten(-2)

@@ -61,11 +61,19 @@ def test_passes_hold_no_more_than_is_planned_and_not_much_less(tmp_path, shape, 
     assert most <= planned <= 4 * most
 
 
-@pytest.mark.parametrize("form", ["int8", "int4", "fp8"])
-def test_what_quantised_weights_are_widened_to_is_planned(tmp_path, form):
-    write_random_model(
-        tmp_path, Shape(layers="sf", hidden=512, mlp=1024, head=32, full_head=32, expert=32)
-    )
+@pytest.mark.parametrize(
+    "formats",
+    [
+        {"quantize_experts": "int8", "quantize_linears": "int8"},
+        {"quantize_experts": "int4", "quantize_linears": "int4"},
+        {"quantize_experts": "fp8", "quantize_linears": "fp8"},
+        {"quantize_rest": "int8"},
+        {"quantize_rest": "fp8"},
+    ],
+)
+def test_what_quantised_weights_are_widened_to_is_planned(tmp_path, formats):
+    sizes = {"hidden": 512, "mlp": 1024, "head": 32, "full_head": 32, "expert": 32}
+    write_random_model(tmp_path, Shape(layers="sf", **sizes, vocab=2048))
     config = EngineConfig(
         model=str(tmp_path),
         device="cpu",
@@ -73,9 +81,8 @@ def test_what_quantised_weights_are_widened_to_is_planned(tmp_path, form):
         max_active=1,
         max_context=64,
         prefix_cache_mib=0,
-        quantize_experts=form,
-        quantize_linears=form,
         quantized_cache=False,
+        **formats,
     )
     denoiser = build_denoiser(config)
     worker = Worker(denoiser, config)
@@ -83,7 +90,7 @@ def test_what_quantised_weights_are_widened_to_is_planned(tmp_path, form):
     most = peak_bytes(lambda: run_to_the_end(worker))
     dimensions = read_dimensions(tmp_path / "config.json").in_folder(tmp_path)
     planned = make_plan(dimensions, config, cuda=False).activations
-    plain = config.model_copy(update={"quantize_experts": "none", "quantize_linears": "none"})
+    plain = config.model_copy(update=dict.fromkeys(formats, "none"))
     assert make_plan(dimensions, plain, cuda=False).activations < most <= planned <= 3 * most
 
 

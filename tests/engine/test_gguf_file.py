@@ -3,6 +3,8 @@
 Blocks of K-quants are random bits with small scales: any bits are a block.
 """
 
+import struct
+
 import gguf
 import numpy as np
 import pytest
@@ -10,8 +12,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench.random_model import Shape, write_random_model
-from engine.model.checkpoint import CheckpointError, find_checkpoint, load_model
-from engine.model.quantization import QuantizedWeight
+from engine.config import EngineConfig
+from engine.gguf_header import GgufError, read_tensors
+from engine.loading import build_denoiser
+from engine.model.checkpoint import (
+    CheckpointError,
+    find_checkpoint,
+    find_dimensions,
+    load_model,
+)
+from engine.model.quantization import QuantizedWeight, StackedWeight
+from engine.plan import DoesNotFitError
+from engine.weight_size import weight_bytes
 from tests.engine.test_quantized_loading import hidden
 
 TYPE = gguf.GGMLQuantizationType
@@ -93,6 +105,9 @@ def stored(weight, kind, seed):
 def write(file, folder, kinds, *, architecture="diffusion-gemma", change=lambda tensors: tensors):
     """Write a checkpoint's language model as GGUF; gives back what its tensors stand for."""
     writer, stood_for = gguf.GGUFWriter(file, architecture), {}
+    writer.add_array("tokenizer.ggml.tokens", ["<pad>", "ä", ""])  # as long as they are, unread
+    writer.add_array("tokenizer.ggml.scores", [0.5, 1.5, 2.5])
+    writer.add_bool("tokenizer.ggml.add_bos_token", True)
     writer.add_tensor("rope_freqs.weight", np.ones(16, dtype=np.float32))
     tensors = load_file(folder / "model.safetensors")
     text = {n: t for n, t in tensors.items() if "vision" not in n}
@@ -177,6 +192,52 @@ def test_every_byte_is_told_of(folder, tmp_path):
     assert told[-1][0] == sum(int(tensor.n_bytes) for tensor in reader.tensors)
 
 
+def held_bytes(model):
+    """Of all weights, however they are held."""
+    total = sum(tensor.nbytes for tensor in model.state_dict().values())
+    for module in model.modules():
+        for weight in vars(module).values():
+            if isinstance(weight, QuantizedWeight | StackedWeight):
+                total += weight.nbytes
+    return total
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kinds", [q8_0, q4_k_m])
+def test_its_header_says_to_the_byte_how_large_its_weights_will_be(folder, tmp_path, kinds, dtype):
+    file = tmp_path / "model.gguf"
+    write(file, folder, kinds)
+    checkpoint = find_checkpoint(str(folder), str(file))
+    model = load_model(checkpoint, device=CPU, dtype=dtype)
+    dimensions = find_dimensions(str(folder), str(file))
+    assert (dimensions.quantized, dimensions.tower) == (True, None)
+    formats = {"experts": "none", "linears": "none"}
+    found = weight_bytes(dimensions, **formats, element_bytes=dtype.itemsize)
+    assert found == {"as stored": held_bytes(model)}
+
+
+def test_what_does_not_fit_is_refused_before_the_file_s_weights_are_read(
+    folder, tmp_path, monkeypatch
+):
+    write(tmp_path / "model.gguf", folder, q8_0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Some GPU")
+    monkeypatch.setattr("engine.loading.choose_device", lambda _config: torch.device("cuda"))
+    monkeypatch.setattr("engine.loading.free_memory", lambda _device: 2**20)
+    monkeypatch.setattr("engine.loading.find_checkpoint", lambda *_: pytest.fail("reads on"))
+    config = EngineConfig(model=str(folder), gguf=str(tmp_path / "model.gguf"))
+    with pytest.raises(DoesNotFitError, match=r"Some GPU has 1\.0 MB for it: weights \d"):
+        build_denoiser(config)
+
+
+def test_the_header_says_where_each_tensor_is_as_the_package_has_it(folder, tmp_path):
+    write(tmp_path / "model.gguf", folder, q4_k_m)
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    assert [(t.name, t.shape, t.kind, t.start) for t in read_tensors(tmp_path / "model.gguf")] == [
+        (t.name, tuple(reversed(t.shape.tolist())), t.tensor_type, t.data_offset)
+        for t in reader.tensors
+    ]
+
+
 def test_missing_and_unexpected_tensors_are_listed(folder, tmp_path):
     def change(tensors):
         tensors.pop("model.decoder.layers.1.experts.down_proj")
@@ -194,6 +255,8 @@ def test_a_type_that_is_not_read_is_named(folder, tmp_path):
     write(tmp_path / "model.gguf", folder, lambda _name: TYPE.Q4_1)
     with pytest.raises(CheckpointError, match=r"embed_tokens.*stored as Q4_1; supported: F32, "):
         load(folder, tmp_path / "model.gguf")
+    with pytest.raises(CheckpointError, match=r"token_embd.* is stored as Q4_1; supported: F32, "):
+        find_dimensions(str(folder), str(tmp_path / "model.gguf"))
 
 
 def test_another_model_s_file_is_refused(folder, tmp_path):
@@ -202,10 +265,35 @@ def test_another_model_s_file_is_refused(folder, tmp_path):
         load(folder, tmp_path / "model.gguf")
 
 
-def test_what_is_no_gguf_file_is_refused(folder, tmp_path):
-    (tmp_path / "model.gguf").write_bytes(b"no such thing" * 10)
-    with pytest.raises(CheckpointError, match=r"model\.gguf is no GGUF file"):
-        load(folder, tmp_path / "model.gguf")
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"no such thing" * 10, "it does not begin with 'GGUF'"),
+        (b"", "empty"),
+        (b"GGUF", "requires"),
+        (struct.pack("<4sIQQ", b"GGUF", 1, 0, 0), "its version is 1; supported: 2 and 3"),
+        (struct.pack(">4sIQQ", b"GGUF", 3, 0, 0), "little-endian"),
+        (struct.pack("<4sIQQQI", b"GGUF", 3, 0, 1, 0, 99), "the unknown kind 99"),
+        (struct.pack("<4sIQQQIIQ", b"GGUF", 3, 0, 2, 0, 9, 4, 2**63), "."),
+    ],
+)
+def test_what_is_no_gguf_file_is_refused(folder, tmp_path, data, why):
+    (tmp_path / "model.gguf").write_bytes(data)
+    with pytest.raises(CheckpointError, match=rf"model\.gguf is no GGUF file: .*{why}"):
+        find_dimensions(str(folder), str(tmp_path / "model.gguf"))
+
+
+def test_a_file_that_ends_too_soon_is_refused(folder, tmp_path):
+    file = tmp_path / "model.gguf"
+    write(file, folder, q8_0)
+    whole = file.read_bytes()
+    for size in range(4, read_tensors(file)[0].start, 97):
+        file.write_bytes(whole[:size])
+        with pytest.raises(GgufError, match="no GGUF file"):
+            read_tensors(file)
+    file.write_bytes(whole[:-100])
+    with pytest.raises(CheckpointError, match=r"weight: the file ends before it does"):
+        load(folder, file)
 
 
 @pytest.mark.parametrize("name", ["nowhere.gguf", "/nowhere/at/all.gguf", "owner/name"])

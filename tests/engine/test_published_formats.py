@@ -7,12 +7,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench.random_model import Shape, write_random_model
-from engine.model.checkpoint import CheckpointError, find_checkpoint, load_model
+from engine.dimensions import Stored
+from engine.model.checkpoint import (
+    CheckpointError,
+    find_checkpoint,
+    find_dimensions,
+    load_model,
+)
 from engine.model.quantization import QuantizedWeight, StackedWeight
 from tests.engine.published_models import (
     compressed_tensors,
     nvfp4,
     rewrite,
+    rewrite_as_goedelmachines,
     store_compressed_nvfp4,
     store_fp8,
     store_int4,
@@ -216,9 +223,57 @@ def test_a_tensor_that_a_module_lacks_is_listed(folder, last):
         load(folder)
 
 
-def test_experts_that_are_packed_in_a_way_of_their_own_are_refused(folder):
-    (folder / "w4_meta.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"\(w4_meta\.json\), which is not read"):
+@pytest.fixture
+def goedelmachines(folder):
+    """What its weights stand for; only products of zeros and scales are rounded, to float16."""
+    return rewrite_as_goedelmachines(folder)
+
+
+def test_experts_in_files_of_their_own_are_what_their_tensors_stand_for(folder, goedelmachines):
+    model = load(folder)
+    for index, layer in enumerate(model.each_layer()):
+        prefix = f"model.decoder.layers.{index}.experts."
+        for name, weight in (
+            ("gate_up_proj", layer.experts.gate_up),
+            ("down_proj", layer.experts.down),
+        ):
+            expected = goedelmachines[prefix + name]
+            assert (weight.scheme, weight.group_size) == ("int4", 32)
+            assert (in_full(weight) - expected).norm() < 5e-4 * expected.norm()
+    assert isinstance(model.layers[0].attention.qkv, torch.Tensor)
+
+
+def test_they_are_the_unquantised_checkpoint_s_with_the_same_weights(
+    folder, goedelmachines, tmp_path
+):
+    plain = write_random_model(tmp_path / "plain", SHAPE)
+    tensors = {name: tensor.contiguous() for name, tensor in goedelmachines.items()}
+    save_file(tensors, plain / "model.safetensors", metadata={"format": "pt"})
+    expected = hidden(load(plain))
+    assert (hidden(load(folder)) - expected).norm() < 1e-3 * expected.norm()
+
+
+def test_they_are_counted_to_the_byte(folder, goedelmachines):
+    dimensions = find_dimensions(str(folder))
+    assert dimensions.quantized
+    files = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    assert dimensions.stored == Stored(files)
+    for layer in load(folder).each_layer():
+        of_layer = [layer.experts.gate_up, layer.experts.down]
+        assert sum(weight.nbytes for weight in of_layer) == sum(
+            tensor.nbytes for tensor in load_file(folder / "experts_0.safetensors").values()
+        )
+
+
+def test_a_layer_without_its_file_of_experts_is_listed(folder, goedelmachines):
+    (folder / "experts_1.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"2 missing: .*layers\.1\.experts\.dn_q, .*gu_q"):
+        load(folder)
+
+
+def test_another_way_to_pack_them_is_refused_by_its_name(folder, goedelmachines):
+    (folder / "w4_meta.json").write_text('{"format": "dg-w4a16-v2"}')
+    with pytest.raises(CheckpointError, match="format is 'dg-w4a16-v2'; supported: 'dg-w4a16-v1'"):
         find_checkpoint(str(folder))
 
 

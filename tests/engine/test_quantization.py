@@ -122,6 +122,16 @@ def test_experts_are_quantised_as_each_would_be_alone(scheme):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_matrix_of_many_rows_is_quantised_as_its_parts_would_be(scheme):
+    dense = weights(20_000, 32)
+    whole = quantize(dense, scheme, CPU)
+    for place in (slice(0, 100), slice(16_300, 16_500), slice(19_900, 20_000)):
+        alone = quantize(dense[place], scheme, CPU)
+        for name, tensor in whole.rows(place).tensors().items():
+            assert torch.equal(tensor.float(), alone.tensors()[name].float())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_bfloat16_is_quantised_as_the_float32_that_it_is(scheme):
     dense = weights(8, 64).bfloat16()
     one, other = quantize(dense, scheme, CPU), quantize(dense.float(), scheme, CPU)

@@ -51,25 +51,41 @@ def weights(model):
     return found
 
 
+def everything(model):
+    return weights(model) | rest(model)
+
+
 def put_in_full(model):
     """The same model with each quantised weight replaced by what it stands for."""
-    for layer in model.each_layer():
-        for module in (layer.attention, layer.mlp, layer.experts):
-            for name, weight in list(vars(module).items()):
-                if isinstance(weight, QuantizedWeight):
-                    delattr(module, name)
-                    setattr(module, name, torch.nn.Parameter(weight.dequantize(torch.float32)))
+    for module in model.modules():
+        for name, weight in list(vars(module).items()):
+            if isinstance(weight, QuantizedWeight):
+                delattr(module, name)
+                setattr(module, name, torch.nn.Parameter(weight.dequantize(torch.float32)))
     return model
 
 
-def hidden(model):
+def rest(model):
+    """What neither experts nor linears are, by where it is."""
+    conditioning = model.self_conditioning.mlp
+    routers = {f"router {i}": layer.router.proj for i, layer in enumerate(model.each_layer())}
+    return {
+        "embedding": model.embedding,
+        "gate_up": conditioning.gate_up,
+        "down": conditioning.down,
+        **routers,
+    }
+
+
+def hidden(model, *, soft=False):
+    """Of a canvas behind a prompt; `soft`: with some self-conditioning."""
     cache = KVCache(
         model.config.layers, capacity=128, pass_tokens=64, dtype=torch.float32, device=CPU, slack=0
     )
     tokens = torch.randint(6, 160, (40,), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         model.encode(tokens[:24], cache)
-        return model.decode(tokens[24:], None, cache)
+        return model.decode(tokens[24:], model.embed(tokens[:16]) if soft else None, cache)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -88,6 +104,19 @@ def test_experts_and_linears_are_quantised_each_by_its_own_option(folder, scheme
         for name, weight in found.items():
             wanted = experts if "experts" in name else linears
             assert getattr(weight, "scheme", None) == wanted, name
+
+
+@pytest.mark.parametrize("scheme", ["int8", "fp8"])
+def test_the_rest_is_quantised_by_an_option_of_its_own(folder, scheme):
+    model = load(folder, rest=scheme)
+    assert {weight.scheme for weight in rest(model).values()} == {scheme}
+    assert not any(isinstance(weight, QuantizedWeight) for weight in weights(model).values())
+    left = {name for name, tensor in model.state_dict().items() if tensor.ndim > 1}
+    assert len(left) == len(weights(model))
+    assert all(name.startswith("layers.") and "router" not in name for name in left)
+    found = hidden(model, soft=True)
+    assert torch.allclose(found, hidden(put_in_full(model), soft=True), atol=1e-5)
+    assert not torch.allclose(found, hidden(load(folder), soft=True), atol=1e-3)
 
 
 def test_nothing_else_is_quantised(folder):
@@ -130,12 +159,12 @@ def test_what_a_quantising_load_misses_is_listed_and_nothing_is_kept(folder, tmp
 
 
 def test_the_second_start_reads_what_the_first_one_kept(folder, tmp_path, monkeypatch):
-    kept = {"experts": "int4", "linears": "fp8", "cache_root": tmp_path}
-    first = weights(load(folder, **kept))
+    kept = {"experts": "int4", "linears": "fp8", "rest": "int8", "cache_root": tmp_path}
+    first = everything(load(folder, **kept))
     monkeypatch.setattr(
         "engine.model.checkpoint.quantize", lambda *_: pytest.fail("quantised once more")
     )
-    second = weights(load(folder, **kept))
+    second = everything(load(folder, **kept))
     for name, weight in first.items():
         for part, tensor in weight.tensors().items():
             assert torch.equal(
@@ -147,9 +176,11 @@ def test_another_scheme_or_checkpoint_has_a_cache_of_its_own(folder, tmp_path):
     load(folder, experts="int8", cache_root=tmp_path)
     load(folder, experts="fp8", cache_root=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
+    load(folder, experts="fp8", rest="int8", cache_root=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
     (folder / "model.safetensors").touch()
     load(folder, experts="fp8", cache_root=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_a_damaged_cache_is_made_again_and_the_log_says_so(folder, tmp_path, caplog):
@@ -205,7 +236,11 @@ def test_the_options_reach_the_load_and_the_cache_can_be_switched_off(tmp_path, 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_demo_model_s_answers_are_right_in_each_scheme(scheme):
     config = EngineConfig(
-        device="cpu", quantize_experts=scheme, quantize_linears=scheme, quantized_cache=False
+        device="cpu",
+        quantize_experts=scheme,
+        quantize_linears=scheme,
+        quantize_rest="fp8" if scheme == "fp8" else "int8",
+        quantized_cache=False,
     )
     worker = Worker(build_denoiser(config), config)
     plain = EngineConfig(device="cpu")
@@ -229,6 +264,7 @@ def test_compiled_it_answers_the_same():
             device="cpu",
             quantize_experts="int4",
             quantize_linears="fp8",
+            quantize_rest="int8",
             quantized_cache=False,
             compile=compiled,
         )
@@ -300,5 +336,6 @@ def test_a_checkpoint_that_is_quantised_already_is_not_quantised_again(folder, t
     config = json.loads((tmp_path / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="quantize_experts and quantize_linears"):
-        load(tmp_path, experts="int8")
+    for option in ("experts", "linears", "rest"):
+        with pytest.raises(CheckpointError, match="quantize_linears and quantize_rest can only be"):
+            load(tmp_path, **{option: "int8"})

@@ -22,7 +22,7 @@ from engine.messages import (
 )
 from engine.model.checkpoint import CheckpointError, find_checkpoint, load_model
 from engine.model.diffusion_gemma import UnsupportedModelError
-from engine.model.vision import Vision, is_vision
+from engine.model.vision import Projection, Vision, is_vision
 from engine.worker import Worker
 from tests.parity.tiny_models import IMAGE, write_image_processor, write_seeing_model
 
@@ -62,6 +62,25 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def worker(folder):
     return build_worker(folder)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "fp8"])
+def test_a_quantised_tower_sees_what_one_of_its_dequantised_weights_sees(folder, worker, scheme):
+    config = EngineConfig(
+        model=str(folder), device="cpu", quantize_rest=scheme, quantized_cache=False
+    )
+    vision = build_denoiser(config).vision
+    quantised = [module for module in vision.modules() if isinstance(module, Projection)]
+    assert len(quantised) == 2 * 7 + 1  # of two layers, and what leads to the language model
+    with torch.inference_mode():
+        found = vision(new_image())
+        for module in quantised:
+            whole = module.weight.dequantize(torch.float32)
+            delattr(module, "weight")
+            module.weight = torch.nn.Parameter(whole)
+        torch.testing.assert_close(found, vision(new_image()), rtol=1e-4, atol=1e-5)
+        in_full = worker._denoiser.vision(new_image())
+    assert 0 < (found - in_full).norm() < 0.1 * in_full.norm()
 
 
 def test_a_request_with_images_crosses_the_boundary_as_it_is():

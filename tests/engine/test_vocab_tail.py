@@ -1,9 +1,12 @@
 import pytest
 import torch
 
+from engine.model.embedding import CHUNK, look_up
 from engine.model.experts import group_ends
+from engine.model.logprobs import logprobs
+from engine.model.quantization import quantize
+from engine.model.truncated_draw import truncated_draw
 from engine.model.vocab_tail import (
-    CHUNK,
     Bias,
     draw,
     gathered_products,
@@ -174,6 +177,38 @@ def test_both_ways_to_multiply_rows_with_their_groups_give_the_same():
     expected = torch.einsum("rd,rsd->rs", hidden, embedding[groups])
     for products in (grouped_products, gathered_products):
         torch.testing.assert_close(products(hidden, embedding, groups), expected)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "fp8"])
+@pytest.mark.parametrize("vocab", VOCABS)
+def test_a_quantised_embedding_is_what_it_stands_for(vocab, scheme):
+    case = Case(vocab)
+    quantised = quantize(case.embedding, scheme, torch.device("cpu"))
+    case.embedding = quantised.dequantize(torch.float32)
+    inputs = (case.hidden, case.temperatures, case.uniforms)
+    found, expected = (steps(*inputs, each) for each in (quantised, case.embedding))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def steps(hidden, temperatures, uniforms, embedding):
+    """All that a step wants of the vocabulary."""
+    scale = {"softcap": SOFTCAP, "embedding_scale": 4.0}
+    tail = vocab_tail(hidden, embedding, temperatures, **scale)
+    rows = torch.arange(ROWS)
+    inputs = (hidden, embedding, temperatures, uniforms)
+    of_logprobs = logprobs(hidden, embedding, tail.argmax, softcap=SOFTCAP, best=3)
+    return {
+        "argmax": tail.argmax,
+        "entropy": tail.entropy,
+        "soft": tail.soft_embeddings,
+        "mass": tail.group_mass,
+        "draw": draw(tail, *inputs, EVERY, softcap=SOFTCAP),
+        "truncated": truncated_draw(*inputs, rows, softcap=SOFTCAP, top_k=9, top_p=0.9),
+        "chosen": of_logprobs.chosen,
+        "best": of_logprobs.best,
+        "looked up": look_up(embedding, tail.argmax, hidden.dtype),
+    }
 
 
 def test_groups_end_where_the_next_begins():

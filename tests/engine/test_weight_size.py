@@ -2,14 +2,16 @@
 
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 
 from bench.random_model import Shape, new_random_model, write_random_model
 from bench.roofline import released
 from engine.config import EngineConfig
-from engine.dimensions import MODELOPT_FILE, Dimensions
+from engine.dimensions import MODELOPT_FILE, QUANTIZED_FILES, Dimensions
 from engine.loading import build_denoiser
 from engine.model.checkpoint import find_dimensions
 from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig
+from engine.model.quantization import QuantizedWeight
 from engine.model.vision import Vision, VisionConfig
 from engine.weight_size import weight_bytes
 from tests.parity.tiny_models import SHAPES, write_seeing_model
@@ -81,6 +83,29 @@ def test_a_format_touches_its_own_parts_alone():
     }
 
 
+@pytest.mark.parametrize("rest", ["none", "int8", "fp8"])
+def test_the_rest_is_counted_to_the_byte_with_vision(tmp_path, rest):
+    write_seeing_model(tmp_path, SHAPES["one-kv-head"])
+    config = EngineConfig(
+        model=str(tmp_path), device="cpu", quantize_rest=rest, quantized_cache=False
+    )
+    denoiser = build_denoiser(config)
+    expected = dict.fromkeys(weight_bytes(find_dimensions(str(tmp_path)), **FLOAT32), 0)
+    for name, weight in held(denoiser.model):
+        expected[part_of(name)] += weight.nbytes
+    expected["vision"] = sum(weight.nbytes for _name, weight in held(denoiser.vision))
+    assert weight_bytes(find_dimensions(str(tmp_path)), **FLOAT32, rest=rest) == expected
+
+
+def held(model):
+    """Every weight of a model by its name, however it is held; not what no file has."""
+    for prefix, module in model.named_modules():
+        for name, weight in vars(module).items():
+            if isinstance(weight, QuantizedWeight):
+                yield f"{prefix}.{name}".removeprefix("."), weight
+    yield from model.state_dict().items()
+
+
 @pytest.mark.parametrize("experts", ["none", "int8", "int4", "fp8"])
 @pytest.mark.parametrize("linears", ["none", "int8", "int4", "fp8"])
 def test_quantised_weights_are_counted_to_the_byte(tmp_path, experts, linears):
@@ -110,6 +135,19 @@ def test_a_quantised_checkpoint_is_as_large_as_its_files(tmp_path):
     (tmp_path / MODELOPT_FILE).write_text("{}")
     found = weight_bytes(find_dimensions(str(tmp_path)), **FLOAT32)
     assert found == {"as stored": (tmp_path / "model.safetensors").stat().st_size}
+
+
+@pytest.mark.parametrize("name", [*QUANTIZED_FILES, None])
+def test_a_file_beside_config_json_on_the_hub_says_so_too(monkeypatch, name):
+    def download(_model, wanted):
+        if wanted != name:
+            raise EntryNotFoundError(wanted)
+
+    config = new_random_model(QUANTIZABLE).config
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("engine.model.checkpoint._find_config", lambda _model: (None, config))
+    found = find_dimensions("owner/name")
+    assert (found.quantized, found.sized) == (name is not None, name is None)
 
 
 def test_only_its_files_say_how_large_a_quantised_checkpoint_is():

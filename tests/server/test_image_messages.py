@@ -7,6 +7,7 @@ from demo.network import new_config, new_model
 from demo.tokenizer import build_tokenizer
 from demo.train import save
 from tests.conftest import Server
+from tests.engine.test_gguf_file import q8_0, write
 from tests.parity.tiny_models import write_image_processor
 from tests.pictures import data_url, noise_picture
 
@@ -14,11 +15,26 @@ MOST_TOKENS = 70  # of one image
 
 
 @pytest.fixture(scope="module")
-def seeing(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("seeing")
     save(new_model(0, new_config(image_positions=256)), build_tokenizer(0, examples=4000), folder)
     write_image_processor(folder, patch_size=16)
-    server = Server(folder, tmp_path_factory.mktemp("log") / "log").wait_until_ready()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def seeing(folder, tmp_path_factory):
+    yield from client_of(folder, tmp_path_factory.mktemp("log"))
+
+
+@pytest.fixture
+def gguf_client(folder, tmp_path):
+    write(tmp_path / "model.gguf", folder, q8_0)
+    yield from client_of(folder, tmp_path, EASEL_GGUF=str(tmp_path / "model.gguf"))
+
+
+def client_of(folder, logs, **settings):
+    server = Server(folder, logs / "log", **settings).wait_until_ready()
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         yield client
     assert server.stop() == 0
@@ -90,3 +106,10 @@ def test_a_model_that_does_not_see_says_so(client):
     with pytest.raises(openai.BadRequestError, match="takes no images") as error:
         ask(client, data_url(noise_picture(8, 8)))
     assert error.value.code == "unsupported_parameter"
+
+
+def test_with_weights_from_a_gguf_file_the_same_model_does_not_see_either(gguf_client):
+    with pytest.raises(openai.BadRequestError, match="takes no images") as error:
+        ask(gguf_client, data_url(noise_picture(60, 80)))
+    assert error.value.param == "messages.0.content.0.image_url.url"
+    assert ask(gguf_client).usage.completion_tokens

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from engine.model.quantization import quantize
 from engine.model.vocab_tail import draw, triton_vocab_tail, vocab_tail
 
 ROWS, HIDDEN = 9, 32
@@ -10,10 +11,13 @@ ROWS, HIDDEN = 9, 32
 
 @pytest.mark.parametrize("vocab", [160, 1280, 4352])
 @pytest.mark.parametrize("temperature", [1.6, 0.7, 0.1])  # with the constant shift and without
-def test_the_gpu_s_tail_gives_what_the_cpu_s_gives(vocab, temperature):
+@pytest.mark.parametrize("scheme", [None, "int8"])
+def test_the_gpu_s_tail_gives_what_the_cpu_s_gives(vocab, temperature, scheme):
     generator = torch.Generator().manual_seed(vocab)
     hidden = torch.randn(ROWS, HIDDEN, generator=generator) * torch.linspace(0.01, 3, ROWS)[:, None]
     embedding = torch.randn(vocab, HIDDEN, generator=generator)
+    if scheme is not None:
+        embedding = quantize(embedding, scheme, torch.device("cpu"))
     temperatures = temperature * torch.linspace(0.6, 1.4, ROWS)
     scales = {"softcap": 30.0, "embedding_scale": 4.0}
     plain = vocab_tail(hidden, embedding, temperatures, **scales)
