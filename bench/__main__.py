@@ -1,7 +1,7 @@
 """`python -m bench NAME`, which `easel bench NAME` calls: run one measurement."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import transformers
@@ -17,6 +17,7 @@ from bench import (
     quality,
     roofline,
     step,
+    synthetic,
     tail,
     turns,
 )
@@ -31,12 +32,52 @@ Rounds = Annotated[int, typer.Option(min=1, help="Pairs of runs, of which the me
 _SIDES = ["easel_ms", "transformers_ms", "ratio"]
 
 
-@main.callback()
-def bench() -> None:
-    """Measure Easel: both sides of each comparison alternate in one process, on one thread."""
-    torch.set_num_threads(1)
+@main.callback(invoke_without_command=True)
+def bench(
+    context: typer.Context,
+    size: Annotated[
+        Literal["26b"] | None,
+        typer.Option("--synthetic", help="Measure a model of this size with random weights."),
+    ] = None,
+    layers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=len(synthetic.SIZES["26b"].layers),
+            help="With --synthetic: only so many layers. All; without a GPU as many as fit.",
+        ),
+    ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --synthetic: blocks of each form, of which the median counts. "
+            f"{LEAST_ROUNDS}; without a GPU 1.",
+        ),
+    ] = None,
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """Measure Easel. Both sides of each comparison alternate in one process, on one thread.
+
+    A model of the released size needs no comparison and no weights: --synthetic 26b.
+    """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    alone = {"--layers": layers, "--rounds": rounds, "--json": json, "--plot": plot}
+    given = [name for name, value in alone.items() if value is not None]
+    if context.invoked_subcommand is None and size is not None:
+        output = Output(json, plot)
+        trial = synthetic.choose_trial(size, layers=layers, rounds=rounds)
+        print(trial)
+        report(f"{size}, random weights", synthetic.rows(trial), synthetic.COLUMNS, output)
+    elif context.invoked_subcommand is None:
+        raise typer.BadParameter("goes with --synthetic or behind a command", param_hint=given)
+    elif size is not None or given:
+        misplaced = ["--synthetic"] * (size is not None) + given
+        raise typer.BadParameter("does not go before a command", param_hint=misplaced)
+    else:
+        torch.set_num_threads(1)
 
 
 @main.command("tail")

@@ -15,6 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 Row = dict[str, Any]  # has at least `case`; with two sides also `ratio` and its spread
 
 LEAST_ROUNDS = 7
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,17 @@ def alternate(
     }
 
 
-def peak_bytes(work: Callable[[], object]) -> int:
-    """How much memory `work` has in tensors at most, above what there is before.
+def peak_bytes(work: Callable[[], object], device: torch.device = _CPU) -> int:
+    """How much of the device's memory `work` has in tensors at most, above what there is before.
 
     As torch's allocator counts it: the process' own size is moved by more than tensors.
     """
     gc.collect()
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         work()
     changes = sorted(
@@ -116,7 +123,7 @@ def _plot(title: str, rows: list[Row], file: Path) -> None:
     from matplotlib import pyplot
 
     number = "ratio" if "ratio" in rows[0] else next(k for k in rows[0] if k != "case")
-    rows = [row for row in rows if number in row]
+    rows = [row for row in rows if row.get(number) is not None]
     figure, axes = pyplot.subplots(figsize=(8, 0.6 + 0.45 * len(rows)), layout="constrained")
     cases, values = [row["case"] for row in rows], [row[number] for row in rows]
     axes.barh(cases, values, color="#4c78a8")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import (
     DiffusionGemmaConfig,
     DiffusionGemmaForBlockDiffusion,
@@ -55,6 +56,9 @@ _NORM_MEANS = {
     "post_feedforward_layernorm.": 0.4,
     "self_conditioning.pre_norm": 0.4,
 }
+_SCALES = ("layer_scalar", "std_scale", "std_bias")
+# It sets the logits' size: at tiny widths neither flat nor certain.
+_EMBEDDING_STD = 0.4
 
 
 def write_random_model(folder: Path, shape: Shape, seed: int = 0) -> Path:
@@ -121,16 +125,24 @@ def new_random_model(shape: Shape, seed: int = 0) -> DiffusionGemmaForBlockDiffu
 
 
 @torch.no_grad()
+def fill(
+    name: str, tensor: Tensor, generator: torch.Generator, *, embedding_std: float = _EMBEDDING_STD
+) -> None:
+    """Random values for a tensor of a checkpoint, by its name there; in place, in its own type."""
+    if name.endswith(_SCALES):
+        tensor.uniform_(0.5, 1.0, generator=generator)
+    elif tensor.dim() == 1:
+        mean = next((m for part, m in _NORM_MEANS.items() if part in name), 1.0)
+        tensor.normal_(mean, 0.2 * mean, generator=generator)
+    else:
+        embedding = name.endswith("embed_tokens.weight")
+        std = embedding_std if embedding else tensor.shape[-1] ** -0.5
+        tensor.normal_(0.0, std, generator=generator)
+
+
 def _randomise(model: torch.nn.Module, generator: torch.Generator) -> None:
     for name, parameter in model.named_parameters():
-        if parameter.dim() == 1:
-            mean = next((m for part, m in _NORM_MEANS.items() if part in name), 1.0)
-            parameter.normal_(mean, 0.2 * mean, generator=generator)
-        else:
-            fan_in = parameter.shape[-1]
-            # The embedding's size is the logits': neither flat nor certain.
-            std = 0.4 if name.endswith("embed_tokens.weight") else fan_in**-0.5
-            parameter.normal_(0.0, std, generator=generator)
+        fill(name, parameter, generator)
     for name, buffer in model.named_buffers():
-        if name.endswith(("layer_scalar", "std_scale", "std_bias")):
-            buffer.uniform_(0.5, 1.0, generator=generator)
+        if name.endswith(_SCALES):  # the others are computed
+            fill(name, buffer, generator)

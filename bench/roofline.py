@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.compare import Row
-from engine.config import DeviceProfile, Format, profile_names
+from engine.config import DeviceProfile, Format, Hardware, profile_names
 from engine.dimensions import Dimensions, known_dimensions
 from engine.roofline import step_cost
 
@@ -23,6 +23,10 @@ class Device:
     bandwidth: float
     bf16: float
     fp8: float
+
+
+# NVIDIA's data sheet.
+_H200, _H200_FIGURES = "H200", Device(4.8e12, 989e12, 1979e12)
 
 
 @dataclass(frozen=True)
@@ -42,16 +46,28 @@ FORMS = {
 
 
 def devices() -> dict[str, Device]:
-    """The profiles' devices and the H200 (NVIDIA's data sheet), which has none of its own."""
-    found = {"H200": Device(4.8e12, 989e12, 1979e12)}
+    """The profiles' devices and the H200, which has none of its own."""
+    found = {_H200: _H200_FIGURES}
     for profile in map(DeviceProfile.read, profile_names()):
         if profile.hardware is not None:
-            found[profile.title] = Device(
-                profile.hardware.bandwidth_gb_s * 1e9,
-                profile.hardware.bf16_tflops * 1e12,
-                profile.hardware.fp8_tflops * 1e12,
-            )
+            found[profile.title] = _device(profile.hardware)
     return dict(sorted(found.items()))
+
+
+def find_device(gpu_name: str) -> Device | None:
+    """By the driver's name for it, if its figures are known."""
+    if _H200 in gpu_name:  # which the H100's profile takes for one of its own
+        return _H200_FIGURES
+    for profile in map(DeviceProfile.read, profile_names()):
+        if profile.hardware is not None and profile.hardware.is_of(gpu_name):
+            return _device(profile.hardware)
+    return None
+
+
+def _device(hardware: Hardware) -> Device:
+    return Device(
+        hardware.bandwidth_gb_s * 1e9, hardware.bf16_tflops * 1e12, hardware.fp8_tflops * 1e12
+    )
 
 
 def released() -> Dimensions:

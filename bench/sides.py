@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, DiffusionGemmaForBlockDiffusion, DynamicCache
 
+from bench.blocks import run_pass
 from engine.config import DEMO_MODEL_PATH, EngineConfig
 from engine.denoiser import Denoiser
 from engine.loading import build_denoiser
@@ -57,10 +58,7 @@ def easel_step(denoiser: Denoiser, prompt: list[int]) -> Callable[[], object]:
     sequence = Sequence.start(request)
     sequence.reuse(denoiser.start(sequence))
     while sequence.unencoded:
-        work = sequence.next_work(1024)
-        assert work is not None
-        denoiser.run([work])
-        sequence.record(work, None, frozenset())
+        run_pass(denoiser, [sequence], 1024)
     canvas = denoiser._slots[sequence].canvas
     assert canvas is not None
 

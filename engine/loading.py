@@ -23,10 +23,12 @@ from engine.device import (
 from engine.dimensions import Dimensions
 from engine.messages import Loading
 from engine.model.checkpoint import Quantization, find_checkpoint, find_dimensions, load_model
+from engine.model.diffusion_gemma import DiffusionGemma
 from engine.model.kernel_choice import choose_attention_kernel, choose_product_kernels
 from engine.model.vision import Vision
 from engine.plan import DoesNotFitError, check_fit
 from engine.profiles import apply_profile, choose_profile, describe_profile
+from engine.sampler import SamplerConfig
 from engine.weights.quantized_cache import cache_root
 
 logger = logging.getLogger(__name__)
@@ -77,6 +79,21 @@ def build_denoiser(
         vision=vision,
         on_progress=_rationed(send),
     )
+    sampler = dataclasses.replace(checkpoint.sampler, early_end=config.early_end)
+    return new_denoiser(model, sampler, config, vision)
+
+
+def new_denoiser(
+    model: DiffusionGemma,
+    sampler: SamplerConfig,
+    config: EngineConfig,
+    vision: Vision | None = None,
+) -> Denoiser:
+    """For a model that has its weights, with what the configuration says of running it.
+
+    Raises DeviceError if no kernel for the experts runs on their device.
+    """
+    device, dtype = model.norm.weight.device, model.norm.weight.dtype
     never_waits = choose_product_kernels(model, dtype)
     if vision is not None:
         choose_product_kernels(vision, dtype)
@@ -85,8 +102,8 @@ def build_denoiser(
     )
     return Denoiser(
         model,
-        dataclasses.replace(checkpoint.sampler, early_end=config.early_end),
-        context_length=min(config.max_context, checkpoint.config.max_positions),
+        sampler,
+        context_length=min(config.max_context, model.config.max_positions),
         prefill_chunk=config.prefill_chunk,
         max_active=config.max_active,
         prefix_cache_bytes=config.prefix_cache_mib * 2**20,

@@ -1,0 +1,56 @@
+"""Whole blocks of one model, timed pass by pass, as the worker's loop would run them."""
+
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+
+from engine.denoiser import Denoiser
+from engine.messages import GenerateRequest, Sampling
+from engine.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What canvases that denoise together took."""
+
+    prefill_tokens_s: float
+    passes_s: list[float]  # of their block; the first one also encodes as many tokens
+
+
+def timed_answers(denoiser: Denoiser, prompt: list[int], *, canvases: int, chunk: int) -> Answers:
+    """A block behind this prompt for each of so many requests, all in the same passes.
+
+    The prompt is encoded in chunks but for its last canvas' worth of tokens: these go into the
+    block's first pass, as those of the block before would.
+    """
+    canvas = denoiser.model.config.canvas_length
+    ahead = len(prompt) - canvas
+    sequences = []
+    started = perf_counter()
+    for seed in range(canvases):
+        request = GenerateRequest("bench", prompt, max_tokens=canvas, sampling=Sampling(seed))
+        sequence = Sequence.start(request)
+        sequence.reuse(denoiser.start(sequence))
+        while sequence.encoded < ahead:
+            run_pass(denoiser, [sequence], min(chunk, ahead - sequence.encoded))
+        sequences.append(sequence)
+    device = denoiser.model.norm.weight.device
+    if device.type == "cuda":  # nothing has waited for these passes
+        torch.cuda.synchronize(device)
+    prefill_s = perf_counter() - started
+    passes_s = []
+    while any(sequence.finish_reason is None for sequence in sequences):
+        started = perf_counter()
+        run_pass(denoiser, sequences, canvas)
+        passes_s.append(perf_counter() - started)
+    for sequence in sequences:
+        denoiser.release(sequence)
+    return Answers(canvases * ahead / prefill_s, passes_s)
+
+
+def run_pass(denoiser: Denoiser, sequences: list[Sequence], most_tokens: int) -> None:
+    """What each of them needs next, in one pass; of its tokens at most so many."""
+    works = [work for each in sequences if (work := each.next_work(most_tokens)) is not None]
+    for work, step in zip(works, denoiser.run(works), strict=True):
+        work.sequence.record(work, step, frozenset())

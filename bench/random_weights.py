@@ -1,0 +1,112 @@
+"""A network of any shape with random weights, made where it runs and in the form that it runs in.
+
+For what only depends on the shape: speed and memory. Nothing is written or read, and there is
+never more than the network: each weight's room is taken in its own form and then filled, a
+quantised one with random codes, so that a model of 4 bits is never one of 16.
+
+The values are those of `bench/random_model.py`, by the same names.
+"""
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from bench.random_model import fill
+from engine.dimensions import Dimensions
+from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig, Rope
+from engine.model.places import places
+from engine.model.quantization import FromDense, QuantizedWeight, Weight, empty_quantized
+
+# Of logits: far from the softcap, and neither flat nor certain after it.
+_LOGITS_STD = 2.8
+
+
+def network_config(dimensions: Dimensions) -> ModelConfig:
+    """The network of these dimensions; what they do not say is the released model's.
+
+    That is the default of transformers' `DiffusionGemmaTextConfig`.
+    """
+    d = dimensions
+    return ModelConfig(
+        vocab_size=d.vocab_size,
+        hidden_size=d.hidden_size,
+        mlp_size=d.mlp_size,
+        query_heads=d.query_heads,
+        layers=d.layers,
+        experts=d.experts,
+        experts_per_token=d.experts_per_token,
+        expert_size=d.expert_size,
+        norm_eps=1e-6,
+        softcap=30.0,
+        sliding_rope=Rope(10_000.0),
+        full_rope=Rope(1_000_000.0, 0.25),
+        canvas_length=d.canvas_length,
+        max_positions=d.max_positions,
+        bidirectional_images=True,
+    )
+
+
+def random_network(
+    config: ModelConfig,
+    *,
+    experts: FromDense | None,
+    linears: FromDense | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    title: str,
+) -> DiffusionGemma:
+    """Experts and linears quantised so, the rest in `dtype`; a line on stderr tells how far it is.
+
+    Raises UnquantizableError if a weight's shape has no place in its scheme.
+    """
+    schemes = {"experts": experts, "linears": linears}
+    generator = torch.Generator(device).manual_seed(0)
+    with torch.device("meta"):
+        network = DiffusionGemma(config)
+    places_left = track(
+        places(network), f"{title}: random weights", transient=True, console=Console(stderr=True)
+    )
+    for place in places_left:
+        scheme = schemes.get(place.kind)
+        if scheme is None:
+            weight: Weight = torch.empty(place.shape, device=device, dtype=dtype)
+            fill(
+                place.name, weight, generator, embedding_std=_LOGITS_STD * config.hidden_size**-0.5
+            )
+        else:
+            weight = _random_quantized(place.shape, scheme, generator)
+        place.put(weight)
+    # The embedding is also the lm_head: in a model of few layers each position would be certain of
+    # the token that it has, if what comes out pointed where that went in.
+    network.norm.weight.mul_(_signs(network.norm.weight, generator))
+    return network.requires_grad_(False).eval()
+
+
+def weights_bytes(network: DiffusionGemma) -> int:
+    """Of all its weights as they are held."""
+    return sum(getattr(place.module, place.attribute).nbytes for place in places(network))
+
+
+def _random_quantized(
+    shape: torch.Size, scheme: FromDense, generator: torch.Generator
+) -> QuantizedWeight:
+    """[N, K] or [E, N, K] of random codes, scaled to what `fill` gives a dense one.
+
+    Half of the scales are negative, since int4's codes are not centred on their zero.
+    """
+    weight = empty_quantized(shape, scheme, generator.device)
+    allowed = 0xFE if scheme == "fp8" else 0xFF  # 0x7F and 0xFF are NaN
+    codes = weight.codes.view(torch.uint8)
+    codes.random_(0, 256, generator=generator)
+    codes &= allowed
+    each = (torch.arange(256, dtype=torch.uint8) & allowed)[None]
+    plain = QuantizedWeight(scheme, each.view(weight.codes.dtype), torch.ones(1, 1))
+    std = float(plain.dequantize(torch.float32).square().mean().sqrt())
+    weight.scales.copy_(_signs(weight.scales, generator)).mul_(shape[-1] ** -0.5 / std)
+    return weight
+
+
+def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """1 or -1, as often each."""
+    return torch.empty_like(like).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)

@@ -1,0 +1,232 @@
+"""A published model's size on this machine, with random weights: what each form of them gives.
+
+Steps and blocks are real ones of the engine, behind a prompt that it has encoded, on the path that
+a server would take. Random weights never finish a block early, so each has all its steps. How many
+a real answer would take is not said, but what it would be worth at 10, 15 and 20 tokens a step.
+
+Without a GPU the model gets only as many layers as there is memory for, all else as it is.
+"""
+
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from statistics import median
+
+import torch
+
+from bench.blocks import timed_answers
+from bench.compare import LEAST_ROUNDS, Row, peak_bytes
+from bench.quality import FORMS, Form
+from bench.random_weights import network_config, random_network, weights_bytes
+from bench.roofline import CONTEXT, RELEASED_MODEL, TOKENS_A_STEP, find_device, released
+from bench.sides import random_prompt
+from engine.config import EngineConfig
+from engine.denoiser import Denoiser
+from engine.device import (
+    choose_device,
+    choose_dtype,
+    device_name,
+    find_gpu,
+    free_memory,
+    out_of_memory,
+)
+from engine.dimensions import Dimensions
+from engine.loading import new_denoiser
+from engine.plan import gb, make_plan
+from engine.profiles import NO_PROFILE, apply_profile, choose_profile
+from engine.roofline import step_cost
+from engine.sampler import SamplerConfig
+
+# Pictures would say nothing of random weights: without the vision tower.
+SIZES = {"26b": replace(released(), tower=None)}
+COLUMNS = [
+    "weights_gb",
+    "above_weights_gb",
+    "planned_gb",
+    "path",
+    "prefill_tokens_s",
+    "step_ms",
+    "block_ms",
+    *(f"tokens_s_at_{n}" for n in TOKENS_A_STEP),
+    "roofline_ms",
+    "roofline_share",
+]
+_SAMPLER = SamplerConfig(confidence_threshold=-1.0)  # no entropy is below it: no block ends early
+_WARM_UP_STEPS = 2  # one that also encodes, and one that only denoises: what is captured
+# Without a GPU a step takes seconds: fewer of them, behind less, each block once.
+_CPU_CONTEXT, _CPU_STEPS, _CPU_ROUNDS = 1024, 4, 1
+_CPU_SHARE = 0.75  # of free memory: a machine that swaps measures nothing and serves nobody
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is measured, and where. `context` are the tokens in front of the canvas."""
+
+    size: str
+    layers: int
+    device: torch.device
+    context: int = CONTEXT
+    steps: int = _SAMPLER.max_denoising_steps  # of a block
+    rounds: int = LEAST_ROUNDS  # blocks, of which the median counts
+
+    @property
+    def dimensions(self) -> Dimensions:
+        """The first layers and, as in every such model, a full one as the last."""
+        whole = SIZES[self.size]
+        return replace(whole, layers=(*whole.layers[: self.layers - 1], whole.layers[-1]))
+
+    @property
+    def sampler(self) -> SamplerConfig:
+        return replace(_SAMPLER, max_denoising_steps=self.steps)
+
+    def __str__(self) -> str:
+        of, cpu = len(SIZES[self.size].layers), self.device.type == "cpu"
+        return (
+            f"{'No GPU that torch can use. ' if cpu else ''}{self.size}, {self.layers} of {of} "
+            f"layers, random weights, on {device_name(self.device)}: blocks of {self.steps} steps "
+            f"behind {self.context:,} tokens, {self.rounds} of each form"
+        )
+
+
+def choose_trial(size: str, *, layers: int | None, rounds: int | None) -> Trial:
+    """On the GPU; without one on the CPU, with as many unquantised layers as there is room for."""
+    device = choose_device(EngineConfig())
+    if device.type == "cuda":
+        whole = len(SIZES[size].layers)
+        return Trial(size, layers or whole, device, rounds=rounds or LEAST_ROUNDS)
+    trial = Trial(size, 1, device, _CPU_CONTEXT, _CPU_STEPS, rounds or _CPU_ROUNDS)
+    return replace(trial, layers=layers or most_layers(trial, _memory_bytes(device)))
+
+
+def most_layers(trial: Trial, memory_bytes: int) -> int:
+    """With how many the unquantised model fits; one if with none."""
+    trials = [replace(trial, layers=n + 1) for n in range(len(SIZES[trial.size].layers))]
+    needs = [(_needs_bytes(each, Form(None, None)), each.layers) for each in trials]
+    return max((layers for need, layers in needs if need <= memory_bytes), default=1)
+
+
+def rows(trial: Trial) -> Iterator[Row]:
+    """One a form that doesn't fit; else one for a canvas alone, one for as many as a server has."""
+    for form in FORMS:
+        case = _case(trial, form)
+        needs, memory = _needs_bytes(trial, form), _memory_bytes(trial.device)
+        planned = {"planned_gb": needs / 1e9}
+        if needs > memory:
+            case = f"{case}: does not fit, needs {gb(needs)} of {gb(memory)}"
+            yield {"case": case, "step_ms": None, **planned}
+            continue
+        try:
+            for row in _measured(trial, form):
+                yield row | planned
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            yield {"case": f"{case}: out of memory", "step_ms": None, **planned}
+
+
+def _measured(trial: Trial, form: Form) -> Iterator[Row]:
+    config, device = _config(trial, form), trial.device
+    network = random_network(
+        network_config(trial.dimensions),
+        experts=form.experts,
+        linears=form.linears,
+        device=device,
+        dtype=choose_dtype(config, device),
+        title=_case(trial, form),
+    )
+    prompt = random_prompt(trial.dimensions.vocab_size, trial.context)
+    batches = sorted({1, config.max_active})
+    warm: list[Denoiser] = []
+
+    def warm_up() -> None:
+        sampler = replace(trial.sampler, max_denoising_steps=_WARM_UP_STEPS)
+        warm.append(new_denoiser(network, sampler, config))
+        for canvases in batches:
+            timed_answers(warm[0], prompt, canvases=canvases, chunk=config.prefill_chunk)
+
+    above_bytes = peak_bytes(warm_up, device)
+    [denoiser] = warm
+    denoiser.sampler = trial.sampler
+    for canvases in batches:
+        answers = [
+            timed_answers(denoiser, prompt, canvases=canvases, chunk=config.prefill_chunk)
+            for _ in range(trial.rounds)
+        ]
+        step_s = median(seconds for each in answers for seconds in each.passes_s[1:])
+        block_s = median(sum(each.passes_s) for each in answers)
+        least_s = _roofline_s(trial, form, canvases)
+        yield {
+            "case": _case(trial, form) + (f", {canvases} canvases" if canvases > 1 else ""),
+            "step_ms": step_s * 1e3,
+            "block_ms": block_s * 1e3,
+            **{f"tokens_s_at_{n}": n * canvases * trial.steps / block_s for n in TOKENS_A_STEP},
+            "prefill_tokens_s": median(each.prefill_tokens_s for each in answers),
+            "roofline_ms": None if least_s is None else least_s * 1e3,
+            "roofline_share": None if least_s is None else least_s / step_s,
+            "weights_gb": weights_bytes(network) / 1e9,
+            "above_weights_gb": above_bytes / 1e9,
+            "path": "CUDA graph" if denoiser._graphs and denoiser._graphs.on else "dynamic",
+            "canvases": canvases,
+            "steps": trial.steps,
+            "rounds": trial.rounds,
+            "context": trial.context,
+            "layers": trial.layers,
+            "device": device_name(device),
+        }
+
+
+def _config(trial: Trial, form: Form) -> EngineConfig:
+    """A server's: by the device's profile, if it has one, its canvases and chunks of a prompt.
+
+    Nothing is bet and no prefix kept, which are no part of a step.
+    """
+    told = EngineConfig(
+        model=RELEASED_MODEL,
+        quantize_experts=form.experts or "none",
+        quantize_linears=form.linears or "none",
+        max_context=trial.context + trial.dimensions.canvas_length,
+        prefix_cache_mib=0,
+        speculate=False,
+    )
+    profile = choose_profile(told, find_gpu(trial.device))
+    if profile == NO_PROFILE:
+        return told.model_copy(update={"max_active": 1})
+    return apply_profile(told, profile, quantized=False)
+
+
+def _needs_bytes(trial: Trial, form: Form) -> int:
+    cuda = trial.device.type == "cuda"
+    return make_plan(trial.dimensions, _config(trial, form), cuda=cuda).total
+
+
+def _memory_bytes(device: torch.device) -> int:
+    """What may be taken now that the form before is gone."""
+    gc.collect()
+    if device.type == "cpu":
+        return round(_CPU_SHARE * free_memory(device))
+    torch.cuda.empty_cache()
+    return free_memory(device)
+
+
+def _roofline_s(trial: Trial, form: Form, canvases: int) -> float | None:
+    """The least time of a step, products in 16 bits; None if the device's figures aren't known."""
+    gpu = find_gpu(trial.device)
+    device = None if gpu is None else find_device(gpu.name)
+    if device is None:
+        return None
+    cost = step_cost(
+        trial.dimensions,
+        experts=form.experts or "none",
+        linears=form.linears or "none",
+        context=trial.context,
+    )
+    return cost.seconds(bandwidth=device.bandwidth, peak=device.bf16, canvases=canvases)
+
+
+def _case(trial: Trial, form: Form) -> str:
+    plain = {torch.float32: "float32", torch.bfloat16: "BF16"}[
+        choose_dtype(EngineConfig(), trial.device)
+    ]
+    if form.experts is form.linears is None:
+        return plain
+    return f"experts {form.experts or plain}, linears {form.linears or plain}"

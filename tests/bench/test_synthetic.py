@@ -1,0 +1,249 @@
+"""The measurement of a whole model with random weights, on a small one and on a CPU."""
+
+import json
+from dataclasses import replace
+from math import isfinite, log
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from bench import synthetic
+from bench.__main__ import main
+from bench.blocks import timed_answers
+from bench.compare import peak_bytes
+from bench.quality import FORMS, Form, first_logits
+from bench.random_weights import network_config, random_network, weights_bytes
+from bench.roofline import find_device, released
+from bench.roofline import rows as roofline_rows
+from bench.sides import random_prompt
+from bench.synthetic import Trial, most_layers, rows
+from engine.config import EngineConfig
+from engine.dimensions import Dimensions
+from engine.loading import new_denoiser
+from engine.model.places import places
+from engine.model.quantization import QuantizedWeight
+from engine.plan import make_plan
+from engine.profiles import Gpu
+from engine.sampler import SamplerConfig
+from engine.weight_size import weight_bytes
+
+CPU = torch.device("cpu")
+H100 = Gpu("NVIDIA H100 80GB HBM3", 80 * 2**30)
+TINY = replace(
+    Dimensions.of(
+        {
+            "model_type": "diffusion_gemma",
+            "canvas_length": 32,
+            "text_config": {
+                "vocab_size": 512,
+                "hidden_size": 64,
+                "intermediate_size": 96,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "num_global_key_value_heads": 1,
+                "head_dim": 32,
+                "global_head_dim": 64,
+                "sliding_window": 64,
+                "max_position_embeddings": 4096,
+                "num_experts": 8,
+                "top_k_experts": 2,
+                "moe_intermediate_size": 32,
+            },
+        }
+    ),
+    tower=None,
+)
+SOME_FORMS = (Form(None, None), Form("int4", "int8"))
+TRIAL = Trial("tiny", layers=4, device=CPU, context=128, steps=3, rounds=2)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(synthetic.SIZES, "tiny", TINY)
+
+
+def network(form, dimensions=TINY):
+    return random_network(
+        network_config(dimensions),
+        experts=form.experts,
+        linears=form.linears,
+        device=CPU,
+        dtype=torch.float32,
+        title="test",
+    )
+
+
+def denoiser(form, dimensions=TINY):
+    config = EngineConfig(max_context=256, prefix_cache_mib=0, max_active=2)
+    return new_denoiser(network(form, dimensions), SamplerConfig(confidence_threshold=-1.0), config)
+
+
+def size(form, dimensions=TINY):
+    parts = weight_bytes(
+        dimensions,
+        experts=form.experts or "none",
+        linears=form.linears or "none",
+        element_bytes=4,
+    )
+    return sum(parts.values())
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.case)
+def test_a_network_is_as_large_as_its_form_says(form):
+    assert weights_bytes(network(form)) == size(form)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.case)
+def test_no_form_is_made_from_a_larger_one(form):
+    wide = replace(TINY, experts=64, expert_size=128, hidden_size=256)
+    assert peak_bytes(lambda: network(form, wide)) < 1.05 * size(form, wide)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.case)
+def test_quantised_codes_stand_for_what_a_dense_weight_would_be(form):
+    weights = [getattr(place.module, place.attribute) for place in places(network(form))]
+    quantized = [weight for weight in weights if isinstance(weight, QuantizedWeight)]
+    assert bool(quantized) == (form != Form(None, None))
+    for weight in quantized:
+        values = weight.dequantize(torch.float32)
+        assert values.isfinite().all()
+        assert abs(values.mean()) < 0.1 * values.std()
+        assert values.std() == pytest.approx(weight.shape[-1] ** -0.5, rel=0.2)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.case)
+@pytest.mark.parametrize("layers", [1, 4])
+def test_every_form_gives_logits_that_are_neither_flat_nor_certain(form, layers):
+    wide = replace(TINY, hidden_size=1024, layers=TINY.layers[-layers:])
+    logits = first_logits(denoiser(form, wide), random_prompt(TINY.vocab_size, 64))
+    assert logits.isfinite().all()
+    spread = torch.distributions.Categorical(logits=logits).entropy()
+    assert spread.mean() < log(TINY.vocab_size) - 1
+    assert spread.mean() > 0.5
+
+
+def test_a_block_has_all_its_steps_whoever_else_has_one():
+    some = denoiser(Form(None, None))
+    some.sampler = replace(some.sampler, max_denoising_steps=3)
+    prompt = random_prompt(TINY.vocab_size, 128)
+    for canvases in (1, 2, 1):  # again: the caches are free by then
+        answers = timed_answers(some, prompt, canvases=canvases, chunk=40)
+        assert len(answers.passes_s) == 3
+        assert answers.prefill_tokens_s > 0
+
+
+def test_the_command_measures_every_form_and_says_that_there_is_no_gpu(monkeypatch, tmp_path):
+    monkeypatch.setitem(synthetic.SIZES, "26b", TINY)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    file, plot = tmp_path / "rows.json", tmp_path / "plot.png"
+    options = ["--synthetic", "26b", "--layers", "2", "--json", str(file), "--plot", str(plot)]
+    result = CliRunner().invoke(main, options)
+    assert result.exit_code == 0, result.output
+    said = "No GPU that torch can use. 26b, 2 of 4 layers, random weights, on cpu"
+    assert result.output.strip().startswith(said)
+    assert plot.stat().st_size > 0
+    found = json.loads(file.read_text())
+    assert len(found) == len(FORMS)
+    for form, row in zip(FORMS, found, strict=True):
+        assert row["layers"] == 2
+        assert row["weights_gb"] == size(form, replace(TINY, layers=TINY.layers[-2:])) / 1e9
+        assert 0 < row["above_weights_gb"] < row["planned_gb"]
+        assert row["tokens_s_at_10"] == pytest.approx(10 * row["steps"] / row["block_ms"] * 1e3)
+        assert 0 < row["step_ms"] < row["block_ms"]
+        assert isfinite(row["prefill_tokens_s"])
+        assert row["roofline_share"] is None  # nobody has given a CPU's bandwidth
+        assert row["path"] == "dynamic"
+
+
+def test_a_form_that_does_not_fit_has_a_row_that_says_what_it_needs(monkeypatch):
+    monkeypatch.setattr(synthetic, "FORMS", SOME_FORMS)
+    needs = [synthetic._needs_bytes(TRIAL, form) for form in SOME_FORMS]
+    free = (max(needs) - 1) / synthetic._CPU_SHARE
+    monkeypatch.setattr(synthetic, "free_memory", lambda _device: free)
+    refused, other = rows(TRIAL)
+    assert refused["case"].startswith("float32: does not fit, needs ")
+    assert refused["step_ms"] is None
+    assert other["step_ms"] > 0
+
+
+def test_a_form_that_runs_out_of_memory_does_not_end_the_others(monkeypatch):
+    made = random_network
+
+    def full(*args, experts, **others):
+        if experts is None:
+            torch.empty(2**60)  # what an allocator says when there is no more
+        return made(*args, experts=experts, **others)
+
+    monkeypatch.setattr(synthetic, "random_network", full)
+    monkeypatch.setattr(synthetic, "FORMS", SOME_FORMS)
+    refused, other = rows(TRIAL)
+    assert refused["case"] == "float32: out of memory"
+    assert other["step_ms"] > 0
+
+
+def test_on_a_known_gpu_the_profile_s_batch_has_a_row_and_each_step_its_share(monkeypatch):
+    monkeypatch.setattr(synthetic, "FORMS", SOME_FORMS[:1])
+    monkeypatch.setattr(synthetic, "find_gpu", lambda _device: H100)
+    one, three = rows(replace(TRIAL, rounds=1))
+    assert (one["canvases"], three["canvases"]) == (1, 3)
+    assert three["tokens_s_at_10"] == pytest.approx(3 * 10 * 3 / three["block_ms"] * 1e3)
+    for row in (one, three):
+        assert row["roofline_share"] == pytest.approx(row["roofline_ms"] / row["step_ms"])
+
+
+def test_the_roofline_is_that_of_the_table_of_devices(monkeypatch):
+    monkeypatch.setattr(synthetic, "find_gpu", lambda _device: H100)
+    found = {row["case"]: row["step_ms"] for row in roofline_rows()}
+    for form, case in {(None, None): "BF16", ("int4", None): "4-bit experts"}.items():
+        step_s = synthetic._roofline_s(Trial("26b", 30, CPU), Form(*form), 1)
+        assert step_s * 1e3 == pytest.approx(found[f"H100 SXM, {case}"])
+
+
+@pytest.mark.parametrize("memory_gb", [8, 16, 40])
+def test_a_cpu_gets_as_many_layers_as_fit_beside_the_embedding(memory_gb):
+    def needs(layers):
+        trial = Trial("26b", layers, CPU, context=1024)
+        config = EngineConfig(max_context=1280, max_active=1, prefix_cache_mib=0)
+        return make_plan(trial.dimensions, config, cuda=False).total
+
+    most = most_layers(Trial("26b", 1, CPU, context=1024), memory_gb * 10**9)
+    assert needs(most) <= memory_gb * 10**9 < needs(most + 1)
+
+
+def test_fewer_layers_leave_all_else_as_it_is():
+    whole, some = released(), Trial("26b", 7, CPU).dimensions
+    assert replace(some, layers=whole.layers) == replace(whole, tower=None)
+    assert some.layers == (*whole.layers[:6], whole.layers[-1])
+    assert Trial("26b", 30, CPU).dimensions.layers == whole.layers
+
+
+@pytest.mark.parametrize(
+    ("gpu", "bandwidth"),
+    [
+        ("NVIDIA H100 80GB HBM3", 3.35e12),
+        ("NVIDIA H200", 4.8e12),
+        ("NVIDIA GeForce RTX 4090", 1.008e12),
+        ("NVIDIA GeForce GTX 1080", None),
+    ],
+)
+def test_a_gpu_s_roofline_is_its_own(gpu, bandwidth):
+    device = find_device(gpu)
+    assert (None if device is None else device.bandwidth) == bandwidth
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--synthetic", "7b"], "'26b'"),
+        (["--synthetic", "26b", "--layers", "31"], "30"),
+        (["--layers", "2"], "goes with --synthetic"),
+        (["--synthetic", "26b", "tail"], "does not go before a command"),
+        (["--json", "rows.json", "counts"], "does not go before a command"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments, expected):
+    result = CliRunner().invoke(main, arguments, env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert expected in result.output
