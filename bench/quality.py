@@ -21,7 +21,7 @@ from bench.roofline import released
 from bench.sides import demo_prompt
 from demo.evaluate import evaluate
 from demo.tasks import TASKS
-from engine.config import DEMO_MODEL_PATH, EngineConfig
+from engine.config import DEMO_MODEL_PATH, EngineConfig, Format
 from engine.denoiser import Denoiser
 from engine.kv_cache import KVCache
 from engine.loading import build_denoiser
@@ -47,6 +47,17 @@ class Form:
         case = f"experts {self.experts or 'BF16'}, linears {self.linears or 'BF16'}"
         return f"{case}, rest {self.rest}" if self.rest else case
 
+    @property
+    def formats(self) -> dict[str, Format]:
+        """In the plan's terms."""
+        named = {"experts": self.experts, "linears": self.linears, "rest": self.rest}
+        return {part: scheme or "none" for part, scheme in named.items()}
+
+    @property
+    def options(self) -> dict[str, Format]:
+        """In the configuration's."""
+        return {f"quantize_{part}": scheme for part, scheme in self.formats.items()}
+
 
 FORMS = (
     Form(None, None),
@@ -70,10 +81,8 @@ def rows(prompts: int) -> Iterator[Row]:
             device="cpu",
             dtype="float32",
             threads=1,
-            quantize_experts=form.experts or "none",
-            quantize_linears=form.linears or "none",
-            quantize_rest=form.rest or "none",
             quantized_cache=False,
+            **form.options,
         )
         denoiser = build_denoiser(config)
         found = [first_logits(denoiser, demo_prompt(question)) for question in QUESTIONS]
@@ -120,14 +129,7 @@ def first_logits(denoiser: Denoiser, prompt: list[int]) -> Tensor:
 
 def released_bytes(form: Form) -> int:
     """Of all weights of the released model on the device, the unquantised ones in BF16."""
-    parts = weight_bytes(
-        released(),
-        experts=form.experts or "none",
-        linears=form.linears or "none",
-        rest=form.rest or "none",
-        element_bytes=2,
-    )
-    return sum(parts.values())
+    return sum(weight_bytes(released(), element_bytes=2, **form.formats).values())
 
 
 def _relative_error(found: Tensor, expected: Tensor) -> float:

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from bench.random_model import fill
 from engine.dimensions import Dimensions
+from engine.model.checkpoint import Quantization
 from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig, Rope
 from engine.model.places import places
 from engine.model.quantization import FromDense, QuantizedWeight, Weight, empty_quantized
 
 # Of logits: far from the softcap, and neither flat nor certain after it.
-_LOGITS_STD = 2.8
+LOGITS_STD = 2.8
 
 
 def network_config(dimensions: Dimensions) -> ModelConfig:
@@ -50,32 +51,30 @@ def network_config(dimensions: Dimensions) -> ModelConfig:
 def random_network(
     config: ModelConfig,
     *,
-    experts: FromDense | None,
-    linears: FromDense | None,
+    quantization: Quantization,
     device: torch.device,
     dtype: torch.dtype,
     title: str,
 ) -> DiffusionGemma:
-    """Experts and linears quantised so, the rest in `dtype`; a line on stderr tells how far it is.
+    """What is not quantised is in `dtype`; a line on stderr tells how far it is.
 
     Raises UnquantizableError if a weight's shape has no place in its scheme.
     """
-    schemes = {"experts": experts, "linears": linears}
     generator = torch.Generator(device).manual_seed(0)
     with torch.device("meta"):
         network = DiffusionGemma(config)
+    embedding_std = LOGITS_STD * config.hidden_size**-0.5
     places_left = track(
         places(network), f"{title}: random weights", transient=True, console=Console(stderr=True)
     )
     for place in places_left:
-        scheme = schemes.get(place.kind)
+        scheme = quantization.scheme(place.kind)
         if scheme is None:
             weight: Weight = torch.empty(place.shape, device=device, dtype=dtype)
-            fill(
-                place.name, weight, generator, embedding_std=_LOGITS_STD * config.hidden_size**-0.5
-            )
+            fill(place.name, weight, generator, embedding_std=embedding_std)
         else:
-            weight = _random_quantized(place.shape, scheme, generator)
+            std = embedding_std if place.kind == "embedding" else place.shape[-1] ** -0.5
+            weight = _random_quantized(place.shape, scheme, std, generator)
         place.put(weight)
     # The embedding is also the lm_head: in a model of few layers each position would be certain of
     # the token that it has, if what comes out pointed where that went in.
@@ -89,7 +88,7 @@ def weights_bytes(network: DiffusionGemma) -> int:
 
 
 def _random_quantized(
-    shape: torch.Size, scheme: FromDense, generator: torch.Generator
+    shape: torch.Size, scheme: FromDense, std: float, generator: torch.Generator
 ) -> QuantizedWeight:
     """[N, K] or [E, N, K] of random codes, scaled to what `fill` gives a dense one.
 
@@ -102,8 +101,8 @@ def _random_quantized(
     codes &= allowed
     each = (torch.arange(256, dtype=torch.uint8) & allowed)[None]
     plain = QuantizedWeight(scheme, each.view(weight.codes.dtype), torch.ones(1, 1))
-    std = float(plain.dequantize(torch.float32).square().mean().sqrt())
-    weight.scales.copy_(_signs(weight.scales, generator)).mul_(shape[-1] ** -0.5 / std)
+    codes_std = float(plain.dequantize(torch.float32).square().mean().sqrt())
+    weight.scales.copy_(_signs(weight.scales, generator)).mul_(std / codes_std)
     return weight
 
 

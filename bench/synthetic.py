@@ -32,6 +32,7 @@ from engine.device import (
 )
 from engine.dimensions import Dimensions
 from engine.loading import new_denoiser
+from engine.model.checkpoint import Quantization
 from engine.plan import gb, make_plan
 from engine.profiles import NO_PROFILE, apply_profile, choose_profile
 from engine.roofline import step_cost
@@ -128,8 +129,7 @@ def _measured(trial: Trial, form: Form) -> Iterator[Row]:
     config, device = _config(trial, form), trial.device
     network = random_network(
         network_config(trial.dimensions),
-        experts=form.experts,
-        linears=form.linears,
+        quantization=Quantization(form.experts, form.linears, form.rest),
         device=device,
         dtype=choose_dtype(config, device),
         title=_case(trial, form),
@@ -182,11 +182,10 @@ def _config(trial: Trial, form: Form) -> EngineConfig:
     """
     told = EngineConfig(
         model=RELEASED_MODEL,
-        quantize_experts=form.experts or "none",
-        quantize_linears=form.linears or "none",
         max_context=trial.context + trial.dimensions.canvas_length,
         prefix_cache_mib=0,
         speculate=False,
+        **form.options,
     )
     profile = choose_profile(told, find_gpu(trial.device))
     if profile == NO_PROFILE:
@@ -214,12 +213,7 @@ def _roofline_s(trial: Trial, form: Form, canvases: int) -> float | None:
     device = None if gpu is None else find_device(gpu.name)
     if device is None:
         return None
-    cost = step_cost(
-        trial.dimensions,
-        experts=form.experts or "none",
-        linears=form.linears or "none",
-        context=trial.context,
-    )
+    cost = step_cost(trial.dimensions, context=trial.context, **form.formats)
     return cost.seconds(bandwidth=device.bandwidth, peak=device.bf16, canvases=canvases)
 
 
@@ -227,6 +221,4 @@ def _case(trial: Trial, form: Form) -> str:
     plain = {torch.float32: "float32", torch.bfloat16: "BF16"}[
         choose_dtype(EngineConfig(), trial.device)
     ]
-    if form.experts is form.linears is None:
-        return plain
-    return f"experts {form.experts or plain}, linears {form.linears or plain}"
+    return plain if form == Form(None, None) else form.case.replace("BF16", plain)

@@ -13,7 +13,7 @@ from bench.__main__ import main
 from bench.blocks import timed_answers
 from bench.compare import peak_bytes
 from bench.quality import FORMS, Form, first_logits
-from bench.random_weights import network_config, random_network, weights_bytes
+from bench.random_weights import LOGITS_STD, network_config, random_network, weights_bytes
 from bench.roofline import find_device, released
 from bench.roofline import rows as roofline_rows
 from bench.sides import random_prompt
@@ -21,6 +21,7 @@ from bench.synthetic import Trial, most_layers, rows
 from engine.config import EngineConfig
 from engine.dimensions import Dimensions
 from engine.loading import new_denoiser
+from engine.model.checkpoint import Quantization
 from engine.model.places import places
 from engine.model.quantization import QuantizedWeight
 from engine.plan import make_plan
@@ -67,8 +68,7 @@ def tiny(monkeypatch):
 def network(form, dimensions=TINY):
     return random_network(
         network_config(dimensions),
-        experts=form.experts,
-        linears=form.linears,
+        quantization=Quantization(form.experts, form.linears, form.rest),
         device=CPU,
         dtype=torch.float32,
         title="test",
@@ -81,13 +81,7 @@ def denoiser(form, dimensions=TINY):
 
 
 def size(form, dimensions=TINY):
-    parts = weight_bytes(
-        dimensions,
-        experts=form.experts or "none",
-        linears=form.linears or "none",
-        element_bytes=4,
-    )
-    return sum(parts.values())
+    return sum(weight_bytes(dimensions, element_bytes=4, **form.formats).values())
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.case)
@@ -103,14 +97,16 @@ def test_no_form_is_made_from_a_larger_one(form):
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.case)
 def test_quantised_codes_stand_for_what_a_dense_weight_would_be(form):
-    weights = [getattr(place.module, place.attribute) for place in places(network(form))]
-    quantized = [weight for weight in weights if isinstance(weight, QuantizedWeight)]
+    held = [(place, getattr(place.module, place.attribute)) for place in places(network(form))]
+    quantized = [each for each in held if isinstance(each[1], QuantizedWeight)]
     assert bool(quantized) == (form != Form(None, None))
-    for weight in quantized:
+    for place, weight in quantized:
         values = weight.dequantize(torch.float32)
         assert values.isfinite().all()
-        assert abs(values.mean()) < 0.1 * values.std()
-        assert values.std() == pytest.approx(weight.shape[-1] ** -0.5, rel=0.2)
+        by_chance = 4 * values.numel() ** -0.5
+        assert abs(values.mean()) < (0.1 + by_chance) * values.std()
+        times = LOGITS_STD if place.kind == "embedding" else 1
+        assert values.std() == pytest.approx(times * weight.shape[-1] ** -0.5, rel=0.2)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.case)
@@ -171,10 +167,10 @@ def test_a_form_that_does_not_fit_has_a_row_that_says_what_it_needs(monkeypatch)
 def test_a_form_that_runs_out_of_memory_does_not_end_the_others(monkeypatch):
     made = random_network
 
-    def full(*args, experts, **others):
-        if experts is None:
+    def full(*args, quantization, **others):
+        if not quantization:
             torch.empty(2**60)  # what an allocator says when there is no more
-        return made(*args, experts=experts, **others)
+        return made(*args, quantization=quantization, **others)
 
     monkeypatch.setattr(synthetic, "random_network", full)
     monkeypatch.setattr(synthetic, "FORMS", SOME_FORMS)
