@@ -25,7 +25,7 @@ Part = Literal[
 
 _CODE_BITS: dict[Format, int] = {"int8": 8, "fp8": 8, "int4": 4}
 _GROUP = 32  # weights that share a scale where codes have four bits; else a row has one
-_GROUP_SCALE_BYTES, _ROW_SCALE_BYTES = 2, 4
+_SCALE_BYTES = 2
 _VOCABULARY_PART = 4096  # tokens: `engine/model/embedding.py`
 
 
@@ -55,8 +55,8 @@ class Count:
             return self.elements * element_bytes
         codes = self.elements * _CODE_BITS[form] / 8
         if form == "int4":
-            return codes + self.elements / _GROUP * _GROUP_SCALE_BYTES
-        return codes + self.rows * _ROW_SCALE_BYTES
+            return codes + self.elements / _GROUP * _SCALE_BYTES
+        return codes + self.rows * _SCALE_BYTES
 
 
 def weight_counts(dimensions: Dimensions) -> dict[Part, Count]:

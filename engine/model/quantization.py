@@ -171,9 +171,10 @@ Weight = Tensor | QuantizedWeight | StackedWeight
 def quantize(weight: Tensor, scheme: FromDense, device: torch.device) -> QuantizedWeight:
     """[N, K] or [E, N, K] of any floating type, wherever it is -> the same in few bits on `device`.
 
-    int8 and fp8 have a float32 scale for each row, int4 a bfloat16 one for each 32 of it, as in
-    the smallest of the published formats. An expert at a time goes to the device, or some thousand
-    rows, so that there is never more than the result and those. Raises UnquantizableError.
+    int8 and fp8 have a bfloat16 scale for each row, int4 one for each 32 of it, as in the smallest
+    of the published formats: codes are chosen for the scale as it is held. An expert at a time goes
+    to the device, or some thousand rows, so that there is never more than the result and those.
+    Raises UnquantizableError.
     """
     if scheme == "int4" and weight.shape[-1] % INT4_GROUP:
         raise UnquantizableError(
@@ -194,9 +195,10 @@ def empty_quantized(shape: torch.Size, scheme: FromDense, device: torch.device) 
     """Room for what `quantize` makes of a weight of this shape."""
     *front, inputs = shape
     packed = 2 if scheme == "int4" else 1
-    groups, scale = (inputs // INT4_GROUP, torch.bfloat16) if packed == 2 else (1, torch.float32)
+    groups = inputs // INT4_GROUP if scheme == "int4" else 1
     codes = torch.empty(*front, inputs // packed, dtype=_CODES[scheme], device=device)
-    return QuantizedWeight(scheme, codes, torch.empty(*front, groups, dtype=scale, device=device))
+    scales = torch.empty(*front, groups, dtype=torch.bfloat16, device=device)
+    return QuantizedWeight(scheme, codes, scales)
 
 
 def copy_weight(place: QuantizedWeight, weight: QuantizedWeight) -> None:
@@ -265,14 +267,20 @@ def _alike(one: QuantizedWeight, other: QuantizedWeight) -> bool:
 
 
 def _quantize_int8(weight: Tensor) -> QuantizedWeight:
-    scales = _nonzero(weight.abs().amax(-1, keepdim=True) / 127)
-    return QuantizedWeight("int8", (weight / scales).round().to(torch.int8), scales)
+    scales = _row_scales(weight, 127.0)
+    # Rounding a scale makes the largest code 127.25 at most, which is 127.
+    return QuantizedWeight("int8", (weight / scales.float()).round().to(torch.int8), scales)
 
 
 def _quantize_fp8(weight: Tensor) -> QuantizedWeight:
-    scales = _nonzero(weight.abs().amax(-1, keepdim=True) / _FP8_MOST)
-    codes = (weight / scales).clamp(-_FP8_MOST, _FP8_MOST).to(torch.float8_e4m3fn)
+    scales = _row_scales(weight, _FP8_MOST)
+    codes = (weight / scales.float()).clamp(-_FP8_MOST, _FP8_MOST).to(torch.float8_e4m3fn)
     return QuantizedWeight("fp8", codes, scales)
+
+
+def _row_scales(weight: Tensor, most: float) -> Tensor:
+    """With which the largest number of each row has this code: [N, 1] bfloat16."""
+    return _nonzero((weight.abs().amax(-1, keepdim=True) / most).bfloat16())
 
 
 def _quantize_int4(weight: Tensor) -> QuantizedWeight:

@@ -22,7 +22,7 @@ from engine.model.quantization import QuantizedWeight, as_scheme
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1  # of the files, and of what `quantize` makes of a weight
+_VERSION = 2  # of the files, and of what `quantize` makes of a weight
 
 
 def cache_root() -> Path:
