@@ -7,7 +7,7 @@ is that of the medians, and its spread is that of the rounds.
 import gc
 import json
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import accumulate
@@ -88,20 +88,54 @@ def peak_bytes(work: Callable[[], object], device: torch.device = _CPU) -> int:
 
 
 def report(title: str, rows: Iterable[Row], columns: list[str], output: Output) -> None:
-    """Print a table as the rows come; then write what was asked for."""
+    """Tell the cases as they come, print a table; then write what was asked for.
+
+    Where the terminal is too narrow for all columns it is several tables. Those that no row has a
+    value for are left out.
+    """
     console = Console()
-    headings = [column.replace("_", " ") for column in columns]
-    table = Table("case", *headings, title=title, title_justify="left")
     done = []
     for row in rows:
         console.print(f"[dim]{row['case']}", markup=True)
-        table.add_row(row["case"], *(_cell(row, column) for column in columns))
         done.append(row)
-    console.print(table)
+    columns = [column for column in columns if any(_cell(row, column) for row in done)]
+    # A case may take two or three lines.
+    case_width = min(2 * console.width // 5, max((len(row["case"]) for row in done), default=0))
+    for some in _fitting(columns, done, console.width - case_width - 4):
+        table = Table(title=title, title_justify="left")
+        table.add_column("case", width=case_width)
+        for column in some:
+            table.add_column(_heading(column), width=_width(column, done))
+        for row in done:
+            table.add_row(row["case"], *(_cell(row, column) for column in some))
+        console.print(table)
     if output.json:
         output.json.write_text(json.dumps(done, indent=2) + "\n")
     if output.plot:
         _plot(title, done, output.plot)
+
+
+def _fitting(columns: list[str], rows: list[Row], room: int) -> Iterator[list[str]]:
+    """The columns in groups, each of which has room."""
+    some: list[str] = []
+    left = room
+    for column in columns:
+        needs = _width(column, rows) + 3  # a line and two spaces
+        if some and needs > left:
+            yield some
+            some, left = [], room
+        some.append(column)
+        left -= needs
+    yield some
+
+
+def _width(column: str, rows: list[Row]) -> int:
+    """The least that cuts no word of the heading and no cell."""
+    return max(map(len, [*_heading(column).split(), *(_cell(row, column) for row in rows)]))
+
+
+def _heading(column: str) -> str:
+    return column.replace("_", " ")
 
 
 def _cell(row: Row, column: str) -> str:
