@@ -93,7 +93,7 @@ class Report:
         return (
             f"It fits: {gb(self.plan.total)} of {gb(self.device.memory_bytes)}. With all else the "
             f"same, a context of {self.largest_context} tokens fits, or "
-            f"{self.most_canvases} canvases."
+            f"{self.most_canvases} canvas{'' if self.most_canvases == 1 else 'es'}."
         )
 
 
