@@ -35,7 +35,7 @@ def timed_answers(denoiser: Denoiser, prompt: list[int], *, canvases: int, chunk
         while sequence.encoded < ahead:
             run_pass(denoiser, [sequence], min(chunk, ahead - sequence.encoded))
         sequences.append(sequence)
-    device = denoiser.model.norm.weight.device
+    device = denoiser.model.device
     if device.type == "cuda":  # nothing has waited for these passes
         torch.cuda.synchronize(device)
     prefill_s = perf_counter() - started

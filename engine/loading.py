@@ -93,7 +93,7 @@ def new_denoiser(
 
     Raises DeviceError if no kernel for the experts runs on their device.
     """
-    device, dtype = model.norm.weight.device, model.norm.weight.dtype
+    device, dtype = model.device, model.dtype
     never_waits = choose_product_kernels(model, dtype)
     if vision is not None:
         choose_product_kernels(vision, dtype)

@@ -10,9 +10,8 @@ from engine.config import DEMO_MODEL, DeviceProfile, EngineConfig, Hardware, pro
 
 NO_PROFILE = "none"
 _LEAST_SHARE = 0.9  # of a profile's memory: drivers report somewhat less than makers
-_UNKNOWN_SHARE = (
-    0.95  # of the memory of a GPU that no profile is made for: the rest is the driver's
-)
+# Of the memory of a GPU that no profile is made for: the rest is the driver's.
+_UNKNOWN_SHARE = 0.95
 
 
 class Gpu(NamedTuple):
