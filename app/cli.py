@@ -1,5 +1,6 @@
 """The command `easel`. Each command parses its options and calls one function elsewhere."""
 
+import asyncio
 import inspect
 import io
 import json
@@ -9,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from importlib.metadata import version as installed_version
 from typing import Annotated, Any, NoReturn
 
@@ -22,7 +23,7 @@ from rich.markup import escape
 from app.logs import configure_logs
 from app.plan_report import PlanError, device_names, make_report, print_report, report_json
 from app.security import KeysUnreadableError, api_keys, is_loopback
-from app.server import create_app
+from app.server import Announce, create_app
 from app.settings import PREFIX, Settings, unknown_variables
 from engine.config import EngineConfig
 from engine.messages import Loading, Ready
@@ -156,9 +157,8 @@ def _serve(settings: Settings) -> int:
     if settings.log_format == "json":
         console.file = _LogLines()
     listening = _listen(settings)
-    progress = _Progress(settings)
     try:
-        app = create_app(settings, progress)
+        app = create_app(settings, _announcer(settings))
     except KeysUnreadableError as error:
         _refuse(str(error))
     except Exception as error:  # tokenizers raises a bare Exception for a missing file
@@ -216,24 +216,24 @@ class _LogLines(io.StringIO):
         return len(text)
 
 
-class _Progress:
-    """Tells the person who started the server how far it is, and when and where it listens."""
+def _announcer(settings: Settings) -> Announce:
+    """Returns what tells the person at the terminal how far the worker is and where to reach it."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._told: float | None = None
+    async def announce(states: AsyncIterator[Loading | Ready]) -> None:
+        next_at = time.monotonic() + _PROGRESS_EVERY_S
+        async for state in states:
+            if isinstance(state, Ready):
+                line = _banner(settings, state)
+            elif time.monotonic() > next_at:
+                next_at = time.monotonic() + _PROGRESS_EVERY_S
+                percent = 100 * state.loaded_bytes // max(state.total_bytes, 1)
+                line = f"Loading {settings.model}: {percent} %"
+            else:
+                continue
+            # Off the event loop, because a terminal may make its writer wait.
+            await asyncio.to_thread(console.print, line, markup=False)
 
-    def __call__(self, message: Loading | Ready) -> None:
-        match message:
-            case Loading(loaded_bytes=loaded, total_bytes=total):
-                now = time.monotonic()
-                self._told = self._told or now
-                if now - self._told > _PROGRESS_EVERY_S:
-                    self._told = now
-                    percent = 100 * loaded // max(total, 1)
-                    console.print(f"Loading {self._settings.model}: {percent} %", markup=False)
-            case Ready():
-                console.print(_banner(self._settings, message), markup=False)
+    return announce
 
 
 def _banner(settings: Settings, ready: Ready) -> str:

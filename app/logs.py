@@ -1,21 +1,17 @@
-"""The log: its two forms, each request's id, a line for each answer.
+"""The log: its two formats, each request's id, one line for each answer.
 
-Everything goes to stderr, uvicorn's lines and the worker's among it: as text, or each line one
-JSON object. Prompts and answers are never logged, whatever the level: libraries, which log what
-they send, are kept at info.
+Everything goes to stderr, including uvicorn's lines and the worker's, as text or as one JSON object
+a line. Prompts and answers are never logged at any level. Libraries log what they send, so they are
+kept at level info.
 """
 
 import json
 import logging
-import re
 import sys
-import uuid
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Literal
-
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 route: ContextVar[str] = ContextVar("route", default="-")
@@ -23,15 +19,12 @@ route: ContextVar[str] = ContextVar("route", default="-")
 Field = str | int | float
 LogFormat = Literal["text", "json"]
 
-_HEADER = b"x-request-id"
-_ANTHROPIC_HEADER = b"request-id"  # where Anthropic's SDKs look for it
-_ACCEPTABLE = re.compile(rb"[\w.:/+=-]{1,128}")
 _OURS = ("app", "engine")
 _answers = logging.getLogger("app.answers")
 
 
 def configure_logs(level: str, form: LogFormat) -> None:
-    """Everything to stderr, one line an event. At debug only Easel's own loggers say more."""
+    """Send everything to stderr, one line an event. At debug, only Easel's own loggers say more."""
     handler = logging.StreamHandler()
     handler.addFilter(_with_request_id)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
@@ -47,7 +40,7 @@ def configure_logs(level: str, form: LogFormat) -> None:
 
 
 def log_answer(figures: Mapping[str, Field]) -> None:
-    """The one line of an answer that has ended, however it did: numbers and names, no text."""
+    """Log the one line of an answer that has ended: numbers and names, no text."""
     rounded = {
         name: round(value, 6) if isinstance(value, float) else value
         for name, value in figures.items()
@@ -56,7 +49,7 @@ def log_answer(figures: Mapping[str, Field]) -> None:
 
 
 class TextFormatter(logging.Formatter):
-    """For people: the message, then the fields as key=value."""
+    """Formats a line for people: the message, then the fields as key=value."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s")
@@ -67,7 +60,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """For machines: one object a line, the fields beside `message`."""
+    """Formats a line for machines: one JSON object with the fields beside `message`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -91,27 +84,3 @@ def _fields(record: logging.LogRecord) -> dict[str, Field]:
 def _with_request_id(record: logging.LogRecord) -> bool:
     record.request_id = request_id.get()
     return True
-
-
-class RequestIds:
-    """Middleware: the client's `x-request-id` or a fresh one, on every answer, by both names."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        given = dict(scope["headers"]).get(_HEADER, b"")
-        name = given if _ACCEPTABLE.fullmatch(given) else f"req-{uuid.uuid4().hex}".encode()
-        request_id.set(name.decode())
-        route.set(scope["path"])
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                ids = [(_HEADER, name), (_ANTHROPIC_HEADER, name)]
-                message["headers"] = [*message.get("headers", []), *ids]
-            await send(message)
-
-        await self._app(scope, receive, send_with_id)

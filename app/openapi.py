@@ -11,6 +11,10 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 from pydantic_core import core_schema
 
+from app.dialects.anthropic.schema import CountTokensRequest, MessagesRequest
+from app.dialects.chat.schema import ChatCompletionRequest
+from app.dialects.completions.schema import CompletionRequest
+from app.dialects.responses.schema import ResponseRequest
 from app.errors import (
     ApiError,
     BadRequest,
@@ -24,11 +28,7 @@ from app.errors import (
     Unauthorized,
     dialect,
 )
-from app.schemas.anthropic import CountTokensRequest, MessagesRequest
-from app.schemas.chat import ChatCompletionRequest
-from app.schemas.completions import CompletionRequest
-from app.schemas.responses import ResponseRequest
-from app.schemas.tokens import DetokenizeRequest, TokenizeRequest
+from app.routes.tokens_schema import DetokenizeRequest, TokenizeRequest
 
 BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatCompletionRequest,

@@ -12,15 +12,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from app.model_files import model_file, optional_model_file
-from app.nvidia_smi import first_gpu
+from app.prompting.model_files import model_file, optional_model_file
 from app.settings import Settings
 from engine.config import DeviceProfile, EngineConfig, Hardware, profile_names
-from engine.dimensions import QUANTIZED_FILES, Dimensions, known_dimensions, read_dimensions
-from engine.gguf_header import GgufError
-from engine.gguf_size import with_gguf
-from engine.memory import available_ram_bytes
-from engine.plan import (
+from engine.sizing.dimensions import QUANTIZED_FILES, Dimensions, known_dimensions, read_dimensions
+from engine.sizing.gguf import with_gguf
+from engine.sizing.gguf_header import GgufError
+from engine.sizing.gpu import Gpu, first_gpu
+from engine.sizing.memory import available_ram_bytes
+from engine.sizing.plan import (
     Plan,
     differences,
     gb,
@@ -30,15 +30,14 @@ from engine.plan import (
     nearest,
     refusal,
 )
-from engine.profiles import (
-    Gpu,
+from engine.sizing.profiles import (
     apply_profile,
     choose_profile,
     hardware_of,
     usable_bytes,
 )
-from engine.roofline import device_step_s, step_cost
-from engine.weight_size import part_format
+from engine.sizing.roofline import device_step_s, step_cost
+from engine.sizing.weights import part_format
 
 TOKENS_A_STEP = 15  # of the answer, in the figures for speed
 SEEN_TOKENS = 8192  # the context behind which a step is timed
@@ -115,13 +114,7 @@ def make_report(settings: Settings, device_name: str) -> Report:
     plan = make_plan(dimensions, config, cuda=cuda)
     step_s = None
     if device.hardware is not None and not dimensions.quantized:
-        cost = step_cost(
-            dimensions,
-            experts=config.quantize_experts,
-            linears=config.quantize_linears,
-            rest=config.quantize_rest,
-            context=SEEN_TOKENS,
-        )
+        cost = step_cost(dimensions, config.formats, context=SEEN_TOKENS)
         step_s = device_step_s(cost, device.hardware)
     return Report(
         device,
@@ -167,12 +160,7 @@ def print_report(report: Report, console: Console) -> None:
     table.add_column("memory", justify="right")
     table.add_column("", style="dim")
     for part, size in plan.weights.items():
-        form = part_format(
-            part,
-            experts=config.quantize_experts,
-            linears=config.quantize_linears,
-            rest=config.quantize_rest,
-        )
+        form = part_format(part, config.formats)
         table.add_row(f"weights: {part}", gb(size), "" if form == "none" else form)
     table.add_section()
     table.add_row(

@@ -8,9 +8,9 @@ from bench.compare import Row, alternate
 from bench.generate import ROOM
 from bench.sides import demo_prompt, load_both
 from engine.config import DEMO_MODEL_PATH, EngineConfig
-from engine.denoiser import Denoiser
-from engine.kv_cache import KVCache
+from engine.denoise.denoiser import Denoiser
 from engine.messages import Block, GenerateRequest, Sampling
+from engine.model.kv_cache import KVCache
 from engine.worker import Worker
 
 QUESTIONS = {
@@ -56,7 +56,7 @@ def token_by_token(denoiser: Denoiser, prompt: list[int], room: int) -> list[int
     """Greedy autoregressive decoding with the encoder, up to an end token."""
     model = denoiser.model
     cache = KVCache(
-        model.config.layers,
+        model.dimensions.layers,
         capacity=len(prompt) + room,
         pass_tokens=len(prompt),
         dtype=model.dtype,

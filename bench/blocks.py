@@ -5,9 +5,9 @@ from time import perf_counter
 
 import torch
 
-from engine.denoiser import Denoiser
+from engine.denoise.denoiser import Denoiser
 from engine.messages import GenerateRequest, Sampling
-from engine.sequence import Sequence
+from engine.schedule.sequence import Sequence
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ def timed_answers(denoiser: Denoiser, prompt: list[int], *, canvases: int, chunk
     The prompt is encoded in chunks but for its last canvas' worth of tokens: these go into the
     block's first pass, as those of the block before would.
     """
-    canvas = denoiser.model.config.canvas_length
+    canvas = denoiser.model.dimensions.canvas_length
     ahead = len(prompt) - canvas
     sequences = []
     started = perf_counter()

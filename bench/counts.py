@@ -21,7 +21,7 @@ from bench.sides import demo_prompt, easel_step, load_both, random_prompt, trans
 from engine.config import EngineConfig
 from engine.loading import build_denoiser
 from engine.messages import Block, GenerateRequest, Sampling
-from engine.model.vocab_tail import CHUNK
+from engine.sizing.chunks import VOCAB_CHUNK
 from engine.worker import Worker
 
 # What the host has to wait for the device for: results, and tensors that it makes and sends.
@@ -41,7 +41,7 @@ _SYNCS = {
 
 
 # A vocabulary of several chunks, so that a whole row of it is told from a chunk.
-SHAPE = Shape(layers="sssssf", canvas=32, vocab=4 * CHUNK, steps=48)
+SHAPE = Shape(layers="sssssf", canvas=32, vocab=4 * VOCAB_CHUNK, steps=48)
 
 
 @dataclass

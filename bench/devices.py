@@ -1,7 +1,8 @@
 """The device profiles in one table: what each sets for the released model, and what that gives.
 
-Arithmetic, not measured: `engine/roofline.py` and `engine/plan.py`. docs/devices.md has the table
-and the profiles' reasons as they are written here, and a test compares.
+The numbers are arithmetic, not measured: `engine/sizing/roofline.py` and `engine/sizing/plan.py`
+compute them. docs/devices.md has the table and the profiles' reasons as they are written here; a
+test compares.
 """
 
 from collections.abc import Iterator
@@ -10,9 +11,9 @@ from textwrap import fill
 from bench.compare import Row
 from bench.roofline import CONTEXT, RELEASED_MODEL, released
 from engine.config import DeviceProfile, EngineConfig, profile_names
-from engine.plan import largest_context, make_plan, most_canvases
-from engine.profiles import apply_profile
-from engine.roofline import device_step_s, step_cost
+from engine.sizing.plan import largest_context, make_plan, most_canvases
+from engine.sizing.profiles import apply_profile
+from engine.sizing.roofline import device_step_s, step_cost
 
 TOKENS_A_STEP = 15
 _WIDTH = 104  # of the page's lines
@@ -38,13 +39,12 @@ def rows() -> Iterator[Row]:
         if hardware is None:
             continue
         config = apply_profile(EngineConfig(model=RELEASED_MODEL), name, quantized=False)
-        experts, linears = config.quantize_experts, config.quantize_linears
-        cost = step_cost(released(), experts=experts, linears=linears, context=CONTEXT)
+        cost = step_cost(released(), config.formats, context=CONTEXT)
         step_s, memory = device_step_s(cost, hardware), hardware.usable_bytes
         yield {
             "case": name,
-            "experts": experts,
-            "linears": linears,
+            "experts": config.formats.experts,
+            "linears": config.formats.linears,
             "context": config.max_context,
             "canvases": config.max_active,
             "speculate": "on" if config.speculate else "off",

@@ -11,7 +11,7 @@ from bench.compare import Row, alternate, peak_bytes
 from bench.random_model import Shape, write_random_model
 from bench.sides import demo_prompt, easel_step, load_both, transformers_step
 from engine.config import DEMO_MODEL_PATH, EngineConfig
-from engine.denoiser import Denoiser
+from engine.denoise.denoiser import Denoiser
 from engine.messages import Block, GenerateRequest, Sampling
 from engine.worker import Worker
 

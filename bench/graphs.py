@@ -12,7 +12,7 @@ from bench.random_model import write_random_model
 from bench.sides import easel_step, random_prompt
 from bench.step import CASES
 from engine.config import DEMO_MODEL_PATH, EngineConfig
-from engine.graphs import Graphs
+from engine.denoise.graphs import Graphs
 from engine.loading import build_denoiser
 
 _CASES = (
@@ -35,7 +35,7 @@ def rows(rounds: int, *, compiled: bool) -> Iterator[Row]:
         model = fixed.model
         capture = model.device.type == "cuda"
         fixed._graphs = Graphs(model, canvases=1, capture=capture, compiled=compiled)
-        prompt = random_prompt(model.config.vocab_size, length)
+        prompt = random_prompt(model.dimensions.vocab_size, length)
         times = alternate(easel_step(fixed, prompt), easel_step(dynamic, prompt), rounds=rounds)
         assert fixed._graphs.on, "the log says why these were dynamic passes"
         yield {

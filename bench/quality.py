@@ -8,8 +8,7 @@ Memory for the released dimensions: the plan's arithmetic.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -21,68 +20,48 @@ from bench.roofline import released
 from bench.sides import demo_prompt
 from demo.evaluate import evaluate
 from demo.tasks import TASKS
-from engine.config import DEMO_MODEL_PATH, EngineConfig, Format
-from engine.denoiser import Denoiser
-from engine.kv_cache import KVCache
+from engine.config import DEMO_MODEL_PATH, EngineConfig, Formats
+from engine.denoise.denoiser import Denoiser
+from engine.denoise.noise import block_noise
 from engine.loading import build_denoiser
 from engine.model.embedding import products
-from engine.model.quantization import FromDense
-from engine.noise import block_noise
-from engine.weight_size import weight_bytes
+from engine.model.kv_cache import KVCache
+from engine.sizing.weights import weight_bytes
 from engine.worker import Worker
 
-
-@dataclass(frozen=True)
-class Form:
-    """How experts, linears and the rest are held; None is as they are in the checkpoint."""
-
-    experts: FromDense | None
-    linears: FromDense | None
-    rest: Literal["int8", "fp8"] | None = None
-
-    @property
-    def case(self) -> str:
-        if self.experts is self.linears is self.rest is None:
-            return "unquantised"
-        case = f"experts {self.experts or 'BF16'}, linears {self.linears or 'BF16'}"
-        return f"{case}, rest {self.rest}" if self.rest else case
-
-    @property
-    def formats(self) -> dict[str, Format]:
-        """In the plan's terms."""
-        named = {"experts": self.experts, "linears": self.linears, "rest": self.rest}
-        return {part: scheme or "none" for part, scheme in named.items()}
-
-    @property
-    def options(self) -> dict[str, Format]:
-        """In the configuration's."""
-        return {f"quantize_{part}": scheme for part, scheme in self.formats.items()}
-
-
-FORMS = (
-    Form(None, None),
-    Form("int8", "int8"),
-    Form("fp8", "fp8"),
-    Form("int4", None),
-    Form("int4", "int8"),
-    Form("int4", "int4"),
-    Form("int4", "int8", "int8"),
-    Form(None, None, "int8"),
-    Form(None, None, "fp8"),
+FORMATS = (
+    Formats(),
+    Formats("int8", "int8"),
+    Formats("fp8", "fp8"),
+    Formats("int4"),
+    Formats("int4", "int8"),
+    Formats("int4", "int4"),
+    Formats("int4", "int8", "int8"),
+    Formats(rest="int8"),
+    Formats(rest="fp8"),
 )
+
+
+def case_of(formats: Formats) -> str:
+    """Returns how a row names these formats."""
+    if not formats.quantized:
+        return "unquantised"
+    named = {kind: "BF16" if form == "none" else form for kind, form in asdict(formats).items()}
+    case = f"experts {named['experts']}, linears {named['linears']}"
+    return case if formats.rest == "none" else f"{case}, rest {formats.rest}"
 
 
 def rows(prompts: int) -> Iterator[Row]:
     """`prompts` of each task are answered."""
     tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL_PATH)
     expected: list[Tensor] = []
-    for form in FORMS:
+    for formats in FORMATS:
         config = EngineConfig(
             device="cpu",
             dtype="float32",
             threads=1,
             quantized_cache=False,
-            **form.options,
+            **formats.options,
         )
         denoiser = build_denoiser(config)
         found = [first_logits(denoiser, demo_prompt(question)) for question in QUESTIONS]
@@ -92,11 +71,11 @@ def rows(prompts: int) -> Iterator[Row]:
             for task in TASKS
         ]
         yield {
-            "case": form.case,
+            "case": case_of(formats),
             "exact_match": sum(s.right for s in scores) / sum(s.prompts for s in scores),
             "steps_a_block": sum(s.denoising_steps for s in scores) / sum(s.blocks for s in scores),
             "logit_error": _relative_error(torch.cat(found), torch.cat(expected)),
-            "released_gb": released_bytes(form) / 1e9,
+            "released_gb": released_bytes(formats) / 1e9,
         }
 
 
@@ -104,17 +83,17 @@ def rows(prompts: int) -> Iterator[Row]:
 def first_logits(denoiser: Denoiser, prompt: list[int]) -> Tensor:
     """[C, V] of the first denoising step behind a prompt, softcapped."""
     model = denoiser.model
-    canvas = model.config.canvas_length
+    canvas = model.dimensions.canvas_length
     noise = block_noise(
         0,
         0,
         steps=1,
         canvas_length=canvas,
-        vocab_size=model.config.vocab_size,
+        vocab_size=model.dimensions.vocab_size,
         device=torch.device("cpu"),
     )
     cache = KVCache(
-        model.config.layers,
+        model.dimensions.layers,
         capacity=len(prompt) + canvas,
         pass_tokens=len(prompt) + canvas,
         dtype=torch.float32,
@@ -127,9 +106,9 @@ def first_logits(denoiser: Denoiser, prompt: list[int]) -> Tensor:
     return softcap * torch.tanh(products(hidden, model.embedding) / softcap)
 
 
-def released_bytes(form: Form) -> int:
+def released_bytes(formats: Formats) -> int:
     """Of all weights of the released model on the device, the unquantised ones in BF16."""
-    return sum(weight_bytes(released(), element_bytes=2, **form.formats).values())
+    return sum(weight_bytes(released(), formats, element_bytes=2).values())
 
 
 def _relative_error(found: Tensor, expected: Tensor) -> float:

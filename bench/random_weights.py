@@ -13,11 +13,11 @@ from rich.progress import track
 from torch import Tensor
 
 from bench.random_model import fill
-from engine.dimensions import Dimensions
-from engine.model.checkpoint import Quantization
+from engine.config import Formats
 from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig, Rope
-from engine.model.places import places
-from engine.model.quantization import FromDense, QuantizedWeight, Weight, empty_quantized
+from engine.model.places import places, scheme
+from engine.sizing.dimensions import Dimensions
+from engine.weights.quantization import FromDense, QuantizedWeight, Weight, empty_quantized
 
 # Of logits: far from the softcap, and neither flat nor certain after it.
 LOGITS_STD = 2.8
@@ -28,22 +28,12 @@ def network_config(dimensions: Dimensions) -> ModelConfig:
 
     That is the default of transformers' `DiffusionGemmaTextConfig`.
     """
-    d = dimensions
     return ModelConfig(
-        vocab_size=d.vocab_size,
-        hidden_size=d.hidden_size,
-        mlp_size=d.mlp_size,
-        query_heads=d.query_heads,
-        layers=d.layers,
-        experts=d.experts,
-        experts_per_token=d.experts_per_token,
-        expert_size=d.expert_size,
+        dimensions,
         norm_eps=1e-6,
         softcap=30.0,
         sliding_rope=Rope(10_000.0),
         full_rope=Rope(1_000_000.0, 0.25),
-        canvas_length=d.canvas_length,
-        max_positions=d.max_positions,
         bidirectional_images=True,
     )
 
@@ -51,7 +41,7 @@ def network_config(dimensions: Dimensions) -> ModelConfig:
 def random_network(
     config: ModelConfig,
     *,
-    quantization: Quantization,
+    formats: Formats,
     device: torch.device,
     dtype: torch.dtype,
     title: str,
@@ -63,18 +53,18 @@ def random_network(
     generator = torch.Generator(device).manual_seed(0)
     with torch.device("meta"):
         network = DiffusionGemma(config)
-    embedding_std = LOGITS_STD * config.hidden_size**-0.5
+    embedding_std = LOGITS_STD * config.dimensions.hidden_size**-0.5
     places_left = track(
         places(network), f"{title}: random weights", transient=True, console=Console(stderr=True)
     )
     for place in places_left:
-        scheme = quantization.scheme(place.kind)
-        if scheme is None:
+        asked = scheme(place.kind, formats)
+        if asked is None:
             weight: Weight = torch.empty(place.shape, device=device, dtype=dtype)
             fill(place.name, weight, generator, embedding_std=embedding_std)
         else:
             std = embedding_std if place.kind == "embedding" else place.shape[-1] ** -0.5
-            weight = _random_quantized(place.shape, scheme, std, generator)
+            weight = _random_quantized(place.shape, asked, std, generator)
         place.put(weight)
     # The embedding is also the lm_head: in a model of few layers each position would be certain of
     # the token that it has, if what comes out pointed where that went in.
@@ -88,19 +78,19 @@ def weights_bytes(network: DiffusionGemma) -> int:
 
 
 def _random_quantized(
-    shape: torch.Size, scheme: FromDense, std: float, generator: torch.Generator
+    shape: torch.Size, asked: FromDense, std: float, generator: torch.Generator
 ) -> QuantizedWeight:
     """[N, K] or [E, N, K] of random codes, scaled to what `fill` gives a dense one.
 
     Half of the scales are negative, since int4's codes are not centred on their zero.
     """
-    weight = empty_quantized(shape, scheme, generator.device)
-    allowed = 0xFE if scheme == "fp8" else 0xFF  # 0x7F and 0xFF are NaN
+    weight = empty_quantized(shape, asked, generator.device)
+    allowed = 0xFE if asked == "fp8" else 0xFF  # 0x7F and 0xFF are NaN
     codes = weight.codes.view(torch.uint8)
     codes.random_(0, 256, generator=generator)
     codes &= allowed
     each = (torch.arange(256, dtype=torch.uint8) & allowed)[None]
-    plain = QuantizedWeight(scheme, each.view(weight.codes.dtype), torch.ones(1, 1))
+    plain = QuantizedWeight(asked, each.view(weight.codes.dtype), torch.ones(1, 1))
     codes_std = float(plain.dequantize(torch.float32).square().mean().sqrt())
     weight.scales.copy_(_signs(weight.scales, generator)).mul_(std / codes_std)
     return weight

@@ -1,15 +1,16 @@
 """The least time that a denoising step of the released model can take, by device: arithmetic.
 
-The formulas are `engine/roofline.py`'s, the devices those of `configs/profiles/` and some more.
+`engine/sizing/roofline.py` has the formulas. The devices are those of `configs/profiles/` and the
+H200.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.compare import Row
-from engine.config import DeviceProfile, Format, Hardware, profile_names
-from engine.dimensions import Dimensions, known_dimensions
-from engine.roofline import step_cost
+from engine.config import DeviceProfile, Formats, Hardware, profile_names
+from engine.sizing.dimensions import Dimensions, known_dimensions
+from engine.sizing.roofline import step_cost
 
 CONTEXT = 8192
 TOKENS_A_STEP = (10, 15, 20)
@@ -17,7 +18,7 @@ RELEASED_MODEL = "google/diffusiongemma-26B-A4B-it"
 
 
 @dataclass(frozen=True)
-class Device:
+class PeakFigures:
     """Peak figures as the maker gives them, dense: bytes/s and floating-point operations/s."""
 
     bandwidth: float
@@ -26,26 +27,18 @@ class Device:
 
 
 # NVIDIA's data sheet.
-_H200, _H200_FIGURES = "H200", Device(4.8e12, 989e12, 1979e12)
+_H200, _H200_FIGURES = "H200", PeakFigures(4.8e12, 989e12, 1979e12)
 
 
-@dataclass(frozen=True)
-class Form:
-    """What the weights are in, and which peak their products have."""
-
-    experts: Format
-    linears: Format
-    fp8_products: bool = False
-
-
-FORMS = {
-    "BF16": Form("none", "none"),
-    "FP8": Form("fp8", "fp8", fp8_products=True),
-    "4-bit experts": Form("int4", "none"),
+# By name: the weights' formats, and whether their products are in FP8, which has a peak of its own.
+FORMATS = {
+    "BF16": (Formats(), False),
+    "FP8": (Formats("fp8", "fp8"), True),
+    "4-bit experts": (Formats("int4"), False),
 }
 
 
-def devices() -> dict[str, Device]:
+def devices() -> dict[str, PeakFigures]:
     """The profiles' devices and the H200, which has none of its own."""
     found = {_H200: _H200_FIGURES}
     for profile in map(DeviceProfile.read, profile_names()):
@@ -54,7 +47,7 @@ def devices() -> dict[str, Device]:
     return dict(sorted(found.items()))
 
 
-def find_device(gpu_name: str) -> Device | None:
+def find_device(gpu_name: str) -> PeakFigures | None:
     """By the driver's name for it, if its figures are known."""
     if _H200 in gpu_name:  # which the H100's profile takes for one of its own
         return _H200_FIGURES
@@ -64,8 +57,8 @@ def find_device(gpu_name: str) -> Device | None:
     return None
 
 
-def _device(hardware: Hardware) -> Device:
-    return Device(
+def _device(hardware: Hardware) -> PeakFigures:
+    return PeakFigures(
         hardware.bandwidth_gb_s * 1e9, hardware.bf16_tflops * 1e12, hardware.fp8_tflops * 1e12
     )
 
@@ -79,13 +72,11 @@ def released() -> Dimensions:
 
 def rows() -> Iterator[Row]:
     for name, device in devices().items():
-        for form, weights in FORMS.items():
-            cost = step_cost(
-                released(), experts=weights.experts, linears=weights.linears, context=CONTEXT
-            )
+        for form, (formats, fp8_products) in FORMATS.items():
+            cost = step_cost(released(), formats, context=CONTEXT)
             speed = {
                 "bandwidth": device.bandwidth,
-                "peak": device.fp8 if weights.fp8_products else device.bf16,
+                "peak": device.fp8 if fp8_products else device.bf16,
             }
             least_s = cost.seconds(**speed)
             memory_s = cost.memory_seconds(bandwidth=device.bandwidth)

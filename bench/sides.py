@@ -15,10 +15,10 @@ from transformers import AutoTokenizer, DiffusionGemmaForBlockDiffusion, Dynamic
 
 from bench.blocks import run_pass
 from engine.config import DEMO_MODEL_PATH, EngineConfig
-from engine.denoiser import Denoiser
+from engine.denoise.denoiser import Denoiser
 from engine.loading import build_denoiser
 from engine.messages import GenerateRequest, Sampling
-from engine.sequence import Sequence, Work
+from engine.schedule.sequence import Sequence, Work
 
 STEP = 4  # which step is repeated: one with self-conditioning, as all but the first have
 

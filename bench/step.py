@@ -48,7 +48,7 @@ def rows(rounds: int, cases: tuple[str, ...] = tuple(CASES)) -> Iterator[Row]:
             if shape is not None:
                 path = write_random_model(Path(folder), shape)
             denoiser, reference = load_both(path, max_context=8192)
-        prompt = random_prompt(denoiser.model.config.vocab_size, length)
+        prompt = random_prompt(denoiser.model.dimensions.vocab_size, length)
         ours = easel_step(denoiser, prompt)
         yield {
             "case": case,

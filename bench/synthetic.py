@@ -16,12 +16,13 @@ import torch
 
 from bench.blocks import timed_answers
 from bench.compare import LEAST_ROUNDS, Row, peak_bytes
-from bench.quality import FORMS, Form
+from bench.quality import FORMATS, case_of
 from bench.random_weights import network_config, random_network, weights_bytes
 from bench.roofline import CONTEXT, RELEASED_MODEL, TOKENS_A_STEP, find_device, released
 from bench.sides import random_prompt
-from engine.config import EngineConfig
-from engine.denoiser import Denoiser
+from engine.config import EngineConfig, Formats
+from engine.denoise.denoiser import Denoiser
+from engine.denoise.sampler import SamplerConfig
 from engine.device import (
     choose_device,
     choose_dtype,
@@ -30,13 +31,11 @@ from engine.device import (
     free_memory,
     out_of_memory,
 )
-from engine.dimensions import Dimensions
 from engine.loading import new_denoiser
-from engine.model.checkpoint import Quantization
-from engine.plan import gb, make_plan
-from engine.profiles import NO_PROFILE, apply_profile, choose_profile
-from engine.roofline import step_cost
-from engine.sampler import SamplerConfig
+from engine.sizing.dimensions import Dimensions
+from engine.sizing.plan import gb, make_plan
+from engine.sizing.profiles import NO_PROFILE, apply_profile, choose_profile
+from engine.sizing.roofline import step_cost
 
 # Pictures would say nothing of random weights: without the vision tower.
 SIZES = {"26b": replace(released(), tower=None)}
@@ -102,22 +101,22 @@ def choose_trial(size: str, *, layers: int | None, rounds: int | None) -> Trial:
 def most_layers(trial: Trial, memory_bytes: int) -> int:
     """With how many the unquantised model fits; one if with none."""
     trials = [replace(trial, layers=n + 1) for n in range(len(SIZES[trial.size].layers))]
-    needs = [(_needs_bytes(each, Form(None, None)), each.layers) for each in trials]
+    needs = [(_needs_bytes(each, Formats()), each.layers) for each in trials]
     return max((layers for need, layers in needs if need <= memory_bytes), default=1)
 
 
 def rows(trial: Trial) -> Iterator[Row]:
     """One a form that doesn't fit; else one for a canvas alone, one for as many as a server has."""
-    for form in FORMS:
-        case = _case(trial, form)
-        needs, memory = _needs_bytes(trial, form), _memory_bytes(trial.device)
+    for formats in FORMATS:
+        case = _case(trial, formats)
+        needs, memory = _needs_bytes(trial, formats), _memory_bytes(trial.device)
         planned = {"planned_gb": needs / 1e9}
         if needs > memory:
             case = f"{case}: does not fit, needs {gb(needs)} of {gb(memory)}"
             yield {"case": case, "step_ms": None, **planned}
             continue
         try:
-            for row in _measured(trial, form):
+            for row in _measured(trial, formats):
                 yield row | planned
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
@@ -125,14 +124,14 @@ def rows(trial: Trial) -> Iterator[Row]:
             yield {"case": f"{case}: out of memory", "step_ms": None, **planned}
 
 
-def _measured(trial: Trial, form: Form) -> Iterator[Row]:
-    config, device = _config(trial, form), trial.device
+def _measured(trial: Trial, formats: Formats) -> Iterator[Row]:
+    config, device = _config(trial, formats), trial.device
     network = random_network(
         network_config(trial.dimensions),
-        quantization=Quantization(form.experts, form.linears, form.rest),
+        formats=formats,
         device=device,
         dtype=choose_dtype(config, device),
-        title=_case(trial, form),
+        title=_case(trial, formats),
     )
     prompt = random_prompt(trial.dimensions.vocab_size, trial.context)
     batches = sorted({1, config.max_active})
@@ -154,9 +153,9 @@ def _measured(trial: Trial, form: Form) -> Iterator[Row]:
         ]
         step_s = median(seconds for each in answers for seconds in each.passes_s[1:])
         block_s = median(sum(each.passes_s) for each in answers)
-        least_s = _roofline_s(trial, form, canvases)
+        least_s = _roofline_s(trial, formats, canvases)
         yield {
-            "case": _case(trial, form) + (f", {canvases} canvases" if canvases > 1 else ""),
+            "case": _case(trial, formats) + (f", {canvases} canvases" if canvases > 1 else ""),
             "step_ms": step_s * 1e3,
             "block_ms": block_s * 1e3,
             **{f"tokens_s_at_{n}": n * canvases * trial.steps / block_s for n in TOKENS_A_STEP},
@@ -175,7 +174,7 @@ def _measured(trial: Trial, form: Form) -> Iterator[Row]:
         }
 
 
-def _config(trial: Trial, form: Form) -> EngineConfig:
+def _config(trial: Trial, formats: Formats) -> EngineConfig:
     """A server's: by the device's profile, if it has one, its canvases and chunks of a prompt.
 
     Nothing is bet and no prefix kept, which are no part of a step.
@@ -185,7 +184,7 @@ def _config(trial: Trial, form: Form) -> EngineConfig:
         max_context=trial.context + trial.dimensions.canvas_length,
         prefix_cache_mib=0,
         speculate=False,
-        **form.options,
+        **formats.options,
     )
     profile = choose_profile(told, find_gpu(trial.device))
     if profile == NO_PROFILE:
@@ -193,9 +192,9 @@ def _config(trial: Trial, form: Form) -> EngineConfig:
     return apply_profile(told, profile, quantized=False)
 
 
-def _needs_bytes(trial: Trial, form: Form) -> int:
+def _needs_bytes(trial: Trial, formats: Formats) -> int:
     cuda = trial.device.type == "cuda"
-    return make_plan(trial.dimensions, _config(trial, form), cuda=cuda).total
+    return make_plan(trial.dimensions, _config(trial, formats), cuda=cuda).total
 
 
 def _memory_bytes(device: torch.device) -> int:
@@ -207,18 +206,18 @@ def _memory_bytes(device: torch.device) -> int:
     return free_memory(device)
 
 
-def _roofline_s(trial: Trial, form: Form, canvases: int) -> float | None:
+def _roofline_s(trial: Trial, formats: Formats, canvases: int) -> float | None:
     """The least time of a step, products in 16 bits; None if the device's figures aren't known."""
     gpu = find_gpu(trial.device)
     device = None if gpu is None else find_device(gpu.name)
     if device is None:
         return None
-    cost = step_cost(trial.dimensions, context=trial.context, **form.formats)
+    cost = step_cost(trial.dimensions, formats, context=trial.context)
     return cost.seconds(bandwidth=device.bandwidth, peak=device.bf16, canvases=canvases)
 
 
-def _case(trial: Trial, form: Form) -> str:
+def _case(trial: Trial, formats: Formats) -> str:
     plain = {torch.float32: "float32", torch.bfloat16: "BF16"}[
         choose_dtype(EngineConfig(), trial.device)
     ]
-    return plain if form == Form(None, None) else form.case.replace("BF16", plain)
+    return plain if formats == Formats() else case_of(formats).replace("BF16", plain)

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from bench.compare import Row, alternate
 from bench.random_model import Shape, new_random_model
 from bench.sides import STEP, transformers_step, transformers_tail
-from engine.model.vocab_tail import CHUNK, draw, vocab_tail
-from engine.sampler import SamplerConfig, accept
+from engine.denoise.sampler import SamplerConfig, accept
+from engine.sizing.chunks import VOCAB_CHUNK
+from engine.tail.vocab_tail import draw, vocab_tail
 
 CANVAS, VOCAB, SOFTCAP = 256, 262144, 30.0
 WIDTHS = (256, 512, 2816)
@@ -54,7 +55,7 @@ def _products(hidden: Tensor, embedding: Tensor) -> Callable[[], object]:
     @torch.inference_mode()
     def run() -> None:
         soft = torch.zeros_like(hidden)
-        for part in embedding.split(CHUNK):
+        for part in embedding.split(VOCAB_CHUNK):
             soft.addmm_(F.linear(hidden, part), part)
 
     return run

@@ -6,18 +6,17 @@ released model fits a GPU, its device profile and the plan say. Nothing here imp
 would take seconds to say whether there is a GPU.
 """
 
-import ctypes
 import os
 import sys
 from collections.abc import Mapping, Sequence
 
 from engine.config import EngineConfig
-from engine.dimensions import known_dimensions
-from engine.plan import gb, make_plan
-from engine.profiles import Gpu, apply_profile, profile_for, usable_bytes
+from engine.sizing.dimensions import known_dimensions
+from engine.sizing.gpu import Gpu, first_gpu
+from engine.sizing.plan import gb, make_plan
+from engine.sizing.profiles import apply_profile, profile_for, usable_bytes
 
 RELEASED_MODEL = "google/diffusiongemma-26B-A4B-it"
-_NAME_BYTES = 256  # of a GPU, at most
 
 _DEMO = (
     "serving the demo model, which knows only a few small tasks. "
@@ -83,29 +82,6 @@ def _told(name: str, arguments: Sequence[str], environment: Mapping[str, str]) -
         if each.startswith(f"{option}="):
             return each.removeprefix(f"{option}=")
     return environment.get(f"EASEL_{name.upper()}", "")
-
-
-def first_gpu() -> Gpu | None:
-    """The driver's first GPU with its whole memory, None without one.
-
-    Asks the driver: nvidia-smi has no number for a GPU that shares the machine's memory.
-    """
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    device, total = ctypes.c_int(), ctypes.c_size_t()
-    name = ctypes.create_string_buffer(_NAME_BYTES)
-    code = (
-        cuda.cuInit(0)
-        or cuda.cuDeviceGet(ctypes.byref(device), 0)
-        or cuda.cuDeviceGetName(name, _NAME_BYTES, device)
-        or cuda.cuDeviceTotalMem_v2(ctypes.byref(total), device)
-    )
-    if code:
-        print(f"easel: NVIDIA's driver finds no GPU (CUDA error {code}).", file=sys.stderr)
-        return None
-    return Gpu(name.value.decode(), total.value)
 
 
 if __name__ == "__main__":

@@ -54,11 +54,11 @@ def _serve(address: str, config: EngineConfig) -> int:
     # `choose_threads` for what sleeping costs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Imported only now: torch takes seconds, during which the end of stdin must be heard.
+    from engine.denoise.sampler import UnsupportedSamplerError
     from engine.device import DeviceError
     from engine.model.checkpoint import CheckpointError
     from engine.model.diffusion_gemma import UnsupportedModelError
-    from engine.plan import DoesNotFitError
-    from engine.sampler import UnsupportedSamplerError
+    from engine.sizing.plan import DoesNotFitError
     from engine.worker import serve
 
     try:

@@ -5,6 +5,7 @@ option reaches the process that needs it. Imports no torch: the front end reads 
 """
 
 import tomllib
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,33 @@ DEMO_MODEL = "demo"
 DEMO_MODEL_PATH = _ROOT / "demo" / "model"
 
 Format = Literal["none", "int8", "int4", "fp8"]
-FormatOfRest = Literal["none", "int8", "fp8"]  # a scale a row, which lm_head's products need
+FormatOfRest = Literal["none", "int8", "fp8"]  # one scale a row, which lm_head's products need
+
+
+@dataclass(frozen=True)
+class Formats:
+    """In which format each kind of matrix is held. "none" is the model's own type.
+
+    `linears` are the matrices of attention and of the dense MLPs. `rest` are all others: the
+    embedding, which is lm_head too, self-conditioning, the routers and vision.
+    """
+
+    experts: Format = "none"
+    linears: Format = "none"
+    rest: FormatOfRest = "none"
+
+    @property
+    def quantized(self) -> bool:
+        """Returns whether any kind of matrix is quantised."""
+        return self != UNQUANTIZED
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Returns the formats as `EngineConfig` names them."""
+        return {f"quantize_{kind}": form for kind, form in asdict(self).items()}
+
+
+UNQUANTIZED = Formats()
 
 
 def profile_names() -> list[str]:
@@ -94,10 +121,6 @@ class EngineConfig(BaseModel):
         description="Bet on a canvas that is nearly done: commit it and start the next block in "
         "the same pass. Saves passes where a pass' rows cost little.",
     )
-    narrow_canvas: bool = Field(
-        default=False,
-        description="Where max_tokens leaves less than a canvas, denoise only as much.",
-    )
     cuda_graphs: Literal["auto", "off"] = Field(
         default="auto",
         description="Capture denoising passes as CUDA graphs; auto does on a GPU. Where that fails "
@@ -128,8 +151,12 @@ class EngineConfig(BaseModel):
         return name
 
     @property
+    def formats(self) -> Formats:
+        return Formats(self.quantize_experts, self.quantize_linears, self.quantize_rest)
+
+    @property
     def model_path(self) -> str:
-        """`model` as Transformers understands it: a folder's path or a Hugging Face id."""
+        """Returns `model` as Transformers understands it: a folder's path or a Hugging Face id."""
         return str(DEMO_MODEL_PATH) if self.model == DEMO_MODEL else self.model
 
 

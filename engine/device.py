@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from engine.config import EngineConfig
-from engine.memory import available_ram_bytes
-from engine.profiles import Gpu
+from engine.sizing.gpu import Gpu, first_gpu
+from engine.sizing.memory import available_ram_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -77,11 +77,8 @@ def device_name(device: torch.device) -> str:
 
 
 def find_gpu(device: torch.device) -> Gpu | None:
-    """The device as profiles know it; None for a CPU."""
-    if device.type == "cpu":
-        return None
-    properties = torch.cuda.get_device_properties(device)
-    return Gpu(properties.name, properties.total_memory)
+    """Returns the device as profiles know it, or None for a CPU."""
+    return None if device.type == "cpu" else first_gpu()
 
 
 def free_memory(device: torch.device) -> int:

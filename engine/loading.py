@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 
 from engine.config import EngineConfig
-from engine.denoiser import Denoiser
+from engine.denoise.denoiser import Denoiser
+from engine.denoise.sampler import SamplerConfig
 from engine.device import (
     choose_device,
     choose_dtype,
@@ -20,15 +21,19 @@ from engine.device import (
     find_gpu,
     free_memory,
 )
-from engine.dimensions import Dimensions
 from engine.messages import Loading
-from engine.model.checkpoint import Quantization, find_checkpoint, find_dimensions, load_model
+from engine.model.checkpoint import (
+    download_weights,
+    find_checkpoint,
+    find_dimensions,
+    load_model,
+)
 from engine.model.diffusion_gemma import DiffusionGemma
 from engine.model.kernel_choice import choose_attention_kernel, choose_product_kernels
 from engine.model.vision import Vision
-from engine.plan import DoesNotFitError, check_fit
-from engine.profiles import apply_profile, choose_profile, describe_profile
-from engine.sampler import SamplerConfig
+from engine.sizing.dimensions import Dimensions
+from engine.sizing.plan import DoesNotFitError, check_fit
+from engine.sizing.profiles import apply_profile, choose_profile, describe_profile
 from engine.weights.quantized_cache import cache_root
 
 logger = logging.getLogger(__name__)
@@ -62,24 +67,27 @@ def build_denoiser(
     if not dimensions.sized:
         dimensions = find_dimensions(str(checkpoint.folder), str(checkpoint.gguf or ""))
         check_plan(dimensions, config, free_memory(device), device)
-    torch.set_num_threads(choose_threads(config, device, checkpoint.config.hidden_size))
+    sampler = SamplerConfig.from_generation_config(checkpoint.generation)
+    download_weights(checkpoint)
+    torch.set_num_threads(choose_threads(config, device, checkpoint.config.dimensions.hidden_size))
     vision = None
     if checkpoint.vision is not None:
         vision = Vision(
             checkpoint.vision,
             device=device,
             dtype=dtype,
-            quantized=config.quantize_rest != "none",
+            quantized=config.formats.rest != "none",
         )
     model = load_model(
         checkpoint,
         device=device,
         dtype=dtype,
-        quantization=_quantization(config),
+        formats=config.formats,
+        cache_root=cache_root() if config.quantized_cache else None,
         vision=vision,
         on_progress=_rationed(send),
     )
-    sampler = dataclasses.replace(checkpoint.sampler, early_end=config.early_end)
+    sampler = dataclasses.replace(sampler, early_end=config.early_end)
     return new_denoiser(model, sampler, config, vision)
 
 
@@ -98,16 +106,15 @@ def new_denoiser(
     if vision is not None:
         choose_product_kernels(vision, dtype)
     model.attention_kernel = choose_attention_kernel(
-        model.config.layers, model.config.query_heads, device, dtype
+        model.dimensions.layers, model.dimensions.query_heads, device, dtype
     )
     return Denoiser(
         model,
         sampler,
-        context_length=min(config.max_context, model.config.max_positions),
+        context_length=min(config.max_context, model.dimensions.max_positions),
         prefill_chunk=config.prefill_chunk,
         max_active=config.max_active,
         prefix_cache_bytes=config.prefix_cache_mib * 2**20,
-        narrow_canvas=config.narrow_canvas,
         vision=vision,
         cuda_graphs=use_cuda_graphs(config, device, never_waits=never_waits),
         compiled=config.compile,
@@ -138,20 +145,6 @@ def use_cuda_graphs(config: EngineConfig, device: torch.device, *, never_waits: 
     if not never_waits:
         logger.warning("no CUDA graphs but dynamic passes: the experts' product waits for the host")
     return never_waits
-
-
-def _quantization(config: EngineConfig) -> Quantization:
-    experts, linears, rest = (
-        config.quantize_experts,
-        config.quantize_linears,
-        config.quantize_rest,
-    )
-    return Quantization(
-        None if experts == "none" else experts,
-        None if linears == "none" else linears,
-        None if rest == "none" else rest,
-        cache_root() if config.quantized_cache else None,
-    )
 
 
 def _rationed(send: Callable[[Loading], None]) -> Callable[[int, int], None]:

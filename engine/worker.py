@@ -12,7 +12,7 @@ from time import monotonic, perf_counter
 import zmq
 
 from engine.config import EngineConfig
-from engine.denoiser import Denoiser
+from engine.denoise.denoiser import Denoiser
 from engine.device import device_name, out_of_memory
 from engine.loading import build_denoiser, with_profile
 from engine.messages import (
@@ -29,8 +29,8 @@ from engine.messages import (
     decode_to_worker,
     encode,
 )
-from engine.scheduler import Scheduler
-from engine.sequence import Pass, Sequence, Step, Work
+from engine.schedule.scheduler import Scheduler
+from engine.schedule.sequence import Pass, Sequence, Step, Work
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ class Worker:
         if wanted.suffix:
             length = request.max_tokens + len(wanted.suffix)
             room = self._denoiser.context_length - len(request.prompt)
-            if length > min(self._denoiser.model.config.canvas_length, room):
+            if length > min(self._denoiser.model.dimensions.canvas_length, room):
                 return "suffix and max_tokens do not fit one canvas behind the prompt."
         if any(not 0 <= token < vocab_size for token in (*wanted.suffix, *wanted.logit_bias)):
             return "suffix or logit_bias has token ids that the model does not have."
@@ -225,8 +225,8 @@ def serve(address: str, config: EngineConfig) -> None:
             device=device_name(denoiser.model.device),
             dtype=str(denoiser.model.dtype).removeprefix("torch."),
             context_length=denoiser.context_length,
-            canvas_length=denoiser.model.config.canvas_length,
-            vocab_size=denoiser.model.config.vocab_size,
+            canvas_length=denoiser.model.dimensions.canvas_length,
+            vocab_size=denoiser.model.dimensions.vocab_size,
             profile=profile,
         )
     )

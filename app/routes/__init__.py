@@ -1,1 +1,1 @@
-"""Endpoints, a file for each dialect: its requests to the worker's, events back to its JSON."""
+"""Endpoints that belong to no dialect."""

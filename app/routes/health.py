@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from app.routes.generation import services
+from app.services import services
 
 router = APIRouter()
 

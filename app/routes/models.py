@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from app.errors import dialect
-from app.routes.generation import check_model, services
+from app.services import check_model, services
 
 router = APIRouter()
 

@@ -1,15 +1,15 @@
-"""`POST /tokenize` and `/detokenize`: what a text or a conversation is to the model."""
+"""The endpoints `POST /tokenize` and `/detokenize`: the tokens of a text or a conversation."""
 
 import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
 
+from app.dialects.body import parsed
+from app.dialects.chat.turns import conversation, offered_tools
 from app.errors import BadRequest
-from app.routes.body import parsed
-from app.routes.chat import template_messages
-from app.routes.generation import Services, check_model, services
-from app.schemas.tokens import DetokenizeRequest, TokenizeRequest
+from app.routes.tokens_schema import DetokenizeRequest, TokenizeRequest
+from app.services import Services, check_model, services
 
 router = APIRouter()
 
@@ -26,12 +26,11 @@ async def tokenize(http: Request) -> dict[str, Any]:
 
 def _tokens(found: Services, body: TokenizeRequest) -> list[int]:
     if body.messages is not None:
-        tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
         options = body.chat_template_kwargs
         thinking = options is not None and bool(options.enable_thinking)
-        messages = template_messages(body.messages)
-        return found.prompts.chat(messages, tools, thinking=thinking).tokens
-    assert body.prompt is not None, "the schema asks for one of both"
+        tools = offered_tools(body.tools or [])
+        return found.prompts.chat(conversation(body.messages), tools, thinking=thinking).tokens
+    assert body.prompt is not None, "the schema demands one of the two"
     if body.add_special_tokens:
         return found.prompts.raw(body.prompt).tokens
     return found.prompts.vocabulary.encode_literally(body.prompt)

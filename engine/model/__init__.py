@@ -1,1 +1,1 @@
-"""The network and its weights: shapes, layers, checkpoint. Knows no request and no schedule."""
+"""The network and what ties a checkpoint to it. Knows no request and no schedule."""

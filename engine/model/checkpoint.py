@@ -9,19 +9,24 @@ published formats look on disk is `engine.weights`' to know.
 import json
 import re
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from engine.dimensions import QUANTIZED_FILES, Dimensions
-from engine.gguf_header import GgufError, place_on_hub
-from engine.gguf_size import with_gguf
+from engine.config import UNQUANTIZED, Formats
 from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig
-from engine.model.places import Kind, Place, canonical, places
-from engine.model.quantization import (
+from engine.model.places import Place, canonical, places, scheme
+from engine.model.vision import Vision, VisionConfig, is_vision
+from engine.sizing.dimensions import QUANTIZED_FILES, Dimensions
+from engine.sizing.gguf import with_gguf
+from engine.sizing.gguf_header import GgufError, place_on_hub
+from engine.weights.dg_w4a16 import expert_files
+from engine.weights.errors import UnsupportedFormatError
+from engine.weights.published import PublishedWeights, ReadModule, find_format, read_dense
+from engine.weights.quantization import (
     FromDense,
     QuantizedWeight,
     StackedWeight,
@@ -31,11 +36,6 @@ from engine.model.quantization import (
     quantize,
     stack,
 )
-from engine.model.vision import Vision, VisionConfig, is_vision
-from engine.sampler import SamplerConfig
-from engine.weights.dg_w4a16 import expert_files
-from engine.weights.errors import UnsupportedFormatError
-from engine.weights.published import PublishedWeights, ReadModule, find_format, read_dense
 from engine.weights.quantized_cache import QuantizedCache
 from engine.weights.tensor_files import MissingTensorError, Progress, TensorFiles
 
@@ -56,47 +56,20 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk whose configuration this engine can run."""
+    """A checkpoint whose configuration this engine can run. Its weights need not be here yet."""
 
     folder: Path
     config: ModelConfig
-    sampler: SamplerConfig
+    generation: dict[str, Any]  # its generation_config.json
     vision: VisionConfig | None
-    read_module: ReadModule  # of the format in which it is stored
-    gguf: Path | None = None  # a file with the weights instead
+    read_module: ReadModule  # reads the format in which the weights are stored
+    gguf: Path | None = None  # a file that has the weights instead
+    hub_id: str | None = None  # where the weights are downloaded from, if they are not local
 
     @property
     def quantized(self) -> bool:
-        """Whether it is stored so."""
+        """Returns whether the weights are stored in a quantised format."""
         return self.gguf is not None or self.read_module is not read_dense
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """What is to be quantised while loading, and where the result is kept."""
-
-    experts: FromDense | None = None
-    linears: FromDense | None = None  # of attention and of the dense MLPs
-    rest: Literal["int8", "fp8"] | None = None  # all other matrices
-    cache_root: Path | None = None
-
-    def __bool__(self) -> bool:
-        """Whether anything is."""
-        return any((self.experts, self.linears, self.rest))
-
-    def scheme(self, kind: Kind) -> FromDense | None:
-        """What becomes of such a place."""
-        if kind == "dense":
-            return None
-        of_rest = {"rest": self.rest, "embedding": self.rest}
-        return {"experts": self.experts, "linears": self.linears, **of_rest}[kind]
-
-    def cache(self, files: list[Path]) -> QuantizedCache | None:
-        if self.cache_root is None or not self:
-            return None
-        schemes = {"experts": self.experts, "linears": self.linears, "rest": self.rest}
-        asked = {name: scheme or "none" for name, scheme in schemes.items()}
-        return QuantizedCache(self.cache_root, files, asked)
 
 
 def find_dimensions(model: str, gguf: str = "") -> Dimensions:
@@ -121,28 +94,32 @@ def find_dimensions(model: str, gguf: str = "") -> Dimensions:
 
 
 def find_checkpoint(model: str, gguf: str = "") -> Checkpoint:
-    """Find a folder or a Hugging Face id, and read its configuration before any weight.
+    """Find a folder or a Hugging Face id, and read its configuration. Downloads no weights.
 
-    The weights are those of `gguf` if it is given, a file's path or owner/name/file on the hub: the
-    language model's alone, so that there is no vision.
+    With `gguf`, a file's path or owner/name/file on the hub, the weights are those of that file. It
+    has the language model alone, so there is no vision.
 
-    Raises CheckpointError, UnsupportedModelError or UnsupportedSamplerError.
+    Raises CheckpointError or UnsupportedModelError.
     """
     local_folder, config = _find_config(model)
     shapes = ModelConfig.from_transformers(config)
     gguf_file = _find_gguf(gguf) if gguf else None
     folder = local_folder or _download(model, _WANTED_FILES)
     vision = None if gguf_file else VisionConfig.find(folder, config)
-    sampler = _sampler_config(folder)
+    generation = _generation_config(folder)
     stored: dict[str, Any] | None = getattr(config, "quantization_config", None)
     try:
         read_module = read_dense if gguf_file else find_format(folder, stored)
     except UnsupportedFormatError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    # Only now: what can't be run is not worth fetching.
-    if local_folder is None and gguf_file is None:
-        _download(model, _WEIGHT_FILES)
-    return Checkpoint(folder, shapes, sampler, vision, read_module, gguf_file)
+    hub_id = model if local_folder is None and gguf_file is None else None
+    return Checkpoint(folder, shapes, generation, vision, read_module, gguf_file, hub_id)
+
+
+def download_weights(checkpoint: Checkpoint) -> None:
+    """Download the weights unless they are here. Call this once nothing else can be refused."""
+    if checkpoint.hub_id is not None:
+        _download(checkpoint.hub_id, _WEIGHT_FILES)
 
 
 def load_model(
@@ -150,27 +127,30 @@ def load_model(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    quantization: Quantization = Quantization(),
+    formats: Formats = UNQUANTIZED,
+    cache_root: Path | None = None,
     vision: Vision | None = None,
     on_progress: Progress = lambda _loaded, _total: None,
 ) -> DiffusionGemma:
-    """The network with its weights on `device`. `on_progress` gets bytes read and bytes in all.
+    """Returns the network with its weights on `device`. `on_progress` gets bytes read and in all.
 
-    `dtype` is that of weights that are not quantised. Fills `vision` too if there is one, which was
-    built for the same `quantization`; if not, a file's vision tensors are passed over.
+    Weights are quantised while loading as `formats` says; the result is kept below `cache_root`, if
+    there is one, for the next start. All others are held in `dtype`. This also fills `vision`,
+    which was built for the same formats; without it the files' vision tensors are passed over.
 
     Raises CheckpointError listing the tensors that are missing, unexpected or mis-shaped, or if
     the checkpoint can't be quantised as asked.
     """
-    if checkpoint.quantized and quantization:
+    if checkpoint.quantized and formats.quantized:
         raise CheckpointError(
             f"{checkpoint.folder} is quantised already: quantize_experts, quantize_linears and "
             "quantize_rest can only be 'none'"
         )
     with torch.device("meta"):
         model = DiffusionGemma(checkpoint.config)
-    source, cache = _open(checkpoint, quantization, on_progress)
-    loading = _Loading(source, quantization, cache, device, dtype)
+    cache_root = cache_root if formats.quantized else None
+    source, cache = _open(checkpoint, formats, cache_root, on_progress)
+    loading = _Loading(source, formats, cache, device, dtype)
     with cache or nullcontext():
         try:
             for place in [*places(model), *([] if vision is None else vision.quantized_places())]:
@@ -185,7 +165,7 @@ def load_model(
 
 
 def _open(
-    checkpoint: Checkpoint, quantization: Quantization, on_progress: Progress
+    checkpoint: Checkpoint, formats: Formats, cache_root: Path | None, on_progress: Progress
 ) -> "tuple[PublishedWeights | GgufWeights, QuantizedCache | None]":
     if checkpoint.gguf is not None:
         from engine.weights.gguf_file import GgufWeights  # here: few need it
@@ -196,8 +176,9 @@ def _open(
             raise CheckpointError(str(error)) from error
     paths = _weight_files(checkpoint.folder)
     files = TensorFiles(paths, canonical, on_progress)
-    source = PublishedWeights(files, checkpoint.read_module, checkpoint.config.experts)
-    return source, quantization.cache(paths)
+    source = PublishedWeights(files, checkpoint.read_module, checkpoint.config.dimensions.experts)
+    cache = None if cache_root is None else QuantizedCache(cache_root, paths, asdict(formats))
+    return source, cache
 
 
 @dataclass
@@ -205,7 +186,7 @@ class _Loading:
     """What is read from where to where, and what went wrong so far."""
 
     source: "PublishedWeights | GgufWeights"
-    quantization: Quantization
+    formats: Formats
     cache: QuantizedCache | None
     device: torch.device
     dtype: torch.dtype
@@ -219,10 +200,10 @@ class _Loading:
         if len(parts) < len(place.parts):
             return
         dense = [part for part in parts if isinstance(part, Tensor)]
-        scheme = self.quantization.scheme(place.kind)
-        if scheme is not None:
+        asked = scheme(place.kind, self.formats)
+        if asked is not None:
             assert len(dense) == len(parts)
-            place.put(self._quantized(place.name, dense, scheme))
+            place.put(self._quantized(place.name, dense, asked))
         elif len(dense) == len(parts) or place.kind in ("dense", "embedding"):
             place.put(self._dense(parts, place.shape))
         else:
@@ -277,12 +258,12 @@ class _Loading:
             ]
         )
 
-    def _quantized(self, name: str, parts: list[Tensor], scheme: FromDense) -> QuantizedWeight:
+    def _quantized(self, name: str, parts: list[Tensor], asked: FromDense) -> QuantizedWeight:
         kept = None if self.cache is None else self.cache.read(name, self.device)
         if kept is not None:
             return kept
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-        weight = quantize(whole, scheme, self.device)
+        weight = quantize(whole, asked, self.device)
         if self.cache is not None:
             self.cache.write(name, weight)
         return weight
@@ -333,12 +314,13 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _sampler_config(folder: Path) -> SamplerConfig:
+def _generation_config(folder: Path) -> dict[str, Any]:
     file = folder / "generation_config.json"
     try:
-        return SamplerConfig.from_generation_config(json.loads(file.read_text()))
+        found: dict[str, Any] = json.loads(file.read_text())
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder}: there is no generation_config.json") from error
+    return found
 
 
 def _is_on_hub(model: str, name: str) -> bool:

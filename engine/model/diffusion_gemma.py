@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.dimensions import LayerShape
-from engine.kv_cache import KVCache
 from engine.model.attention import apply_rope, bidirectional_attention, causal_attention
 from engine.model.embedding import Embedding, look_up
 from engine.model.experts import Experts, Router
+from engine.model.kv_cache import KVCache
 from engine.model.products import linear
-from engine.model.quantization import Kernel, Weight
 from engine.model.rows import Rows, Segment, Spans
+from engine.sizing.dimensions import Dimensions, LayerShape
+from engine.weights.quantization import Kernel, Weight
 
 
 class UnsupportedModelError(ValueError):
@@ -55,20 +55,11 @@ class Rope:
 class ModelConfig:
     """What the network needs of a checkpoint's `config.json`, checked to be computable here."""
 
-    vocab_size: int
-    hidden_size: int
-    mlp_size: int
-    query_heads: int
-    layers: tuple[LayerShape, ...]
-    experts: int
-    experts_per_token: int
-    expert_size: int
+    dimensions: Dimensions
     norm_eps: float
     softcap: float
     sliding_rope: Rope
     full_rope: Rope
-    canvas_length: int
-    max_positions: int
     bidirectional_images: bool  # an image's tokens see each other in the encoder, not only back
 
     @classmethod
@@ -83,20 +74,11 @@ class ModelConfig:
         if obstacles:
             raise UnsupportedModelError("; ".join(obstacles))
         return cls(
-            vocab_size=text.vocab_size,
-            hidden_size=text.hidden_size,
-            mlp_size=text.intermediate_size,
-            query_heads=text.num_attention_heads,
-            layers=tuple(_layer_shape(text, index) for index in range(text.num_hidden_layers)),
-            experts=text.num_experts,
-            experts_per_token=text.top_k_experts,
-            expert_size=text.moe_intermediate_size,
+            dimensions=Dimensions.of(config.to_dict()),
             norm_eps=text.rms_norm_eps,
             softcap=text.final_logit_softcapping,
             sliding_rope=_rope(text.rope_parameters["sliding_attention"]),
             full_rope=_rope(text.rope_parameters["full_attention"]),
-            canvas_length=config.canvas_length,
-            max_positions=text.max_position_embeddings,
             bidirectional_images=text.use_bidirectional_attention == "vision",
         )
 
@@ -145,16 +127,6 @@ def _rope_obstacles(key: str, rope: dict[str, Any]) -> list[str]:
     return found
 
 
-def _layer_shape(text: Any, index: int) -> LayerShape:
-    layer = text.per_layer_config[index]
-    sliding = text.layer_types[index] == "sliding_attention"
-    return LayerShape(
-        kv_heads=layer.num_key_value_heads,
-        head_size=layer.head_dim,
-        window=text.sliding_window if sliding else None,
-    )
-
-
 def _rope(parameters: dict[str, Any]) -> Rope:
     return Rope(parameters["rope_theta"], parameters.get("partial_rotary_factor", 1.0))
 
@@ -193,8 +165,8 @@ class SelfConditioning(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.eps = config.norm_eps
-        self.pre_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.mlp = GatedMLP(config.hidden_size, config.mlp_size)
+        self.pre_norm = RMSNorm(config.dimensions.hidden_size, config.norm_eps)
+        self.mlp = GatedMLP(config.dimensions.hidden_size, config.dimensions.mlp_size)
 
     def forward(self, embeddings: Tensor, soft_embeddings: Tensor | None) -> Tensor:
         """[C, D] -> [C, D]. None stands for zeros, which the MLP (it has no bias) keeps zero."""
@@ -208,14 +180,13 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, shape: LayerShape) -> None:
         super().__init__()
-        self.query_heads, self.kv_heads = config.query_heads, shape.kv_heads
+        self.query_heads, self.kv_heads = config.dimensions.query_heads, shape.kv_heads
         self.head_size = shape.head_size
         self.sliding = shape.window is not None
         heads = self.query_heads + self.kv_heads * (2 if self.sliding else 1)
-        self.qkv: Weight = nn.Parameter(torch.empty(heads * self.head_size, config.hidden_size))
-        self.out: Weight = nn.Parameter(
-            torch.empty(config.hidden_size, self.query_heads * self.head_size)
-        )
+        hidden = config.dimensions.hidden_size
+        self.qkv: Weight = nn.Parameter(torch.empty(heads * self.head_size, hidden))
+        self.out: Weight = nn.Parameter(torch.empty(hidden, self.query_heads * self.head_size))
         self.q_norm = RMSNorm(self.head_size, config.norm_eps)
         self.k_norm = RMSNorm(self.head_size, config.norm_eps)
 
@@ -242,20 +213,25 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig, shape: LayerShape) -> None:
         super().__init__()
+        d = config.dimensions
 
         def norm() -> RMSNorm:
-            return RMSNorm(config.hidden_size, config.norm_eps)
+            return RMSNorm(d.hidden_size, config.norm_eps)
 
         self.attention_norm = norm()
         self.attention = Attention(config, shape)
         self.post_attention_norm = norm()
         self.mlp_norm = norm()
-        self.mlp = GatedMLP(config.hidden_size, config.mlp_size)
+        self.mlp = GatedMLP(d.hidden_size, d.mlp_size)
         self.post_mlp_norm = norm()
-        self.router = Router(config.hidden_size, config.experts, config.experts_per_token)
+        self.router = Router(
+            d.hidden_size,
+            d.experts,
+            d.experts_per_token,
+        )
         self.router_eps = config.norm_eps
         self.experts_norm = norm()
-        self.experts = Experts(config.hidden_size, config.expert_size, config.experts)
+        self.experts = Experts(d.hidden_size, d.expert_size, d.experts)
         self.post_experts_norm = norm()
         self.post_feedforward_norm = norm()
         # The only tensors in which encoder and decoder differ.
@@ -284,12 +260,17 @@ class DiffusionGemma(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding: Embedding = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        d = config.dimensions
+        self.embedding: Embedding = nn.Parameter(torch.empty(d.vocab_size, d.hidden_size))
         self.self_conditioning = SelfConditioning(config)
-        self.layers = nn.ModuleList(Layer(config, shape) for shape in config.layers)
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.layers = nn.ModuleList(Layer(config, shape) for shape in d.layers)
+        self.norm = RMSNorm(d.hidden_size, config.norm_eps)
         self.attention_kernel: Kernel = "torch"
         self._last_ropes: tuple[Spans, Ropes] | None = None
+
+    @property
+    def dimensions(self) -> Dimensions:
+        return self.config.dimensions
 
     @property
     def dtype(self) -> torch.dtype:
@@ -303,7 +284,7 @@ class DiffusionGemma(nn.Module):
     @cached_property
     def embedding_scale(self) -> float:
         """sqrt(D), rounded to the weights' dtype as in training."""
-        return float(torch.tensor(self.config.hidden_size**0.5, dtype=self.dtype))
+        return float(torch.tensor(self.dimensions.hidden_size**0.5, dtype=self.dtype))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """[T] int64 -> [T, D]."""
@@ -369,7 +350,7 @@ class DiffusionGemma(nn.Module):
         skip_encoded: bool,
     ) -> Tensor:
         """One layer's attention [R, D], of the canvases' rows only if encoded ones are skipped."""
-        window = self.config.layers[index].window
+        window = self.dimensions.layers[index].window
         projected = layer.attention.project(layer.attention_norm(x), ropes[window is not None])
         attended: dict[int, Tensor] = {}
         for number, segment in enumerate(rows.segments):
@@ -430,7 +411,7 @@ class DiffusionGemma(nn.Module):
     def ropes_at(self, positions: Tensor, dtype: torch.dtype) -> Ropes:
         """cos and sin [T, d] for sliding (True) and full layers; positions [T] float32."""
         ropes = {}
-        for shape in dict.fromkeys(self.config.layers):
+        for shape in dict.fromkeys(self.dimensions.layers):
             sliding = shape.window is not None
             rope = self.config.sliding_rope if sliding else self.config.full_rope
             frequencies = rope.inverse_frequencies(shape.head_size, positions.device)

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.model.quantization import QuantizedWeight
+from engine.sizing.chunks import VOCAB_CHUNK
+from engine.weights.quantization import QuantizedWeight
 
 Embedding = Tensor | QuantizedWeight  # [V, D]; quantised in int8 or fp8, a scale a row
-
-CHUNK = 4096  # tokens that are worked on together; 1024 to 8192 are equally fast
 
 
 def look_up(embedding: Embedding, tokens: Tensor, dtype: torch.dtype) -> Tensor:
@@ -82,6 +81,6 @@ def _widened(
     """Of some tokens at a time: which, their codes [P, D] in this type, their scales [P]."""
     assert embedding.scheme in ("int8", "fp8")
     assert embedding.scales.shape[-1] == 1
-    for start in range(0, embedding.shape[0], CHUNK):
-        place = slice(start, start + CHUNK)
+    for start in range(0, embedding.shape[0], VOCAB_CHUNK):
+        place = slice(start, start + VOCAB_CHUNK)
         yield place, embedding.codes[place].to(dtype), embedding.scales[place, 0]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.model.products import grouped_product, linear
-from engine.model.quantization import Kernel, Weight
+from engine.weights.quantization import Kernel, Weight
 
 
 class Choice(NamedTuple):

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.device import DeviceError, device_name
-from engine.dimensions import LayerShape
 from engine.model.attention import bidirectional_attention, causal_attention, causal_mask
 from engine.model.experts import Experts
 from engine.model.products import grouped_mm, quantized_product
-from engine.model.quantization import Kernel, QuantizedWeight, StackedWeight, Weight, flattened
+from engine.sizing.dimensions import LayerShape
+from engine.weights.quantization import Kernel, QuantizedWeight, StackedWeight, Weight, flattened
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from engine.config import Formats
 from engine.model.diffusion_gemma import DiffusionGemma, GatedMLP, Layer
-from engine.model.quantization import Weight
+from engine.weights.quantization import FromDense, Weight
 
 # Which option quantises a place. What a checkpoint has quantised stays so in places of the first
 # three kinds; `embedding` needs one scale a row, and only quantising here makes sure of that.
@@ -48,6 +49,20 @@ class Place:
             setattr(self.module, self.attribute, weight)
         else:
             setattr(self.module, self.attribute, nn.Parameter(weight, requires_grad=False))
+
+
+def scheme(kind: Kind, formats: Formats) -> FromDense | None:
+    """Returns the scheme in which such a weight is quantised while loading, or None."""
+    match kind:
+        case "dense":
+            return None
+        case "experts":
+            asked = formats.experts
+        case "linears":
+            asked = formats.linears
+        case "rest" | "embedding":
+            asked = formats.rest
+    return None if asked == "none" else asked
 
 
 def places(model: DiffusionGemma) -> list[Place]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.model.quantization import (
+from engine.weights.quantization import (
     Kernel,
     QuantizedWeight,
     StackedWeight,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.kv_cache import KVCache
 from engine.model.attention import causal_mask
+from engine.model.kv_cache import KVCache
 
 Spans = list[tuple[int, int]]  # first position and count of each segment
 

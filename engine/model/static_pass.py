@@ -18,11 +18,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from engine.kv_cache import KVCache
 from engine.model.attention import bidirectional_attention
 from engine.model.diffusion_gemma import DiffusionGemma, Layer
-from engine.model.quantization import Kernel
+from engine.model.kv_cache import KVCache
 from engine.model.rows import Segment
+from engine.weights.quantization import Kernel
 
 Sees = Callable[[Tensor, int, int | None], Tensor]
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -33,16 +33,16 @@ class StaticPass:
 
     def __init__(self, model: DiffusionGemma, *, canvases: int, compiled: bool = False) -> None:
         """For up to so many canvases. `compiled` layers are, at their first run."""
-        config = model.config
+        dimensions = model.dimensions
         self._model = model
-        self._canvas = config.canvas_length
+        self._canvas = dimensions.canvas_length
         shape, device = (canvases, self._canvas), model.device
         self._tokens = torch.zeros(shape, dtype=torch.int64, device=device)
         self._soft_embeddings = torch.zeros(
-            *shape, config.hidden_size, dtype=model.dtype, device=device
+            *shape, dimensions.hidden_size, dtype=model.dtype, device=device
         )
         # A layer of each window stands for all of them, which hold equally many tokens.
-        self._layer_of = {layer.window: index for index, layer in enumerate(config.layers)}
+        self._layer_of = {layer.window: index for index, layer in enumerate(dimensions.layers)}
         # Of each canvas the position of its first token, then how many tokens the layers hold.
         columns = 1 + len(self._layer_of)
         self._stored = torch.zeros(canvases, columns, dtype=torch.int64, device=device)
@@ -100,7 +100,7 @@ class StaticPass:
         behind = dict(zip(self._layer_of, map(self._behind, stored), strict=True))
         seen: dict[int | None, Tensor] = {}
         for index, layer in enumerate(model.each_layer()):
-            window = model.config.layers[index].window
+            window = model.dimensions.layers[index].window
             places = [cache.places(index, length, self._canvas) for cache in caches]
             if window not in seen:
                 seen[window] = self._sees(behind[window], places[0][0].shape[1], window)

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine.dimensions import PROCESSOR_FILES
 from engine.messages import Image
 from engine.model.diffusion_gemma import UnsupportedModelError
 from engine.model.places import Place
 from engine.model.products import linear
-from engine.model.quantization import Weight
+from engine.sizing.dimensions import PROCESSOR_FILES
+from engine.weights.quantization import Weight
 
 _PROCESSORS = ("Gemma4ImageProcessor", "Gemma4ImageProcessorFast", "Gemma4ImageProcessorPil")
 _PATCHES = "patch_embedder.input_proj"

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.model.quantization import QuantizedWeight
 from engine.weights.errors import UnsupportedFormatError
+from engine.weights.quantization import QuantizedWeight
 from engine.weights.tensor_files import TensorFiles
 
 # What a group of modules may be, by its format.

@@ -12,25 +12,25 @@ from pathlib import Path
 
 from torch import Tensor
 
-from engine.model.quantization import QuantizedWeight
+from engine.sizing.dimensions import W4_FILE
 from engine.weights.errors import UnsupportedFormatError
+from engine.weights.quantization import QuantizedWeight
 from engine.weights.tensor_files import TensorFiles
 
-META_FILE = "w4_meta.json"
 _FORMAT = "dg-w4a16-v1"
 _SHORT = {"gate_up_proj": "gu", "down_proj": "dn"}
 
 
 def check(folder: Path) -> None:
     """Raises UnsupportedFormatError if it is another format."""
-    found = json.loads((folder / META_FILE).read_text()).get("format")
+    found = json.loads((folder / W4_FILE).read_text()).get("format")
     if found != _FORMAT:
-        raise UnsupportedFormatError(f"{META_FILE}'s format is {found!r}; supported: {_FORMAT!r}")
+        raise UnsupportedFormatError(f"{W4_FILE}'s format is {found!r}; supported: {_FORMAT!r}")
 
 
 def expert_files(folder: Path) -> list[Path]:
     """Those that the index does not name; none in another checkpoint."""
-    return sorted(folder.glob("experts_*.safetensors")) if (folder / META_FILE).exists() else []
+    return sorted(folder.glob("experts_*.safetensors")) if (folder / W4_FILE).exists() else []
 
 
 def read_module(files: TensorFiles, module: str) -> Tensor:

@@ -21,19 +21,19 @@ from gguf.quants import Q4_K
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.gguf_header import GgufError, read_tensors
-from engine.model.quantization import (
+from engine.sizing.gguf import IDLE
+from engine.sizing.gguf_header import GgufError, read_tensors
+from engine.weights.errors import UnsupportedFormatError
+from engine.weights.quantization import (
     QuantizedWeight,
     UnquantizableError,
     pack,
     stack_experts,
 )
-from engine.weights.errors import UnsupportedFormatError
 from engine.weights.tensor_files import MissingTensorError, Progress
 
 _Type = gguf.GGMLQuantizationType
 _IN_FULL = {_Type.F32: torch.float32, _Type.F16: torch.float16, _Type.BF16: torch.bfloat16}
-_IDLE = ("rope_freqs.weight",)  # follows from the configuration
 
 _DECODER, _ENCODER = "model.decoder.", "model.encoder.language_model."
 _NAMES = {
@@ -104,7 +104,7 @@ class GgufWeights:
     def pass_over(self, is_idle: Callable[[str], bool]) -> None:
         """Count as read what nobody needs."""
         for name in sorted(self._left):
-            if name in _IDLE or is_idle(name):
+            if name == IDLE or is_idle(name):
                 self._count(name, self._stored(name)[1].nbytes)
 
     @property
@@ -198,5 +198,5 @@ def _float16(pairs: Tensor) -> Tensor:
     return pairs.contiguous().view(torch.float16)[..., 0]
 
 
-# How large each is in this form: `engine/gguf_size.py`.
+# How large each is in this form: `engine/sizing/gguf.py`.
 _UNPACK = {_Type.Q8_0: _q8_0, _Type.Q4_K: _q4_k, _Type.Q6_K: _q6_k, _Type.Q5_0: _q5_0}

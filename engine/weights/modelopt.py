@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.model.quantization import QuantizedWeight
 from engine.weights.errors import UnsupportedFormatError
+from engine.weights.quantization import QuantizedWeight
 from engine.weights.tensor_files import TensorFiles
 
 _ALGORITHMS = ("NVFP4", "W4A16_NVFP4")

@@ -12,15 +12,16 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.model.quantization import (
+from engine.sizing.dimensions import MODELOPT_FILE, W4_FILE
+from engine.weights import compressed_tensors, dg_w4a16, modelopt
+from engine.weights.errors import UnsupportedFormatError
+from engine.weights.quantization import (
     QuantizedWeight,
     UnquantizableError,
     Weight,
     stack,
     stack_experts,
 )
-from engine.weights import compressed_tensors, dg_w4a16, modelopt
-from engine.weights.errors import UnsupportedFormatError
 from engine.weights.tensor_files import TensorFiles
 
 ReadModule = Callable[[TensorFiles, str], Tensor | QuantizedWeight]
@@ -36,10 +37,10 @@ def find_format(folder: Path, quantization: dict[str, Any] | None) -> ReadModule
 
     A checkpoint that says nothing is not quantised. Raises UnsupportedFormatError.
     """
-    if (folder / dg_w4a16.META_FILE).exists():
+    if (folder / W4_FILE).exists():
         dg_w4a16.check(folder)
         return dg_w4a16.read_module
-    own_file = folder / "hf_quant_config.json"
+    own_file = folder / MODELOPT_FILE
     if quantization is None and own_file.exists():
         quantization = {
             **json.loads(own_file.read_text())["quantization"],

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from engine.model.quantization import QuantizedWeight, as_scheme
+from engine.weights.quantization import QuantizedWeight, as_scheme
 
 logger = logging.getLogger(__name__)
 

@@ -1,23 +1,21 @@
 """`easel plan`, as it is called."""
 
 import json
-import subprocess
 
 import pytest
 from typer.testing import CliRunner
 
 from app import plan_report
 from app.cli import main
-from app.nvidia_smi import first_gpu, parse_gpu
 from app.settings import Settings
 from bench.random_model import Shape, write_random_model
 from bench.roofline import RELEASED_MODEL
 from engine.config import DeviceProfile
-from engine.dimensions import QUANTIZED_FILES
-from engine.gguf_header import read_tensors
-from engine.memory import available_ram_bytes, total_ram_bytes
-from engine.profiles import Gpu
-from tests.engine.test_gguf_file import SHAPE, q8_0, write
+from engine.sizing.dimensions import QUANTIZED_FILES
+from engine.sizing.gguf_header import read_tensors
+from engine.sizing.gpu import Gpu
+from engine.sizing.memory import available_ram_bytes
+from tests.engine.weights.test_gguf_file import SHAPE, q8_0, write
 
 GIB = 2**30
 DEVICES = [name for name in plan_report.device_names() if name not in ("auto", "cpu")]
@@ -153,23 +151,3 @@ def test_auto_is_the_gpu_that_the_driver_tells(monkeypatch, gpu, name, memory_gi
     assert ("roofline_step_s" in told) == (profile == "h100")
     monkeypatch.setenv("EASEL_DEVICE", "cpu")
     assert planned("--model", RELEASED_MODEL)["device"] == "this machine's CPU"
-
-
-def test_a_driver_s_line_is_name_and_memory_or_the_system_s_memory_where_it_is_shared():
-    assert parse_gpu("NVIDIA H100 80GB HBM3, 81559") == Gpu("NVIDIA H100 80GB HBM3", 81559 * 2**20)
-    assert parse_gpu("NVIDIA GB10, [N/A]") == Gpu("NVIDIA GB10", total_ram_bytes())
-
-
-@pytest.mark.parametrize(
-    ("program", "code", "stdout", "expected"),
-    [
-        (None, 0, "", None),
-        ("/usr/bin/nvidia-smi", 9, "No devices were found", None),
-        ("/usr/bin/nvidia-smi", 0, "A, 1\nB, 2\n", Gpu("A", 2**20)),
-    ],
-)
-def test_the_first_gpu_is_taken_if_there_is_one(monkeypatch, program, code, stdout, expected):
-    monkeypatch.setattr("app.nvidia_smi.shutil.which", lambda _name: program)
-    answer = subprocess.CompletedProcess([], code, stdout, "")
-    monkeypatch.setattr("app.nvidia_smi.subprocess.run", lambda *_args, **_options: answer)
-    assert first_gpu() == expected

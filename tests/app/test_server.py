@@ -7,10 +7,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, model_validator
 
+from app.dialects.body import parsed
 from app.errors import GenerationFailed, NotReady, TooManyRequests, error_body
-from app.logs import RequestIds
-from app.routes.body import parsed
-from app.server import UnexpectedErrors
+from app.middleware import RequestIds, UnexpectedErrors
 
 
 async def test_a_fault_of_ours_is_a_500_in_the_envelope_with_a_request_id():

@@ -1,13 +1,14 @@
 import pytest
 
-from bench.roofline import FORMS, devices, released, rows
-from engine.roofline import step_cost
+from bench.roofline import FORMATS, devices, released, rows
+from engine.config import Formats
+from engine.sizing.roofline import step_cost
 
 EMBEDDING_BYTES = 2 * released().vocab_size * released().hidden_size
 
 
-def cost(context=8192, experts="none", linears="none"):
-    return step_cost(released(), experts=experts, linears=linears, context=context)
+def cost(context=8192, **formats):
+    return step_cost(released(), Formats(**formats), context=context)
 
 
 def test_a_step_in_bf16_reads_the_released_weights_once_and_the_embedding_twice():
@@ -26,7 +27,7 @@ def test_keys_and_values_cost_what_the_layers_keep_of_them():
 
 
 def test_every_device_has_a_row_for_every_form():
-    assert len(list(rows())) == len(devices()) * len(FORMS)
+    assert len(list(rows())) == len(devices()) * len(FORMATS)
 
 
 def test_from_its_number_of_canvases_on_a_step_is_bound_by_operations_and_before_by_bytes():

@@ -12,22 +12,21 @@ from bench import synthetic
 from bench.__main__ import main
 from bench.blocks import timed_answers
 from bench.compare import peak_bytes
-from bench.quality import FORMS, Form, first_logits
+from bench.quality import FORMATS, case_of, first_logits
 from bench.random_weights import LOGITS_STD, network_config, random_network, weights_bytes
 from bench.roofline import find_device, released
 from bench.roofline import rows as roofline_rows
 from bench.sides import random_prompt
 from bench.synthetic import Trial, most_layers, rows
-from engine.config import EngineConfig
-from engine.dimensions import Dimensions
+from engine.config import UNQUANTIZED, EngineConfig, Formats
+from engine.denoise.sampler import SamplerConfig
 from engine.loading import new_denoiser
-from engine.model.checkpoint import Quantization
 from engine.model.places import places
-from engine.model.quantization import QuantizedWeight
-from engine.plan import make_plan
-from engine.profiles import Gpu
-from engine.sampler import SamplerConfig
-from engine.weight_size import weight_bytes
+from engine.sizing.dimensions import Dimensions
+from engine.sizing.gpu import Gpu
+from engine.sizing.plan import make_plan
+from engine.sizing.weights import weight_bytes
+from engine.weights.quantization import QuantizedWeight
 
 CPU = torch.device("cpu")
 H100 = Gpu("NVIDIA H100 80GB HBM3", 80 * 2**30)
@@ -56,7 +55,7 @@ TINY = replace(
     ),
     tower=None,
 )
-SOME_FORMS = (Form(None, None), Form("int4", "int8"))
+SOME_FORMATS = (UNQUANTIZED, Formats("int4", "int8"))
 TRIAL = Trial("tiny", layers=4, device=CPU, context=128, steps=3, rounds=2)
 
 
@@ -68,7 +67,7 @@ def tiny(monkeypatch):
 def network(form, dimensions=TINY):
     return random_network(
         network_config(dimensions),
-        quantization=Quantization(form.experts, form.linears, form.rest),
+        formats=form,
         device=CPU,
         dtype=torch.float32,
         title="test",
@@ -81,25 +80,25 @@ def denoiser(form, dimensions=TINY):
 
 
 def size(form, dimensions=TINY):
-    return sum(weight_bytes(dimensions, element_bytes=4, **form.formats).values())
+    return sum(weight_bytes(dimensions, form, element_bytes=4).values())
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.case)
+@pytest.mark.parametrize("form", FORMATS, ids=case_of)
 def test_a_network_is_as_large_as_its_form_says(form):
     assert weights_bytes(network(form)) == size(form)
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.case)
+@pytest.mark.parametrize("form", FORMATS, ids=case_of)
 def test_no_form_is_made_from_a_larger_one(form):
     wide = replace(TINY, experts=64, expert_size=128, hidden_size=256)
     assert peak_bytes(lambda: network(form, wide)) < 1.05 * size(form, wide)
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.case)
+@pytest.mark.parametrize("form", FORMATS, ids=case_of)
 def test_quantised_codes_stand_for_what_a_dense_weight_would_be(form):
     held = [(place, getattr(place.module, place.attribute)) for place in places(network(form))]
     quantized = [each for each in held if isinstance(each[1], QuantizedWeight)]
-    assert bool(quantized) == (form != Form(None, None))
+    assert bool(quantized) == (form != UNQUANTIZED)
     for place, weight in quantized:
         values = weight.dequantize(torch.float32)
         assert values.isfinite().all()
@@ -109,7 +108,7 @@ def test_quantised_codes_stand_for_what_a_dense_weight_would_be(form):
         assert values.std() == pytest.approx(times * weight.shape[-1] ** -0.5, rel=0.2)
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.case)
+@pytest.mark.parametrize("form", FORMATS, ids=case_of)
 @pytest.mark.parametrize("layers", [1, 4])
 def test_every_form_gives_logits_that_are_neither_flat_nor_certain(form, layers):
     wide = replace(TINY, hidden_size=1024, layers=TINY.layers[-layers:])
@@ -121,7 +120,7 @@ def test_every_form_gives_logits_that_are_neither_flat_nor_certain(form, layers)
 
 
 def test_a_block_has_all_its_steps_whoever_else_has_one():
-    some = denoiser(Form(None, None))
+    some = denoiser(UNQUANTIZED)
     some.sampler = replace(some.sampler, max_denoising_steps=3)
     prompt = random_prompt(TINY.vocab_size, 128)
     for canvases in (1, 2, 1):  # again: the caches are free by then
@@ -141,8 +140,8 @@ def test_the_command_measures_every_form_and_says_that_there_is_no_gpu(monkeypat
     assert result.output.strip().startswith(said)
     assert plot.stat().st_size > 0
     found = json.loads(file.read_text())
-    assert len(found) == len(FORMS)
-    for form, row in zip(FORMS, found, strict=True):
+    assert len(found) == len(FORMATS)
+    for form, row in zip(FORMATS, found, strict=True):
         assert row["layers"] == 2
         assert row["weights_gb"] == size(form, replace(TINY, layers=TINY.layers[-2:])) / 1e9
         assert 0 < row["above_weights_gb"] < row["planned_gb"]
@@ -154,8 +153,8 @@ def test_the_command_measures_every_form_and_says_that_there_is_no_gpu(monkeypat
 
 
 def test_a_form_that_does_not_fit_has_a_row_that_says_what_it_needs(monkeypatch):
-    monkeypatch.setattr(synthetic, "FORMS", SOME_FORMS)
-    needs = [synthetic._needs_bytes(TRIAL, form) for form in SOME_FORMS]
+    monkeypatch.setattr(synthetic, "FORMATS", SOME_FORMATS)
+    needs = [synthetic._needs_bytes(TRIAL, form) for form in SOME_FORMATS]
     free = (max(needs) - 1) / synthetic._CPU_SHARE
     monkeypatch.setattr(synthetic, "free_memory", lambda _device: free)
     refused, other = rows(TRIAL)
@@ -167,20 +166,20 @@ def test_a_form_that_does_not_fit_has_a_row_that_says_what_it_needs(monkeypatch)
 def test_a_form_that_runs_out_of_memory_does_not_end_the_others(monkeypatch):
     made = random_network
 
-    def full(*args, quantization, **others):
-        if not quantization:
+    def full(*args, formats, **others):
+        if not formats.quantized:
             torch.empty(2**60)  # what an allocator says when there is no more
-        return made(*args, quantization=quantization, **others)
+        return made(*args, formats=formats, **others)
 
     monkeypatch.setattr(synthetic, "random_network", full)
-    monkeypatch.setattr(synthetic, "FORMS", SOME_FORMS)
+    monkeypatch.setattr(synthetic, "FORMATS", SOME_FORMATS)
     refused, other = rows(TRIAL)
     assert refused["case"] == "float32: out of memory"
     assert other["step_ms"] > 0
 
 
 def test_on_a_known_gpu_the_profile_s_batch_has_a_row_and_each_step_its_share(monkeypatch):
-    monkeypatch.setattr(synthetic, "FORMS", SOME_FORMS[:1])
+    monkeypatch.setattr(synthetic, "FORMATS", SOME_FORMATS[:1])
     monkeypatch.setattr(synthetic, "find_gpu", lambda _device: H100)
     one, three = rows(replace(TRIAL, rounds=1))
     assert (one["canvases"], three["canvases"]) == (1, 3)
@@ -192,8 +191,8 @@ def test_on_a_known_gpu_the_profile_s_batch_has_a_row_and_each_step_its_share(mo
 def test_the_roofline_is_that_of_the_table_of_devices(monkeypatch):
     monkeypatch.setattr(synthetic, "find_gpu", lambda _device: H100)
     found = {row["case"]: row["step_ms"] for row in roofline_rows()}
-    for form, case in {(None, None): "BF16", ("int4", None): "4-bit experts"}.items():
-        step_s = synthetic._roofline_s(Trial("26b", 30, CPU), Form(*form), 1)
+    for form, case in {UNQUANTIZED: "BF16", Formats("int4"): "4-bit experts"}.items():
+        step_s = synthetic._roofline_s(Trial("26b", 30, CPU), form, 1)
         assert step_s * 1e3 == pytest.approx(found[f"H100 SXM, {case}"])
 
 

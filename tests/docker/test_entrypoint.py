@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.config import DeviceProfile, profile_names
-from engine.profiles import Gpu
+from engine.sizing.gpu import Gpu
 
 SCRIPT = Path(__file__).parents[2] / "docker" / "entrypoint.py"
 _spec = importlib.util.spec_from_file_location("entrypoint", SCRIPT)

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from prometheus_client.metrics_core import Metric
 
+from app.answer.figures import Outcome
 from app.metrics import Metrics
-from app.routes.figures import Outcome
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"

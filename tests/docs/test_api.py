@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from fastapi.routing import APIRoute
 
-from app.schemas.anthropic import CountTokensRequest, MessagesRequest
-from app.schemas.chat import ChatCompletionRequest
-from app.schemas.common import SamplingFields
-from app.schemas.completions import CompletionRequest
-from app.schemas.responses import ResponseRequest
-from app.schemas.tokens import DetokenizeRequest, TokenizeRequest
+from app.dialects.anthropic.schema import CountTokensRequest, MessagesRequest
+from app.dialects.chat.schema import ChatCompletionRequest
+from app.dialects.completions.schema import CompletionRequest
+from app.dialects.fields import SamplingFields
+from app.dialects.responses.schema import ResponseRequest
+from app.routes.tokens_schema import DetokenizeRequest, TokenizeRequest
 from app.server import ENDPOINTS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()

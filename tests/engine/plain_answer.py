@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.denoiser import Denoiser
-from engine.kv_cache import KVCache
+from engine.denoise.denoiser import Denoiser
+from engine.denoise.noise import block_noise
 from engine.messages import GenerateRequest
-from engine.noise import block_noise
+from engine.model.kv_cache import KVCache
 
 
 @dataclass
@@ -58,7 +58,7 @@ def plain_block(
     """The last argmax canvas, its steps, and its log-probabilities [C, V]."""
     model, sampler, wanted = denoiser.model, denoiser.sampler, request.sampling
     suffix = torch.tensor(wanted.suffix, dtype=torch.int64)
-    free = request.max_tokens if wanted.suffix else model.config.canvas_length
+    free = request.max_tokens if wanted.suffix else model.dimensions.canvas_length
     width = free + len(suffix)
     steps = wanted.max_denoising_steps or sampler.max_denoising_steps
     bound = sampler.entropy_bound if wanted.entropy_bound is None else wanted.entropy_bound
@@ -69,7 +69,7 @@ def plain_block(
         index,
         steps=steps,
         canvas_length=width,
-        vocab_size=model.config.vocab_size,
+        vocab_size=model.dimensions.vocab_size,
         device=torch.device("cpu"),
         stream=2 * wanted.choice + stream,
     )
@@ -107,9 +107,9 @@ def plain_block(
 
 
 def filled_cache(denoiser: Denoiser, tokens: list[int]) -> KVCache:
-    canvas, config = denoiser.model.config.canvas_length, denoiser.model.config
+    canvas, config = denoiser.model.dimensions.canvas_length, denoiser.model.config
     cache = KVCache(
-        config.layers,
+        config.dimensions.layers,
         capacity=denoiser.context_length,
         pass_tokens=len(tokens) + canvas,
         dtype=denoiser.model.embedding.dtype,

@@ -8,10 +8,10 @@ import torch
 
 from bench.random_model import Shape, write_random_model
 from engine.config import EngineConfig
+from engine.denoise.noise import block_noise
 from engine.loading import build_denoiser
 from engine.messages import Block, Cancel, Done, Failed, GenerateRequest, Sampling, Stats
-from engine.noise import block_noise
-from engine.prefix_cache import PrefixCache
+from engine.schedule.prefix_cache import PrefixCache
 from engine.worker import Worker
 
 PROMPT = list(range(6, 30))
@@ -235,34 +235,6 @@ def test_a_temperature_too_small_for_float32_draws_what_a_very_small_one_does(wo
         assert tokens_of(worker.generate(request(temperature=temperature))) == expected
 
 
-def test_narrow_canvases_change_nothing_for_others_and_cost_fewer_rows(tmp_path, monkeypatch):
-    shape = Shape(layers="sf", canvas=48, confidence_threshold=1.0, entropy_bound=6.0)
-    config = EngineConfig(
-        model=str(write_random_model(tmp_path, shape)), device="cpu", narrow_canvas=True
-    )
-    denoiser, rows = build_denoiser(config), []
-    denoiser.sampler = dataclasses.replace(denoiser.sampler, end_tokens=frozenset())
-    worker, decode = Worker(denoiser, config), denoiser.model.run
-    monkeypatch.setattr(
-        denoiser.model,
-        "run",
-        lambda segments, soft: (
-            rows.append([len(s.tokens) for s in segments if not s.causal]) or decode(segments, soft)
-        ),
-    )
-    wants = {"a": 3, "b": 17, "c": 100, "d": 48}
-    each = [request(name, max_tokens=want) for name, want in wants.items()]
-    alone, widths = {}, {}
-    for one in each:
-        rows.clear()
-        alone[one.id] = tokens_of(worker.generate(one))
-        widths[one.id] = {width for canvases in rows for width in canvases}
-    assert widths == {"a": {16}, "b": {32}, "c": {48, 16}, "d": {48}}
-    messages = [message for one in each for message in worker.handle(one)] + until_idle(worker)
-    for name in wants:
-        assert tokens_of(m for m in messages if m.id == name) == alone[name]
-
-
 @pytest.mark.parametrize("temperature", [1.0, 0])
 @pytest.mark.parametrize(("window", "stability"), [(6, 1), (64, 1), (6, 2), (6, 0)])
 def test_speculation_changes_no_token_and_saves_passes(
@@ -454,5 +426,5 @@ def test_temperature_zero_draws_nothing_but_the_starting_noise(worker, monkeypat
         noise.uniforms.fill_(float("nan"))
         return noise
 
-    monkeypatch.setattr("engine.canvas.block_noise", only_the_start)
+    monkeypatch.setattr("engine.denoise.canvas.block_noise", only_the_start)
     assert tokens_of(worker.generate(request(temperature=0))) == expected

@@ -10,11 +10,11 @@ from transformers import DiffusionGemmaForBlockDiffusion
 
 from bench.random_model import write_random_model
 from engine.config import DEMO_MODEL_PATH, EngineConfig
-from engine.denoiser import Denoiser
+from engine.denoise.denoiser import Denoiser
+from engine.denoise.noise import block_noise
 from engine.loading import build_denoiser
 from engine.messages import Block, Done, GenerateRequest
-from engine.model.vocab_tail import inverse_cdf
-from engine.noise import block_noise
+from engine.tail.vocab_tail import inverse_cdf
 from engine.worker import Worker
 from tests.parity.tiny_models import SHAPES
 
@@ -39,7 +39,7 @@ class Pair:
 
     def prompt(self, length: int = 29, seed: int = 0) -> list[int]:
         """Random tokens, none of them special."""
-        vocab = self.denoiser.model.config.vocab_size
+        vocab = self.denoiser.model.dimensions.vocab_size
         generator = torch.Generator().manual_seed(seed)
         return torch.randint(6, vocab, (length,), generator=generator).tolist()
 
@@ -55,7 +55,8 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture
 def same_noise(pair, monkeypatch):
     """Make the reference draw its numbers where Easel draws them; gives a function of the seed."""
-    reference, sampler, config = pair.reference, pair.denoiser.sampler, pair.denoiser.model.config
+    reference, sampler = pair.reference, pair.denoiser.sampler
+    dimensions = pair.denoiser.model.dimensions
     state = {"block": -1, "canvas": 0, "uniforms": 0}
 
     def noise():
@@ -63,8 +64,8 @@ def same_noise(pair, monkeypatch):
             state["seed"],
             state["block"],
             steps=sampler.max_denoising_steps,
-            canvas_length=config.canvas_length,
-            vocab_size=config.vocab_size,
+            canvas_length=dimensions.canvas_length,
+            vocab_size=dimensions.vocab_size,
             device=torch.device("cpu"),
         )
 

@@ -16,7 +16,10 @@ def request(prompt, length, seed):
 @pytest.mark.parametrize("seed", [0, 1, 2**63 + 5])
 def test_answers_of_three_blocks_are_token_identical(pair, same_noise, seed):
     same_noise(seed)
-    prompt, length = pair.prompt(seed=seed % 7), BLOCKS * pair.denoiser.model.config.canvas_length
+    prompt, length = (
+        pair.prompt(seed=seed % 7),
+        BLOCKS * pair.denoiser.model.dimensions.canvas_length,
+    )
     generated = pair.reference.generate(
         torch.tensor([prompt]), max_new_tokens=length, eos_token_id=[END_NOWHERE]
     )
@@ -36,7 +39,7 @@ def answer_with_an_end(pair, seed):
 
     There Easel begins again, where the reference gives an empty answer.
     """
-    length = BLOCKS * pair.denoiser.model.config.canvas_length
+    length = BLOCKS * pair.denoiser.model.dimensions.canvas_length
     while True:
         prompt = pair.prompt(seed=seed)
         free = pair.answer(request(prompt, length, seed), end_tokens=frozenset())

@@ -3,14 +3,14 @@
 import torch
 from transformers import DynamicCache
 
-from engine.kv_cache import KVCache
+from engine.model.kv_cache import KVCache
 
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
 
 
 def new_cache(pair, capacity=256, pass_tokens=64):
     return KVCache(
-        pair.denoiser.model.config.layers,
+        pair.denoiser.model.dimensions.layers,
         capacity=capacity,
         pass_tokens=pass_tokens,
         dtype=torch.float32,
@@ -31,7 +31,7 @@ def encode_both(pair, prompt, chunks):
 
 def assert_same_cache(pair, theirs, ours):
     for index, (shape, layer) in enumerate(
-        zip(pair.denoiser.model.config.layers, theirs.layers, strict=True)
+        zip(pair.denoiser.model.dimensions.layers, theirs.layers, strict=True)
     ):
         stored = ours.stored(index)
         nothing = torch.empty(shape.kv_heads, 0, shape.head_size)
@@ -59,8 +59,8 @@ def decoder_logits(pair, soft, theirs_logits):
     model = pair.denoiser.model
     canvas = torch.randint(
         0,
-        model.config.vocab_size,
-        (model.config.canvas_length,),
+        model.dimensions.vocab_size,
+        (model.dimensions.canvas_length,),
         generator=torch.Generator().manual_seed(1),
     )
     with torch.inference_mode():
@@ -79,7 +79,7 @@ def test_first_step_has_the_same_logits(pair):
 
 def test_self_conditioned_step_has_the_same_logits(pair):
     model = pair.denoiser.model
-    shape = (1, model.config.canvas_length, model.config.vocab_size)
+    shape = (1, model.dimensions.canvas_length, model.dimensions.vocab_size)
     logits = 4 * torch.randn(shape, generator=torch.Generator().manual_seed(2))
     soft = logits[0].softmax(-1) @ model.embedding * model.embedding_scale
     torch.testing.assert_close(*decoder_logits(pair, soft, logits), **TOLERANCE)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import DynamicCache, Gemma4ImageProcessorPil
 
-from app.images import ImagePart, ImageReader
+from app.prompting.conversation import ImagePart, ImageUrl
+from app.prompting.images import ImageReader
 from engine.config import EngineConfig
 from engine.messages import Block, GenerateRequest, Image, Sampling
 from engine.model.rows import ImageRows, Segment
@@ -64,7 +65,7 @@ def make_prompt(pair, folder):
         rendered = next(words).tolist()
         for part in words:
             rendered += [IMAGE, *part.tolist()]
-        read = reader.read([ImagePart(data_url(picture), "url") for picture in pictures])
+        read = reader.read([ImagePart(ImageUrl(data_url(picture)), "url") for picture in pictures])
         tokens, images = reader.place(rendered, read)
         features = processor(pictures, return_tensors="pt")
         return Prompt(
@@ -130,7 +131,7 @@ def test_prefill_in_chunks_between_images_writes_the_same_keys_and_values(pair, 
 def test_first_step_has_the_same_logits(pair, make_prompt, sizes):
     theirs, ours = encode_both(pair, make_prompt(sizes))
     model = pair.denoiser.model
-    canvas = torch.arange(model.config.canvas_length) + 50
+    canvas = torch.arange(model.dimensions.canvas_length) + 50
     with torch.inference_mode():
         expected = pair.reference(cache=theirs, decoder_input_ids=canvas[None]).logits[0]
         logits = model.decode(canvas, None, ours) @ model.embedding.T
@@ -146,7 +147,7 @@ def request_of(prompt, max_tokens, seed):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_answers_of_three_blocks_are_token_identical(pair, same_noise, make_prompt, sizes, seed):
     same_noise(seed)
-    prompt, length = make_prompt(sizes, seed), BLOCKS * pair.denoiser.model.config.canvas_length
+    prompt, length = make_prompt(sizes, seed), BLOCKS * pair.denoiser.model.dimensions.canvas_length
     generated = pair.reference.generate(
         torch.tensor([prompt.tokens]),
         max_new_tokens=length,
@@ -165,7 +166,7 @@ def run(pair):
 
     def one_block(prompt, prefill_chunk=512):
         config = EngineConfig(prefill_chunk=prefill_chunk)
-        request = request_of(prompt, pair.denoiser.model.config.canvas_length, seed=3)
+        request = request_of(prompt, pair.denoiser.model.dimensions.canvas_length, seed=3)
         return next(
             message
             for message in list(Worker(pair.denoiser, config).generate(request))
@@ -198,7 +199,7 @@ def test_another_image_in_the_same_place_is_not_taken_for_a_kept_one(pair, make_
     run(prompt)
     beside = run(other)
     # Where a sliding layer has lost what is before the image, nothing can be restored.
-    lost = any((shape.window or 512) < 200 for shape in pair.denoiser.model.config.layers)
+    lost = any((shape.window or 512) < 200 for shape in pair.denoiser.model.dimensions.layers)
     assert beside.cached_tokens == (0 if lost else prompt.images[0].start)
     assert beside.tokens == alone.tokens
 

@@ -7,7 +7,7 @@ from demo.network import new_config, new_model
 from demo.tokenizer import build_tokenizer
 from demo.train import save
 from tests.conftest import Server
-from tests.engine.test_gguf_file import q8_0, write
+from tests.engine.weights.test_gguf_file import q8_0, write
 from tests.parity.tiny_models import write_image_processor
 from tests.pictures import data_url, noise_picture
 

@@ -38,7 +38,7 @@ def test_every_line_is_one_json_object_the_worker_s_and_uvicorn_s_too(start_serv
     always = {"time", "level", "logger", "request_id", "message"}
     assert all(always <= line.keys() for line in lines)
     assert any("Easel listens on" in line["message"] for line in lines)
-    assert {"uvicorn.error", "app.cli", "app.answers", "app.worker"} <= {
+    assert {"uvicorn.error", "app.cli", "app.answers", "app.engine_client.worker"} <= {
         line["logger"] for line in lines
     }
 
@@ -96,8 +96,10 @@ def test_what_the_worker_writes_to_stderr_becomes_a_line_of_the_log(start_server
     server = start_server(EASEL_LOG_FORMAT="json").wait_until_ready()
     worker = server.worker_pid()
     with open(f"/proc/{worker}/fd/2", "w") as stderr:  # as a library in the worker would print
-        stderr.write("2026-01-01 10:00:00,000 ERROR engine.graphs: it failed\nTraceback:\n  why\n")
+        stderr.write(
+            "2026-01-01 10:00:00,000 ERROR engine.denoise.graphs: it failed\nTraceback:\n  why\n"
+        )
     assert server.stop() == 0
     lines = {line["message"]: line for line in objects(server.log)}
     failed = lines["it failed\nTraceback:\n  why"]
-    assert (failed["level"], failed["logger"]) == ("error", "engine.graphs")
+    assert (failed["level"], failed["logger"]) == ("error", "engine.denoise.graphs")

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from app.private_folder import PREFIX
+from app.engine_client.private_folder import PREFIX
 
 
 def ends(descriptor):

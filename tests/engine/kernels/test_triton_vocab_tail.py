@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from engine.model.quantization import quantize
-from engine.model.vocab_tail import draw, triton_vocab_tail, vocab_tail
+from engine.tail.vocab_tail import draw, triton_vocab_tail, vocab_tail
+from engine.weights.quantization import quantize
 
 ROWS, HIDDEN = 9, 32
 

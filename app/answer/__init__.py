@@ -1,0 +1,1 @@
+"""One internal request and one internal answer, whichever dialect asked."""

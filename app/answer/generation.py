@@ -1,0 +1,236 @@
+"""Runs a request in the worker and gives its answers as events, whichever dialect asked.
+
+A dialect turns `Delta` and `Finished`, or the `Choice` of an answer that is not streamed, into its
+JSON.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jsonschema_rs import ValidationError as InvalidArguments
+
+from app.answer.figures import Figures
+from app.answer.output import AnswerOutput
+from app.answer.request import AnswerRequest, ChatFormat
+from app.chat_format.events import Event, TextDelta, ThinkingDelta, ToolCallEnd, merged
+from app.chat_format.gemma import AnswerParser
+from app.errors import DeadlineExceeded, GenerationFailed
+from app.prompting.prompt import Prompt
+from app.services import Services
+from engine.messages import Block, Done, Failed, GenerateRequest, TokenLogprobs
+
+Reason = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """One event that a block adds to a choice. A text comes with its tokens' log-probabilities.
+
+    `figures` are still being counted; those of the prompt are there from the first block on.
+    """
+
+    choice: int
+    event: Event
+    logprobs: list[TokenLogprobs]
+    figures: Figures
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of a choice. `stop_string` is the stop string that ended it, if one did."""
+
+    choice: int
+    reason: Reason
+    figures: Figures
+    stop_string: str | None = None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # those of text that never came
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A whole answer: its events in order, merged."""
+
+    events: list[Event]
+    logprobs: list[TokenLogprobs]
+    end: Finished
+
+    @property
+    def text(self) -> str:
+        return "".join(event.text for event in self.events if isinstance(event, TextDelta))
+
+    @property
+    def thinking(self) -> str:
+        return "".join(event.text for event in self.events if isinstance(event, ThinkingDelta))
+
+    @property
+    def calls(self) -> list[ToolCallEnd]:
+        return [event for event in self.events if isinstance(event, ToolCallEnd)]
+
+
+async def answer_events(
+    found: Services, request: AnswerRequest, prepared: Sequence[GenerateRequest]
+) -> AsyncGenerator[Delta | Finished, None]:
+    """Run all choices together. Yields their deltas as blocks come, and a `Finished` for each.
+
+    Raises GenerationFailed if a choice fails, and DeadlineExceeded if the time is up; either ends
+    all choices. Leaving early cancels them in the worker. However a choice ends, it is counted and
+    logged once.
+    """
+    events: asyncio.Queue[Delta | Finished | BaseException] = asyncio.Queue()
+    seconds = request.timeout_s or found.settings.request_timeout_s
+    deadline = asyncio.get_running_loop().time() + seconds
+
+    async def run(choice: int) -> None:
+        try:
+            prompt = request.prompts[choice // request.n]
+            one = _choice_events(found, request, prompt, prepared[choice], choice, deadline)
+            async with aclosing(one) as mine:
+                async for event in mine:
+                    events.put_nowait(event)
+        except Exception as error:
+            events.put_nowait(error)
+
+    running = [asyncio.create_task(run(choice)) for choice in range(len(prepared))]
+    left = len(running)
+    try:
+        while left:
+            match await events.get():
+                case BaseException() as error:
+                    raise error
+                case event:
+                    left -= isinstance(event, Finished)
+                    yield event
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def whole_answers(
+    found: Services, request: AnswerRequest, prepared: Sequence[GenerateRequest]
+) -> list[Choice]:
+    """Run all choices as `answer_events` does. Returns each whole answer, by choice."""
+    events: list[list[Event]] = [[] for _ in prepared]
+    logprobs: list[list[TokenLogprobs]] = [[] for _ in prepared]
+    ends: dict[int, Finished] = {}
+    async with aclosing(answer_events(found, request, prepared)) as answer:
+        async for event in answer:
+            logprobs[event.choice] += event.logprobs
+            match event:
+                case Delta():
+                    events[event.choice].append(event.event)
+                case Finished():
+                    ends[event.choice] = event
+    return [
+        Choice(merged(events[choice]), logprobs[choice], ends[choice])
+        for choice in range(len(prepared))
+    ]
+
+
+async def _choice_events(
+    found: Services,
+    request: AnswerRequest,
+    prompt: Prompt,
+    prepared: GenerateRequest,
+    choice: int,
+    deadline: float,
+) -> AsyncGenerator[Delta | Finished, None]:
+    started = time.monotonic()
+    output = _output(found, request, prompt)
+    figures = Figures(len(prompt.tokens))
+    reason: Literal["stop", "length"] = "length"
+
+    def deltas(events: list[Event]) -> Iterator[Delta]:
+        for event in events:
+            is_text = isinstance(event, TextDelta)
+            yield Delta(choice, event, output.take_logprobs() if is_text else [], figures)
+
+    try:
+        async with aclosing(found.worker.generate(prepared, deadline)) as messages:
+            async for message in messages:
+                match message:
+                    case Block():
+                        if figures.blocks == 0:
+                            figures.time_to_first_block_s = time.monotonic() - started
+                            figures.cached_tokens = message.cached_tokens
+                        figures.blocks += 1
+                        figures.denoising_steps += message.denoising_steps
+                        events = output.feed(message.tokens, message.logprobs or ())
+                        figures.completion_tokens = output.tokens
+                        figures.thinking_tokens = output.thinking_tokens
+                        for delta in deltas(events):
+                            yield delta
+                        if output.ended:
+                            break
+                    case Done(finish_reason=ending):
+                        reason = "stop" if ending == "stop" else "length"
+                    case Failed(message=why, code=code):
+                        figures.outcome = "error"
+                        raise GenerationFailed(why, code=code)
+        for delta in deltas(output.finish()):
+            yield delta
+        figures.outcome = "stop" if output.ended else reason
+        figures.duration_s = time.monotonic() - started
+        called = bool(output.calls) and figures.outcome == "stop" and output.stop_string is None
+        if request.format is not None:
+            _check_calls(output.calls, request.format, figures, called=called)
+        yield Finished(
+            choice,
+            "tool_calls" if called else "stop" if output.ended else reason,
+            figures,
+            output.stop_string,
+            output.take_logprobs(),
+        )
+    except DeadlineExceeded:
+        figures.outcome = "timeout"
+        raise
+    finally:
+        figures.duration_s = figures.duration_s or time.monotonic() - started
+        figures.record(found.metrics)
+
+
+def _output(found: Services, request: AnswerRequest, prompt: Prompt) -> AnswerOutput:
+    form = request.format
+    return AnswerOutput(
+        found.prompts.vocabulary,
+        request.stops,
+        AnswerParser(thinking=prompt.thinking, calls=bool(form.tools)) if form else None,
+        most_calls=None if form is None or form.parallel_calls else 1,
+    )
+
+
+def _check_calls(
+    calls: Sequence[ToolCallEnd], form: ChatFormat, figures: Figures, *, called: bool
+) -> None:
+    """Raises GenerationFailed if a call is not what the client was promised.
+
+    Where the dialect needs whole calls, only the last call of an answer that was cut off may be
+    incomplete. If the answer is one that `called`, strict tools' arguments satisfy their schemas.
+    """
+    cut_off = calls[-1] if calls and figures.outcome == "length" else None
+    for call in calls:
+        if form.whole_calls and not call.complete and call is not cut_off:
+            why = f"that are not in its format: {call.arguments}"
+            raise _invalid_call(call, why, figures)
+        validator = form.tools.get(call.name) if called else None
+        if validator is not None:
+            try:
+                if not call.complete:
+                    raise ValueError("they are not JSON")
+                validator.validate(json.loads(call.arguments))
+            except ValueError as error:
+                why = error.message if isinstance(error, InvalidArguments) else str(error)
+                why = f"that its strict schema forbids: {why}"
+                raise _invalid_call(call, why, figures) from error
+
+
+def _invalid_call(call: ToolCallEnd, why: str, figures: Figures) -> GenerationFailed:
+    figures.outcome = "error"
+    return GenerationFailed(
+        f"The model called {call.name} with arguments {why}", code="tool_call_invalid"
+    )

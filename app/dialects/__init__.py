@@ -1,0 +1,4 @@
+"""The API dialects, a folder each, and beside them what several of them share.
+
+No dialect imports another.
+"""

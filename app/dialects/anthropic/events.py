@@ -1,0 +1,183 @@
+"""An answer as Anthropic's JSON: a whole message, or the events of a stream.
+
+A call is given out once it is complete, so a client always gets one that parses. A call that
+`max_tokens` cuts off is not part of the answer.
+"""
+
+import json
+import uuid
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from fastapi import Response
+
+from app.answer.figures import Figures, diffusion
+from app.answer.generation import Delta, Finished, answer_events, whole_answers
+from app.answer.request import AnswerRequest
+from app.chat_format.events import Event, TextDelta, ThinkingDelta, ToolCallDelta, ToolCallEnd
+from app.errors import ApiError, error_body
+from app.logs import request_id
+from app.services import Services
+from app.sse import NamedEvent
+from engine.messages import GenerateRequest
+
+# Clients drop a thought without a signature instead of sending it back. This one signs nothing.
+SIGNATURE = "easel"
+
+
+@dataclass(frozen=True)
+class MessagesAnswer:
+    """One answer to be made, whole or as a stream. Both forms begin with `head`."""
+
+    found: Services
+    request: AnswerRequest
+    prepared: Sequence[GenerateRequest]
+    shows_thoughts: bool
+    head: dict[str, Any]
+
+    async def whole(self) -> Response:
+        (choice,) = await whole_answers(self.found, self.request, self.prepared)
+        blocks = [_whole_block(event, self.shows_thoughts) for event in choice.events]
+        message = {
+            **self.head,
+            "content": [block for block in blocks if block is not None],
+            **self._stop(choice.end),
+            "usage": _usage(choice.end.figures),
+            "diffusion": diffusion([choice.end.figures]),
+        }
+        return Response(msgspec.json.encode(message), media_type="application/json")
+
+    async def events(self) -> AsyncGenerator[NamedEvent, None]:
+        """Yields the stream. It begins with the first block, which tells how much was cached.
+
+        A zero at the end would not do: clients take it for no news and keep the first number.
+        """
+        blocks = _StreamedBlocks(self.shows_thoughts)
+        begun = False
+        try:
+            answer = answer_events(self.found, self.request, self.prepared)
+            async with aclosing(answer) as events:
+                async for event in events:
+                    if not begun:
+                        yield self._beginning(event.figures)
+                        yield _event("ping")
+                        begun = True
+                    match event:
+                        case Delta(event=added):
+                            for each in blocks.add(added):
+                                yield each
+                        case Finished(figures=figures):
+                            for each in blocks.close():
+                                yield each
+                            yield _event(
+                                "message_delta",
+                                delta=self._stop(event),
+                                usage=_usage(figures),
+                                diffusion=diffusion([figures]),
+                            )
+            yield _event("message_stop")
+        except ApiError as error:
+            body = error_body(error, "anthropic", request_id.get())
+            yield NamedEvent("error", json.dumps(body))
+
+    def _beginning(self, figures: Figures) -> NamedEvent:
+        message = {
+            **self.head,
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": _usage(figures),
+        }
+        return _event("message_start", message=message)
+
+    def _stop(self, end: Finished) -> dict[str, str | None]:
+        match end.reason:
+            case "tool_calls":
+                reason = "tool_use"
+            case "stop":
+                reason = "end_turn" if end.stop_string is None else "stop_sequence"
+            case "length":
+                context_ended = self.prepared[0].max_tokens != self.request.max_tokens
+                reason = "model_context_window_exceeded" if context_ended else "max_tokens"
+        return {"stop_reason": reason, "stop_sequence": end.stop_string}
+
+
+@dataclass
+class _StreamedBlocks:
+    """An answer's content blocks as the events of a stream."""
+
+    shows_thoughts: bool
+    index: int = -1
+    open: type[Event] | None = None
+
+    def add(self, event: Event) -> Iterator[NamedEvent]:
+        match event:
+            case TextDelta(text=text):
+                yield from self._ensure(TextDelta, {"type": "text", "text": ""})
+                yield self._delta("text_delta", text=text)
+            case ThinkingDelta(text=text):
+                empty = {"type": "thinking", "thinking": "", "signature": ""}
+                yield from self._ensure(ThinkingDelta, empty)
+                if self.shows_thoughts:
+                    yield self._delta("thinking_delta", thinking=text)
+            case ToolCallDelta():  # waits until the call has ended
+                yield from self.close()
+            case ToolCallEnd(name=name, arguments=arguments, complete=True):
+                yield from self._ensure(ToolCallEnd, {**_new_call(name), "input": {}})
+                yield self._delta("input_json_delta", partial_json=arguments)
+                yield from self.close()
+
+    def close(self) -> Iterator[NamedEvent]:
+        """Yields the end of the block that is open, if one is."""
+        if self.open is ThinkingDelta:
+            yield self._delta("signature_delta", signature=SIGNATURE)
+        if self.open is not None:
+            yield _event("content_block_stop", index=self.index)
+        self.open = None
+
+    def _ensure(self, kind: type[Event], empty: dict[str, Any]) -> Iterator[NamedEvent]:
+        """Begin a block of this kind, unless one is open."""
+        if self.open is not kind:
+            yield from self.close()
+            self.index, self.open = self.index + 1, kind
+            yield _event("content_block_start", index=self.index, content_block=empty)
+
+    def _delta(self, kind: str, **added: str) -> NamedEvent:
+        return _event("content_block_delta", index=self.index, delta={"type": kind, **added})
+
+
+def _event(name: str, **fields: Any) -> NamedEvent:
+    return NamedEvent(name, json.dumps({"type": name, **fields}, ensure_ascii=False))
+
+
+def _whole_block(event: Event, shows_thoughts: bool) -> dict[str, Any] | None:
+    """Returns the content block of a merged event, or None for what is no block of its own."""
+    match event:
+        case TextDelta(text=text):
+            return {"type": "text", "text": text}
+        case ThinkingDelta(text=text):
+            thought = text if shows_thoughts else ""
+            return {"type": "thinking", "thinking": thought, "signature": SIGNATURE}
+        case ToolCallEnd(name=name, arguments=arguments, complete=True):
+            # The arguments stay as the model wrote them: parsing and writing them again would
+            # change large numbers and halves of characters.
+            return {**_new_call(name), "input": msgspec.Raw(arguments.encode())}
+    return None
+
+
+def _new_call(name: str) -> dict[str, Any]:
+    return {"type": "tool_use", "id": f"toolu_{uuid.uuid4().hex[:24]}", "name": name}
+
+
+def _usage(figures: Figures) -> dict[str, Any]:
+    """Returns Anthropic's usage object, in which tokens from the cache are not input tokens."""
+    return {
+        "input_tokens": figures.prompt_tokens - figures.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": figures.cached_tokens,
+        "output_tokens": figures.completion_tokens,
+        "output_tokens_details": {"thinking_tokens": figures.thinking_tokens},
+    }

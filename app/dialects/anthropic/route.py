@@ -1,0 +1,84 @@
+"""The endpoints `POST /v1/messages` and `/v1/messages/count_tokens`.
+
+Claude Code and Anthropic's SDKs speak this dialect.
+"""
+
+import asyncio
+import uuid
+
+from fastapi import APIRouter, Request, Response
+
+from app.answer.request import AnswerRequest, ChatFormat, prepare, random_seed
+from app.dialects.anthropic.events import MessagesAnswer
+from app.dialects.anthropic.schema import CountTokensRequest, MessagesRequest
+from app.dialects.anthropic.turns import conversation, offered_tools
+from app.dialects.body import parsed
+from app.dialects.waiting import unless_gone
+from app.errors import ContextLengthExceeded
+from app.prompting.prompt import Prompt
+from app.services import Admission, Services, check_model, services
+from app.sse import event_stream
+from engine.messages import GenerateRequest, Ready
+
+router = APIRouter()
+
+
+@router.post("/v1/messages")
+async def messages(http: Request, admit: Admission) -> Response:
+    body = await parsed(http, MessagesRequest)
+    found = services(http)
+    check_model(body.model, found.settings.model)
+    limits = admit()
+    request = await asyncio.to_thread(answer_request, found, body)
+    head = {
+        "id": f"msg_{uuid.uuid4().hex}",
+        "type": "message",
+        "role": "assistant",
+        "model": found.settings.model,
+    }
+    prepared = _prepared(request, limits)
+    answer = MessagesAnswer(found, request, prepared, body.shows_thoughts, head)
+    if body.stream:
+        return event_stream(answer.events())
+    return await unless_gone(http, answer.whole())
+
+
+@router.post("/v1/messages/count_tokens")
+async def count_tokens(http: Request) -> dict[str, int]:
+    body = await parsed(http, CountTokensRequest)
+    found = services(http)
+    check_model(body.model, found.settings.model)
+    prompt = await asyncio.to_thread(_prompt, found, body)
+    return {"input_tokens": len(prompt.tokens)}
+
+
+def answer_request(found: Services, body: MessagesRequest) -> AnswerRequest:
+    """Raises BadRequest if the conversation can't become a prompt."""
+    choice = body.tool_choice
+    return AnswerRequest(
+        [_prompt(found, body)],
+        body.sampling(random_seed()),
+        body.max_tokens,
+        "messages",
+        timeout_s=body.timeout,
+        stops=tuple(body.stop_sequences or ()),
+        format=ChatFormat.offering(
+            offered_tools(body),
+            parallel_calls=choice is None or not choice.disable_parallel_tool_use,
+            whole_calls=True,
+        ),
+    )
+
+
+def _prompt(found: Services, body: CountTokensRequest) -> Prompt:
+    return found.prompts.chat(conversation(body), offered_tools(body), thinking=body.thinks)
+
+
+def _prepared(request: AnswerRequest, limits: Ready) -> list[GenerateRequest]:
+    try:
+        return prepare(request, limits)
+    except ContextLengthExceeded as error:
+        # By these words Claude Code knows that it has to compact the conversation.
+        tokens, most = len(request.prompts[0].tokens), limits.context_length - 1
+        told = f"prompt is too long: {tokens} tokens > {most} maximum. {error.message}"
+        raise ContextLengthExceeded(told, param=error.param) from error

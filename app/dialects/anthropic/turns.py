@@ -1,0 +1,135 @@
+"""A Messages request as a conversation, and its tools."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
+
+from app.dialects.anthropic.schema import (
+    AnyBlock,
+    CountTokensRequest,
+    ImageBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+)
+from app.errors import BadRequest
+from app.prompting.conversation import (
+    Content,
+    ImageFile,
+    ImagePart,
+    Part,
+    TextPart,
+    Tool,
+    ToolCall,
+    ToolResult,
+    Turn,
+)
+
+_FIELD = "messages"  # what errors name; they tell the place in their text
+# Claude Code begins its system prompt with this line. It is meant for Anthropic's servers and
+# differs in every request, so no prompt would have a prefix in common with the one before.
+_ATTRIBUTION = "x-anthropic-billing-header:"
+
+
+def conversation(body: CountTokensRequest) -> list[Turn | ToolResult]:
+    """Returns one turn for neighbours of one role, without what is empty.
+
+    Raises BadRequest for a result whose call is not in the assistant's message just before it.
+    """
+    system = _system(body.system)
+    turns: list[Turn | ToolResult] = [Turn("system", system)] if system else []
+    calls: dict[str, int] = {}  # the ids of the last turn's calls, with their places
+    spoken = [message for message in body.messages if message.blocks]
+    for role, several in groupby(spoken, key=attrgetter("role")):
+        blocks = [block for message in several for block in message.blocks]
+        match role:
+            case "assistant":
+                turn = _assistant_turn(blocks)
+                turns.append(turn)
+                calls = {c.id: place for place, c in reversed([*enumerate(turn.calls)])}
+            case "user":
+                turns += _user_turns(blocks, calls)
+            case "system":
+                turns.append(Turn("system", _content(blocks)))
+    return turns
+
+
+def offered_tools(body: CountTokensRequest) -> list[Tool]:
+    return [
+        Tool(
+            tool.name,
+            tool.description or "",
+            tool.input_schema,
+            bool(tool.strict),
+            f"tools.{index}.input_schema",
+        )
+        for index, tool in enumerate(body.offered)
+    ]
+
+
+def _system(system: str | Sequence[TextBlock] | None) -> str:
+    texts = [system or ""] if isinstance(system, str | None) else [each.text for each in system]
+    meant = [t.partition("\n")[2] if t.startswith(_ATTRIBUTION) else t for t in texts]
+    return "\n".join(text for text in meant if text.strip())
+
+
+def _assistant_turn(blocks: Sequence[AnyBlock]) -> Turn:
+    thoughts = [block.thinking for block in blocks if isinstance(block, ThinkingBlock)]
+    calls = tuple(
+        ToolCall(block.id, block.name, block.input)
+        for block in blocks
+        if isinstance(block, ToolUseBlock)
+    )
+    thought = "\n".join(thoughts) if any(thoughts) else ""
+    return Turn("assistant", _content(blocks), thought=thought, calls=calls)
+
+
+def _user_turns(blocks: Sequence[AnyBlock], calls: Mapping[str, int]) -> list[Turn | ToolResult]:
+    """Returns the results in the order of their calls, which is how the model tells them apart.
+
+    What the user says follows them.
+    """
+    results = [block for block in blocks if isinstance(block, ToolResultBlock)]
+    for result in results:
+        if result.tool_use_id not in calls:
+            raise BadRequest(
+                f"messages: a tool_result names the tool_use_id {result.tool_use_id!r}, which is "
+                "no tool_use of the assistant's message before it.",
+                param=_FIELD,
+            )
+    turns: list[Turn | ToolResult] = [
+        ToolResult(result.tool_use_id, _result(result), _FIELD)
+        for result in sorted(results, key=lambda result: calls[result.tool_use_id])
+    ]
+    said = [block for block in blocks if not isinstance(block, ToolResultBlock)]
+    return [*turns, Turn("user", _content(said))] if said else turns
+
+
+def _result(result: ToolResultBlock) -> Content:
+    shown: list[AnyBlock] = [*result.blocks]
+    if result.is_error:
+        shown = [TextBlock(type="text", text="The tool failed:"), *shown]
+    return _content(shown)
+
+
+def _content(blocks: Iterable[AnyBlock]) -> Content:
+    """Returns texts and images. Texts side by side become lines, or a template would glue them."""
+    parts: list[Part] = []
+    shown = [block for block in blocks if isinstance(block, TextBlock | ImageBlock)]
+    for _, several in groupby(shown, key=type):
+        lines: list[str] = []
+        for block in several:
+            match block:
+                case TextBlock(text=text):
+                    lines.append(text)
+                case ImageBlock(source=source):
+                    parts.append(ImagePart(ImageFile(source.media_type, source.data), _FIELD))
+        if lines:
+            parts.append(TextPart("\n".join(lines)))
+    match parts:
+        case []:
+            return ""
+        case [TextPart(text=text)]:
+            return text
+    return tuple(parts)

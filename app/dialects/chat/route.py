@@ -1,0 +1,56 @@
+"""The endpoint `POST /v1/chat/completions`."""
+
+import asyncio
+import time
+import uuid
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from app.answer.request import AnswerRequest, ChatFormat, prepare, random_seed
+from app.dialects.body import parsed
+from app.dialects.chat.events import ChatAnswer
+from app.dialects.chat.schema import ChatCompletionRequest
+from app.dialects.chat.turns import conversation, offered_tools
+from app.dialects.waiting import unless_gone
+from app.services import Admission, Services, check_model, services
+from app.sse import event_stream
+
+router = APIRouter()
+
+
+@router.post("/chat/completions", include_in_schema=False)
+@router.post("/v1/chat/completions")
+async def chat_completions(http: Request, admit: Admission) -> Response:
+    body = await parsed(http, ChatCompletionRequest)
+    found = services(http)
+    check_model(body.model, found.settings.model)
+    limits = admit(body.n or 1)
+    request = await asyncio.to_thread(answer_request, found, body)
+    prepared = prepare(request, limits)
+    head = {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "created": int(time.time()),
+        "model": found.settings.model,
+    }
+    answer = ChatAnswer(found, request, prepared, head, body.include_usage)
+    if body.stream:
+        return event_stream(answer.chunks())
+    return await unless_gone(http, answer.whole())
+
+
+def answer_request(found: Services, body: ChatCompletionRequest) -> AnswerRequest:
+    """Raises BadRequest if the conversation can't become a prompt."""
+    tools = offered_tools(body.offered)
+    prompt = found.prompts.chat(conversation(body.messages), tools, thinking=body.thinking)
+    top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    return AnswerRequest(
+        [prompt],
+        msgspec.structs.replace(body.sampling(random_seed()), top_logprobs=top_logprobs),
+        body.token_limit,
+        "messages",
+        timeout_s=body.timeout,
+        n=body.n or 1,
+        stops=body.stops,
+        format=ChatFormat.offering(tools, parallel_calls=body.parallel_tool_calls is not False),
+    )

@@ -1,0 +1,155 @@
+"""An answer as the Responses API has it: output items, and the events that tell of their growth.
+
+One item is open at a time; it ends where an event of another kind begins, or the answer. A stream
+sends the events, a whole answer only the last one's response: both are this.
+"""
+
+import uuid
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import Any
+
+from app.chat_format.events import Event, TextDelta, ThinkingDelta, ToolCallDelta, ToolCallEnd
+from engine.messages import TokenLogprobs
+
+StreamEvent = dict[str, Any]  # with its `type`, and without a sequence number
+Item = dict[str, Any]
+
+_PREFIXES = {
+    "message": "msg",
+    "reasoning": "rs",
+    "function_call": "fc",
+    "function_call_output": "fco",
+}
+
+
+def item_id(type: str) -> str:
+    return f"{_PREFIXES[type]}_{uuid.uuid4().hex}"
+
+
+class OutputItems:
+    """The items so far, each in its final form once it is done."""
+
+    def __init__(
+        self, logprobs: Callable[[Sequence[TokenLogprobs]], list[Any]], *, summary: bool
+    ) -> None:
+        """`summary`: thoughts are told as their own summary too, where many clients look."""
+        self.items: list[Item] = []
+        self._logprobs = logprobs
+        self._summary = summary
+
+    def add(self, event: Event, logprobs: Sequence[TokenLogprobs]) -> list[StreamEvent]:
+        match event:
+            case TextDelta(text=text):
+                begun = self._begin("message", role="assistant", content=[])
+                return begun + self._add_text(text, self._logprobs(logprobs))
+            case ThinkingDelta(text=text):
+                begun = self._begin("reasoning", summary=[], content=[])
+                return begun + self._add_thought(text)
+            case ToolCallDelta(name=str() as name, arguments=arguments):
+                call = {"call_id": f"call_{uuid.uuid4().hex[:24]}", "name": name, "arguments": ""}
+                return self.end() + self._open("function_call", call) + self._argue(arguments)
+            case ToolCallDelta(arguments=arguments):
+                return self._argue(arguments)
+            case ToolCallEnd():  # the item ends where the next one begins, or with the answer
+                return []
+
+    def end(self, status: str = "completed") -> list[StreamEvent]:
+        """Close the item that is open, if one is."""
+        if self._open_type is None:
+            return []
+        item = self.items[-1]
+        item["status"] = status
+        return [*self._ends(item), self._of_item("output_item.done", item=item)]
+
+    @property
+    def _open_type(self) -> str | None:
+        """What the open item is."""
+        if not self.items or self.items[-1]["status"] != "in_progress":
+            return None
+        found: str = self.items[-1]["type"]
+        return found
+
+    def _begin(self, type: str, **fields: Any) -> list[StreamEvent]:
+        """An open item of this type, which may be the one that is open."""
+        return [] if self._open_type == type else self.end() + self._open(type, fields)
+
+    def _open(self, type: str, fields: dict[str, Any]) -> list[StreamEvent]:
+        item = {"id": item_id(type), "type": type, "status": "in_progress", **fields}
+        self.items.append(item)
+        added = self._of_item("output_item.added", item=deepcopy(item))
+        match type:
+            case "message":
+                part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+                return [added, self._add_part("content", part)]
+            case "reasoning":
+                parts = [self._add_part("content", {"type": "reasoning_text", "text": ""})]
+                if self._summary:
+                    parts.append(self._add_part("summary", {"type": "summary_text", "text": ""}))
+                return [added, *parts]
+        return [added]
+
+    def _add_part(self, field: str, part: dict[str, Any]) -> StreamEvent:
+        self.items[-1][field].append(part)
+        return self._of_part(field, "part.added", part=deepcopy(part))
+
+    def _add_text(self, text: str, logprobs: list[Any]) -> list[StreamEvent]:
+        part = self.items[-1]["content"][0]
+        part["text"] += text
+        part["logprobs"] += logprobs
+        return [self._of_text("output_text.delta", delta=text, logprobs=logprobs)]
+
+    def _add_thought(self, text: str) -> list[StreamEvent]:
+        item = self.items[-1]
+        events = []
+        for part in [*item["content"], *item["summary"]]:
+            part["text"] += text
+            events.append(self._of_thought(part, "delta", delta=text))
+        return events
+
+    def _argue(self, arguments: str) -> list[StreamEvent]:
+        self.items[-1]["arguments"] += arguments
+        if not arguments:
+            return []
+        return [self._of_item("function_call_arguments.delta", delta=arguments)]
+
+    def _ends(self, item: Item) -> list[StreamEvent]:
+        """What is told of an item's parts when it ends."""
+        match item["type"]:
+            case "message":
+                (part,) = item["content"]
+                text, logprobs = part["text"], part["logprobs"]
+                return [
+                    self._of_text("output_text.done", text=text, logprobs=logprobs),
+                    self._of_part("content", "part.done", part=part),
+                ]
+            case "reasoning":
+                return [
+                    event
+                    for field in ("content", "summary")
+                    for part in item[field]
+                    for event in (
+                        self._of_thought(part, "done", text=part["text"]),
+                        self._of_part(field, "part.done", part=part),
+                    )
+                ]
+        return [self._of_item("function_call_arguments.done", arguments=item["arguments"])]
+
+    def _of_item(self, type: str, **fields: Any) -> StreamEvent:
+        """An event of the open item; those of the item itself have it whole, others its id."""
+        whose = {} if "item" in fields else {"item_id": self.items[-1]["id"]}
+        index = len(self.items) - 1
+        return {"type": f"response.{type}", **whose, "output_index": index, **fields}
+
+    def _of_text(self, type: str, **fields: Any) -> StreamEvent:
+        return self._of_item(type, content_index=0, **fields)
+
+    def _of_part(self, field: str, type: str, **fields: Any) -> StreamEvent:
+        if field == "content":
+            return self._of_item(f"content_{type}", content_index=0, **fields)
+        return self._of_item(f"reasoning_summary_{type}", summary_index=0, **fields)
+
+    def _of_thought(self, part: dict[str, Any], type: str, **fields: Any) -> StreamEvent:
+        if part["type"] == "reasoning_text":
+            return self._of_item(f"reasoning_text.{type}", content_index=0, **fields)
+        return self._of_item(f"reasoning_summary_text.{type}", summary_index=0, **fields)

@@ -1,0 +1,86 @@
+"""The endpoints `/v1/responses/{id}`, which read and delete kept responses."""
+
+import re
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from app.dialects.responses.items import InputItem, MessageItem
+from app.dialects.responses.store import KeptResponse, response_store
+from app.errors import BadRequest, NotFound
+
+router = APIRouter()
+
+# Fields that OpenAI's parts always have. In ours they only ever have these values.
+_NEUTRAL: dict[str, dict[str, Any]] = {
+    "output_text": {"annotations": []},
+    "input_image": {"detail": "auto"},
+}
+
+
+@router.get("/responses/{id}", include_in_schema=False)
+@router.get("/v1/responses/{id}")
+async def get_response(http: Request, id: str) -> Response:
+    if http.query_params.get("stream", "false") != "false":
+        raise BadRequest("stream: a kept response is given whole.", param="stream")
+    return JSONResponse(_kept(http, id).response)
+
+
+@router.delete("/responses/{id}", include_in_schema=False)
+@router.delete("/v1/responses/{id}")
+async def delete_response(http: Request, id: str) -> Response:
+    if not response_store(http).delete(id):
+        raise _not_kept(id)
+    return JSONResponse({"id": id, "object": "response", "deleted": True})
+
+
+@router.get("/responses/{id}/input_items", include_in_schema=False)
+@router.get("/v1/responses/{id}/input_items")
+async def get_input_items(http: Request, id: str) -> Response:
+    """Returns everything that the model read, including the turns before."""
+    query = http.query_params
+    items = [_listed(item) for item in _kept(http, id).read]
+    if query.get("order", "desc") != "asc":
+        items.reverse()
+    if "after" in query:
+        places = [place for place, item in enumerate(items) if item["id"] == query["after"]]
+        if not places:
+            raise BadRequest(f"after: no item has the id {query['after']!r}.", param="after")
+        items = items[places[0] + 1 :]
+    limit = query.get("limit", "20")
+    if not (re.fullmatch("[0-9]{1,3}", limit) and 1 <= int(limit) <= 100):
+        raise BadRequest("limit: should be a number from 1 to 100.", param="limit")
+    shown = items[: int(limit)]
+    return JSONResponse(
+        {
+            "object": "list",
+            "data": shown,
+            "first_id": shown[0]["id"] if shown else None,
+            "last_id": shown[-1]["id"] if shown else None,
+            "has_more": len(shown) < len(items),
+        }
+    )
+
+
+def _kept(http: Request, id: str) -> KeptResponse:
+    kept = response_store(http).get(id)
+    if kept is None:
+        raise _not_kept(id)
+    return kept
+
+
+def _not_kept(id: str) -> NotFound:
+    return NotFound(f"Response with id {id!r} not found: never kept, deleted, or gone for others.")
+
+
+def _listed(item: InputItem) -> dict[str, Any]:
+    """Returns the item as OpenAI lists it: with a status, and a message's content in parts."""
+    listed = {"status": "completed", **item.model_dump(exclude_none=True)}
+    if isinstance(item, MessageItem):
+        parts = listed["content"]
+        if isinstance(parts, str):
+            kind = "output_text" if item.role == "assistant" else "input_text"
+            parts = [{"type": kind, "text": parts}]
+        listed["content"] = [{**part, **_NEUTRAL.get(part["type"], {})} for part in parts]
+    return listed

@@ -1,0 +1,243 @@
+"""The endpoint `POST /v1/responses`."""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from app.answer.figures import Figures, diffusion
+from app.answer.generation import Delta, Finished, answer_events
+from app.answer.request import AnswerRequest, ChatFormat, prepare, random_seed
+from app.dialects.body import parsed
+from app.dialects.logprobs import token_logprobs
+from app.dialects.responses.events import OutputItems, StreamEvent, item_id
+from app.dialects.responses.items import InputItem, ItemReference, sent_back
+from app.dialects.responses.schema import ResponseRequest
+from app.dialects.responses.store import KeptResponse, ResponseStore, response_store
+from app.dialects.responses.turns import conversation, offered_tools
+from app.dialects.waiting import unless_gone
+from app.errors import ApiError, BadRequest, NotFound, error_event
+from app.prompting.conversation import Turn
+from app.services import Admission, Services, check_model, services
+from app.sse import NamedEvent, event_stream
+from engine.messages import GenerateRequest, TokenLogprobs
+
+router = APIRouter()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request to answer, in all the forms that are needed."""
+
+    body: ResponseRequest
+    read: list[InputItem]  # the conversation, its last turn included
+    request: AnswerRequest
+    prepared: list[GenerateRequest]
+
+
+@router.post("/responses", include_in_schema=False)
+@router.post("/v1/responses")
+async def create_response(http: Request, admit: Admission) -> Response:
+    body = await parsed(http, ResponseRequest)
+    found, store = services(http), response_store(http)
+    check_model(body.model, found.settings.model)
+    limits = admit()
+    earlier = _earlier(store, body)
+    said = [_resolved(store, item, index) for index, item in enumerate(body.items)]
+    request = await asyncio.to_thread(answer_request, found, body, earlier, said)
+    prepared = prepare(request, limits)
+    asked = Asked(body, [*earlier, *said], request, prepared)
+    head = _head(found, body)
+    output = _output(found, asked)
+    events = _events(found, store, asked, head, output)
+    if body.stream:
+        return event_stream(_stream(events, head, output))
+    return await unless_gone(http, _whole(events))
+
+
+def _earlier(store: ResponseStore, body: ResponseRequest) -> list[InputItem]:
+    """Returns the conversation that the request goes on from. Raises BadRequest if it is gone."""
+    if body.previous_response_id is None:
+        return []
+    kept = store.get(body.previous_response_id)
+    if kept is None:
+        raise BadRequest(
+            f"Previous response with id {body.previous_response_id!r} not found.",
+            param="previous_response_id",
+            code="previous_response_not_found",
+        )
+    return kept.conversation
+
+
+def _resolved(store: ResponseStore, item: InputItem | ItemReference, index: int) -> InputItem:
+    """Returns the item that is meant, with an id. Raises NotFound if a reference leads nowhere."""
+    if isinstance(item, ItemReference):
+        referred = store.item(item.id)
+        if referred is None:
+            raise NotFound(f"Item with id {item.id!r} not found.", param=f"input.{index}.id")
+        return referred
+    return item if item.id is not None else item.model_copy(update={"id": item_id(item.type)})
+
+
+def answer_request(
+    found: Services,
+    body: ResponseRequest,
+    earlier: Sequence[InputItem],
+    said: Sequence[InputItem],
+) -> AnswerRequest:
+    """Raises BadRequest if the conversation can't become a prompt."""
+    turns = conversation(earlier, said)
+    if body.instructions is not None:
+        turns.insert(0, Turn("system", body.instructions))
+    tools = offered_tools(body)
+    prompt = found.prompts.chat(turns, tools, thinking=body.thinking, param="input")
+    return AnswerRequest(
+        [prompt],
+        msgspec.structs.replace(
+            body.sampling(random_seed()),
+            top_logprobs=(body.top_logprobs or 0) if body.wants_logprobs else None,
+        ),
+        body.max_output_tokens,
+        "input",
+        timeout_s=body.timeout,
+        format=ChatFormat.offering(tools, parallel_calls=body.parallel_tool_calls is not False),
+    )
+
+
+def _head(found: Services, body: ResponseRequest) -> dict[str, Any]:
+    """Returns the response as it is created: what was asked for, with nothing done yet."""
+    effort = None if body.reasoning is None else body.reasoning.effort
+    return {
+        "id": f"resp_{uuid.uuid4().hex}",
+        "object": "response",
+        "created_at": int(time.time()),
+        "status": "in_progress",
+        "background": False,
+        "completed_at": None,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "max_tool_calls": None,
+        "metadata": body.metadata or {},
+        "model": found.settings.model,
+        "output": [],
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "previous_response_id": body.previous_response_id,
+        "prompt_cache_key": body.prompt_cache_key,
+        "reasoning": {"effort": effort, "summary": body.summary},
+        "safety_identifier": body.safety_identifier,
+        "service_tier": "default",
+        "store": body.store is not False,
+        "temperature": 1.0 if body.temperature is None else body.temperature,
+        "text": {"format": {"type": "text"}, "verbosity": "medium"},
+        "tool_choice": body.tool_choice or "auto",
+        "tools": [{**tool.model_dump(), "strict": bool(tool.strict)} for tool in body.functions],
+        "top_logprobs": body.top_logprobs or 0,
+        "top_p": body.top_p or 1.0,
+        "truncation": "disabled",
+        "usage": None,
+        "user": body.user,
+    }
+
+
+def _output(found: Services, asked: Asked) -> OutputItems:
+    def logprobs(figures: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:
+        if not asked.body.wants_logprobs:
+            return []
+        return token_logprobs(found.prompts.vocabulary, figures)
+
+    return OutputItems(logprobs, summary=asked.body.summary is not None)
+
+
+async def _events(
+    found: Services,
+    store: ResponseStore,
+    asked: Asked,
+    head: dict[str, Any],
+    output: OutputItems,
+) -> AsyncGenerator[StreamEvent, None]:
+    """Yields all events of an answer. The last one has the whole response.
+
+    If the response is to be kept, it is by then.
+    """
+    yield {"type": "response.created", "response": head}
+    yield {"type": "response.in_progress", "response": head}
+    async with aclosing(answer_events(found, asked.request, asked.prepared)) as answer:
+        async for event in answer:
+            match event:
+                case Delta():
+                    for told in output.add(event.event, event.logprobs):
+                        yield told
+                case Finished():
+                    status = "incomplete" if event.reason == "length" else "completed"
+                    for told in output.end(status):
+                        yield told
+                    response = _response(head, output, status, event.figures)
+                    if asked.body.store is not False:
+                        said = [sent_back(item) for item in output.items]
+                        store.keep(KeptResponse(response, asked.read, said))
+                    yield {"type": f"response.{status}", "response": response}
+
+
+def _response(
+    head: dict[str, Any], output: OutputItems, status: str, figures: Figures
+) -> dict[str, Any]:
+    incomplete = status == "incomplete"
+    return {
+        **head,
+        "status": status,
+        "completed_at": None if incomplete else int(time.time()),
+        "incomplete_details": {"reason": "max_output_tokens"} if incomplete else None,
+        "output": output.items,
+        "usage": {
+            "input_tokens": figures.prompt_tokens,
+            "input_tokens_details": {
+                "cached_tokens": figures.cached_tokens,
+                "cache_write_tokens": figures.prompt_tokens - figures.cached_tokens,
+            },
+            "output_tokens": figures.completion_tokens,
+            "output_tokens_details": {"reasoning_tokens": figures.thinking_tokens},
+            "total_tokens": figures.prompt_tokens + figures.completion_tokens,
+        },
+        "diffusion": diffusion([figures]),
+    }
+
+
+async def _whole(events: AsyncGenerator[StreamEvent, None]) -> Response:
+    async with aclosing(events):
+        async for event in events:
+            last = event
+    return JSONResponse(last["response"])
+
+
+async def _stream(
+    events: AsyncGenerator[StreamEvent, None], head: dict[str, Any], output: OutputItems
+) -> AsyncGenerator[NamedEvent, None]:
+    """Yields the numbered events. Like OpenAI's, the stream has no `[DONE]`."""
+    number = 0
+
+    def numbered(event: StreamEvent) -> NamedEvent:
+        nonlocal number
+        data = json.dumps({**event, "sequence_number": number}, ensure_ascii=False)
+        number += 1
+        return NamedEvent(event["type"], data)
+
+    try:
+        async with aclosing(events):
+            async for event in events:
+                yield numbered(event)
+    except ApiError as error:
+        output.end("incomplete")
+        why = {"code": "server_error", "message": error.message}
+        failed = {**head, "status": "failed", "error": why, "output": output.items}
+        yield numbered({"type": "response.failed", "response": failed})
+        yield numbered(error_event(error))  # SDKs hand out the event before, and raise this one

@@ -1,0 +1,144 @@
+"""A conversation: its turns and what is in them, in terms that every dialect shares.
+
+The dialects make these types from their JSON. `prompt.py` alone turns them into what a chat
+template is given. Everything here is frozen.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from app.errors import BadRequest
+
+Role = Literal["system", "developer", "user", "assistant"]
+
+# Limits of free JSON, such as a tool's parameters. A chat template can render this with room to
+# spare.
+MAX_JSON_LEVELS = 64
+MAX_JSON_VALUES = 100_000
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """A text in a turn."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ImageUrl:
+    """An image by its address: a data URL, or a URL to fetch it from."""
+
+    url: str
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """The file of an image in base64, as a client sent it."""
+
+    media_type: str
+    base64: str
+
+
+@dataclass(frozen=True)
+class ImagePart:
+    """An image in a turn. `field` is the request's field that an error about it names."""
+
+    source: ImageUrl | ImageFile
+    field: str
+
+
+Part = TextPart | ImagePart
+Content = str | tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call that the assistant made.
+
+    `arguments` is a mapping, or else the text that came in its place, which the model is shown.
+    """
+
+    id: str
+    name: str
+    arguments: Mapping[str, Any] | str
+
+    @classmethod
+    def from_json(cls, id: str, name: str, arguments: str) -> "ToolCall":
+        """Parse the arguments. They stay text if they are no JSON object within the limits."""
+        try:
+            value = bounded_json(json.loads(arguments or "{}"))
+        except (ValueError, RecursionError):
+            return cls(id, name, arguments)
+        return cls(id, name, value if isinstance(value, dict) else arguments)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says. Only the assistant thinks and calls tools."""
+
+    role: Role
+    content: Content
+    name: str | None = None
+    thought: str = ""
+    calls: tuple[ToolCall, ...] = ()
+
+
+@dataclass(frozen=True)
+class ToolResult:
+    """What a call returned. `field` is the request's field that an error about it names."""
+
+    call_id: str
+    content: Content
+    field: str
+    name: str | None = None
+
+
+Conversation = Sequence[Turn | ToolResult]
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that the model may call. `field` is the request's field with its parameters.
+
+    If it is `strict`, the arguments of every call must satisfy `parameters`, a JSON schema.
+    """
+
+    name: str
+    description: str | None
+    parameters: dict[str, Any] | None
+    strict: bool
+    field: str
+
+
+def check_results(conversation: Conversation) -> None:
+    """Raises BadRequest if a result belongs to no call before it. The error names its field."""
+    called: set[str] = set()
+    for each in conversation:
+        match each:
+            case Turn(calls=calls):
+                called.update(call.id for call in calls)
+            case ToolResult(call_id=id, field=field) if id not in called:
+                raise BadRequest(f"{field}: no call before it has the id {id!r}.", param=field)
+
+
+def bounded_json(value: Any) -> Any:
+    """Returns the value. Raises ValueError if it is too deep, too large, or not finite."""
+    level, levels, values = [value], 0, 0
+    while level:
+        levels, values = levels + 1, values + len(level)
+        if levels > MAX_JSON_LEVELS:
+            raise ValueError(f"nested more than {MAX_JSON_LEVELS} levels deep")
+        if values > MAX_JSON_VALUES:
+            raise ValueError(f"more than {MAX_JSON_VALUES} values")
+        if any(isinstance(each, float) and not math.isfinite(each) for each in level):
+            raise ValueError("a number that is not finite or too large")
+        containers = [each for each in level if isinstance(each, dict | list)]
+        level = [
+            each
+            for container in containers
+            for each in (container.values() if isinstance(container, dict) else container)
+        ]
+    return value

@@ -1,1 +1,0 @@
-"""Requests as clients send them: fields, bounds and refusals, a file for each dialect."""

@@ -1,0 +1,46 @@
+"""What the endpoints work with, and the questions that each of them asks first."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.engine_client.worker import Admit, WorkerClient
+from app.errors import ModelNotFound
+from app.metrics import Metrics
+from app.prompting.prompt import PromptBuilder
+from app.settings import Settings
+
+
+@dataclass(frozen=True)
+class Services:
+    """The parts of one running app."""
+
+    settings: Settings
+    metrics: Metrics
+    worker: WorkerClient
+    prompts: PromptBuilder
+
+
+def services(request: Request) -> Services:
+    """Returns the services of the app that the request came to."""
+    found: Services = request.app.state.services
+    return found
+
+
+async def _admission(request: Request) -> AsyncIterator[Admit]:
+    with services(request).worker.admission() as admit:
+        yield admit
+
+
+# An endpoint's parameter of this type holds the request's places until its response has been sent.
+Admission = Annotated[Admit, Depends(_admission)]
+
+
+def check_model(wanted: str | None, served: str) -> None:
+    """Raises ModelNotFound if the request names another model than the served one."""
+    if wanted is not None and wanted != served:
+        raise ModelNotFound(
+            f"The model {wanted!r} is not served here; {served!r} is.", param="model"
+        )

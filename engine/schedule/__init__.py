@@ -1,0 +1,1 @@
+"""Who runs and what is kept: decisions in plain Python, without torch."""

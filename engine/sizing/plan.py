@@ -1,0 +1,265 @@
+"""What a configuration takes of a device's memory, whether that fits, and what would.
+
+Plain Python: arithmetic from a model's dimensions, before anything is downloaded or allocated.
+Weights and KV caches are counted to the byte; activations, CUDA graphs and libraries are estimates
+from above. The invariant: what `nearest` gives, fits.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from engine.config import EngineConfig, Formats
+from engine.sizing.activations import PassShape, activation_bytes, network_bytes
+from engine.sizing.dimensions import Dimensions
+from engine.sizing.kv import cache_elements, pass_tokens
+from engine.sizing.weights import Part, weight_bytes, widest_elements
+
+MOST_GRAPHS = 16  # kept at once; the least recently used one goes
+# An element of a quantised matrix in 32 bits, as a code and as a number: at a GPU's start, when its
+# kernel is tried, and in every product where that fails.
+_WIDENING_BYTES = 12
+# Estimates, not measured: nodes and their arguments of a graph of some thousand launches; cuBLAS'
+# workspaces, compiled kernels and what the allocator can't use because it is in pieces.
+_GRAPH_BYTES = 16 * 2**20
+_LIBRARIES_BYTES = 512 * 2**20
+_LEAST_CONTEXT = 4096  # rather fewer bits than less of it
+_CONTEXT_STEP = 1024  # of the contexts that are proposed
+_PREFIX_STEP_MIB = 256
+_MOST_CANVASES = 64  # further on it is not memory that limits
+# From the largest weights to the smallest: experts, linears, the rest.
+_FORMATS = (
+    Formats("int8", "int8"),
+    Formats("int4"),
+    Formats("int4", "int8"),
+    Formats("int4", "int8", "int8"),
+    Formats("int4", "int4", "int8"),
+)
+
+
+class DoesNotFitError(RuntimeError):
+    """The configuration needs more memory than there is."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes on the device, but for what is said to be something else."""
+
+    context_tokens: int
+    canvases: int
+    weights: dict[Part, int]
+    kv_token: int  # what one more token of context takes of a slot
+    kv_slot: int
+    activations: int
+    graphs: int
+    libraries: int
+    prefix_cache: int
+
+    @property
+    def weights_total(self) -> int:
+        return sum(self.weights.values())
+
+    @property
+    def kv(self) -> int:
+        return self.kv_slot * self.canvases
+
+    @property
+    def total(self) -> int:
+        return (
+            self.weights_total
+            + self.kv
+            + self.activations
+            + self.graphs
+            + self.libraries
+            + self.prefix_cache
+        )
+
+    def __str__(self) -> str:
+        parts = {
+            "weights": self.weights_total,
+            f"{self.canvases} x KV of {self.context_tokens} tokens": self.kv,
+            "activations": self.activations,
+            "CUDA graphs": self.graphs,
+            "libraries": self.libraries,
+            "kept prefixes": self.prefix_cache,
+        }
+        return ", ".join(f"{name} {gb(value)}" for name, value in parts.items() if value)
+
+
+def make_plan(dimensions: Dimensions, config: EngineConfig, *, cuda: bool) -> Plan:
+    """Of the engine with this configuration; its profile must have been applied."""
+    d = dimensions
+    element_bytes = _element_bytes(config, cuda=cuda)
+    context = min(config.max_context, d.max_positions)
+    room = pass_tokens(
+        context=context,
+        canvas=d.canvas_length,
+        prefill_chunk=config.prefill_chunk,
+        image_tokens=d.image_tokens,
+    )
+
+    def slot(capacity: int) -> int:
+        return element_bytes * cache_elements(d.layers, capacity=capacity, pass_tokens=room)
+
+    shape = PassShape(
+        encoded=room - d.canvas_length,
+        canvases=config.max_active,
+        bets=config.speculate,
+        context=context + room,
+    )
+    graphs = 0
+    if cuda and config.cuda_graphs == "auto":
+        canvases = config.max_active * d.canvas_length
+        static = canvases * d.hidden_size * element_bytes
+        graphs = MOST_GRAPHS * _GRAPH_BYTES + static + network_bytes(d, canvases, element_bytes)
+    widest = widest_elements(d, config.formats)
+    activations = activation_bytes(d, shape, element_bytes=element_bytes, cuda=cuda)
+    return Plan(
+        context_tokens=context,
+        canvases=config.max_active,
+        weights=weight_bytes(d, config.formats, element_bytes=element_bytes),
+        kv_token=slot(context + 1) - slot(context),
+        kv_slot=slot(context),
+        activations=activations + widest * (_WIDENING_BYTES + element_bytes),
+        graphs=graphs,
+        libraries=_LIBRARIES_BYTES if cuda else 0,
+        prefix_cache=config.prefix_cache_mib * 2**20,
+    )
+
+
+def largest_context(
+    dimensions: Dimensions, config: EngineConfig, memory_bytes: int, *, cuda: bool
+) -> int:
+    """The longest context that fits with everything else as it is; 0 if none does.
+
+    In steps of 1,024 tokens, where it is not all that the model can have.
+    """
+
+    def fits(context: int) -> bool:
+        changed = _changed(config, max_context=context)
+        return make_plan(dimensions, changed, cuda=cuda).total <= memory_bytes
+
+    most = dimensions.max_positions
+    if fits(most):
+        return most
+    low, high = 0, most // _CONTEXT_STEP
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle * _CONTEXT_STEP) else (low, middle - 1)
+    return low * _CONTEXT_STEP
+
+
+def most_canvases(
+    dimensions: Dimensions, config: EngineConfig, memory_bytes: int, *, cuda: bool
+) -> int:
+    """How many requests can denoise together with everything else as it is; 0 if none can."""
+
+    def total(canvases: int) -> int:
+        changed = _changed(config, max_active=canvases)
+        return make_plan(dimensions, changed, cuda=cuda).total
+
+    most = 0
+    while total(most + 1) <= memory_bytes and most < _MOST_CANVASES:
+        most += 1
+    return most
+
+
+def nearest(
+    dimensions: Dimensions, config: EngineConfig, memory_bytes: int, *, cuda: bool
+) -> EngineConfig | None:
+    """The configuration that fits and gives up least; None if none does.
+
+    What is given up, in this order: kept prefixes, canvases, speculation, context down to 4,096
+    tokens, bits of the weights.
+    """
+    for each in _formats(dimensions, config, cuda=cuda):
+        for candidate in _smaller(each):
+            room = memory_bytes - make_plan(dimensions, candidate, cuda=cuda).total
+            if room >= 0:
+                return _with_prefixes(candidate, config.prefix_cache_mib, room)
+        least = list(_smaller(each))[-1]
+        context = largest_context(dimensions, least, memory_bytes, cuda=cuda)
+        if context >= min(_LEAST_CONTEXT, config.max_context, dimensions.max_positions):
+            return _changed(least, max_context=min(context, config.max_context))
+    return None
+
+
+def check_fit(
+    dimensions: Dimensions, config: EngineConfig, memory_bytes: int, *, cuda: bool, device: str
+) -> Plan:
+    """The plan, if it fits. Raises DoesNotFitError, whose text names what would."""
+    plan = make_plan(dimensions, config, cuda=cuda)
+    if plan.total > memory_bytes:
+        fitting = nearest(dimensions, config, memory_bytes, cuda=cuda)
+        raise DoesNotFitError(refusal(plan, config, fitting, memory_bytes, device))
+    return plan
+
+
+def refusal(
+    plan: Plan,
+    config: EngineConfig,
+    fitting: EngineConfig | None,
+    memory_bytes: int,
+    device: str,
+) -> str:
+    """Why a plan is refused, and with which options it would not be."""
+    if fitting is None:
+        advice = "No setting of this model fits."
+    else:
+        options = " ".join(
+            f"--{name.replace('_', '-')} {str(value).lower()}"
+            for name, value in differences(config, fitting).items()
+        )
+        advice = f"What fits: {options}"
+    return (
+        f"model {config.model!r} needs {gb(plan.total)} and {device} has {gb(memory_bytes)} for "
+        f"it: {plan}. {advice}"
+    )
+
+
+def differences(config: EngineConfig, other: EngineConfig) -> dict[str, Any]:
+    """The options in which the other one differs, with its values."""
+    before, after = config.model_dump(), other.model_dump()
+    return {name: value for name, value in after.items() if value != before[name]}
+
+
+def gb(size: int) -> str:
+    """In units of 10^9 bytes; what is smaller than a tenth of it in 10^6."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def _element_bytes(config: EngineConfig, *, cuda: bool) -> int:
+    """As `engine.device.choose_dtype` decides."""
+    if config.dtype == "auto":
+        return 2 if cuda else 4
+    return {"bfloat16": 2, "float32": 4}[config.dtype]
+
+
+def _formats(dimensions: Dimensions, config: EngineConfig, *, cuda: bool) -> Iterator[EngineConfig]:
+    """The configuration as it is, then with fewer and fewer bits."""
+    yield config
+    size = make_plan(dimensions, config, cuda=cuda).weights_total
+    for formats in _FORMATS:
+        changed = _changed(config, **formats.options)
+        smaller = make_plan(dimensions, changed, cuda=cuda).weights_total
+        if smaller < size:
+            size = smaller
+            yield changed
+
+
+def _smaller(config: EngineConfig) -> Iterator[EngineConfig]:
+    """Without kept prefixes, then with fewer canvases, at last without speculation."""
+    for canvases in range(config.max_active, 0, -1):
+        yield _changed(config, prefix_cache_mib=0, max_active=canvases)
+    if config.speculate:
+        yield _changed(config, prefix_cache_mib=0, max_active=1, speculate=False)
+
+
+def _with_prefixes(config: EngineConfig, wanted_mib: int, room: int) -> EngineConfig:
+    """With as much of the wanted budget as there is room for."""
+    steps = room // (_PREFIX_STEP_MIB * 2**20)
+    return _changed(config, prefix_cache_mib=min(wanted_mib, steps * _PREFIX_STEP_MIB))
+
+
+def _changed(config: EngineConfig, **changes: Any) -> EngineConfig:
+    return config.model_copy(update=changes)

@@ -1,0 +1,1 @@
+"""The vocabulary tail: from hidden states to statistics, drawn tokens and log-probabilities."""

@@ -1,0 +1,245 @@
+"""From hidden states to what a denoising step needs of the vocabulary.
+
+lm_head -> softcap -> temperature -> softmax -> entropy, argmax, sample -> soft embedding.
+
+`vocab_tail` and `draw` walk over the vocabulary in chunks that stay in the processor's cache, so
+that the [R, V] logits never exist; where a request has a bias, it is added to its rows' chunks.
+`triton_vocab_tail` is for GPUs: there the logits exist once, in the weights' type, and one kernel
+turns them into probabilities. `plain_vocab_tail` says the same in a few lines that hold everything
+at once in float32: it is what the tests compare with.
+
+Letters: R canvas positions (rows), D hidden size, V vocabulary, G groups of the vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.model.embedding import (
+    Embedding,
+    in_groups,
+    mixed,
+    picked_products,
+    products,
+    some,
+)
+from engine.model.experts import group_ends
+from engine.sizing.chunks import GATHERED_ROWS, VOCAB_CHUNK, VOCAB_GROUP
+
+_SAFE_EXPONENT = 80.0
+
+
+@dataclass(frozen=True)
+class Bias:
+    """What is added to the softcapped logits of consecutive rows, before the temperature."""
+
+    rows: slice
+    values: Tensor  # [V] float32, finite
+
+
+@dataclass(frozen=True)
+class TailResult:
+    """One step's statistics of the distribution at each position."""
+
+    argmax: Tensor  # [R] int64
+    entropy: Tensor  # [R] float32, nats
+    soft_embeddings: Tensor  # [R, D], the mean embedding under the distribution
+    group_mass: Tensor  # [R, G] float64, unnormalised probability of each group
+
+
+def vocab_tail(
+    hidden: Tensor,
+    embedding: Embedding,
+    temperatures: Tensor,
+    *,
+    softcap: float,
+    embedding_scale: float,
+    biases: Sequence[Bias] = (),
+) -> TailResult:
+    """Statistics of softmax((softcap * tanh(hidden @ embedding.T / softcap) + bias) / temperature).
+
+    hidden [R, D] in the weights' dtype, embedding [V, D], temperatures [R] float32 above 0.
+    Between the two products everything is float32 (DESIGN.md says why), and partial sums are
+    added up in float64. The reference is `DiffusionGemmaForBlockDiffusion.forward` and
+    `_denoising_step` in transformers.
+
+    Exponents are taken relative to the largest logit so far, as in an online softmax (Milakov and
+    Gimelshein, arXiv 1805.02867): the constant shift softcap / temperature, which needs no
+    rescaling, would underflow at temperatures below about 0.3 and is no bound where there is a
+    bias, and the maximum is known anyway.
+    """
+    rows, vocab = hidden.shape[0], embedding.shape[0]
+    group = _group_size(vocab)
+    sharpness = (softcap / temperatures)[:, None]  # [R, 1]
+    peak = hidden.new_full((rows,), -torch.inf, dtype=torch.float32)
+    argmax = torch.zeros(rows, dtype=torch.int64, device=hidden.device)
+    soft = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
+    masses, energies, peaks = [], [], []  # of each chunk: [R, chunk / group], [R], [R]
+    for start in range(0, vocab, VOCAB_CHUNK):
+        part = some(embedding, slice(start, start + VOCAB_CHUNK))
+        logits = capped(hidden, part, softcap)  # [R, chunk]
+        for bias in biases:
+            logits[bias.rows].add_(bias.values[start : start + VOCAB_CHUNK], alpha=1 / softcap)
+        best, index = logits.max(-1)
+        argmax = torch.where(best > peak, index + start, argmax)
+        last_peak, peak = peak, torch.maximum(best, peak)
+        logits.sub_(peak[:, None]).mul_(sharpness)
+        probs = logits.exp()
+        masses.append(probs.view(rows, -1, group).sum(-1))
+        energies.append(torch.linalg.vecdot(logits, probs))
+        peaks.append(peak)
+        soft.mul_(((last_peak - peak)[:, None] * sharpness).exp())
+        soft.add_(mixed(probs, part, hidden.dtype))
+    # Every chunk's sums are relative to its own peak; from here on to the last one.
+    shifts = (torch.stack(peaks, 1) - peak[:, None]).double() * sharpness  # [R, chunks]
+    weights = shifts.exp()
+    chunk_mass = torch.stack([mass.double().sum(-1) for mass in masses], 1)
+    energy = torch.stack(energies, 1) + shifts * chunk_mass
+    total = (weights * chunk_mass).sum(-1)
+    entropy = total.log() - (weights * energy).sum(-1) / total
+    return TailResult(
+        argmax=argmax,
+        entropy=entropy.clamp_(min=0.0).float(),
+        soft_embeddings=(soft * (embedding_scale / total)[:, None]).to(hidden.dtype),
+        group_mass=torch.cat([mass * weights[:, i, None] for i, mass in enumerate(masses)], 1),
+    )
+
+
+def triton_vocab_tail(
+    hidden: Tensor,
+    embedding: Embedding,
+    temperatures: Tensor,
+    *,
+    softcap: float,
+    embedding_scale: float,
+    least_temperature: float,
+) -> TailResult:
+    """The same as `vocab_tail`: a cuBLAS product, one pass over the logits, a cuBLAS product.
+
+    `least_temperature` is the host's knowledge of what `temperatures` holds. Down to one of
+    2 softcap / 80 the constant exponent shift softcap / temperature is safe: no exponent is below
+    -80, whose exponential is a normal number. Below, the rows' maxima are taken first, which is one
+    more pass of reading.
+    """
+    # Here: triton is there only where it is needed, and slow to import.
+    from engine.kernels.vocab_statistics import vocab_statistics
+
+    logits = products(hidden, embedding)  # [R, V]
+    sharpness = softcap / temperatures
+    if 2 * softcap / least_temperature <= _SAFE_EXPONENT:
+        shift = torch.ones_like(sharpness)
+    else:
+        shift = (logits.amax(-1).float() / softcap).tanh()
+    group = _group_size(embedding.shape[0])
+    found = vocab_statistics(logits, sharpness, shift, softcap=softcap, group=group)
+    total = found.mass.sum(-1, dtype=torch.float64)
+    entropy = total.log() - found.energy.sum(-1, dtype=torch.float64) / total
+    best = found.best.argmax(-1, keepdim=True)  # [R, 1], a group
+    soft = mixed(logits, embedding, hidden.dtype) * (embedding_scale / total)[:, None]
+    return TailResult(
+        argmax=(best * group + found.place.gather(1, best)).squeeze(1),
+        entropy=entropy.clamp_(min=0.0).float(),
+        soft_embeddings=soft.to(hidden.dtype),
+        group_mass=found.mass.double(),
+    )
+
+
+def draw(
+    result: TailResult,
+    hidden: Tensor,
+    embedding: Embedding,
+    temperatures: Tensor,
+    uniforms: Tensor,
+    wanted: Tensor,
+    *,
+    softcap: float,
+    biases: Sequence[Bias] = (),
+) -> Tensor:
+    """A token for each row from the distribution behind `result`: [R] int64.
+
+    Inverse CDF with one uniform number in [0, 1) a row (uniforms [R] float32): first the group,
+    by the kept sums, then the token in it, for which only that group's logits are computed again.
+    Rows that are not `wanted` ([R] bool) get some token and cost next to nothing.
+    """
+    size = _group_size(embedding.shape[0])
+    running = result.group_mass.cumsum(-1)
+    targets = uniforms.double() * running[:, -1]
+    groups = torch.searchsorted(running, targets[:, None], right=True)
+    groups = groups.clamp_(max=running.shape[1] - 1).where(wanted[:, None], 0)  # [R, 1]
+    mass = result.group_mass.gather(1, groups)
+    rest = (targets[:, None] - running.gather(1, groups) + mass) / mass
+    groups = groups.squeeze(1)
+    grouped = in_groups(embedding, size)
+    if isinstance(grouped, Tensor) and not hidden.is_cuda:
+        logits = grouped_products(hidden, grouped, groups)  # [R, size]
+    else:
+        logits = gathered_products(hidden, grouped, groups)
+    logits = logits.float().div_(softcap).tanh_()
+    for bias in biases:
+        values = bias.values.view(-1, size)[groups[bias.rows]]
+        logits[bias.rows].add_(values, alpha=1 / softcap)
+    logits.mul_(softcap / temperatures[:, None])
+    return groups * size + inverse_cdf(logits.softmax(-1), rest.squeeze(1))
+
+
+def grouped_products(hidden: Tensor, embedding: Tensor, groups: Tensor) -> Tensor:
+    """Each row's product with its group of the embedding: [R, D], [G, size, D], [R] -> [R, size].
+
+    One product with each group's rows, as experts have it: nothing is copied.
+    """
+    order = groups.argsort(stable=True)
+    ends = group_ends(groups[order], embedding.shape[0])
+    return torch.empty(
+        hidden.shape[0], embedding.shape[1], dtype=hidden.dtype, device=hidden.device
+    ).index_copy_(0, order, F.grouped_mm(hidden[order], embedding.mT, offs=ends))
+
+
+def gathered_products(hidden: Tensor, embedding: Embedding, groups: Tensor) -> Tensor:
+    """The same from a copy of each row's group, some rows at a time: for GPUs, and if quantised.
+
+    On a GPU grouped_mm takes fewer than 1,024 groups (PyTorch's GroupMM.cu), which is just what the
+    released vocabulary has.
+    """
+    parts = zip(hidden.split(GATHERED_ROWS), groups.split(GATHERED_ROWS), strict=True)  # type: ignore[no-untyped-call]  # torch's split has none
+    return torch.cat([picked_products(h, embedding, g) for h, g in parts])
+
+
+def plain_vocab_tail(
+    hidden: Tensor,
+    embedding: Embedding,
+    temperatures: Tensor,
+    uniforms: Tensor,
+    *,
+    softcap: float,
+    embedding_scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """argmax, entropy, soft embeddings and samples, with the whole logits in memory."""
+    logits = capped(hidden, embedding, softcap) * (softcap / temperatures)[:, None]  # [R, V]
+    probs = logits.double().softmax(-1)
+    soft = mixed(probs, embedding, hidden.dtype) * embedding_scale
+    entropy = torch.special.entr(probs).sum(-1).float()
+    return logits.argmax(-1), entropy, soft, inverse_cdf(probs, uniforms)
+
+
+def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
+    """The token at which each row's running sum first exceeds uniform * sum. [R, V], [R] -> [R].
+
+    The sum takes the place of 1, so that rounding can never push a draw past the last token.
+    """
+    running = probs.cumsum(-1, dtype=torch.float64)
+    targets = uniforms[:, None] * running[:, -1:]
+    tokens = torch.searchsorted(running, targets, right=True).squeeze(-1)
+    return tokens.clamp_(max=probs.shape[-1] - 1)
+
+
+def capped(hidden: Tensor, embedding: Embedding, softcap: float) -> Tensor:
+    """tanh(logit / softcap), float32."""
+    return products(hidden, embedding).float().div_(softcap).tanh_()
+
+
+def _group_size(vocab: int) -> int:
+    """The largest power of two up to VOCAB_GROUP that divides the vocabulary."""
+    return min(VOCAB_GROUP, vocab & -vocab)

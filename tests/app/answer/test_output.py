@@ -1,0 +1,159 @@
+"""Events from tokens: the same whatever way the tokens are cut into blocks."""
+
+import pytest
+
+from app.answer.output import AnswerOutput
+from app.chat_format.events import TextDelta, ThinkingDelta, ToolCallDelta, ToolCallEnd, merged
+from app.chat_format.gemma import AnswerParser
+from app.prompting.vocabulary import Vocabulary
+from demo.tokenizer import SPECIAL_TOKENS, build_tokenizer, save_tokenizer
+from engine.messages import TokenLogprobs
+
+TEXTS = [
+    "Hello! How can I help you?",
+    "  two spaces, a tab\t and\n\nlines  ",
+    "naïve 你好 😀👩‍👩‍👧 é end",
+    "1, 2, 3, 4, 5, 6",
+    "STOP STO STOPP S T O P",
+    "",
+]
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory) -> Vocabulary:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(build_tokenizer(0, examples=4000), folder)
+    return Vocabulary(folder / "tokenizer.json")
+
+
+def events(output, blocks):
+    return merged([e for block in blocks for e in output.feed(block)] + output.finish())
+
+
+def said(vocabulary, blocks, stops=()):
+    output = AnswerOutput(vocabulary, stops)
+    return "".join(event.text for event in events(output, blocks)), output
+
+
+def cuts(tokens):
+    """Whole, one token at a time, and cut in two at every place."""
+    yield [tokens]
+    yield [[token] for token in tokens]
+    for at in range(len(tokens)):
+        yield [tokens[:at], tokens[at:]]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_is_the_same_however_it_is_cut(vocabulary, text):
+    tokens = vocabulary.encode_literally(text)
+    for blocks in cuts(tokens):
+        assert said(vocabulary, blocks)[0] == text
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("stops", [("STOP",), ("你",), ("4, 5", "3, 4, 5"), ("\n",), ("can I",)])
+def test_nothing_of_a_stop_string_leaks_however_it_is_cut(vocabulary, text, stops):
+    tokens = vocabulary.encode_literally(text)
+    ends = [text.index(stop) for stop in stops if stop in text]
+    for blocks in cuts(tokens):
+        shown, output = said(vocabulary, blocks, stops)
+        assert shown == (text[: min(ends)] if ends else text)
+        assert (output.stop_string in stops) == output.ended == bool(ends)
+
+
+def test_tokens_are_counted_up_to_the_one_that_completes_the_stop_string(vocabulary):
+    tokens = vocabulary.encode_literally("one two three four")
+    upto = vocabulary.encode_literally("one two")
+    _, output = said(vocabulary, [tokens], (" two",))
+    assert output.tokens == len(upto)
+
+
+def test_what_may_become_a_stop_string_is_held_back_until_it_cannot(vocabulary):
+    output = AnswerOutput(vocabulary, (" green!",))
+    red, green, blue = vocabulary.encode_literally("red green blue")
+    assert output.feed([red, green]) == [TextDelta("red")]
+    assert output.feed([blue]) == [TextDelta(" green blue")]
+
+
+def test_control_tokens_have_no_text_but_count(vocabulary):
+    end = SPECIAL_TOKENS["<turn|>"]
+    text, output = said(vocabulary, [[*vocabulary.encode_literally("hello"), end]])
+    assert text == "hello"
+    assert output.tokens == len(vocabulary.encode_literally("hello")) + 1
+
+
+def test_a_cut_character_comes_out_once_as_the_replacement_character(vocabulary):
+    tokens = vocabulary.encode_literally("a😀")
+    assert said(vocabulary, [tokens[:-1]])[0] == "a\ufffd"
+
+
+def test_bytes_that_are_no_utf_8_do_not_spoil_what_stands_around_them(vocabulary):
+    bad = vocabulary.tokenizer.token_to_id("<0xFF>")
+    tokens = [*vocabulary.encode_literally("你"), bad, *vocabulary.encode_literally("好!")]
+    for blocks in cuts(tokens):
+        assert said(vocabulary, blocks)[0] == "你\ufffd好!"
+
+
+ANSWER = (
+    '<|channel>thought\nI need it.<channel|>Wait!<|tool_call>call:get_weather{city:<|"|>Paris 4, 5'
+    '<|"|>}<tool_call|><|tool_call>call:now{}<tool_call|><|tool_response>'
+)
+
+
+def test_an_answer_s_events_are_the_same_however_it_is_cut(vocabulary):
+    tokens = vocabulary.encode(ANSWER)
+    for blocks in cuts(tokens):
+        # The stop string stands in an argument and in a thought only, where none is looked for.
+        output = AnswerOutput(vocabulary, ("4, 5", "need"), AnswerParser())
+        assert events(output, blocks) == [
+            ThinkingDelta("I need it."),
+            TextDelta("Wait!"),
+            ToolCallDelta(0, "get_weather", '{"city":"Paris 4, 5"}'),
+            ToolCallEnd(0, "get_weather", '{"city":"Paris 4, 5"}', complete=True),
+            ToolCallDelta(1, "now", "{}"),
+            ToolCallEnd(1, "now", "{}", complete=True),
+        ]
+        assert output.tokens == len(tokens)
+        assert output.thinking_tokens == len(vocabulary.encode(ANSWER.split("Wait")[0]))
+        assert not output.ended
+
+
+def test_an_answer_ends_with_its_last_call_if_only_so_many_are_wanted(vocabulary):
+    tokens = vocabulary.encode(ANSWER)
+    upto = len(vocabulary.encode(ANSWER.split("<tool_call|>")[0])) + 1
+    for blocks in cuts(tokens):
+        output = AnswerOutput(vocabulary, parser=AnswerParser(), most_calls=1)
+        assert [e.index for e in events(output, blocks) if isinstance(e, ToolCallDelta)] == [0]
+        assert (output.ended, output.tokens) == (True, upto)
+
+
+def test_log_probabilities_are_those_of_text_tokens_alone(vocabulary):
+    tokens = vocabulary.encode(ANSWER)
+    output = AnswerOutput(vocabulary, parser=AnswerParser())
+    output.feed(tokens, [TokenLogprobs(token, -0.5) for token in tokens])
+    assert [each.token for each in output.take_logprobs()] == vocabulary.encode("Wait!")
+    assert output.take_logprobs() == []
+
+
+def test_log_probabilities_come_with_their_text_and_a_stop_string_s_never(vocabulary):
+    tokens = vocabulary.encode("1, 2, 3, 4, 5")
+    for stop, said in {
+        "3, 4": "1, 2, ",
+        ", 9": "1, 2, 3, 4, 5",
+        "1": "",
+        "2, 3, 4, 5": "1, ",
+    }.items():
+        for blocks in cuts(tokens):
+            output = AnswerOutput(vocabulary, (stop,))
+            taken, text = [], ""
+            for block in [*blocks, None]:
+                if block is None:
+                    given = output.finish()
+                else:
+                    given = output.feed(block, [TokenLogprobs(token, -0.5) for token in block])
+                text += "".join(event.text for event in given)
+                taken += [each.token for each in output.take_logprobs()]
+                # No more than the end of a token that the stop string begins in.
+                assert vocabulary.decode(taken).startswith(text)
+                assert len(vocabulary.decode(taken[:-1])) <= max(len(text) - 1, 0)
+            assert text == said

@@ -1,0 +1,251 @@
+"""Anthropic's conversations in the template's terms, and what a worker's answer becomes."""
+
+import json
+from contextlib import nullcontext
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app.dialects.anthropic import route
+from app.dialects.anthropic.schema import CountTokensRequest
+from app.dialects.anthropic.turns import conversation
+from app.errors import BadRequest, GenerationFailed
+from app.metrics import Metrics
+from app.prompting.conversation import ImageFile, ImagePart, TextPart
+from app.prompting.prompt import PromptBuilder, template_message
+from app.services import Services
+from app.settings import Settings
+from engine.config import DEMO_MODEL_PATH
+from engine.messages import Block, Done, Ready
+
+
+def spoken(*messages, **fields):
+    body = {"model": "demo", "messages": list(messages), **fields}
+    return conversation(CountTokensRequest.model_validate_json(json.dumps(body)))
+
+
+def turns(*messages, **fields):
+    """In the template's terms."""
+    return [template_message(each) for each in spoken(*messages, **fields)]
+
+
+def user(*blocks):
+    return {"role": "user", "content": [*blocks]}
+
+
+def assistant(*blocks):
+    return {"role": "assistant", "content": [*blocks]}
+
+
+def text(said):
+    return {"type": "text", "text": said}
+
+
+def use(name):
+    return {"type": "tool_use", "id": f"toolu_{name}", "name": name, "input": {"name": name}}
+
+
+def result(name, **fields):
+    return {"type": "tool_result", "tool_use_id": f"toolu_{name}", **fields}
+
+
+def test_neighbours_of_a_role_are_one_turn_and_empty_texts_none():
+    assert turns(
+        user(text("Hello"), text(" \n")),
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": "there"},
+        assistant(text("Hi.")),
+        assistant(text("How are you?")),
+        user(text("Well.")),
+    ) == [
+        {"role": "user", "content": "Hello\nthere"},
+        {"role": "assistant", "content": "Hi.\nHow are you?"},
+        {"role": "user", "content": "Well."},
+    ]
+
+
+def test_a_system_prompt_comes_first_and_a_system_message_where_it_stands():
+    assert turns(
+        {"role": "user", "content": "Hello"},
+        {"role": "system", "content": "Be brief."},
+        system=[text("You are kind."), text(""), text("Be honest.")],
+    ) == [
+        {"role": "system", "content": "You are kind.\nBe honest."},
+        {"role": "user", "content": "Hello"},
+        {"role": "system", "content": "Be brief."},
+    ]
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        [text("x-anthropic-billing-header: cch=1;"), text("You are kind.")],
+        [text("x-anthropic-billing-header: cch=1;\nYou are kind.")],
+        "x-anthropic-billing-header: cch=1;\nYou are kind.",
+    ],
+)
+def test_claude_code_s_attribution_is_not_shown_to_the_model(system):
+    first, _ = turns({"role": "user", "content": "Hello"}, system=system)
+    assert first == {"role": "system", "content": "You are kind."}
+
+
+def test_results_follow_their_calls_in_the_calls_order_and_what_is_said_follows_them():
+    hello, call, *rest = turns(
+        user(text("Hello")),
+        assistant(
+            {"type": "thinking", "thinking": "Two.", "signature": ""},
+            {"type": "redacted_thinking", "data": "AAAA"},
+            text("Both:"),
+            use("a"),
+            use("b"),
+        ),
+        user(text("First,"), result("b", content=[text("2"), text("3")])),
+        user(result("a", content="1"), text("then.")),
+    )
+    assert hello["role"] == "user"
+    assert (call["content"], call["reasoning_content"]) == ("Both:", "Two.")
+    assert [each["function"] for each in call["tool_calls"]] == [
+        {"name": "a", "arguments": {"name": "a"}},
+        {"name": "b", "arguments": {"name": "b"}},
+    ]
+    assert rest == [
+        {"role": "tool", "tool_call_id": "toolu_a", "content": "1"},
+        {"role": "tool", "tool_call_id": "toolu_b", "content": "2\n3"},
+        {"role": "user", "content": "First,\nthen."},
+    ]
+
+
+def test_a_tool_s_failure_is_told_to_the_model():
+    for fields, told in (
+        ({"content": "no file"}, "The tool failed:\nno file"),
+        ({}, "The tool failed:"),
+        ({"content": "fine", "is_error": False}, "fine"),
+    ):
+        answer = result("a", **{"is_error": True, **fields})
+        *_, last = turns(user(text("Go")), assistant(use("a")), user(answer))
+        assert last["content"] == told
+
+
+def test_a_result_needs_its_call_just_before_it():
+    for before in ((), (assistant(use("a")), user(result("a")), assistant(text("Done.")))):
+        with pytest.raises(BadRequest, match="toolu_a"):
+            turns(user(text("Go")), *before, user(result("a")))
+
+
+def test_an_image_stays_the_file_that_was_sent():
+    source = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
+    image = {"type": "image", "source": source}
+    part = ImagePart(ImageFile("image/png", "AAAA"), "messages")
+    (turn,) = spoken(user(text("What"), text("is"), image, text("this?")))
+    assert turn.content == (TextPart("What\nis"), part, TextPart("this?"))
+    *_, last = spoken(user(text("Go")), assistant(use("a")), user(result("a", content=[image])))
+    assert last.content == (part,)
+
+
+class ScriptedWorker:
+    """Answers every request with the same text, markers and all."""
+
+    ready = Ready(
+        "cpu",
+        "float32",
+        context_length=2048,
+        canvas_length=32,
+        vocab_size=4096,
+        profile="none",
+    )
+
+    def __init__(self, prompts, answer, finish_reason):
+        self._tokens = prompts.vocabulary.encode(answer)
+        self._finish_reason = finish_reason
+
+    def admission(self):
+        return nullcontext(lambda: self.ready)
+
+    async def generate(self, request, _deadline):
+        for index, token in enumerate(self._tokens):
+            yield Block(request.id, index, [token], denoising_steps=1, duration_s=0.1)
+        yield Done(request.id, self._finish_reason)
+
+
+async def answered(answer, *, stream, finish_reason="stop"):
+    """The message of an answer, or the last event of its stream."""
+    prompts = PromptBuilder(DEMO_MODEL_PATH)
+    app = FastAPI()
+    app.include_router(route.router)
+    worker = ScriptedWorker(prompts, answer, finish_reason)
+    app.state.services = Services(Settings(), Metrics(), worker, prompts)
+    tool = {"name": "f", "input_schema": {"type": "object"}}
+    body = {
+        "model": Settings().model,
+        "max_tokens": 500,
+        "messages": [user(text("Go"))],
+        "tools": [tool],
+        "stream": stream,
+    }
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        response = await client.post("/v1/messages", json=body)
+    if not stream:
+        return response.json()
+    lines = response.text.splitlines()
+    return [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+
+
+CALL = '<|tool_call>call:f{x:<|"|>1<|"|>}<tool_call|>'
+BROKEN = "<|tool_call>call:f{x:}<tool_call|>"
+
+
+async def test_blocks_come_in_the_answer_s_order():
+    answer = f"<|channel>thought\nHm.<channel|>Both:{CALL}{CALL}"
+    message = await answered(answer, stream=False)
+    assert [block["type"] for block in message["content"]] == [
+        "thinking",
+        "text",
+        "tool_use",
+        "tool_use",
+    ]
+    first, second = message["content"][2:]
+    assert first["input"] == second["input"] == {"x": "1"}
+    assert first["id"] != second["id"]
+    events = await answered(answer, stream=True)
+    blocks = [event for event in events if event["type"].startswith("content_block")]
+    indices = [event["index"] for event in blocks]
+    assert indices == sorted(indices)
+    started = [e["content_block"] for e in blocks if e["type"] == "content_block_start"]
+    assert [each["type"] for each in started] == [each["type"] for each in message["content"]]
+    stopped = [e["index"] for e in blocks if e["type"] == "content_block_stop"]
+    assert stopped == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("answer", [BROKEN, f"{BROKEN}{CALL}", f"{BROKEN}Sorry."])
+async def test_a_call_that_is_no_json_is_an_error_and_nothing_of_it_is_given_out(answer):
+    with pytest.raises(GenerationFailed, match="called f with arguments"):
+        await answered(answer, stream=False)
+    events = await answered(answer, stream=True)
+    assert events[-1]["type"] == "error"
+    assert events[-1]["error"]["type"] == "api_error"
+    partial = [
+        e["delta"].get("partial_json", "{}") for e in events if "index" in e and "delta" in e
+    ]
+    assert all(json.loads(each) in ({}, {"x": "1"}) for each in partial)
+
+
+async def test_a_call_that_is_cut_off_is_left_out():
+    answer = f'Both:{CALL}<|tool_call>call:f{{x:<|"|>2'
+    message = await answered(answer, stream=False, finish_reason="length")
+    assert [block["type"] for block in message["content"]] == ["text", "tool_use"]
+    assert message["stop_reason"] == "max_tokens"
+    events = await answered(answer, stream=True, finish_reason="length")
+    started = [e["content_block"] for e in events if e["type"] == "content_block_start"]
+    assert [each["type"] for each in started] == ["text", "tool_use"]
+    assert events[-2]["delta"]["stop_reason"] == "max_tokens"
+
+
+async def test_what_python_cannot_write_as_json_comes_as_the_model_wrote_it():
+    answer = r'<|tool_call>call:f{x:1e999,y:"\ud800"}<tool_call|>'
+    message = await answered(answer, stream=False)
+    assert message["content"][0]["input"] == {"x": float("inf"), "y": "\ud800"}
+    events = await answered(answer, stream=True)
+    partial = [e["delta"] for e in events if e["type"] == "content_block_delta"]
+    assert json.loads(partial[0]["partial_json"]) == message["content"][0]["input"]

@@ -1,0 +1,94 @@
+"""Items to the chat template's messages."""
+
+import pytest
+
+from app.dialects.responses.items import (
+    FunctionCallItem,
+    FunctionCallOutputItem,
+    MessageItem,
+    ReasoningItem,
+    ReasoningText,
+    SummaryText,
+)
+from app.dialects.responses.turns import conversation
+from app.errors import BadRequest
+from app.prompting.prompt import template_message
+
+
+def template_messages(earlier, said):
+    return [template_message(each) for each in conversation(earlier, said)]
+
+
+def said(text, role="assistant"):
+    return MessageItem(role=role, content=text)
+
+
+def thought(text):
+    return ReasoningItem(
+        type="reasoning", content=[ReasoningText(type="reasoning_text", text=text)]
+    )
+
+
+def call(id):
+    return FunctionCallItem(type="function_call", call_id=id, name="f", arguments='{"a": 1}')
+
+
+def result(id, output="ok"):
+    return FunctionCallOutputItem(type="function_call_output", call_id=id, output=output)
+
+
+def called(id):
+    return {"id": id, "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+
+
+def turn(content="", **more):
+    return {"role": "assistant", "content": content, **more}
+
+
+def answered(id, output="ok"):
+    return {"role": "tool", "tool_call_id": id, "content": output}
+
+
+@pytest.mark.parametrize(
+    ("items", "turns"),
+    [
+        ([said("a"), said("b")], [turn("a"), turn("b")]),
+        ([thought("t"), said("a")], [turn("a", reasoning_content="t")]),
+        ([thought("t"), thought("u"), said("a")], [turn("a", reasoning_content="tu")]),
+        ([said("a"), thought("t"), said("b")], [turn("a"), turn("b", reasoning_content="t")]),
+        ([said("a"), call("1"), call("2")], [turn("a", tool_calls=[called("1"), called("2")])]),
+        (
+            [call("1"), said("a"), result("1")],
+            [turn("a", tool_calls=[called("1")]), answered("1")],
+        ),
+        (
+            [call("1"), result("1"), call("2"), result("2"), said("a")],
+            [
+                turn(tool_calls=[called("1")]),
+                answered("1"),
+                turn(tool_calls=[called("2")]),
+                answered("2"),
+                turn("a"),
+            ],
+        ),
+        ([thought("t"), said("hi", "user")], [{"role": "user", "content": "hi"}]),
+        (
+            [said("s", "system"), said("d", "developer")],
+            [{"role": "system", "content": "s"}, {"role": "developer", "content": "d"}],
+        ),
+    ],
+)
+def test_what_the_assistant_does_in_a_row_is_one_turn(items, turns):
+    for cut in range(len(items) + 1):
+        assert template_messages(items[:cut], items[cut:]) == turns
+
+
+def test_a_thought_s_summary_stands_for_it_where_its_text_is_missing():
+    item = ReasoningItem(type="reasoning", summary=[SummaryText(type="summary_text", text="s")])
+    assert template_messages([], [item, said("a")]) == [turn("a", reasoning_content="s")]
+
+
+def test_a_result_is_blamed_at_its_place_in_the_request():
+    with pytest.raises(BadRequest) as error:
+        template_messages([said("hi", "user"), said("a")], [said("b"), result("1")])
+    assert error.value.param == "input.1.call_id"

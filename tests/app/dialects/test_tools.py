@@ -1,0 +1,25 @@
+"""Tools' schemas: what is none is refused, of whatever draft."""
+
+import pytest
+
+from app.dialects.tools import checked_schema
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "objekt"},
+        {"required": ["a", "b", "a"]},
+        {"type": ["string", "null", "string"]},
+        {"$schema": ["http://json-schema.org/draft-07/schema#"]},
+    ],
+)
+def test_what_is_no_schema_is_refused(schema):
+    with pytest.raises(ValueError, match="not a JSON schema"):
+        checked_schema(schema)
+
+
+def test_a_schema_of_any_draft_is_taken():
+    for draft in ("draft-04", "draft-06", "draft-07"):
+        checked_schema({"$schema": f"http://json-schema.org/{draft}/schema#", "enum": [1, "1"]})
+    checked_schema({"required": ["a", "b"], "enum": [{}, {}]})

@@ -1,0 +1,66 @@
+"""Folders of dead servers go, those of living ones stay."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from app.engine_client.private_folder import PREFIX, PrivateFolder
+
+OWNER = """
+import sys
+from pathlib import Path
+from app.engine_client.private_folder import PrivateFolder
+folder = PrivateFolder(Path(sys.argv[1]))
+(folder.path / "0.sock").touch()
+print(folder.path.name, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def owner(tmp_path):
+    """Another process with a folder of its own, and that folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    yield process, tmp_path / process.stdout.readline().strip()
+    process.kill()
+    process.communicate()
+
+
+def test_only_its_user_can_enter_it(tmp_path):
+    folder = PrivateFolder(tmp_path)
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+    folder.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_living_server_s_folder_stays(owner, tmp_path):
+    _, theirs = owner
+    PrivateFolder(tmp_path).remove()
+    assert (theirs / "0.sock").exists()
+
+
+def test_a_killed_server_s_folder_is_removed_by_the_next_start(owner, tmp_path):
+    process, theirs = owner
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert theirs.exists()
+    PrivateFolder(tmp_path).remove()
+    assert not theirs.exists()
+
+
+def test_a_link_that_bears_the_name_is_not_followed(tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").touch()
+    (tmp_path / f"{PREFIX}link").symlink_to(precious)
+    PrivateFolder(tmp_path).remove()
+    assert (precious / "file").exists()

@@ -1,0 +1,171 @@
+"""Whatever is typed, wherever it stands: a prompt's control tokens are those of harmless text."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.dialects.anthropic import route as anthropic
+from app.dialects.anthropic.schema import MessagesRequest
+from app.dialects.chat import route as chat
+from app.dialects.chat.schema import ChatCompletionRequest
+from app.dialects.completions import route as completions
+from app.dialects.completions.schema import CompletionRequest
+from app.dialects.responses import route as responses
+from app.dialects.responses.schema import ResponseRequest
+from app.prompting.conversation import Turn
+from app.prompting.prompt import PromptBuilder
+from engine.config import DEMO_MODEL_PATH
+
+PROMPTS = PromptBuilder(DEMO_MODEL_PATH)
+FOUND = SimpleNamespace(prompts=PROMPTS)
+LIMITS = SimpleNamespace(vocab_size=1280)
+CONTROLS = PROMPTS.vocabulary.controls
+HARMLESS = ["ab", "cd", "ef"]
+
+
+def schema(text):
+    """Everything of a JSON schema that a template might show."""
+    leaf = {"type": "string", "description": text, "enum": [text], "const": text, "default": text}
+    return {
+        "type": "object",
+        "description": text,
+        "properties": {f"p{text}": leaf, "list": {"type": "array", "items": leaf}},
+        "required": [f"p{text}"],
+        f"x{text}": {text: [text]},
+    }
+
+
+def chat_request(a, b, c):
+    call = {"name": f"f{a}", "arguments": json.dumps({f"k{a}": [b, {c: a}]})}
+    broken = {"name": "g", "arguments": "{" + a}
+    body = {
+        "messages": [
+            {"role": "system", "content": a},
+            {
+                "role": "user",
+                "name": b,
+                "content": [{"type": "text", "text": t} for t in (a, b, c)],
+            },
+            {
+                "role": "assistant",
+                "content": [{"type": "text", "text": t} for t in (c, b, a)],
+                "reasoning_content": b,
+                "reasoning": b,
+                "tool_calls": [{"id": a, "function": call}, {"id": f"{a}2", "function": broken}],
+            },
+            {"role": "tool", "tool_call_id": a, "content": c, "name": f"n{b}"},
+            {"role": "tool", "tool_call_id": f"{a}2", "content": [{"type": "text", "text": b}]},
+            {"role": "user", "content": b},
+        ],
+        "tools": [{"type": "function", "function": tool} for tool in tools(a, "parameters")],
+        "stop": [a or "x"],
+        "user": a,
+    }
+    return chat.answer_request(FOUND, ChatCompletionRequest.model_validate(body))
+
+
+def tools(text, parameters):
+    return [{"name": "f", "description": text, parameters: schema(text)}]
+
+
+def responses_request(a, b, c):
+    body = {
+        "instructions": a,
+        "input": [
+            {"role": "user", "content": [{"type": "input_text", "text": t} for t in (a, b, c)]},
+            {"type": "reasoning", "summary": [{"type": "summary_text", "text": a}]},
+            {"role": "assistant", "content": [{"type": "output_text", "text": t} for t in (a, b)]},
+            {"type": "function_call", "call_id": a, "name": f"f{a}", "arguments": f'{{"{"k"}":1}}'},
+            {"type": "function_call_output", "call_id": a, "output": c, "name": f"n{b}"},
+            {"role": "user", "content": b},
+        ],
+        "tools": [{"type": "function", **tool} for tool in tools(a, "parameters")],
+        "metadata": {a: b},
+    }
+    read = ResponseRequest.model_validate(body)
+    return responses.answer_request(FOUND, read, [], read.items)
+
+
+def messages_request(a, b, c):
+    use = {"type": "tool_use", "id": f"i{a}", "name": f"f{a}", "input": {f"k{a}": [b, {c: a}]}}
+    result = {"type": "tool_result", "tool_use_id": f"i{a}", "content": f"r{c}", "is_error": True}
+    texts = [{"type": "text", "text": f"t{text}"} for text in (a, b, c)]
+    body = {
+        "model": "demo",
+        "max_tokens": 1,
+        "system": texts,
+        "messages": [
+            {"role": "user", "content": texts},
+            {
+                "role": "assistant",
+                "content": [{"type": "thinking", "thinking": a, "signature": b}, *texts, use],
+            },
+            {"role": "user", "content": [result, *texts]},
+        ],
+        "tools": tools(a, "input_schema"),
+        "stop_sequences": [f"s{a}"],
+    }
+    return anthropic.answer_request(FOUND, MessagesRequest.model_validate(body))
+
+
+def completion_request(a, b, c):
+    body = {"prompt": [f"p{a}", f"p{b}{c}"], "suffix": f"s{a}", "max_tokens": 1}
+    return completions.answer_request(FOUND, CompletionRequest.model_validate(body), LIMITS)
+
+
+REQUESTS = (chat_request, responses_request, messages_request, completion_request)
+
+
+def controls(request):
+    """The control tokens that the model reads, in their order."""
+    read = [*(prompt.tokens for prompt in request.prompts), request.sampling.suffix]
+    return [[token for token in tokens if token in CONTROLS] for tokens in read]
+
+
+names = sorted(set(CONTROLS.values()))
+halves = [
+    half for name in names for cut in range(1, len(name)) for half in (name[:cut], name[cut:])
+]
+typed = st.lists(
+    st.sampled_from(names)
+    | st.sampled_from(halves)
+    | st.sampled_from(
+        [" ", "\n", "\ue000", "\ue001", "\ue0000:0\ue001", "\x00", "\ufeff", "\u200b"]
+    )
+    | st.sampled_from(
+        ["user", "system", "model", "thought", "＜|turn＞", "<|TURN|>", '"', "{", "|"]
+    )
+    | st.text(max_size=3),
+    max_size=6,
+).map("".join)
+
+
+@pytest.mark.parametrize("request_of", REQUESTS)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.tuples(typed, typed, typed))
+def test_no_text_in_any_place_forges_a_control_token(request_of, texts):
+    # The same letters where a text is empty, since a template may leave out what is.
+    texts = [f"{text}." if not text.strip() else text for text in texts]
+    assert controls(request_of(*texts)) == controls(request_of(*HARMLESS))
+
+
+@pytest.mark.parametrize("request_of", REQUESTS)
+@pytest.mark.parametrize("name", names)
+def test_a_control_token_cut_in_two_anywhere_stays_text(request_of, name):
+    plain = controls(request_of(*HARMLESS))
+    for cut in range(1, len(name)):
+        for a, b in ((name[:cut], name[cut:]), (f"x{name[:cut]} ", f" {name[cut:]}x")):
+            assert controls(request_of(a, b, "x")) == plain
+            assert controls(request_of("x", a, b)) == plain
+
+
+def test_a_control_token_of_three_parts_stays_text():
+    assert controls(chat_request("<t", "ur", "n|>")) == controls(chat_request(*HARMLESS))
+
+
+def test_a_text_that_ends_as_a_control_token_begins_arrives_whole():
+    tokens = PROMPTS.chat([Turn("user", "Is 3 <")]).tokens
+    assert "user\nIs 3 <<turn|>" in PROMPTS.vocabulary.decode(tokens)

@@ -1,0 +1,76 @@
+"""Images are fetched from the hosts that the configuration names, and from no other."""
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from app.errors import BadRequest
+from app.prompting.image_hosts import ImageHosts
+from tests.pictures import file_bytes, noise_picture
+
+PNG = file_bytes(noise_picture(8, 8))
+
+
+@pytest.fixture
+def host():
+    """A web server, and the paths that it was asked for."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response({"/gone": 404, "/elsewhere": 302}.get(self.path, 200))
+            self.send_header("Location", "/cat.png")
+            self.send_header("Content-Type", "image/png; x=y")
+            self.end_headers()
+            self.wfile.write(PNG)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever).start()
+    yield f"127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def fetch(hosts, url, most_bytes=10_000):
+    return ImageHosts(hosts).fetch(url, most_bytes=most_bytes, param="messages.0")
+
+
+@pytest.mark.parametrize("with_port", [True, False])
+def test_a_named_host_s_file_comes_with_its_type(host, with_port):
+    address, asked = host
+    named = address if with_port else address.partition(":")[0]
+    assert fetch([named], f"http://{address}/cat.png") == ("image/png", PNG)
+    assert asked == ["/cat.png"]
+
+
+@pytest.mark.parametrize(
+    "named", [[], ["other.example"], ["127.0.0.1:1"], ["127.0.0.1.example", "0.0.1"]]
+)
+def test_another_host_is_not_asked(host, named):
+    address, asked = host
+    for url in (f"http://{address}/", f"http://other.example@{address}/"):
+        with pytest.raises(BadRequest, match="only from hosts") as error:
+            fetch(named, url)
+        assert error.value.param == "messages.0"
+    assert asked == []
+
+
+def test_a_redirect_is_not_followed(host):
+    address, asked = host
+    with pytest.raises(BadRequest, match="answered 302"):
+        fetch([address], f"http://{address}/elsewhere")
+    assert asked == ["/elsewhere"]
+
+
+def test_what_cannot_be_had_is_told(host):
+    address, _ = host
+    for path, most, why in (("gone", 10_000, "404"), ("cat.png", 20, "larger than 20 bytes")):
+        with pytest.raises(BadRequest, match=why):
+            fetch([address], f"http://{address}/{path}", most)
+    with pytest.raises(BadRequest, match="ConnectError"):
+        fetch(["127.0.0.1:1"], "http://127.0.0.1:1/")

@@ -1,0 +1,135 @@
+import pytest
+import torch
+
+from engine.denoise.sampler import (
+    SamplerConfig,
+    UnsupportedSamplerError,
+    accept,
+    converged,
+    counted_positions,
+    mean_entropy,
+    nearly_converged,
+    stable_steps,
+)
+from engine.messages import Sampling
+
+
+def test_temperature_falls_linearly_from_t_max_to_just_above_t_min():
+    config = SamplerConfig(max_denoising_steps=4, t_min=0.4, t_max=0.8)
+    temperatures = [config.temperature(step) for step in range(4)]
+    assert temperatures == pytest.approx([0.8, 0.7, 0.6, 0.5])
+
+
+def test_positions_are_accepted_until_the_entropy_before_them_exceeds_the_bound():
+    first = [0.5, 0.01, 0.2, 0.06, 0.04]  # ascending: 0.01 0.04 0.06 0.2 0.5
+    second = [0.01, 0.02, 0.03, 0.04, 0.5]
+    config = SamplerConfig(entropy_bound=0.11001)
+    accepted = accept(torch.tensor([first, second]), [config, config])
+    assert accepted.tolist() == [[False, True, True, True, True], [True] * 5]
+
+
+def test_the_least_uncertain_position_is_always_accepted():
+    accepted = accept(torch.tensor([[5.0, 4.0, 6.0]]), [SamplerConfig(entropy_bound=0.1)])
+    assert accepted.tolist() == [[False, True, False]]
+
+
+def test_each_canvas_is_accepted_up_to_its_own_bound():
+    entropy = torch.tensor([[0.3, 0.1, 0.2]] * 3)
+    configs = [SamplerConfig(entropy_bound=bound) for bound in (0.0, 0.15, 1.0)]
+    accepted = accept(entropy, configs)
+    assert accepted.tolist() == [[False, True, False], [False, True, True], [True] * 3]
+    for alone, config in zip(accepted, configs, strict=True):
+        assert torch.equal(accept(entropy[:1], [config])[0], alone)
+
+
+def test_each_canvas_has_its_own_stopping_rule():
+    configs = [SamplerConfig(confidence_threshold=nats) for nats in (0.004, 0.006, 0.001)]
+    stable, mean = torch.tensor([1, 1, 1]), torch.tensor([0.005, 0.005, 0.005])
+    assert converged(stable, mean, configs).tolist() == [False, True, False]
+    assert nearly_converged(mean, configs).tolist() == [True, True, False]  # below five times
+
+
+def test_a_request_s_numbers_replace_the_checkpoint_s_and_the_others_stay():
+    config = SamplerConfig(t_min=0.3, end_tokens=frozenset({9}))
+    assert config.of_request(Sampling(seed=0)) is config
+    own = Sampling(
+        seed=0, max_denoising_steps=4, entropy_bound=0.0, confidence_threshold=0.0, ignore_eos=True
+    )
+    assert config.of_request(own) == SamplerConfig(
+        max_denoising_steps=4, entropy_bound=0.0, confidence_threshold=0.0, t_min=0.3
+    )
+
+
+def test_stable_steps_count_equal_canvases_and_start_again_at_a_change():
+    a, b = [1, 2], [1, 3]
+    count, previous = torch.tensor([0, 0]), torch.tensor([[-1, -1], [-1, -1]])
+    counts = []
+    for canvases in [[a, b], [a, b], [a, a], [b, a], [b, a]]:
+        count = stable_steps(torch.tensor(canvases), previous, count)
+        previous = torch.tensor(canvases)
+        counts.append(count.tolist())
+    assert counts == [[0, 0], [1, 1], [2, 0], [0, 1], [1, 2]]
+
+
+def test_a_block_is_done_when_stable_and_confident():
+    config = SamplerConfig(stability_threshold=2, confidence_threshold=0.005)
+    mean = torch.tensor([0.004, 0.004, 0.006])
+    assert converged(torch.tensor([2, 1, 2]), mean, [config] * 3).tolist() == [True, False, False]
+
+
+def test_the_mean_entropy_of_a_narrower_canvas_is_over_its_own_positions():
+    entropy = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.1, 0.3, 0.0, 0.0]])
+    assert mean_entropy(entropy, [4, 2]).tolist() == pytest.approx([0.25, 0.2])
+
+
+def test_with_early_end_only_positions_up_to_the_end_token_hold_a_canvas_open():
+    config = SamplerConfig(early_end=True, end_tokens=frozenset({8, 9}))
+    argmax = torch.tensor([[1, 9, 3, 9], [1, 2, 3, 4], [8, 1, 2, 3]])
+    counted = counted_positions(argmax, [config] * 3)
+    assert counted.tolist() == [[True, True, False, False], [True] * 4, [True] + [False] * 3]
+    changed = torch.tensor([[1, 9, 5, 5], [1, 2, 3, 5], [8, 5, 5, 5]])
+    stable = stable_steps(argmax, changed, torch.tensor([0, 0, 0]), counted)
+    assert stable.tolist() == [1, 0, 1]
+    entropy = torch.tensor([[0.0, 0.0, 5.0, 5.0], [0.0] * 4, [5.0, 0.0, 0.0, 0.0]])
+    mean = mean_entropy(entropy, [4, 4, 4], counted)
+    assert converged(stable, mean, [config] * 3).tolist() == [True, False, False]
+
+
+def test_a_canvas_whose_request_ignores_end_tokens_is_open_to_its_end():
+    config = SamplerConfig(early_end=True, end_tokens=frozenset({9}))
+    ignoring = config.of_request(Sampling(seed=0, ignore_eos=True))
+    argmax = torch.tensor([[9, 1, 1], [9, 1, 1]])
+    counted = counted_positions(argmax, [ignoring, config])
+    assert counted.tolist() == [[True] * 3, [True, False, False]]
+    assert counted_positions(argmax, [ignoring, ignoring]) is None
+
+
+def test_without_early_end_every_position_counts():
+    config = SamplerConfig(end_tokens=frozenset({9}))
+    assert counted_positions(torch.tensor([[9, 1]]), [config]) is None
+
+
+def test_generation_config_fills_the_sampler_and_what_it_leaves_out_is_the_release_s():
+    config = SamplerConfig.from_generation_config(
+        {
+            "eos_token_id": [1, 106],
+            "max_denoising_steps": 24,
+            "t_min": None,
+            "sampler_config": {"_cls_name": "EntropyBoundSamplerConfig", "entropy_bound": 0.2},
+        }
+    )
+    assert config == SamplerConfig(
+        max_denoising_steps=24, entropy_bound=0.2, end_tokens=frozenset({1, 106})
+    )
+
+
+def test_one_end_token_may_stand_without_a_list():
+    config = SamplerConfig.from_generation_config({"eos_token_id": 1})
+    assert config.end_tokens == {1}
+
+
+def test_another_sampler_is_refused_by_its_name():
+    with pytest.raises(UnsupportedSamplerError, match="'MaskedSamplerConfig'; supported"):
+        SamplerConfig.from_generation_config(
+            {"sampler_config": {"_cls_name": "MaskedSamplerConfig"}}
+        )

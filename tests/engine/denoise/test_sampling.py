@@ -1,0 +1,393 @@
+"""What each field of `Sampling` does to whole answers, on a tiny random model."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from bench.random_model import Shape, write_random_model
+from engine.config import EngineConfig
+from engine.denoise.sampler import accept
+from engine.loading import build_denoiser
+from engine.messages import Block, Done, Failed, GenerateRequest, Sampling
+from engine.tail.vocab_tail import vocab_tail
+from engine.worker import Worker
+from tests.engine.plain_answer import plain_answer
+
+PROMPT = list(range(6, 30))
+CANVAS, VOCAB, STEPS = 8, 160, 6
+SHAPE = Shape(layers="sf", canvas=CANVAS, vocab=VOCAB, steps=STEPS, entropy_bound=6.0)
+FEW_ENDS = frozenset(range(150, 160))  # that come up now and then
+
+
+@pytest.fixture(scope="module")
+def denoiser(tmp_path_factory):
+    folder = write_random_model(tmp_path_factory.mktemp("tiny"), SHAPE)
+    return build_denoiser(EngineConfig(model=str(folder), device="cpu", max_context=128))
+
+
+@pytest.fixture
+def with_ends(denoiser, monkeypatch):
+    """Give the model other end tokens."""
+    return lambda ends: monkeypatch.setattr(
+        denoiser, "sampler", dataclasses.replace(denoiser.sampler, end_tokens=frozenset(ends))
+    )
+
+
+@pytest.fixture
+def worker(denoiser, with_ends):
+    with_ends(())
+    return Worker(denoiser, EngineConfig(prefill_chunk=16))
+
+
+def request(request_id="a", *, prompt=PROMPT, max_tokens=20, seed=1, **sampling):
+    return GenerateRequest(request_id, prompt, max_tokens, Sampling(seed, **sampling))
+
+
+def answer(worker, **options):
+    *blocks, done = worker.generate(request(**options))
+    assert isinstance(done, Done), done
+    return blocks, done.finish_reason
+
+
+def tokens_of(blocks):
+    return [token for block in blocks for token in block.tokens]
+
+
+def until_idle(worker):
+    messages = []
+    while not worker.idle:
+        messages += worker.step()
+    return messages
+
+
+def plain_tokens(denoiser, **options):
+    return tokens_of(plain_answer(denoiser, request(**options))[0])
+
+
+OPTIONS = {
+    "nothing": {},
+    "choice": {"choice": 3},
+    "cool": {"temperature": 0.3},
+    "greedy": {"temperature": 0},
+    "top_p": {"top_p": 0.5},
+    "top_k": {"top_k": 3},
+    "top_k of one": {"top_k": 1},
+    "top_k and top_p": {"top_k": 20, "top_p": 0.7, "temperature": 1.5},
+    "logit_bias": {"logit_bias": {7: 5.0, 8: -100.0, 9: 4.5, 120: 3.0}},
+    "penalties": {
+        "presence_penalty": 1.5,
+        "frequency_penalty": 0.5,
+        "logit_bias": {77: 9.0, 78: 8.5, 79: 8.0},
+        "max_tokens": 40,
+    },
+    "rewards": {"presence_penalty": -2.0, "frequency_penalty": -2.0, "max_tokens": 40},
+    "min_tokens": {"min_tokens": 13, "max_tokens": 40},
+    "ignore_eos": {"ignore_eos": True},
+    "fewer steps": {"max_denoising_steps": 3},
+    "more steps": {"max_denoising_steps": 20, "confidence_threshold": 0.05},
+    "entropy_bound": {"entropy_bound": 0.5},
+    "confidence": {"confidence_threshold": 1.0},
+    "top_logprobs": {"top_logprobs": 4},
+    "suffix": {"suffix": [40, 41, 42], "max_tokens": 5},
+    "everything": {
+        "choice": 1,
+        "temperature": 0.8,
+        "top_p": 0.9,
+        "top_k": 50,
+        "logit_bias": {150: 3.0, 30: 2.0},
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.3,
+        "min_tokens": 9,
+        "max_denoising_steps": 9,
+        "entropy_bound": 4.0,
+        "confidence_threshold": 0.5,
+        "top_logprobs": 2,
+        "max_tokens": 30,
+    },
+    "everything with a suffix": {
+        "suffix": [50, 151],
+        "max_tokens": 6,
+        "top_p": 0.8,
+        "logit_bias": {30: 3.0},
+        "min_tokens": 3,
+        "top_logprobs": 0,
+    },
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_answers_are_those_of_plain_float64_arithmetic(denoiser, worker, with_ends, options):
+    with_ends(FEW_ENDS)
+    for seed in range(4):
+        blocks, reason = answer(worker, seed=seed, **options)
+        expected, expected_reason = plain_answer(denoiser, request(seed=seed, **options))
+        assert [block.tokens for block in blocks] == [block.tokens for block in expected]
+        assert [block.denoising_steps for block in blocks] == [block.steps for block in expected]
+        assert [block.rerolled for block in blocks] == [block.rerolled for block in expected]
+        assert reason == expected_reason
+
+
+@pytest.mark.parametrize("name", sorted({*OPTIONS} - {"nothing", "top_logprobs"}))
+def test_each_option_changes_some_answer(worker, with_ends, name):
+    with_ends(FEW_ENDS)
+    options = OPTIONS[name]
+    kept = {"max_tokens", "logit_bias"} - {name}
+    plain = {option: value for option, value in options.items() if option in kept}
+    seeds = range(8)
+    assert [tokens_of(answer(worker, seed=seed, **options)[0]) for seed in seeds] != [
+        tokens_of(answer(worker, seed=seed, **plain)[0]) for seed in seeds
+    ]
+
+
+@pytest.mark.parametrize("speculate", [False, True])
+def test_an_answer_does_not_depend_on_the_options_of_others_in_its_passes(
+    denoiser, with_ends, speculate
+):
+    with_ends(FEW_ENDS)
+    config = EngineConfig(prefill_chunk=16, max_active=4, speculate=speculate)
+    worker = Worker(denoiser, config)
+    mixed = [
+        request(name, seed=seed, prompt=PROMPT[seed:], **options)
+        for seed in range(2)
+        for name, options in ((f"{name} {seed}", OPTIONS[name]) for name in OPTIONS)
+    ]
+    alone = {each.id: list(worker.generate(each)) for each in mixed}
+    messages = [message for each in mixed for message in worker.handle(each)] + until_idle(worker)
+    for each in mixed:
+        together = [m for m in messages if m.id == each.id]
+        assert tokens_of(together[:-1]) == tokens_of(alone[each.id][:-1]), each.id
+        assert together[-1] == alone[each.id][-1]
+
+
+@pytest.mark.parametrize("options", [OPTIONS["penalties"], OPTIONS["everything"]])
+def test_speculation_changes_no_answer_with_options(denoiser, with_ends, options):
+    with_ends(FEW_ENDS)
+    sure = {**options, "confidence_threshold": 0.8}
+    won, made = 0, {}
+    for speculate in (False, True):
+        worker = Worker(denoiser, EngineConfig(speculate=speculate))
+        answers = [answer(worker, seed=seed, **sure)[0] for seed in range(12)]
+        made[speculate] = [tokens_of(blocks) for blocks in answers]
+        won = sum(block.speculation_won for blocks in answers for block in blocks)
+    assert made[True] == made[False]
+    assert won > 0
+
+
+def test_choices_differ_and_each_is_the_same_again(worker):
+    first = [tokens_of(answer(worker, choice=choice)[0]) for choice in range(3)]
+    again = [tokens_of(answer(worker, choice=choice)[0]) for choice in range(3)]
+    assert first == again
+    assert len({tuple(tokens) for tokens in first}) == 3
+
+
+def test_a_bias_of_minus_100_bans_a_token_and_one_of_100_forces_it(worker):
+    banned = set(tokens_of(answer(worker)[0]))
+    assert banned.isdisjoint(tokens_of(answer(worker, logit_bias=dict.fromkeys(banned, -100))[0]))
+    forced, _ = answer(worker, logit_bias={77: 100})
+    assert tokens_of(forced) == [77] * 20
+
+
+@pytest.mark.parametrize(
+    ("penalties", "expected"),
+    [
+        ({}, [77, 77, 77]),
+        ({"presence_penalty": 300.0}, [77, 77, 77]),  # however often
+        ({"presence_penalty": 500.0}, [77, 78, 77]),
+        ({"frequency_penalty": 30.0}, [77, 77, 78]),  # 240 a block
+        ({"frequency_penalty": 60.0}, [77, 78, 77]),
+        ({"presence_penalty": 200.0, "frequency_penalty": 30.0}, [77, 78, 77]),
+    ],
+)
+def test_penalties_count_the_tokens_of_the_answer_s_blocks(worker, penalties, expected):
+    likely = {77: 1000.0, 78: 600.0}  # so much that no hidden state matters
+    blocks, _ = answer(worker, logit_bias=likely, **penalties)
+    assert [set(block.tokens) for block in blocks] == [{token} for token in expected]
+
+
+def test_end_tokens_come_no_earlier_than_min_tokens(worker, with_ends):
+    with_ends({150})
+    eager = {"logit_bias": {150: 100.0}}
+    assert tokens_of(answer(worker, **eager)[0]) == [150]
+    for least in (1, 7, 8, 13):
+        blocks, reason = answer(worker, **eager, min_tokens=least)
+        tokens = tokens_of(blocks)
+        assert (tokens.index(150), len(tokens), reason) == (least, least + 1, "stop")
+
+
+def test_ignored_end_tokens_are_tokens_like_others(worker, with_ends):
+    with_ends({150})
+    blocks, reason = answer(worker, logit_bias={150: 100.0}, ignore_eos=True)
+    assert (tokens_of(blocks), reason) == ([150] * 20, "length")
+    assert not blocks[0].rerolled
+
+
+@pytest.mark.parametrize("early_end", [False, True])
+def test_ignored_end_tokens_do_not_end_a_canvas_early(denoiser, monkeypatch, early_end):
+    sampler = dataclasses.replace(
+        denoiser.sampler, end_tokens=frozenset(range(100, 160)), early_end=early_end
+    )
+    monkeypatch.setattr(denoiser, "sampler", sampler)
+    ignoring = answer(Worker(denoiser, EngineConfig()), ignore_eos=True, seed=4)[0]
+    monkeypatch.setattr(
+        denoiser, "sampler", dataclasses.replace(sampler, end_tokens=frozenset(), early_end=False)
+    )
+    assert [b.denoising_steps for b in ignoring] == [
+        b.denoising_steps for b in answer(Worker(denoiser, EngineConfig()), seed=4)[0]
+    ]
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"max_denoising_steps": 3},
+        {"entropy_bound": 0.3},
+        {"confidence_threshold": 1.2},
+        {"max_denoising_steps": 11, "entropy_bound": 2.5, "confidence_threshold": 0.1},
+    ],
+)
+def test_a_request_s_numbers_are_as_if_the_checkpoint_had_them(worker, denoiser, numbers):
+    own = [answer(worker, seed=seed, **numbers) for seed in range(3)]
+    for seed in range(3):  # in one pass with others that have other numbers
+        worker.handle(request(f"own {seed}", seed=seed, **numbers))
+        worker.handle(request(f"other {seed}", seed=seed))
+    messages = until_idle(worker)
+    sampler = denoiser.sampler
+    denoiser.sampler = dataclasses.replace(sampler, **numbers)
+    try:
+        expected = [answer(worker, seed=seed) for seed in range(3)]
+    finally:
+        denoiser.sampler = sampler
+    for seed in range(3):
+        steps = [block.denoising_steps for block in expected[seed][0]]
+        shared = [m for m in messages if m.id == f"own {seed}" and isinstance(m, Block)]
+        for blocks in (own[seed][0], shared):
+            assert tokens_of(blocks) == tokens_of(expected[seed][0])
+            assert [block.denoising_steps for block in blocks] == steps
+
+
+@pytest.mark.parametrize("options", [{}, {"logit_bias": {7: 9.0}, "temperature": 1.5}])
+def test_log_probabilities_are_the_log_softmax_of_the_raw_logits(denoiser, worker, options):
+    blocks, _ = answer(worker, top_logprobs=5, **options)
+    expected, _ = plain_answer(denoiser, request(**options))
+    for block, plain in zip(blocks, expected, strict=True):
+        assert [each.token for each in block.logprobs] == block.tokens
+        chosen = plain.logprobs.gather(1, torch.tensor(block.tokens)[:, None]).squeeze(1)
+        assert [each.logprob for each in block.logprobs] == pytest.approx(chosen.tolist(), abs=1e-4)
+        best = plain.logprobs.topk(5)
+        for each, tokens, values in zip(block.logprobs, best.indices, best.values, strict=True):
+            assert [token for token, _ in each.top] == tokens.tolist()
+            assert [value for _, value in each.top] == pytest.approx(values.tolist(), abs=1e-4)
+
+
+def test_log_probabilities_come_only_if_asked_for_and_may_be_without_others(worker):
+    assert all(block.logprobs is None for block in answer(worker)[0])
+    assert all(each.top == [] for b in answer(worker, top_logprobs=0)[0] for each in b.logprobs)
+
+
+def test_log_probabilities_change_no_token(worker):
+    assert tokens_of(answer(worker, top_logprobs=20)[0]) == tokens_of(answer(worker)[0])
+
+
+def test_a_suffix_stands_behind_the_free_positions_of_every_pass(worker, denoiser, monkeypatch):
+    suffix, canvases, told, run = [40, 41, 42], [], [], denoiser.model.run
+
+    def looked_at(segments, soft):
+        canvases.extend(s.tokens.tolist() for s in segments if not s.causal)
+        told.append(soft)
+        return run(segments, soft)
+
+    monkeypatch.setattr(denoiser.model, "run", looked_at)
+    biases = {77: 12.0, 78: 12.0, 79: 12.0}
+    blocks, reason = answer(worker, suffix=suffix, max_tokens=5, logit_bias=biases)
+    assert (len(blocks), len(blocks[0].tokens), reason) == (1, 5, "length")
+    assert all(len(canvas) == 8 and canvas[5:] == suffix for canvas in canvases)
+    assert len({tuple(canvas[:5]) for canvas in canvases}) > 1
+    later = [soft for soft in told if soft is not None]
+    assert len(later) == len(canvases) - 1
+    expected = denoiser.model.embedding[suffix] * denoiser.model.embedding_scale
+    for soft in later:
+        assert torch.equal(soft[5:], expected)
+
+
+def test_a_suffix_is_certain(worker, monkeypatch):
+    """So only the free positions hold the canvas open, and share the bound."""
+    biases = {77: 100.0, 78: 100.0, 79: 100.0}  # between which the model is not sure
+    entropies = []
+    monkeypatch.setattr(
+        "engine.denoise.denoising_step.accept",
+        lambda entropy, configs: entropies.append(entropy) or accept(entropy, configs),
+    )
+    answer(worker, suffix=[40, 41, 42], max_tokens=5, logit_bias=biases)
+    assert entropies
+    for entropy in entropies:
+        assert (entropy[0, :5] > 0.01).all()
+        assert (entropy[0, 5:] == 0).all()
+
+
+def test_an_infilled_block_is_cut_at_an_end_token_and_may_be_empty(worker, with_ends):
+    with_ends({150})
+    blocks, reason = answer(worker, suffix=[40], max_tokens=6, logit_bias={150: 100.0})
+    assert ([block.tokens for block in blocks], reason) == ([[150]], "stop")
+    assert not blocks[0].rerolled
+
+
+def test_a_first_block_that_comes_out_empty_is_made_again_once(worker, with_ends):
+    with_ends(range(VOCAB))  # every block is empty
+    for _ in range(2):
+        (block,), reason = answer(worker, max_denoising_steps=3, confidence_threshold=0.0)
+        assert (block.rerolled, block.denoising_steps, len(block.tokens)) == (True, 6, 1)
+        assert reason == "stop"
+
+
+def test_what_is_made_again_has_other_noise_and_is_the_same_each_time(worker, with_ends):
+    first = {seed: tokens_of(answer(worker, seed=seed)[0])[0] for seed in range(12)}
+    rerolled = 0
+    for seed, token in first.items():
+        with_ends({token})
+        blocks, _ = answer(worker, seed=seed)
+        assert blocks[0].rerolled
+        assert [b.tokens for b in blocks] == [b.tokens for b in answer(worker, seed=seed)[0]]
+        rerolled += blocks[0].tokens[0] != token
+    assert rerolled > 0  # some come out otherwise
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("suffix", {"suffix": [40, 41], "max_tokens": 7}),
+        ("suffix", {"suffix": [40, 41], "max_tokens": 4, "prompt": [7] * 123}),
+        ("suffix", {"suffix": [VOCAB], "max_tokens": 4}),
+        ("logit_bias", {"logit_bias": {VOCAB: 1.0}}),
+        ("logit_bias", {"logit_bias": {-1: 1.0}}),
+        ("logit_bias", {"logit_bias": {7: float("nan")}}),
+        ("presence_penalty", {"presence_penalty": float("inf")}),
+        ("max_denoising_steps", {"max_denoising_steps": 0}),
+        ("top_p", {"top_p": 0.0}),
+        ("top_k", {"top_k": -1}),
+        ("top_logprobs", {"top_logprobs": -1}),
+        ("temperature", {"temperature": float("nan")}),
+    ],
+)
+def test_what_cannot_be_done_fails_and_says_what(worker, name, options):
+    (failed,) = worker.handle(request(**options))
+    assert isinstance(failed, Failed)
+    assert name in failed.message
+    assert worker.idle
+
+
+def test_kernels_that_rely_on_the_softcap_have_no_pass_with_a_bias(worker, denoiser, monkeypatch):
+    used = []
+
+    def kernels(*args, least_temperature, **scales):
+        used.append(least_temperature)
+        return vocab_tail(*args, **scales)
+
+    expected = tokens_of(answer(worker)[0]), tokens_of(answer(worker, logit_bias={7: 9.0})[0])
+    monkeypatch.setattr("engine.denoise.denoising_step.triton_vocab_tail", kernels)
+    monkeypatch.setattr(denoiser._step, "_kernels", True)
+    assert tokens_of(answer(worker)[0]) == expected[0]
+    assert used
+    used.clear()
+    assert tokens_of(answer(worker, logit_bias={7: 9.0})[0]) == expected[1]
+    assert not used

@@ -1,0 +1,109 @@
+"""Snapshots: a restored cache goes on as one that had never held anything else."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from engine.model.kv_cache import KVCache
+from engine.sizing.dimensions import LayerShape
+
+WINDOW, SLACK = 8, 5
+LAYERS = (LayerShape(2, 4, WINDOW), LayerShape(1, 6, None))
+
+
+def new_cache():
+    return KVCache(
+        LAYERS,
+        capacity=64,
+        pass_tokens=16,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        slack=SLACK,
+    )
+
+
+def token_rows(index, tokens):
+    """Keys and values that tell tokens and layers apart, [K, T, d]."""
+    layer = LAYERS[index]
+    rows = torch.tensor(tokens, dtype=torch.float32)[None, :, None] + 0.25 * index
+    keys = rows.expand(layer.kv_heads, -1, layer.head_size)
+    return keys, -keys
+
+
+def encode(cache, tokens):
+    for index in range(len(LAYERS)):
+        cache.write(index, *token_rows(index, tokens))
+    cache.advance(len(tokens))
+
+
+def seen(cache):
+    """What a token behind the stored ones sees in each layer."""
+    found = []
+    for index in range(len(LAYERS)):
+        keys, values = cache.write(index, *token_rows(index, [99]))
+        assert torch.equal(keys, -values)
+        found.append(keys[0, :-1, 0].tolist())
+    return found
+
+
+def expected(length):
+    tokens = [float(t) for t in range(length)]
+    return [tokens[-(WINDOW - 1) :] if length else [], [t + 0.25 for t in tokens]]
+
+
+def cache_of(length, chunk=3):
+    cache = new_cache()
+    for start in range(0, length, chunk):
+        encode(cache, list(range(start, min(start + chunk, length))))
+    return cache
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 12, 13, 30])
+def test_a_sliding_layer_sees_its_window_and_a_full_one_everything(length):
+    assert seen(cache_of(length)) == expected(length)
+
+
+@pytest.mark.parametrize("length", [1, 7, 12, 13, 30])
+def test_a_snapshot_can_be_restored_to_every_length_that_it_says(length):
+    snapshot = cache_of(length).snapshot()
+    assert snapshot.shortest == (0 if length <= WINDOW - 1 + SLACK else length - SLACK)
+    for cut in range(max(snapshot.shortest, 1), length + 1):
+        cache = cache_of(23)  # which held something else
+        cache.restore(snapshot, cut)
+        assert seen(cache) == expected(cut)
+        for start in range(cut, 40, 4):
+            encode(cache, list(range(start, start + 4)))
+            assert seen(cache) == expected(start + 4)
+
+
+def test_a_snapshot_of_a_cache_that_was_cut_knows_how_far_it_reaches():
+    cache = new_cache()
+    cache.restore(cache_of(30).snapshot(), 26)
+    snapshot = cache.snapshot()
+    assert snapshot.shortest == 25  # as before: the first token that is kept is the same
+    cache.restore(snapshot, 25)
+    assert seen(cache) == expected(25)
+
+
+def test_a_snapshot_does_not_change_with_its_cache():
+    cache = cache_of(10)
+    snapshot = cache.snapshot()
+    cache.clear()
+    encode(cache, [50, 51, 52])
+    cache.restore(snapshot, 10)
+    assert seen(cache) == expected(10)
+    assert snapshot.nbytes == cache.stored_nbytes
+
+
+def test_to_advance_allocates_nothing():
+    cache, operations = cache_of(30), []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if not func.is_view:
+                operations.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        cache.advance(3)
+    assert set(operations) == {torch.ops.aten.copy_.default}

@@ -1,0 +1,224 @@
+"""The pass in fixed shapes against the dynamic one, and against what a CUDA graph can't hold."""
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+
+from bench.counts import count
+from bench.random_model import Shape, write_random_model
+from engine.config import EngineConfig
+from engine.kernels import grouped_linear
+from engine.loading import build_denoiser
+from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig, Rope
+from engine.model.kv_cache import KVCache
+from engine.model.places import places
+from engine.model.rows import Segment
+from engine.model.static_pass import StaticPass
+from engine.sizing.dimensions import Dimensions, LayerShape
+from engine.sizing.kv import SLACK_TOKENS
+from engine.weights.quantization import empty_quantized
+from tests.engine.kernels.compiled import Launches
+from tests.parity.tiny_models import SHAPES
+
+CAPACITY = 256
+TOLERANCE = {"atol": 1e-5, "rtol": 0.0}
+# Nothing, less than any window, more than the window and its slack, and several together.
+STORED = [[0], [5], [CAPACITY], [29], [170, 3], [60, 250, 0, 33]]
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def model(request, tmp_path_factory):
+    return load(SHAPES[request.param], tmp_path_factory)
+
+
+@pytest.fixture(params=["torch", "triton"])
+def attention(request):
+    """Whose attention the pass has, as if this were a GPU where it was chosen."""
+    return request.param
+
+
+def with_attention(kernel, model, canvases):
+    """The dynamic pass keeps PyTorch's."""
+    model.attention_kernel = kernel
+    static = StaticPass(model, canvases=canvases)
+    model.attention_kernel = "torch"
+    return static
+
+
+def load(shape, tmp_path_factory):
+    folder = write_random_model(tmp_path_factory.mktemp("tiny"), shape)
+    return build_denoiser(EngineConfig(model=str(folder), device="cpu")).model
+
+
+def behind(model, stored):
+    """A random canvas and its self-conditioning behind so many random tokens, for each number."""
+    generator = torch.Generator().manual_seed(0)
+    config = model.config
+
+    def tokens(length):
+        return torch.randint(6, config.dimensions.vocab_size, (length,), generator=generator)
+
+    segments = []
+    for length in stored:
+        cache = KVCache(
+            config.dimensions.layers,
+            capacity=CAPACITY,
+            pass_tokens=64,
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            slack=SLACK_TOKENS,
+        )
+        for part in tokens(length).split(40) if length else ():
+            model.encode(part, cache)
+        segments.append(Segment(cache, tokens(config.dimensions.canvas_length), causal=False))
+    shape = (len(stored), config.dimensions.canvas_length, config.dimensions.hidden_size)
+    return segments, torch.randn(shape, generator=generator)
+
+
+def run(static, segments, soft):
+    static.fill(segments, soft)
+    return static.run([segment.cache for segment in segments], static.length(segments))
+
+
+@pytest.mark.parametrize("stored", STORED, ids=str)
+@torch.inference_mode()
+def test_it_gives_what_the_dynamic_pass_gives(model, attention, stored):
+    segments, soft = behind(model, stored)
+    found = run(with_attention(attention, model, 4), segments, list(soft))
+    torch.testing.assert_close(found, model.run(segments, soft.flatten(0, 1)), **TOLERANCE)
+
+
+@torch.inference_mode()
+def test_a_pass_does_not_remember_the_one_before(model, attention):
+    static = with_attention(attention, model, 4)
+    for stored in STORED:
+        segments, soft = behind(model, stored)
+        run(static, segments, list(soft))
+        found = run(static, segments, [None] * len(stored))
+        torch.testing.assert_close(found, model.run(segments), **TOLERANCE)
+
+
+@torch.inference_mode()
+def test_places_behind_the_canvas_and_before_the_window_do_not_matter(model, attention):
+    segments, soft = behind(model, [100])
+    static, cache = with_attention(attention, model, 1), segments[0].cache
+    before = run(static, segments, list(soft))
+    for index, layer in enumerate(model.dimensions.layers):
+        stored = cache.stored(index)
+        first = 0 if layer.window is None else max(0, stored - layer.window + 1)
+        for tensor in cache.places(index, CAPACITY, model.dimensions.canvas_length):
+            # Triton's does not even read them.
+            anything = 1e3 if attention == "torch" else torch.nan
+            tensor[:, :first] = anything
+            tensor[:, stored + model.dimensions.canvas_length :] = anything
+    assert torch.equal(run(static, segments, list(soft)), before)
+
+
+def test_a_length_has_room_for_the_canvas_and_serves_for_a_while(model):
+    static, canvas = StaticPass(model, canvases=1), model.dimensions.canvas_length
+    segments, _ = behind(model, [0])
+    lengths = []
+    for position in range(0, 100 * canvas, 3):
+        segments[0].cache.position = position
+        lengths.append(static.length(segments))
+        end = position + canvas
+        assert end <= lengths[-1] <= max(1.25 * end, end + 4 * canvas)
+    assert lengths == sorted(lengths)
+    assert len(set(lengths)) <= 4 + 4 * 4  # up to 16 canvases, then four a power of two
+
+
+def test_only_whole_canvases_are_taken(model):
+    static, canvas = StaticPass(model, canvases=1), model.dimensions.canvas_length
+    (segment, narrow), _ = behind(model, [5, 5])
+    narrow = Segment(narrow.cache, narrow.tokens[: canvas // 2], causal=False)
+    encoded = Segment(segment.cache, segment.tokens, causal=True)
+    after_encoded = Segment(segment.cache, segment.tokens, causal=False, start=1)
+    assert static.takes(segment)
+    assert not any(static.takes(each) for each in (narrow, encoded, after_encoded))
+
+
+def meta_pass(change=None):
+    """Counts of a pass on the meta device, where no value exists that could be asked for and no
+    other device's tensor is taken. It knows grouped_mm in bfloat16, as a GPU has it.
+    """
+    layers = (LayerShape(2, 16, 16), LayerShape(1, 32, None))
+    dimensions = Dimensions(
+        vocab_size=160,
+        hidden_size=32,
+        mlp_size=64,
+        query_heads=4,
+        layers=layers,
+        experts=4,
+        experts_per_token=2,
+        expert_size=32,
+        canvas_length=16,
+        max_positions=512,
+        tower=None,
+        quantized=False,
+    )
+    config = ModelConfig(
+        dimensions,
+        norm_eps=1e-6,
+        softcap=30.0,
+        sliding_rope=Rope(1e4),
+        full_rope=Rope(1e6, 0.25),
+        bidirectional_images=False,
+    )
+    device = torch.device("meta")
+    with device:
+        model = DiffusionGemma(config).bfloat16()
+    model.__dict__["embedding_scale"] = 5.0  # otherwise read off a tensor, once
+    if change is not None:
+        change(model)
+    cache = KVCache(layers, capacity=128, pass_tokens=32, dtype=torch.bfloat16, device=device)
+    tokens = torch.zeros(16, dtype=torch.int64, device=device)
+    static = StaticPass(model, canvases=1)
+    return count(
+        lambda: run(static, [Segment(cache, tokens, causal=False)], [None]), rows=1, vocab=1
+    )
+
+
+@torch.inference_mode()
+def test_the_host_waits_for_nothing_and_sends_nothing():
+    work = meta_pass()
+    assert work.launches > 50
+    assert work.syncs == 0
+
+
+def quantise(model, kernel):
+    """In place of all weights that can be quantised, room for quantised ones."""
+    for place in places(model):
+        if place.kind in ("experts", "linears"):
+            scheme = "int4" if place.kind == "experts" else "int8"
+            weight = empty_quantized(place.shape, scheme, torch.device("meta"))
+            place.put(dataclasses.replace(weight, kernel=kernel))
+
+
+@torch.inference_mode()
+def test_with_quantised_weights_it_waits_for_nothing_if_the_kernel_is_triton_s(monkeypatch):
+    """All but the launches themselves runs, and they are counted instead."""
+    monkeypatch.setattr(grouped_linear, "_kernel", grouped_linear._kernel)  # to be put back
+    launches = Launches(grouped_linear)
+    assert meta_pass(lambda model: quantise(model, "triton")).syncs == 0
+    assert len(launches.calls) == 2 * 6
+
+
+@torch.inference_mode()
+def test_the_plain_product_of_quantised_experts_waits_for_the_groups_sizes():
+    with pytest.raises(NotImplementedError, match="meta tensor"):
+        meta_pass(lambda model: quantise(model, "torch"))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@torch.inference_mode()
+def test_compiled_it_gives_the_same(tmp_path_factory):
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU, and there is no g++")
+    model = load(Shape(layers="f"), tmp_path_factory)
+    static = StaticPass(model, canvases=1, compiled=True)
+    for stored in ([5], [200]):
+        segments, soft = behind(model, stored)
+        found = run(static, segments, list(soft))
+        torch.testing.assert_close(found, model.run(segments, soft.flatten(0, 1)), **TOLERANCE)

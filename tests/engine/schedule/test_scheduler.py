@@ -1,0 +1,290 @@
+from statistics import median
+
+import pytest
+
+from engine.messages import GenerateRequest, Image, Sampling
+from engine.schedule.scheduler import PATIENCE_S, Changes, Scheduler
+from engine.schedule.sequence import Sequence, Step
+
+
+def sequence(request_id, prompt=(1, 2), priority=0):
+    sampling = Sampling(seed=0, priority=priority)
+    return Sequence.start(GenerateRequest(request_id, list(prompt), 10, sampling))
+
+
+def scheduler_with(*sequences, max_active=1):
+    scheduler = Scheduler(prefill_chunk=8, max_active=max_active)
+    for each in sequences:
+        scheduler.add(each, now=0)
+    return scheduler
+
+
+def next_pass(scheduler, now=0.0):
+    scheduler.rearrange(now)
+    return scheduler.next_pass(now)
+
+
+def who(works):
+    return [work.sequence for work in works]
+
+
+def record(works):
+    for work in works:
+        step = Step([0], done=False) if work.denoise else None
+        work.sequence.record(work, step, frozenset())
+
+
+def test_an_idle_scheduler_has_no_pass():
+    assert next_pass(scheduler_with()) == []
+
+
+def test_requests_run_one_at_a_time_in_arrival_order_where_one_may_run():
+    first, second = sequence("a"), sequence("b")
+    scheduler = scheduler_with(first, second)
+    assert who(next_pass(scheduler)) == [first]
+    assert who(next_pass(scheduler)) == [first]
+    scheduler.remove(first)
+    assert who(next_pass(scheduler)) == [second]
+
+
+def test_of_those_who_wait_the_lowest_priority_runs_first_then_the_earliest():
+    waiting = [
+        sequence(name, priority=p) for name, p in zip("abcde", (0, 5, -1, 0, -1), strict=True)
+    ]
+    scheduler, order = scheduler_with(*waiting), []
+    while scheduler.waiting + scheduler.running:
+        (running,) = who(next_pass(scheduler))
+        order.append(running.request.id)
+        scheduler.remove(running)
+    assert order == ["c", "e", "a", "d", "b"]
+
+
+def test_a_better_priority_takes_the_place_of_the_worst_that_runs_and_gives_it_back():
+    first, second = sequence("a", priority=5), sequence("b", priority=9)
+    scheduler = scheduler_with(first, second, max_active=2)
+    assert scheduler.rearrange(0) == Changes(parked=[], started=[first, second])
+    person = sequence("person")
+    scheduler.add(person, now=1)
+    assert scheduler.rearrange(1) == Changes(parked=[second], started=[person])
+    assert who(scheduler.next_pass(1)) == [person]  # the other one holds still
+    assert (scheduler.running, scheduler.waiting) == (2, 1)
+    scheduler.remove(person)
+    assert scheduler.rearrange(2) == Changes(parked=[], started=[second])
+    assert who(scheduler.next_pass(2)) == [first]
+
+
+def test_an_equal_priority_takes_nobody_s_place():
+    running = sequence("a")
+    scheduler = scheduler_with(running)
+    next_pass(scheduler)
+    scheduler.add(sequence("b"), now=0)
+    assert scheduler.rearrange(1) == Changes(parked=[], started=[])
+
+
+def test_who_has_waited_long_enough_is_served_until_a_block_has_come():
+    background, person = sequence("a", priority=9), sequence("b")
+    scheduler = scheduler_with(background, person, max_active=2)
+    assert who(next_pass(scheduler, PATIENCE_S - 1)) == [person]
+    for now in (PATIENCE_S, PATIENCE_S + 5):
+        assert who(next_pass(scheduler, now)) == [background, person]
+    background.block_index += 1
+    assert who(next_pass(scheduler, PATIENCE_S + 6)) == [background, person]
+    assert who(next_pass(scheduler, PATIENCE_S + 7)) == [person]
+
+
+def test_who_waits_for_a_place_for_long_enough_takes_the_next_that_is_free():
+    running, background = sequence("a"), sequence("b", priority=9)
+    scheduler = scheduler_with(running, background)
+    next_pass(scheduler)
+    late = sequence("c")
+    scheduler.add(late, now=1)
+    scheduler.rearrange(PATIENCE_S)
+    scheduler.remove(running)
+    assert scheduler.rearrange(PATIENCE_S).started == [background]
+
+
+def test_with_less_memory_the_last_to_come_give_way():
+    several = [sequence(name) for name in "abcd"]
+    scheduler = scheduler_with(*several, max_active=4)
+    next_pass(scheduler)
+    scheduler.shrink(2)
+    assert scheduler.rearrange(1) == Changes(parked=several[2:], started=[])
+
+
+class Simulation:
+    """A device on which a pass costs so much for itself and for each canvas and token in it."""
+
+    def __init__(self, *, max_active=4, pass_s=0.010, canvas_s=0.005, token_s=0.0001, steps=12):
+        self.scheduler = Scheduler(prefill_chunk=1024, max_active=max_active)
+        self.costs, self.steps = (pass_s, canvas_s, token_s), steps
+        self.now = 0.0
+        self.blocks = {}  # times, by sequence
+
+    def arrive(self, each):
+        self.blocks[each] = []
+        self.scheduler.add(each, self.now)
+        return each
+
+    def run(self, until):
+        """Passes until the condition holds; how long the longest of them took."""
+        longest = 0.0
+        while not until():
+            changes = self.scheduler.rearrange(self.now)
+            for each in changes.parked:
+                each.park()
+            for each in changes.started:
+                each.reuse(0)
+            works = self.scheduler.next_pass(self.now)
+            assert works, "somebody waits and nobody runs"
+            canvases = sum(work.denoise for work in works)
+            sizes = (1, canvases, sum(len(work.tokens) for work in works))
+            took = sum(cost * size for cost, size in zip(self.costs, sizes, strict=True))
+            self.now += took
+            longest = max(longest, took)
+            for work in works:
+                self._record(work)
+        return longest
+
+    def _record(self, work):
+        each = work.sequence
+        done = each.step_index + 1 >= self.steps
+        step = Step([7] * 32, done=done) if work.denoise else None
+        block = each.record(work, step, frozenset())
+        if block is not None:
+            self.blocks[each].append(self.now)
+            if block.finish_reason is not None:
+                self.scheduler.remove(each)
+
+
+def answering(name, tokens=32 * 1000, prompt=200, priority=0):
+    request = GenerateRequest(name, [1] * prompt, tokens, Sampling(0, priority=priority))
+    return Sequence.start(request)
+
+
+def time_to_first_block(simulation, each):
+    arrived = simulation.now
+    simulation.arrive(each)
+    simulation.run(lambda: simulation.blocks[each])
+    return simulation.blocks[each][0] - arrived
+
+
+@pytest.mark.parametrize("max_active", [1, 2, 4, 8])
+def test_a_person_s_first_block_comes_as_on_an_idle_server_while_four_jobs_run(max_active):
+    idle = time_to_first_block(Simulation(max_active=max_active), answering("person", 64))
+    busy = Simulation(max_active=max_active)
+    jobs = [busy.arrive(answering(f"job {i}", priority=10)) for i in range(4)]
+    step = busy.run(lambda: len(busy.blocks[jobs[0]]) >= 2)
+    times = []
+    for turn in range(5):
+        times.append(time_to_first_block(busy, answering(f"person {turn}", 64)))
+        more = 4 + sum(len(busy.blocks[job]) for job in jobs)
+        busy.run(lambda more=more: sum(len(busy.blocks[job]) for job in jobs) >= more)
+    assert median(times) <= 1.5 * idle
+    assert max(times) <= 1.5 * idle + step
+
+
+def test_jobs_go_on_under_a_person_who_never_stops():
+    simulation = Simulation(max_active=2)
+    job = simulation.arrive(answering("job", priority=10))
+    for turn in range(200):
+        time_to_first_block(simulation, answering(f"turn {turn}", tokens=64))
+    assert simulation.now > PATIENCE_S
+    assert len(simulation.blocks[job]) >= simulation.now // (2 * PATIENCE_S)
+
+
+def test_equals_share_the_device_and_end_in_the_order_they_came():
+    simulation = Simulation(max_active=2)
+    each = [simulation.arrive(answering(name, tokens=96)) for name in "abcdef"]
+    simulation.run(lambda: simulation.scheduler.waiting + simulation.scheduler.running == 0)
+    ends = [simulation.blocks[e][-1] for e in each]
+    assert ends == sorted(ends)
+    assert all(len(simulation.blocks[e]) == 3 for e in each)
+
+
+def test_as_many_run_together_as_may_and_the_next_joins_when_one_leaves():
+    first, second, third = sequence("a"), sequence("b"), sequence("c")
+    scheduler = scheduler_with(first, second, third, max_active=2)
+    assert who(next_pass(scheduler)) == [first, second]
+    scheduler.remove(first)
+    assert who(next_pass(scheduler)) == [second, third]
+
+
+def test_a_pass_encodes_no_more_than_a_chunk_for_all_together():
+    running, long, late = sequence("a"), sequence("b", [1] * 20), sequence("c", [1] * 3)
+    scheduler = scheduler_with(running, long, late, max_active=3)
+    encoded = []
+    for _ in range(5):
+        works = next_pass(scheduler)
+        encoded.append({work.sequence.request.id: len(work.tokens) for work in works})
+        record(works)
+    assert encoded == [
+        {"a": 2, "b": 6},
+        {"a": 0, "b": 8},
+        {"a": 0, "b": 6, "c": 2},
+        {"a": 0, "b": 0, "c": 1},
+        {"a": 0, "b": 0, "c": 0},
+    ]
+
+
+def test_a_long_prompt_does_not_hold_up_another_request_s_steps():
+    running, long = sequence("a"), sequence("b", [1] * 100)
+    scheduler = scheduler_with(running, long, max_active=2)
+    for _ in range(10):
+        works = next_pass(scheduler)
+        assert next(w for w in works if w.sequence is running).denoise
+        record(works)
+
+
+def test_those_who_start_are_told_once():
+    first, second, third = sequence("a"), sequence("b"), sequence("c")
+    scheduler = scheduler_with(first, second, third, max_active=2)
+    assert scheduler.rearrange(0).started == [first, second]
+    assert scheduler.rearrange(0).started == []
+    scheduler.remove(second)
+    assert scheduler.rearrange(0).started == [third]
+
+
+def test_a_waiting_request_can_leave():
+    first, second, third = sequence("a"), sequence("b"), sequence("c")
+    scheduler = scheduler_with(first, second, third)
+    next_pass(scheduler)
+    scheduler.remove(second)
+    scheduler.remove(first)
+    assert who(next_pass(scheduler)) == [third]
+
+
+def test_waiting_and_running_are_counted():
+    first = sequence("a")
+    scheduler = scheduler_with(first, sequence("b"), sequence("c"))
+    assert (scheduler.waiting, scheduler.running) == (3, 0)
+    next_pass(scheduler)
+    assert (scheduler.waiting, scheduler.running) == (2, 1)
+    scheduler.remove(first)
+    assert (scheduler.waiting, scheduler.running) == (2, 0)
+
+
+def test_a_request_is_found_while_it_waits_and_while_it_runs_and_not_after():
+    first, second = sequence("a"), sequence("b")
+    scheduler = scheduler_with(first, second)
+    next_pass(scheduler)
+    assert scheduler.find("a") is first
+    assert scheduler.find("b") is second
+    scheduler.remove(first)
+    assert scheduler.find("a") is None
+
+
+def test_an_image_larger_than_a_chunk_leaves_no_room_and_takes_none_from_steps():
+    picture = Image(0, 20, 1, 1, b"")
+    seeing = Sequence.start(GenerateRequest("a", [3] * 21, 10, Sampling(0), images=[picture]))
+    reading, stepping = sequence("b", prompt=[5] * 20), sequence("c")
+    scheduler = scheduler_with(stepping, max_active=3)
+    record(next_pass(scheduler))
+    for each in (seeing, reading):
+        scheduler.add(each, now=0)
+    works = next_pass(scheduler)
+    assert [(work.sequence, len(work.tokens), work.denoise) for work in works] == [
+        (stepping, 0, True),
+        (seeing, 20, False),
+    ]
+    record(works)
+    assert [len(work.tokens) for work in next_pass(scheduler)] == [0, 1, 7]

@@ -1,0 +1,186 @@
+"""What fits and what is proposed where it does not."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import engine.__main__
+import engine.loading
+import engine.worker
+from bench.roofline import RELEASED_MODEL, released
+from engine.config import EngineConfig
+from engine.loading import check_plan
+from engine.sizing.dimensions import Dimensions
+from engine.sizing.plan import (
+    DoesNotFitError,
+    check_fit,
+    differences,
+    largest_context,
+    make_plan,
+    most_canvases,
+    nearest,
+)
+
+GB = 10**9
+LEAST = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}
+
+
+def config(**options):
+    return EngineConfig(model=RELEASED_MODEL, **options)
+
+
+def total(wanted, cuda=True):
+    return make_plan(released(), wanted, cuda=cuda).total
+
+
+def test_a_plan_is_the_sum_of_its_parts():
+    plan = make_plan(released(), config(), cuda=True)
+    assert plan.kv == 4 * plan.kv_slot
+    parts = [sum(plan.weights.values()), plan.kv, plan.activations, plan.graphs, plan.libraries]
+    assert plan.total == sum(parts) + 2048 * 2**20
+    assert plan.kv_token == 20 * 1024
+
+
+@pytest.mark.parametrize(
+    ("more", "part"),
+    [
+        ({"max_context": 65536}, "kv_slot"),
+        ({"max_active": 5}, "kv"),
+        ({"prefill_chunk": 2048}, "kv_slot"),
+        ({"speculate": True}, "activations"),
+        ({"prefix_cache_mib": 4096}, "prefix_cache"),
+        ({"dtype": "float32"}, "weights_total"),
+    ],
+)
+def test_who_wants_more_needs_more(more, part):
+    before, after = (make_plan(released(), config(**each), cuda=True) for each in ({}, more))
+    assert getattr(after, part) > getattr(before, part)
+    assert after.total > before.total
+
+
+@pytest.mark.parametrize(("options", "cuda"), [({"cuda_graphs": "off"}, True), ({}, False)])
+def test_without_cuda_graphs_none_are_planned(options, cuda):
+    assert make_plan(released(), config(**options), cuda=cuda).graphs == 0
+
+
+def test_no_more_context_is_planned_than_the_model_has():
+    text = {**LEAST, "max_position_embeddings": 512}
+    dimensions = Dimensions.of({"model_type": "diffusion_gemma", "text_config": text})
+    assert make_plan(dimensions, EngineConfig(max_context=9999), cuda=False).context_tokens == 512
+
+
+def test_the_largest_context_fits_and_a_step_more_does_not():
+    memory = total(config(max_context=100_000))
+    found = largest_context(released(), config(), memory, cuda=True)
+    assert total(config(max_context=found)) <= memory < total(config(max_context=found + 1024))
+    assert largest_context(released(), config(), 10**12, cuda=True) == released().max_positions
+    assert largest_context(released(), config(), 10 * GB, cuda=True) == 0
+
+
+def test_the_most_canvases_fit_and_one_more_does_not():
+    memory = total(config(max_active=6))
+    found = most_canvases(released(), config(), memory, cuda=True)
+    assert total(config(max_active=found)) <= memory < total(config(max_active=found + 1))
+    assert most_canvases(released(), config(), 10 * GB, cuda=True) == 0
+
+
+FORMATS = {"quantize_experts", "quantize_linears"}
+
+
+@pytest.mark.parametrize(
+    ("memory_gb", "given_up"),
+    [
+        (60, {"prefix_cache_mib"}),
+        (57.5, {"prefix_cache_mib", "max_active"}),
+        (54.3, {"prefix_cache_mib", "max_active", "max_context"}),
+        (44, FORMATS),
+        (24, {"quantize_experts", "max_active", "prefix_cache_mib"}),
+        (18.9, {*FORMATS, "quantize_rest", "max_active", "prefix_cache_mib", "max_context"}),
+    ],
+)
+def test_as_little_as_possible_is_given_up(memory_gb, given_up):
+    memory = round(memory_gb * GB)
+    assert total(config()) > memory
+    found = nearest(released(), config(), memory, cuda=True)
+    assert set(differences(config(), found)) == given_up
+    assert total(found) <= memory
+
+
+@pytest.mark.parametrize("memory_gb", [17, 17.5, *range(19, 62, 3)])
+@pytest.mark.parametrize("options", [{}, {"speculate": True}, {"max_context": 200_000}])
+def test_what_is_proposed_fits(memory_gb, options):
+    memory = round(memory_gb * GB)
+    found = nearest(released(), config(**options), memory, cuda=True)
+    assert found is None or total(found) <= memory
+    assert (found is None) == (memory_gb < 17.5)
+
+
+def test_a_refusal_says_what_is_needed_what_there_is_and_what_fits():
+    with pytest.raises(DoesNotFitError) as refused:
+        check_fit(released(), config(), 24 * GB, cuda=True, device="Some GPU")
+    text = str(refused.value)
+    assert text.startswith(
+        f"model '{RELEASED_MODEL}' needs 61.1 GB and Some GPU has 24.0 GB for it: weights 51.6 GB,"
+    )
+    assert text.endswith(
+        ". What fits: --quantize-experts int4 --max-active 2 --prefix-cache-mib 256"
+    )
+
+
+def test_where_nothing_fits_the_refusal_says_so():
+    with pytest.raises(DoesNotFitError, match=r"No setting of this model fits\.$"):
+        check_fit(released(), config(), 8 * GB, cuda=True, device="Some GPU")
+
+
+def test_the_worker_refuses_on_a_gpu_and_only_warns_on_a_cpu(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Some GPU")
+    with pytest.raises(DoesNotFitError, match=r"Some GPU has 24\.0 GB"):
+        check_plan(released(), config(), 24 * GB, torch.device("cuda"))
+    check_plan(released(), config(), 24 * GB, torch.device("cpu"))
+    assert "What fits: --quantize-experts" in caplog.text
+    caplog.clear()
+    check_plan(released(), config(), 80 * GB, torch.device("cuda"))
+    assert not caplog.text
+
+
+@pytest.fixture
+def small_gpu(monkeypatch):
+    """A worker that believes in a GPU with 24 GB."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Some GPU")
+    monkeypatch.setattr(engine.loading, "choose_device", lambda _config: torch.device("cuda"))
+    monkeypatch.setattr(engine.loading, "free_memory", lambda _device: 24 * GB)
+
+
+def test_the_worker_refuses_before_it_downloads_anything(monkeypatch, small_gpu):
+    monkeypatch.setattr(engine.loading, "find_dimensions", lambda *_: released())
+    monkeypatch.setattr(engine.loading, "find_checkpoint", lambda *_: pytest.fail("downloads"))
+    with pytest.raises(DoesNotFitError, match=r"Some GPU has 24\.0 GB"):
+        engine.loading.build_denoiser(config())
+
+
+def test_a_quantised_checkpoint_of_unknown_size_is_planned_from_its_files_before_it_is_loaded(
+    tmp_path, monkeypatch, small_gpu
+):
+    unknown = dataclasses.replace(released(), quantized=True)
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(30 * GB)  # takes no room on disk
+    monkeypatch.setattr(
+        engine.loading,
+        "find_dimensions",
+        lambda model, _gguf: unknown.in_folder(tmp_path) if model == str(tmp_path) else unknown,
+    )
+    found = SimpleNamespace(folder=tmp_path, gguf=None)
+    monkeypatch.setattr(engine.loading, "find_checkpoint", lambda *_: found)
+    with pytest.raises(DoesNotFitError, match=r"weights 30\.0 GB.*No setting of this model fits"):
+        engine.loading.build_denoiser(config())
+
+
+def test_the_process_says_why_it_refuses_and_ends_with_an_error(monkeypatch, capsys):
+    def refuse(_address, _config):
+        raise DoesNotFitError("it is too large")
+
+    monkeypatch.setattr(engine.worker, "serve", refuse)
+    assert engine.__main__._serve("ipc:///nowhere", config()) != 0
+    assert capsys.readouterr().err == "easel worker: it is too large\n"

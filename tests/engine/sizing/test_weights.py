@@ -1,0 +1,158 @@
+"""The weights' sizes against those of a network that is there, and against published ones."""
+
+import pytest
+import torch
+from huggingface_hub.errors import EntryNotFoundError
+
+from bench.random_model import Shape, new_random_model, write_random_model
+from bench.roofline import released
+from engine.config import UNQUANTIZED, EngineConfig, Formats
+from engine.loading import build_denoiser
+from engine.model.checkpoint import find_dimensions
+from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig
+from engine.model.vision import Vision, VisionConfig
+from engine.sizing.dimensions import MODELOPT_FILE, QUANTIZED_FILES, Dimensions
+from engine.sizing.weights import weight_bytes
+from engine.weights.quantization import QuantizedWeight
+from tests.parity.tiny_models import SHAPES, write_seeing_model
+
+QUANTIZABLE = Shape(hidden=64, mlp=96, head=32, full_head=32, expert=32)
+LEAST = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}
+FLOAT32 = {"formats": UNQUANTIZED, "element_bytes": 4}
+PARTS = {
+    "experts": (".experts.",),
+    "attention": (".attention.qkv", ".attention.out"),
+    "dense MLP": (".mlp.gate_up", ".mlp.down"),
+    "embedding and lm_head": ("embedding",),
+    "self-conditioning": ("self_conditioning.",),
+}
+
+
+def part_of(name):
+    if name.startswith("self_conditioning."):
+        return "self-conditioning"
+    found = [part for part, places in PARTS.items() if any(place in name for place in places)]
+    return found[0] if found else "router and norms"
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_unquantised_weights_are_counted_to_the_byte(shape):
+    config = new_random_model(shape).config
+    with torch.device("meta"):
+        model = DiffusionGemma(ModelConfig.from_transformers(config)).float()
+    expected = dict.fromkeys(weight_bytes(Dimensions.of(config.to_dict()), **FLOAT32), 0)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        expected[part_of(name)] += tensor.nbytes
+    found = weight_bytes(Dimensions.of(config.to_dict()), **FLOAT32)
+    assert {**found, "vision": 0} == expected
+
+
+def test_the_vision_tower_is_counted_to_the_byte(tmp_path):
+    shape = SHAPES["one-kv-head"]
+    write_seeing_model(tmp_path, shape)
+    config = new_random_model(shape).config
+    found = VisionConfig.find(tmp_path, config)
+    vision = Vision(found, device=torch.device("cpu"), dtype=torch.float32)
+    expected = sum(tensor.nbytes for tensor in vision.places().values())
+    assert weight_bytes(Dimensions.of(config.to_dict()), **FLOAT32)["vision"] == expected
+
+
+@pytest.mark.parametrize(
+    ("experts", "linears", "published_gb"),
+    [
+        ("none", "none", 51.6),
+        ("fp8", "fp8", 27.2),
+        ("int8", "int8", 27.2),
+        ("int4", "none", 18.9),
+        ("int4", "int8", 17.3),
+    ],
+)
+def test_the_released_model_is_as_large_as_its_checkpoints(experts, linears, published_gb):
+    parts = weight_bytes(released(), Formats(experts, linears), element_bytes=2)
+    assert sum(parts.values()) / 1e9 == pytest.approx(published_gb, rel=0.01)
+
+
+def test_a_format_touches_its_own_parts_alone():
+    whole = weight_bytes(released(), UNQUANTIZED, element_bytes=2)
+    experts = weight_bytes(released(), Formats(experts="int4"), element_bytes=2)
+    linears = weight_bytes(released(), Formats(linears="int8"), element_bytes=2)
+    assert {part for part in whole if experts[part] != whole[part]} == {"experts"}
+    assert {part for part in whole if linears[part] != whole[part]} == {
+        "attention",
+        "dense MLP",
+    }
+
+
+@pytest.mark.parametrize("rest", ["none", "int8", "fp8"])
+def test_the_rest_is_counted_to_the_byte_with_vision(tmp_path, rest):
+    write_seeing_model(tmp_path, SHAPES["one-kv-head"])
+    config = EngineConfig(
+        model=str(tmp_path), device="cpu", quantize_rest=rest, quantized_cache=False
+    )
+    denoiser = build_denoiser(config)
+    expected = dict.fromkeys(weight_bytes(find_dimensions(str(tmp_path)), **FLOAT32), 0)
+    for name, weight in held(denoiser.model):
+        expected[part_of(name)] += weight.nbytes
+    expected["vision"] = sum(weight.nbytes for _name, weight in held(denoiser.vision))
+    dimensions = find_dimensions(str(tmp_path))
+    assert weight_bytes(dimensions, Formats(rest=rest), element_bytes=4) == expected
+
+
+def held(model):
+    """Every weight of a model by its name, however it is held; not what no file has."""
+    for prefix, module in model.named_modules():
+        for name, weight in vars(module).items():
+            if isinstance(weight, QuantizedWeight):
+                yield f"{prefix}.{name}".removeprefix("."), weight
+    yield from model.state_dict().items()
+
+
+@pytest.mark.parametrize("experts", ["none", "int8", "int4", "fp8"])
+@pytest.mark.parametrize("linears", ["none", "int8", "int4", "fp8"])
+def test_quantised_weights_are_counted_to_the_byte(tmp_path, experts, linears):
+    write_random_model(tmp_path, QUANTIZABLE)
+    options = {"quantize_experts": experts, "quantize_linears": linears}
+    config = EngineConfig(model=str(tmp_path), device="cpu", quantized_cache=False, **options)
+    model = build_denoiser(config).model
+    formats = Formats(experts, linears)
+    found = weight_bytes(find_dimensions(str(tmp_path)), formats, element_bytes=4)
+    assert found["experts"] == sum(
+        layer.experts.gate_up.nbytes + layer.experts.down.nbytes for layer in model.layers
+    )
+    assert found["attention"] == sum(
+        layer.attention.qkv.nbytes + layer.attention.out.nbytes for layer in model.layers
+    )
+    assert found["dense MLP"] == sum(
+        layer.mlp.gate_up.nbytes + layer.mlp.down.nbytes for layer in model.layers
+    )
+    conditioning = model.self_conditioning
+    tensors = [conditioning.mlp.gate_up, conditioning.mlp.down, conditioning.pre_norm.weight]
+    assert found["self-conditioning"] == sum(tensor.nbytes for tensor in tensors)
+
+
+def test_a_quantised_checkpoint_is_as_large_as_its_files(tmp_path):
+    write_random_model(tmp_path, QUANTIZABLE)
+    (tmp_path / MODELOPT_FILE).write_text("{}")
+    found = weight_bytes(find_dimensions(str(tmp_path)), **FLOAT32)
+    assert found == {"as stored": (tmp_path / "model.safetensors").stat().st_size}
+
+
+@pytest.mark.parametrize("name", [*QUANTIZED_FILES, None])
+def test_a_file_beside_config_json_on_the_hub_says_so_too(monkeypatch, name):
+    def download(_model, wanted):
+        if wanted != name:
+            raise EntryNotFoundError(wanted)
+
+    config = new_random_model(QUANTIZABLE).config
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("engine.model.checkpoint._find_config", lambda _model: (None, config))
+    found = find_dimensions("owner/name")
+    assert (found.quantized, found.sized) == (name is not None, name is None)
+
+
+def test_only_its_files_say_how_large_a_quantised_checkpoint_is():
+    elsewhere = Dimensions.of(
+        {"model_type": "diffusion_gemma", "quantization_config": {}, "text_config": LEAST}
+    )
+    assert elsewhere.quantized
+    assert not elsewhere.sized

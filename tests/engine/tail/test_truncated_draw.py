@@ -1,0 +1,100 @@
+import pytest
+import torch
+
+from engine.sizing.chunks import VOCAB_CHUNK
+from engine.tail.truncated_draw import least_kept, truncated_draw
+from engine.tail.vocab_tail import Bias
+
+SOFTCAP = 30.0
+CUTS = [(1, 1.0), (2, 1.0), (7, 1.0), (0, 0.05), (0, 0.6), (0, 0.999), (7, 0.5), (10**6, 0.9)]
+
+
+def kept_by_hand(probs, top_k, top_p):
+    """Of one row, the tokens that are left, one by one."""
+    order = probs.argsort(descending=True).tolist()
+    order = order[: top_k or len(order)]
+    mass, kept, spent = float(probs[order].double().sum()), set(), 0.0
+    for token in order:
+        if spent < top_p * mass:
+            kept.add(token)
+        spent += float(probs[token])
+    return kept
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), CUTS)
+@pytest.mark.parametrize("vocab", [160, 3000])  # flat rows of the second have a wide nucleus
+def test_the_cut_leaves_the_best_k_and_of_them_the_least_number_with_p_of_their_mass(
+    vocab, top_k, top_p
+):
+    generator = torch.Generator().manual_seed(vocab)
+    flatness = torch.tensor([[5.0], [1.0], [0.1]])
+    probs = (torch.randn(3, vocab, generator=generator) * flatness).softmax(-1)
+    kept = probs >= least_kept(probs, top_k=top_k, top_p=top_p)
+    for row in range(3):
+        by_hand = kept_by_hand(probs[row], top_k, top_p)
+        assert set(kept[row].nonzero().flatten().tolist()) == by_hand
+
+
+def test_tokens_as_likely_as_the_last_one_left_stay():
+    probs = torch.tensor([[0.4, 0.2, 0.2, 0.1, 0.1]])
+    for cut in ({"top_k": 2, "top_p": 1.0}, {"top_k": 0, "top_p": 0.55}):
+        assert float(least_kept(probs, **cut)) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(5, 1.0), (0, 0.7), (9, 0.8)])
+def test_draws_follow_what_is_left_of_the_distribution_with_its_bias(top_k, top_p):
+    vocab, draws = 2 * VOCAB_CHUNK, 300
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.arange(20).expand(draws, 20).flatten()  # several parts of rows
+    hidden = torch.randn(20, 16, generator=generator)[rows]
+    embedding = torch.randn(vocab, 16, generator=generator)
+    temperatures = torch.linspace(0.4, 1.6, 20)[rows]
+    values = torch.zeros(vocab)
+    values[:50] = 6.0
+    drawn = truncated_draw(
+        hidden,
+        embedding,
+        temperatures,
+        torch.rand(len(rows), generator=generator),
+        torch.arange(len(rows)),
+        softcap=SOFTCAP,
+        top_k=top_k,
+        top_p=top_p,
+        biases=[Bias(slice(0, len(rows)), values)],
+    ).view(draws, 20)
+    chi_square, freedom = 0.0, 0
+    for row in range(20):
+        logits = SOFTCAP * (hidden[row].double() @ embedding.double().T / SOFTCAP).tanh() + values
+        probs = (logits / temperatures[row].double()).softmax(-1)
+        kept = sorted(kept_by_hand(probs, top_k, top_p))
+        counts = torch.bincount(drawn[:, row], minlength=vocab)
+        assert counts[kept].sum() == draws
+        expected = probs[kept] / probs[kept].sum() * draws
+        often = expected >= 5
+        chi_square += float(((counts[kept] - expected) ** 2 / expected)[often].sum())
+        freedom += max(int(often.sum()) - 1, 0)
+    assert freedom > 20
+    # The normal approximation of 0.1 % of a chi-square (Wilson and Hilferty).
+    bound = freedom * (1 - 2 / (9 * freedom) + 3.1 * (2 / (9 * freedom)) ** 0.5) ** 3
+    assert chi_square < bound
+
+
+def test_a_row_is_drawn_the_same_whichever_others_are_and_others_biases_do_not_touch_it():
+    generator = torch.Generator().manual_seed(2)
+    hidden = torch.randn(40, 16, generator=generator)
+    inputs = (
+        hidden,
+        torch.randn(320, 16, generator=generator),
+        torch.ones(40),
+        torch.rand(40, generator=generator),
+    )
+    cut = {"softcap": SOFTCAP, "top_k": 20, "top_p": 0.9}
+    every = truncated_draw(*inputs, torch.arange(40), **cut)
+    some = torch.tensor([3, 17, 39])
+    forced = torch.zeros(320)
+    forced[5] = 1000.0
+    biases = [Bias(slice(10, 18), forced)]
+    expected = every[some].tolist()
+    assert truncated_draw(*inputs, some, **cut).tolist() == expected
+    expected[1] = 5
+    assert truncated_draw(*inputs, some, biases=biases, **cut).tolist() == expected
