@@ -157,8 +157,10 @@ def _serve(settings: Settings) -> int:
     if settings.log_format == "json":
         console.file = _LogLines()
     listening = _listen(settings)
+    url = _url(settings.host, listening.getsockname()[1])
+    console.print(f"easel: listening on {url}; loading the model {settings.model}", markup=False)
     try:
-        app = create_app(settings, _announcer(settings))
+        app = create_app(settings, _announcer(settings, url))
     except KeysUnreadableError as error:
         _refuse(str(error))
     except Exception as error:  # tokenizers raises a bare Exception for a missing file
@@ -216,14 +218,14 @@ class _LogLines(io.StringIO):
         return len(text)
 
 
-def _announcer(settings: Settings) -> Announce:
+def _announcer(settings: Settings, url: str) -> Announce:
     """Returns what tells the person at the terminal how far the worker is and where to reach it."""
 
     async def announce(states: AsyncIterator[Loading | Ready]) -> None:
         next_at = time.monotonic() + _PROGRESS_EVERY_S
         async for state in states:
             if isinstance(state, Ready):
-                line = _banner(settings, state)
+                line = _banner(settings, url, state)
             elif time.monotonic() > next_at:
                 next_at = time.monotonic() + _PROGRESS_EVERY_S
                 percent = 100 * state.loaded_bytes // max(state.total_bytes, 1)
@@ -236,9 +238,11 @@ def _announcer(settings: Settings) -> Announce:
     return announce
 
 
-def _banner(settings: Settings, ready: Ready) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"http://{host}:{settings.port}"
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _banner(settings: Settings, url: str, ready: Ready) -> str:
     body = '{"messages": [{"role": "user", "content": "Count to 20"}], "stream": true}'
     return (
         f"\nEasel listens on {url}/v1\n"

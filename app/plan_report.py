@@ -58,7 +58,7 @@ class PlanError(ValueError):
 
 
 @dataclass(frozen=True)
-class Device:
+class TargetDevice:
     """Where the model would run. `memory_bytes` are those that it may have."""
 
     name: str
@@ -71,7 +71,7 @@ class Device:
 class Report:
     """What the command tells."""
 
-    device: Device
+    device: TargetDevice
     profile: str
     config: EngineConfig
     plan: Plan
@@ -187,18 +187,18 @@ def print_report(report: Report, console: Console) -> None:
     console.print(report.verdict)
 
 
-def _device(name: str) -> Device:
+def _device(name: str) -> TargetDevice:
     if name not in device_names():
         raise PlanError(f"device {name!r} is unknown; there are: {', '.join(device_names())}")
     if name not in ("auto", "cpu"):
         hardware = DeviceProfile.read(name).hardware
         assert hardware is not None
         gpu = Gpu(hardware.gpu_names[0], round(hardware.memory_gib * 2**30))
-        return Device(name, gpu, hardware.usable_bytes, hardware)
+        return TargetDevice(name, gpu, hardware.usable_bytes, hardware)
     gpu_here = first_gpu() if name == "auto" else None
     if gpu_here is None:
-        return Device("this machine's CPU", None, available_ram_bytes(), None)
-    return Device(gpu_here.name, gpu_here, usable_bytes(gpu_here), hardware_of(gpu_here))
+        return TargetDevice("this machine's CPU", None, available_ram_bytes(), None)
+    return TargetDevice(gpu_here.name, gpu_here, usable_bytes(gpu_here), hardware_of(gpu_here))
 
 
 def _dimensions(model: str, gguf: str) -> Dimensions:

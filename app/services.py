@@ -23,14 +23,14 @@ class Services:
     prompts: PromptBuilder
 
 
-def services(request: Request) -> Services:
+def services_of(request: Request) -> Services:
     """Returns the services of the app that the request came to."""
-    found: Services = request.app.state.services
-    return found
+    services: Services = request.app.state.services
+    return services
 
 
 async def _admission(request: Request) -> AsyncIterator[Admit]:
-    with services(request).worker.admission() as admit:
+    with services_of(request).worker.admission() as admit:
         yield admit
 
 

@@ -24,7 +24,9 @@ class Settings(EngineConfig, BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
-    port: int = Field(default=8000, ge=1, le=65535, description="Port to listen on.")
+    port: int = Field(
+        default=8000, ge=0, le=65535, description="Port to listen on; 0 takes any that is free."
+    )
     api_key: SecretStr = Field(
         default=SecretStr(""),
         description="A key that clients must send, or several with commas between; empty: none. "

@@ -6,6 +6,7 @@ import torch
 
 from bench.compare import Row, alternate
 from bench.generate import ROOM
+from bench.passes import encode
 from bench.sides import demo_prompt, load_both
 from engine.config import DEMO_MODEL_PATH, EngineConfig
 from engine.denoise.denoiser import Denoiser
@@ -65,7 +66,7 @@ def token_by_token(denoiser: Denoiser, prompt: list[int], room: int) -> list[int
     answer: list[int] = []
     following = torch.tensor(prompt)
     while len(answer) < room:
-        hidden = model.encode(following, cache)[-1]
+        hidden = encode(model, following, cache)[-1]
         following = (model.embedding @ hidden).argmax()[None]
         answer.append(int(following))
         if answer[-1] in denoiser.sampler.end_tokens:

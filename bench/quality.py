@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 from bench.compare import Row
 from bench.generate import QUESTIONS
+from bench.passes import decode, encode
 from bench.roofline import released
 from bench.sides import demo_prompt
 from demo.evaluate import evaluate
@@ -100,8 +101,8 @@ def first_logits(denoiser: Denoiser, prompt: list[int]) -> Tensor:
         device=torch.device("cpu"),
         slack=0,
     )
-    model.encode(torch.tensor(prompt), cache)
-    hidden = model.decode(noise.canvases[0], None, cache)
+    encode(model, torch.tensor(prompt), cache)
+    hidden = decode(model, noise.canvases[0], None, cache)
     softcap = model.config.softcap
     return softcap * torch.tanh(products(hidden, model.embedding) / softcap)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.random_model import fill
 from engine.config import Formats
 from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig, Rope
-from engine.model.places import places, scheme
+from engine.model.weight_map import scheme, weight_targets
 from engine.sizing.dimensions import Dimensions
 from engine.weights.quantization import FromDense, QuantizedWeight, Weight, empty_quantized
 
@@ -54,18 +54,21 @@ def random_network(
     with torch.device("meta"):
         network = DiffusionGemma(config)
     embedding_std = LOGITS_STD * config.dimensions.hidden_size**-0.5
-    places_left = track(
-        places(network), f"{title}: random weights", transient=True, console=Console(stderr=True)
+    targets_left = track(
+        weight_targets(network),
+        f"{title}: random weights",
+        transient=True,
+        console=Console(stderr=True),
     )
-    for place in places_left:
-        asked = scheme(place.kind, formats)
+    for target in targets_left:
+        asked = scheme(target.kind, formats)
         if asked is None:
-            weight: Weight = torch.empty(place.shape, device=device, dtype=dtype)
-            fill(place.name, weight, generator, embedding_std=embedding_std)
+            weight: Weight = torch.empty(target.shape, device=device, dtype=dtype)
+            fill(target.name, weight, generator, embedding_std=embedding_std)
         else:
-            std = embedding_std if place.kind == "embedding" else place.shape[-1] ** -0.5
-            weight = _random_quantized(place.shape, asked, std, generator)
-        place.put(weight)
+            std = embedding_std if target.kind == "embedding" else target.shape[-1] ** -0.5
+            weight = _random_quantized(target.shape, asked, std, generator)
+        target.put(weight)
     # The embedding is also the lm_head: in a model of few layers each position would be certain of
     # the token that it has, if what comes out pointed where that went in.
     network.norm.weight.mul_(_signs(network.norm.weight, generator))
@@ -74,7 +77,9 @@ def random_network(
 
 def weights_bytes(network: DiffusionGemma) -> int:
     """Of all its weights as they are held."""
-    return sum(getattr(place.module, place.attribute).nbytes for place in places(network))
+    return sum(
+        getattr(target.module, target.attribute).nbytes for target in weight_targets(network)
+    )
 
 
 def _random_quantized(

@@ -6,11 +6,12 @@ H200.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil
 
 from bench.compare import Row
 from engine.config import DeviceProfile, Formats, Hardware, profile_names
 from engine.sizing.dimensions import Dimensions, known_dimensions
-from engine.sizing.roofline import step_cost
+from engine.sizing.roofline import StepCost, step_cost
 
 CONTEXT = 8192
 TOKENS_A_STEP = (10, 15, 20)
@@ -70,6 +71,12 @@ def released() -> Dimensions:
     return dimensions
 
 
+def compute_bound_from(cost: StepCost, *, bandwidth: float, peak: float) -> int | None:
+    """Returns from how many canvases on the operations take longer than the bytes, if ever."""
+    spare = cost.canvas_flops / peak - cost.canvas_bytes / bandwidth
+    return ceil(cost.fixed_bytes / bandwidth / spare) if spare > 0 else None
+
+
 def rows() -> Iterator[Row]:
     for name, device in devices().items():
         for form, (formats, fp8_products) in FORMATS.items():
@@ -85,5 +92,5 @@ def rows() -> Iterator[Row]:
                 "step_ms": least_s * 1e3,
                 "bound": "memory" if memory_s >= least_s else "compute",
                 **{f"tokens_s_at_{n}": n / least_s for n in TOKENS_A_STEP},
-                "compute_bound_from": cost.compute_bound_from(**speed),
+                "compute_bound_from": compute_bound_from(cost, **speed),
             }

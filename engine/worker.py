@@ -30,7 +30,7 @@ from engine.messages import (
     encode,
 )
 from engine.schedule.scheduler import Scheduler
-from engine.schedule.sequence import Pass, Sequence, Step, Work
+from engine.schedule.sequence import Pass, Sequence, StepResult, Work
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ class Worker:
             end = image.end
         return end <= len(request.prompt)
 
-    def _record(self, work: Work, step: Step | None) -> Iterator[FromWorker]:
+    def _record(self, work: Work, step: StepResult | None) -> Iterator[FromWorker]:
         """Take note of what a pass did for one sequence."""
         sequence, request_id = work.sequence, work.sequence.request.id
         index = sequence.block_index

@@ -7,11 +7,13 @@ import os
 os.environ["TRITON_INTERPRET"] = "1"
 
 import json
+import re
 import signal
-import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import httpx
@@ -28,15 +30,11 @@ STEPS = 3  # denoising steps a block: random weights never converge
 
 
 class Server:
-    """`easel serve` as a process of its own."""
+    """`easel serve` as a process of its own, on a port that is free."""
 
     def __init__(self, model: Path, log: Path, **settings: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
         self.log = log
-        variables = {"EASEL_MODEL": str(model), "EASEL_PORT": str(port), "EASEL_THREADS": "1"}
+        variables = {"EASEL_MODEL": str(model), "EASEL_PORT": "0", "EASEL_THREADS": "1"}
         with log.open("w") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "app.cli", "serve"],
@@ -44,6 +42,17 @@ class Server:
                 stdout=output,
                 stderr=output,
             )
+
+    @cached_property
+    def url(self) -> str:
+        """The address, which the server says before it loads anything."""
+        for _ in range(START_S * 100):
+            found = re.search(r"listening on (http://\S+?);", self.log.read_text())
+            if found:
+                return found[1]
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.01)
+        raise AssertionError(f"it does not listen:\n{self.log.read_text()}")
 
     def wait_until_ready(self) -> "Server":
         with httpx.Client(base_url=self.url) as client:

@@ -73,7 +73,7 @@ class Choice:
 
 
 async def answer_events(
-    found: Services, request: AnswerRequest, prepared: Sequence[GenerateRequest]
+    services: Services, request: AnswerRequest, prepared: Sequence[GenerateRequest]
 ) -> AsyncGenerator[Delta | Finished, None]:
     """Run all choices together. Yields their deltas as blocks come, and a `Finished` for each.
 
@@ -82,13 +82,13 @@ async def answer_events(
     logged once.
     """
     events: asyncio.Queue[Delta | Finished | BaseException] = asyncio.Queue()
-    seconds = request.timeout_s or found.settings.request_timeout_s
+    seconds = request.timeout_s or services.settings.request_timeout_s
     deadline = asyncio.get_running_loop().time() + seconds
 
     async def run(choice: int) -> None:
         try:
             prompt = request.prompts[choice // request.n]
-            one = _choice_events(found, request, prompt, prepared[choice], choice, deadline)
+            one = _choice_events(services, request, prompt, prepared[choice], choice, deadline)
             async with aclosing(one) as mine:
                 async for event in mine:
                     events.put_nowait(event)
@@ -112,13 +112,13 @@ async def answer_events(
 
 
 async def whole_answers(
-    found: Services, request: AnswerRequest, prepared: Sequence[GenerateRequest]
+    services: Services, request: AnswerRequest, prepared: Sequence[GenerateRequest]
 ) -> list[Choice]:
     """Run all choices as `answer_events` does. Returns each whole answer, by choice."""
     events: list[list[Event]] = [[] for _ in prepared]
     logprobs: list[list[TokenLogprobs]] = [[] for _ in prepared]
     ends: dict[int, Finished] = {}
-    async with aclosing(answer_events(found, request, prepared)) as answer:
+    async with aclosing(answer_events(services, request, prepared)) as answer:
         async for event in answer:
             logprobs[event.choice] += event.logprobs
             match event:
@@ -133,7 +133,7 @@ async def whole_answers(
 
 
 async def _choice_events(
-    found: Services,
+    services: Services,
     request: AnswerRequest,
     prompt: Prompt,
     prepared: GenerateRequest,
@@ -141,7 +141,7 @@ async def _choice_events(
     deadline: float,
 ) -> AsyncGenerator[Delta | Finished, None]:
     started = time.monotonic()
-    output = _output(found, request, prompt)
+    output = _output(services, request, prompt)
     figures = Figures(len(prompt.tokens))
     reason: Literal["stop", "length"] = "length"
 
@@ -151,7 +151,7 @@ async def _choice_events(
             yield Delta(choice, event, output.take_logprobs() if is_text else [], figures)
 
     try:
-        async with aclosing(found.worker.generate(prepared, deadline)) as messages:
+        async with aclosing(services.worker.generate(prepared, deadline)) as messages:
             async for message in messages:
                 match message:
                     case Block():
@@ -191,13 +191,13 @@ async def _choice_events(
         raise
     finally:
         figures.duration_s = figures.duration_s or time.monotonic() - started
-        figures.record(found.metrics)
+        figures.record(services.metrics)
 
 
-def _output(found: Services, request: AnswerRequest, prompt: Prompt) -> AnswerOutput:
+def _output(services: Services, request: AnswerRequest, prompt: Prompt) -> AnswerOutput:
     form = request.format
     return AnswerOutput(
-        found.prompts.vocabulary,
+        services.prompts.vocabulary,
         request.stops,
         AnswerParser(thinking=prompt.thinking, calls=bool(form.tools)) if form else None,
         most_calls=None if form is None or form.parallel_calls else 1,

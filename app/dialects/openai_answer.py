@@ -28,14 +28,14 @@ class OpenAIAnswer(ABC):
     object: ClassVar[str]
     chunk_object: ClassVar[str]
 
-    found: Services
+    services: Services
     request: AnswerRequest
     prepared: Sequence[GenerateRequest]
     head: dict[str, Any]
     include_usage: bool
 
     async def whole(self) -> Response:
-        choices = await whole_answers(self.found, self.request, self.prepared)
+        choices = await whole_answers(self.services, self.request, self.prepared)
         figures = [choice.end.figures for choice in choices]
         return JSONResponse(
             {
@@ -59,7 +59,7 @@ class OpenAIAnswer(ABC):
             yield chunk(opening)
         ends: dict[int, Finished] = {}
         try:
-            events = answer_events(self.found, self.request, self.prepared)
+            events = answer_events(self.services, self.request, self.prepared)
             async with aclosing(events):
                 async for event in events:
                     match event:

@@ -46,7 +46,7 @@ class Picture:
     pixels: bytes
 
 
-class Placed(NamedTuple):
+class PromptWithImages(NamedTuple):
     """A prompt whose images have their tokens, and the images at their positions."""
 
     tokens: list[int]
@@ -141,9 +141,9 @@ class ImageReader:
             )
         return [self._read(part, self._format) for part in parts]
 
-    def place(
+    def insert(
         self, prompt: Sequence[int], pictures: Sequence[Picture], param: str = "messages"
-    ) -> Placed:
+    ) -> PromptWithImages:
         """Give each picture its tokens, begin and end around them, where the prompt has one.
 
         `prompt` is the rendered chat template's, pictures in its order. Raises BadRequest, which
@@ -168,7 +168,7 @@ class ImageReader:
             images.append(
                 Image(start, picture.tokens, picture.height, picture.width, picture.pixels)
             )
-        return Placed(tokens, images)
+        return PromptWithImages(tokens, images)
 
     def _read(self, part: ImagePart, picture_format: PictureFormat) -> Picture:
         file, kind = self._file(part)

@@ -108,7 +108,7 @@ class PromptBuilder:
         for each in marked:
             number, _, plain = each.partition("\ue001")
             tokens += [*literally[typed[int(number)]], *self.vocabulary.encode(plain)]
-        tokens, images = self._images.place(tokens, pictures, param)
+        tokens, images = self._images.insert(tokens, pictures, param)
         return Prompt(tokens, ends_in_thought(text), images)
 
     def raw(self, text: str) -> Prompt:

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from app.services import services
+from app.services import services_of
 
 router = APIRouter()
 
@@ -19,7 +19,7 @@ async def live() -> dict[str, str]:
 @router.get("/health/ready")
 async def ready(http: Request) -> JSONResponse:
     """200 while a worker with a loaded model is there."""
-    if services(http).worker.ready is not None:
+    if services_of(http).worker.ready is not None:
         return JSONResponse({"status": "ready"})
     return JSONResponse({"status": "no worker is ready"}, status_code=503)
 
@@ -27,5 +27,5 @@ async def ready(http: Request) -> JSONResponse:
 @router.head("/metrics", include_in_schema=False)
 @router.get("/metrics")
 async def metrics(http: Request) -> Response:
-    exposition = services(http).metrics.exposition()
+    exposition = services_of(http).metrics.exposition()
     return Response(exposition, media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from app.errors import dialect
-from app.services import check_model, services
+from app.services import check_model, services_of
 
 router = APIRouter()
 
@@ -22,7 +22,7 @@ async def models(http: Request) -> dict[str, Any]:
 @router.get("/models/{name:path}", include_in_schema=False)
 @router.get("/v1/models/{name:path}")
 async def model(http: Request, name: str) -> dict[str, Any]:
-    check_model(name, services(http).settings.model)
+    check_model(name, services_of(http).settings.model)
     return _model_info(http) if _speaks_anthropic(http) else _model(http)
 
 
@@ -40,12 +40,12 @@ def _page(http: Request) -> dict[str, Any]:
 
 
 def _model_info(http: Request) -> dict[str, Any]:
-    found = services(http)
-    context_length = None if found.worker.ready is None else found.worker.ready.context_length
+    services = services_of(http)
+    context_length = None if services.worker.ready is None else services.worker.ready.context_length
     return {
         "type": "model",
-        "id": found.settings.model,
-        "display_name": found.settings.model,
+        "id": services.settings.model,
+        "display_name": services.settings.model,
         "created_at": datetime.fromtimestamp(http.app.state.created, UTC).isoformat(),
         "lifecycle": "active",
         "max_input_tokens": context_length,
@@ -55,11 +55,11 @@ def _model_info(http: Request) -> dict[str, Any]:
 
 def _model(http: Request) -> dict[str, Any]:
     """OpenAI's fields and the lengths, in tokens, which are null until the model is loaded."""
-    found = services(http)
-    ready = found.worker.ready
+    services = services_of(http)
+    ready = services.worker.ready
     context_length = None if ready is None else ready.context_length
     return {
-        "id": found.settings.model,
+        "id": services.settings.model,
         "object": "model",
         "created": http.app.state.created,
         "owned_by": "easel",

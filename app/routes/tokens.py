@@ -9,7 +9,7 @@ from app.dialects.body import parsed
 from app.dialects.chat.turns import conversation, offered_tools
 from app.errors import BadRequest
 from app.routes.tokens_schema import DetokenizeRequest, TokenizeRequest
-from app.services import Services, check_model, services
+from app.services import Services, check_model, services_of
 
 router = APIRouter()
 
@@ -17,31 +17,31 @@ router = APIRouter()
 @router.post("/tokenize")
 async def tokenize(http: Request) -> dict[str, Any]:
     body = await parsed(http, TokenizeRequest)
-    found = services(http)
-    check_model(body.model, found.settings.model)
-    limits = found.worker.limits()
-    tokens = await asyncio.to_thread(_tokens, found, body)
+    services = services_of(http)
+    check_model(body.model, services.settings.model)
+    limits = services.worker.limits()
+    tokens = await asyncio.to_thread(_tokens, services, body)
     return {"count": len(tokens), "max_model_len": limits.context_length, "tokens": tokens}
 
 
-def _tokens(found: Services, body: TokenizeRequest) -> list[int]:
+def _tokens(services: Services, body: TokenizeRequest) -> list[int]:
     if body.messages is not None:
         options = body.chat_template_kwargs
         thinking = options is not None and bool(options.enable_thinking)
         tools = offered_tools(body.tools or [])
-        return found.prompts.chat(conversation(body.messages), tools, thinking=thinking).tokens
+        return services.prompts.chat(conversation(body.messages), tools, thinking=thinking).tokens
     assert body.prompt is not None, "the schema demands one of the two"
     if body.add_special_tokens:
-        return found.prompts.raw(body.prompt).tokens
-    return found.prompts.vocabulary.encode_literally(body.prompt)
+        return services.prompts.raw(body.prompt).tokens
+    return services.prompts.vocabulary.encode_literally(body.prompt)
 
 
 @router.post("/detokenize")
 async def detokenize(http: Request) -> dict[str, Any]:
     body = await parsed(http, DetokenizeRequest)
-    found = services(http)
-    check_model(body.model, found.settings.model)
-    limits = found.worker.limits()
+    services = services_of(http)
+    check_model(body.model, services.settings.model)
+    limits = services.worker.limits()
     if any(token >= limits.vocab_size for token in body.tokens):
         raise BadRequest(f"tokens: ids must be below {limits.vocab_size}.", param="tokens")
-    return {"prompt": await asyncio.to_thread(found.prompts.vocabulary.decode, body.tokens)}
+    return {"prompt": await asyncio.to_thread(services.prompts.vocabulary.decode, body.tokens)}

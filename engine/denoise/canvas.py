@@ -59,13 +59,13 @@ class Canvas:
 
 
 @dataclass(frozen=True)
-class Rows:
+class CanvasRows:
     """The rows of canvases that stand one behind the other, and as a tensor of one row each."""
 
     widths: list[int]
 
     @property
-    def places(self) -> list[slice]:
+    def slices(self) -> list[slice]:
         """Of each canvas, its rows."""
         stops = accumulate(self.widths)
         return [slice(end - width, end) for end, width in zip(stops, self.widths, strict=True)]

@@ -27,7 +27,7 @@ from engine.model.kv_cache import KVCache, Snapshot
 from engine.model.rows import ImageRows, Segment
 from engine.model.vision import Vision
 from engine.schedule.prefix_cache import PrefixCache
-from engine.schedule.sequence import Pass, PassResult, Sequence, Step, Work
+from engine.schedule.sequence import Pass, PassResult, Sequence, StepResult, Work
 from engine.sizing.kv import SLACK_TOKENS, pass_tokens
 
 logger = logging.getLogger(__name__)
@@ -156,7 +156,9 @@ class Denoiser:
         embeddings: Tensor = self.vision(image)
         return embeddings
 
-    def _settle(self, work: Work, steps: Iterator[Step], bet: Canvas | None) -> Step | None:
+    def _settle(
+        self, work: Work, steps: Iterator[StepResult], bet: Canvas | None
+    ) -> StepResult | None:
         """Make what a pass did for one sequence part of its state; its steps are the next ones."""
         slot = self._slots[work.sequence]
         step = next(steps) if work.denoise else None

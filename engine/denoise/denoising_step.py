@@ -12,7 +12,7 @@ import logging
 import torch
 from torch import Tensor
 
-from engine.denoise.canvas import Canvas, Rows
+from engine.denoise.canvas import Canvas, CanvasRows
 from engine.denoise.sampler import (
     accept,
     converged,
@@ -23,7 +23,7 @@ from engine.denoise.sampler import (
 )
 from engine.messages import TokenLogprobs
 from engine.model.diffusion_gemma import DiffusionGemma
-from engine.schedule.sequence import Step
+from engine.schedule.sequence import StepResult
 from engine.tail.logprobs import logprobs
 from engine.tail.truncated_draw import truncated_draw
 from engine.tail.vocab_tail import Bias, TailResult, draw, triton_vocab_tail, vocab_tail
@@ -40,14 +40,14 @@ class DenoisingStep:
         if self._kernels:
             self._try_kernels()
 
-    def run(self, hidden: Tensor, canvases: list[Canvas]) -> list[Step]:
+    def run(self, hidden: Tensor, canvases: list[Canvas]) -> list[StepResult]:
         """Move the canvases on by what the model gave for their rows, hidden states [R, D].
 
         The device is waited for once, for the stopping rule; and again for the log-probabilities
         of a finished block and for truncated draws, where a request asks for them. Canvases change
         last, so that the step can be run again if it fails.
         """
-        rows = Rows([canvas.width for canvas in canvases])
+        rows = CanvasRows([canvas.width for canvas in canvases])
         samplers = [canvas.sampler for canvas in canvases]
         temperatures = rows.filled(
             [canvas.temperature for canvas in canvases], hidden.device
@@ -69,11 +69,11 @@ class DenoisingStep:
         report = torch.cat([done[:, None], nearly[:, None], argmax], dim=1).tolist()  # the one sync
         steps = []
         for canvas, place, (is_done, is_nearly, *draft) in zip(
-            canvases, rows.places, report, strict=True
+            canvases, rows.slices, report, strict=True
         ):
             is_done = bool(is_done) or canvas.step_index + 1 == canvas.sampler.max_denoising_steps
             steps.append(
-                Step(
+                StepResult(
                     draft[: canvas.width],
                     done=is_done,
                     nearly=bool(is_nearly),
@@ -117,9 +117,9 @@ class DenoisingStep:
             )
         return vocab_tail(hidden, model.embedding, temperatures, **scales, biases=biases)
 
-    def _fix_suffixes(self, tail: TailResult, canvases: list[Canvas], rows: Rows) -> None:
+    def _fix_suffixes(self, tail: TailResult, canvases: list[Canvas], rows: CanvasRows) -> None:
         """Positions that hold a suffix are certain of it, whatever the model says there."""
-        for canvas, place in zip(canvases, rows.places, strict=True):
+        for canvas, place in zip(canvases, rows.slices, strict=True):
             if canvas.suffix is not None:
                 fixed = slice(place.stop - len(canvas.suffix), place.stop)
                 tail.argmax[fixed] = canvas.suffix
@@ -148,7 +148,7 @@ class DenoisingStep:
         temperatures: Tensor,
         accepted: Tensor,
         canvases: list[Canvas],
-        rows: Rows,
+        rows: CanvasRows,
         biases: list[Bias],
     ) -> Tensor:
         """The canvases' next tokens [R]: draws where accepted [R], new noise elsewhere.
@@ -159,7 +159,7 @@ class DenoisingStep:
         uniforms = torch.cat([canvas.noise.uniforms[canvas.step_index] for canvas in canvases])
         inputs = (hidden, embedding, temperatures, uniforms)
         sample = draw(tail, *inputs, accepted, softcap=softcap, biases=biases)
-        for canvas, place in zip(canvases, rows.places, strict=True):
+        for canvas, place in zip(canvases, rows.slices, strict=True):
             top_k, top_p = canvas.sampling.top_k, canvas.sampling.top_p
             if canvas.greedy or top_k == 1:
                 sample[place] = tail.argmax[place]
@@ -175,7 +175,7 @@ class DenoisingStep:
             ]
         )
         moved = sample.where(accepted, fresh)
-        for canvas, place in zip(canvases, rows.places, strict=True):
+        for canvas, place in zip(canvases, rows.slices, strict=True):
             if canvas.suffix is not None:
                 moved[place.stop - len(canvas.suffix) : place.stop] = canvas.suffix
         return moved
@@ -202,10 +202,10 @@ class DenoisingStep:
             self._kernels = False
 
 
-def _shifted_biases(canvases: list[Canvas], rows: Rows) -> list[Bias]:
+def _shifted_biases(canvases: list[Canvas], rows: CanvasRows) -> list[Bias]:
     """The canvases' biases, of the pass' rows."""
     return [
         Bias(slice(place.start + bias.rows.start, place.start + bias.rows.stop), bias.values)
-        for canvas, place in zip(canvases, rows.places, strict=True)
+        for canvas, place in zip(canvases, rows.slices, strict=True)
         for bias in canvas.biases
     ]

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from engine.config import UNQUANTIZED, Formats
 from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig
-from engine.model.places import Place, canonical, places, scheme
 from engine.model.vision import Vision, VisionConfig, is_vision
+from engine.model.weight_map import WeightTarget, canonical, scheme, weight_targets
 from engine.sizing.dimensions import QUANTIZED_FILES, Dimensions
 from engine.sizing.gguf import with_gguf
 from engine.sizing.gguf_header import GgufError, place_on_hub
@@ -151,13 +151,14 @@ def load_model(
     cache_root = cache_root if formats.quantized else None
     source, cache = _open(checkpoint, formats, cache_root, on_progress)
     loading = _Loading(source, formats, cache, device, dtype)
+    targets = weight_targets(model) + ([] if vision is None else vision.weight_targets())
     with cache or nullcontext():
         try:
-            for place in [*places(model), *([] if vision is None else vision.quantized_places())]:
-                loading.fill(place)
+            for target in targets:
+                loading.fill(target)
         except UnquantizableError as error:
             raise CheckpointError(f"{checkpoint.folder}: {error}") from error
-        for name, tensor in ({} if vision is None else vision.places()).items():
+        for name, tensor in ({} if vision is None else vision.tensors()).items():
             loading.copy(name, tensor)
         source.pass_over(lambda name: vision is None and is_vision(name))
         loading.report(checkpoint.folder)
@@ -193,21 +194,21 @@ class _Loading:
     missing: list[str] = field(default_factory=list)
     mis_shaped: list[str] = field(default_factory=list)
 
-    def fill(self, place: Place) -> None:
+    def fill(self, target: WeightTarget) -> None:
         """Put a weight in its place, quantised if that was asked for."""
-        found = [self._read(name, shape) for name, shape in place.parts.items()]
+        found = [self._read(name, shape) for name, shape in target.parts.items()]
         parts = [part for part in found if part is not None]
-        if len(parts) < len(place.parts):
+        if len(parts) < len(target.parts):
             return
         dense = [part for part in parts if isinstance(part, Tensor)]
-        asked = scheme(place.kind, self.formats)
+        asked = scheme(target.kind, self.formats)
         if asked is not None:
             assert len(dense) == len(parts)
-            place.put(self._quantized(place.name, dense, asked))
-        elif len(dense) == len(parts) or place.kind in ("dense", "embedding"):
-            place.put(self._dense(parts, place.shape))
+            target.put(self._quantized(target.name, dense, asked))
+        elif len(dense) == len(parts) or target.kind in ("dense", "embedding"):
+            target.put(self._dense(parts, target.shape))
         else:
-            place.put(self._as_stored(parts))
+            target.put(self._as_stored(parts))
 
     def copy(self, name: str, tensor: Tensor) -> None:
         """Into a tensor that is there already."""

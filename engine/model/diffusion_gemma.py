@@ -22,9 +22,8 @@ from torch.nn import functional as F
 from engine.model.attention import apply_rope, bidirectional_attention, causal_attention
 from engine.model.embedding import Embedding, look_up
 from engine.model.experts import Experts, Router
-from engine.model.kv_cache import KVCache
 from engine.model.products import linear
-from engine.model.rows import Rows, Segment, Spans
+from engine.model.rows import PassRows, Segment, Spans
 from engine.sizing.dimensions import Dimensions, LayerShape
 from engine.weights.quantization import Kernel, Weight
 
@@ -248,8 +247,8 @@ class Layer(nn.Module):
     def _feed_forward(self, x: Tensor) -> Tensor:
         """Residual included. The router sees the input without a weight."""
         dense = self.post_mlp_norm(self.mlp(self.mlp_norm(x)))
-        choice = self.router(F.rms_norm(x, x.shape[-1:], eps=self.router_eps))
-        sparse = self.post_experts_norm(self.experts(self.experts_norm(x), choice))
+        routing = self.router(F.rms_norm(x, x.shape[-1:], eps=self.router_eps))
+        sparse = self.post_experts_norm(self.experts(self.experts_norm(x), routing))
         out: Tensor = x + self.post_feedforward_norm(dense + sparse)
         return out
 
@@ -290,25 +289,10 @@ class DiffusionGemma(nn.Module):
         """[T] int64 -> [T, D]."""
         return look_up(self.embedding, tokens, self.dtype) * self.embedding_scale
 
-    def encode(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """Prefill and commit: read tokens [T] causally after what `cache` holds, and add them.
-
-        Returns the last hidden states [T, D], which only a token-by-token decoder would use.
-        """
-        hidden = self.run([Segment(cache, tokens, causal=True)], encoder_output=True)
-        cache.advance(tokens.shape[0])
-        return hidden
-
-    def decode(self, canvas: Tensor, soft_embeddings: Tensor | None, cache: KVCache) -> Tensor:
-        """One denoising pass: canvas [C] int64 and its self-conditioning [C, D] -> [C, D]."""
-        return self.run([Segment(cache, canvas, causal=False)], soft_embeddings)
-
     def run(
         self,
         segments: Sequence[Segment],
         soft_embeddings: Tensor | None = None,
-        *,
-        encoder_output: bool = False,
     ) -> Tensor:
         """One pass over all segments' rows together: hidden states [R, D] of the canvases' rows.
 
@@ -317,34 +301,30 @@ class DiffusionGemma(nn.Module):
         read their caches one after another, so that a canvas may stand behind tokens which this
         same pass encodes. Nothing is added to a cache: its owner says so with `advance`.
 
-        Of encoded rows the last layer needs only keys and values. Their own hidden states are
-        given, before the canvases', if `encoder_output` asks for them.
+        Of encoded rows the last layer computes only keys and values, so a pass without a canvas
+        gives no rows.
         """
-        rows = Rows.of(segments)
+        rows = PassRows.of(segments)
         x = self.embed(rows.tokens)
         rows.put_images(x)
         x[rows.encoded :] = self.self_conditioning(x[rows.encoded :], soft_embeddings)
-        ropes = self._ropes(rows.spans, x)
+        ropes = self.ropes(rows.spans, x)
         *layers, last_layer = enumerate(self.each_layer())
         for index, layer in layers:
-            attended = self._attend(index, layer, x, rows, ropes, skip_encoded=False)
+            attended = self.attend(index, layer, x, rows, ropes, skip_encoded=False)
             x = layer.finish(x, attended, rows.encoded)
         index, layer = last_layer
-        attended = self._attend(index, layer, x, rows, ropes, skip_encoded=not encoder_output)
-        if encoder_output:
-            x = layer.finish(x, attended, rows.encoded)
-        elif attended.shape[0]:
-            x = layer.finish(x[rows.encoded :], attended, 0)
-        else:  # a pass that only encodes
+        attended = self.attend(index, layer, x, rows, ropes, skip_encoded=True)
+        if not attended.shape[0]:  # the pass only encodes
             return attended
-        return self.norm.forward(x)
+        return self.norm.forward(layer.finish(x[rows.encoded :], attended, 0))
 
-    def _attend(
+    def attend(
         self,
         index: int,
         layer: Layer,
         x: Tensor,
-        rows: Rows,
+        rows: PassRows,
         ropes: Ropes,
         *,
         skip_encoded: bool,
@@ -354,7 +334,7 @@ class DiffusionGemma(nn.Module):
         projected = layer.attention.project(layer.attention_norm(x), ropes[window is not None])
         attended: dict[int, Tensor] = {}
         for number, segment in enumerate(rows.segments):
-            queries, new_keys, new_values = (each[:, rows.places[number]] for each in projected)
+            queries, new_keys, new_values = (each[:, rows.slices[number]] for each in projected)
             keys, values = segment.cache.write(index, new_keys, new_values, segment.start)
             if not (segment.causal and skip_encoded):
                 attended[number] = self._attend_segment(rows, number, window, queries, keys, values)
@@ -365,7 +345,7 @@ class DiffusionGemma(nn.Module):
 
     def _attend_segment(
         self,
-        rows: Rows,
+        rows: PassRows,
         number: int,
         window: int | None,
         queries: Tensor,
@@ -390,7 +370,7 @@ class DiffusionGemma(nn.Module):
     def each_layer(self) -> list[Layer]:
         return list(self.layers)  # type: ignore[arg-type]  # ModuleList forgets its element type
 
-    def _ropes(self, spans: Spans, x: Tensor) -> Ropes:
+    def ropes(self, spans: Spans, x: Tensor) -> Ropes:
         """cos and sin [T, d] for sliding (True) and full layers.
 
         The last ones are kept: all steps of a block stand at the same positions.

@@ -13,7 +13,7 @@ from engine.model.products import grouped_product, linear
 from engine.weights.quantization import Kernel, Weight
 
 
-class Choice(NamedTuple):
+class Routing(NamedTuple):
     """For each token its experts and their shares."""
 
     experts: Tensor  # [T, k] int64
@@ -30,12 +30,12 @@ class Router(nn.Module):
         self.proj: Weight = nn.Parameter(torch.empty(experts, size))
         self.per_expert_scale = nn.Parameter(torch.empty(experts))
 
-    def forward(self, normed: Tensor) -> Choice:
-        """[T, D], RMS-normed without a weight -> the choice."""
+    def forward(self, normed: Tensor) -> Routing:
+        """[T, D], RMS-normed without a weight -> the routing."""
         scores = linear(normed * self.scale * normed.shape[-1] ** -0.5, self.proj)  # [T, E]
         shares, experts = scores.softmax(-1, dtype=torch.float32).topk(self.per_token)  # [T, k]
         shares = shares / shares.sum(-1, keepdim=True)
-        return Choice(experts, shares * self.per_expert_scale[experts])
+        return Routing(experts, shares * self.per_expert_scale[experts])
 
 
 class Experts(nn.Module):
@@ -47,10 +47,10 @@ class Experts(nn.Module):
         self.gate_up: Weight = nn.Parameter(torch.empty(experts, 2 * inner, size))
         self.down: Weight = nn.Parameter(torch.empty(experts, size, inner))
 
-    def forward(self, x: Tensor, choice: Choice) -> Tensor:
+    def forward(self, x: Tensor, routing: Routing) -> Tensor:
         """[T, D] -> [T, D], each token's experts summed in a fixed order."""
-        count, per_token = choice.experts.shape
-        flat = choice.experts.flatten()  # [T * k]
+        count, per_token = routing.experts.shape
+        flat = routing.experts.flatten()  # [T * k]
         order = flat.argsort(stable=True)
         ends = group_ends(flat[order], self.gate_up.shape[0])
         rows = x[order // per_token]  # [T * k, D], one expert's after another's
@@ -58,7 +58,7 @@ class Experts(nn.Module):
         inner = F.gelu(gate, approximate="tanh") * up
         out = grouped_product(inner, self.down, ends, self.kernel)
         unsorted = torch.empty_like(out).index_copy_(0, order, out).view(count, per_token, -1)
-        return (unsorted * choice.weights[..., None].to(out.dtype)).sum(1)
+        return (unsorted * routing.weights[..., None].to(out.dtype)).sum(1)
 
 
 def group_ends(ordered: Tensor, groups: int) -> Tensor:

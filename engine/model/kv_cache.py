@@ -82,7 +82,7 @@ class KVCache:
         first = 0 if window is None else max(0, begin - (window - 1))
         return both[0, :, first:end], both[1, :, first:end]
 
-    def places(self, layer: int, length: int, count: int) -> tuple[Tensor, Tensor]:
+    def entries(self, layer: int, length: int, count: int) -> tuple[Tensor, Tensor]:
         """Views of the layer's first places, keys and values [K, S, d], to `write` into oneself.
 
         S does not depend on what is stored: it is `length`, or less where a layer can't have as

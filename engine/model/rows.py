@@ -17,19 +17,19 @@ Spans = list[tuple[int, int]]  # first position and count of each segment
 
 @dataclass(frozen=True)
 class ImageRows:
-    """Rows of a segment that are an image, and the embeddings [T, D] that it has there."""
+    """PassRows of a segment that are an image, and the embeddings [T, D] that it has there."""
 
     start: int  # the first of them, from the segment's beginning
     embeddings: Tensor
 
     @property
-    def place(self) -> slice:
+    def span(self) -> slice:
         return slice(self.start, self.start + self.embeddings.shape[0])
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows of one pass that follow each other in one sequence and attend in one way.
+    """PassRows of one pass that follow each other in one sequence and attend in one way.
 
     Causal rows are encoded (prefill, commit); the others are a canvas, each of whose rows sees
     all of it. `start` counts the rows of the same pass between what `cache` holds and these.
@@ -43,24 +43,24 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Rows:
+class PassRows:
     """Where each segment has its rows: encoded ones first, so that a kind is a slice."""
 
     segments: Sequence[Segment]
     order: list[int]  # numbers of the segments, as their rows stand
-    places: dict[int, slice]  # by number
+    slices: dict[int, slice]  # by number
     encoded: int  # rows of causal segments
     masks: dict[tuple[int, int | None], Tensor]  # by number and window
 
     @classmethod
-    def of(cls, segments: Sequence[Segment]) -> "Rows":
+    def of(cls, segments: Sequence[Segment]) -> "PassRows":
         order = sorted(range(len(segments)), key=lambda number: not segments[number].causal)
-        places, end = {}, 0
+        slices, end = {}, 0
         for number in order:
             start, end = end, end + segments[number].tokens.shape[0]
-            places[number] = slice(start, end)
+            slices[number] = slice(start, end)
         encoded = sum(segment.tokens.shape[0] for segment in segments if segment.causal)
-        return cls(segments, order, places, encoded, {})
+        return cls(segments, order, slices, encoded, {})
 
     @property
     def tokens(self) -> Tensor:
@@ -76,7 +76,7 @@ class Rows:
         """Put the images' embeddings, which are not scaled, into the rows' [R, D]."""
         for number, segment in enumerate(self.segments):
             for image in segment.images:
-                embedded[self.places[number]][image.place] = image.embeddings
+                embedded[self.slices[number]][image.span] = image.embeddings
 
     def mask(
         self, number: int, seen: int, window: int | None, images: Sequence[ImageRows]
@@ -92,6 +92,6 @@ class Rows:
             count = segment.tokens.shape[0]
             mask = causal_mask(seen - count, count, window, segment.tokens.device)
             for image in images:
-                mask[:, seen - count :][image.place, image.place] = True
+                mask[:, seen - count :][image.span, image.span] = True
             self.masks[key] = mask
         return self.masks[key]

@@ -1,15 +1,15 @@
 """The denoising pass in fixed shapes: what a CUDA graph can hold, and a compiler need not redo.
 
 `DiffusionGemma.run` takes from the host where each sequence stands, and cuts keys and values to
-what is stored. Here that is a number on the device: new keys and values go to places computed from
-it, attention looks at a fixed number of places and is told on the device which of them hold
+what is stored. Here that is a number on the device: new keys and values go to entries computed from
+it, attention looks at a fixed number of entries and is told on the device which of them hold
 something. The result is the same, as the tests say. Where PyTorch's attention serves, a mask hides
-the other places, which cost time all the same, so that without a graph or a compiler this form is
+the other entries, which cost time all the same, so that without a graph or a compiler this form is
 the slower one; Triton's does not read them. The host makes no tensor in it and waits for nothing.
 
 Only for passes of nothing but whole canvases, as most are: what is encoded has any length.
 
-Letters: N canvases, C positions of each, R = N C rows, S places of a layer's cache that are looked
+Letters: N canvases, C positions of each, R = N C rows, S entries of a layer's cache that are looked
 at, D hidden size.
 """
 
@@ -62,10 +62,10 @@ class StaticPass:
         return whole and not segment.causal and segment.start == 0
 
     def length(self, segments: Sequence[Segment]) -> int:
-        """How many places a pass of these canvases should look at.
+        """How many entries a pass of these canvases should look at.
 
         A multiple of four canvases, and further on of a quarter of the power of two below: so one
-        graph serves many blocks, and at most a fifth of the places are hidden for its sake.
+        graph serves many blocks, and at most a fifth of the entries are hidden for its sake.
         """
         end = max(segment.cache.position for segment in segments) + self._canvas
         step = max(4 * self._canvas, 1 << (end.bit_length() - 3))
@@ -90,7 +90,7 @@ class StaticPass:
     def run(self, caches: Sequence[KVCache], length: int) -> Tensor:
         """Hidden states [R, D] of the canvases that were filled in, whose caches these are.
 
-        `length` places are looked at, in sliding layers no more than they can hold.
+        `length` entries are looked at, in sliding layers no more than they can hold.
         """
         model, count = self._model, len(caches)
         x = model.embed(self._tokens[:count].flatten())
@@ -101,21 +101,21 @@ class StaticPass:
         seen: dict[int | None, Tensor] = {}
         for index, layer in enumerate(model.each_layer()):
             window = model.dimensions.layers[index].window
-            places = [cache.places(index, length, self._canvas) for cache in caches]
+            entries = [cache.entries(index, length, self._canvas) for cache in caches]
             if window not in seen:
-                seen[window] = self._sees(behind[window], places[0][0].shape[1], window)
+                seen[window] = self._sees(behind[window], entries[0][0].shape[1], window)
             projected = self._before(layer, x, ropes[window is not None])
-            attended = _attend(projected, places, behind[window], seen[window], self._attention)
+            attended = _attend(projected, entries, behind[window], seen[window], self._attention)
             x = self._after(layer, x, attended)
         return model.norm.forward(x)
 
     def _behind(self, stored: Tensor) -> Tensor:
-        """The places behind what is stored, [N] -> [N, C]."""
+        """The entries behind what is stored, [N] -> [N, C]."""
         return stored[:, None] + torch.arange(self._canvas, device=stored.device)
 
 
 def _attention_of(kernel: Kernel) -> tuple[Sees, Attention]:
-    """This kernel, and what tells it which places are seen."""
+    """This kernel, and what tells it which entries are seen."""
     if kernel == "torch":
         return _seen, bidirectional_attention
     # Here: triton is there only where it is needed, and slow to import.
@@ -125,13 +125,13 @@ def _attention_of(kernel: Kernel) -> tuple[Sees, Attention]:
 
 
 def _seen(behind: Tensor, count: int, window: int | None) -> Tensor:
-    """[N, count] bool: which places a canvas at places `behind` [N, C] sees.
+    """[N, count] bool: which entries a canvas at entries `behind` [N, C] sees.
 
     Itself and what is stored before it, of which a sliding layer sees the last window - 1.
     """
-    places = torch.arange(count, device=behind.device)
-    seen = places <= behind[:, -1:]
-    return seen if window is None else seen & (places > behind[:, :1] - window)
+    entries = torch.arange(count, device=behind.device)
+    seen = entries <= behind[:, -1:]
+    return seen if window is None else seen & (entries > behind[:, :1] - window)
 
 
 def _seen_span(behind: Tensor, _count: int, window: int | None) -> Tensor:
@@ -143,21 +143,21 @@ def _seen_span(behind: Tensor, _count: int, window: int | None) -> Tensor:
 
 def _attend(
     projected: tuple[Tensor, Tensor, Tensor],
-    places: Sequence[tuple[Tensor, Tensor]],
+    entries: Sequence[tuple[Tensor, Tensor]],
     behind: Tensor,
     seen: Tensor,
     attention: Attention,
 ) -> Tensor:
     """Queries, keys and values of all canvases' rows -> [H, R, d]; fills in their caches.
 
-    `places` are keys and values [K, S, d] of each; `behind` [N, C] and `seen` [N, S] or [N, 2] as
+    `entries` are keys and values [K, S, d] of each; `behind` [N, C] and `seen` [N, S] or [N, 2] as
     above.
     What is hidden has to be finite all the same: it is, for a cache begins as zeros.
     """
-    parts = (each.chunk(len(places), dim=1) for each in projected)
+    parts = (each.chunk(len(entries), dim=1) for each in projected)
     attended = []
     for number, (queries, new_keys, new_values) in enumerate(zip(*parts, strict=True)):
-        keys, values = places[number]
+        keys, values = entries[number]
         keys.index_copy_(1, behind[number], new_keys)
         values.index_copy_(1, behind[number], new_values)
         attended.append(attention(queries, keys, values, seen[number]))

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from engine.messages import Image
 from engine.model.diffusion_gemma import UnsupportedModelError
-from engine.model.places import Place
 from engine.model.products import linear
+from engine.model.weight_map import WeightTarget
 from engine.sizing.dimensions import PROCESSOR_FILES
 from engine.weights.quantization import Weight
 
@@ -58,7 +58,7 @@ class VisionConfig:
 
 
 class Vision(nn.Module):
-    """Built empty; `engine.model.checkpoint` fills it through `places`."""
+    """Built empty; `engine.model.checkpoint` fills it through `tensors`."""
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class Vision(nn.Module):
         assert embeddings.shape[0] == image.tokens
         return embeddings
 
-    def places(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """Where each tensor of a checkpoint belongs that is held in full, by its name there."""
         return {
             prefix + name: tensor
@@ -143,10 +143,10 @@ class Vision(nn.Module):
             if prefix + name not in self._projections
         }
 
-    def quantized_places(self) -> list[Place]:
+    def weight_targets(self) -> list[WeightTarget]:
         """Those of the others."""
         return [
-            Place(projection, "weight", {name: projection.shape}, "rest")
+            WeightTarget(projection, "weight", {name: projection.shape}, "rest")
             for name, projection in self._projections.items()
         ]
 

@@ -21,7 +21,7 @@ PATIENCE_S = 30.0
 
 
 @dataclass
-class _Place:
+class _Queued:
     """A sequence's place in the order."""
 
     sequence: Sequence
@@ -58,28 +58,28 @@ class Scheduler:
         self._prefill_chunk = prefill_chunk
         self._max_active = max_active
         self._speculate = speculate
-        self._places: dict[Sequence, _Place] = {}
+        self._queued: dict[Sequence, _Queued] = {}
         self._arrivals = 0
 
     @property
     def waiting(self) -> int:
-        return len(self._places) - self.running
+        return len(self._queued) - self.running
 
     @property
     def running(self) -> int:
-        return sum(place.running for place in self._places.values())
+        return sum(each.running for each in self._queued.values())
 
     def add(self, sequence: Sequence, now: float) -> None:
-        self._places[sequence] = _Place(sequence, self._arrivals, now, sequence.block_index)
+        self._queued[sequence] = _Queued(sequence, self._arrivals, now, sequence.block_index)
         self._arrivals += 1
 
     def find(self, request_id: str) -> Sequence | None:
         """The sequence of this request, if it has not ended."""
-        return next((s for s in self._places if s.request.id == request_id), None)
+        return next((s for s in self._queued if s.request.id == request_id), None)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that ended, whether it ran or waited."""
-        del self._places[sequence]
+        del self._queued[sequence]
 
     def shrink(self, max_active: int) -> None:
         """From now on no more than so many run: the device has no memory for more."""
@@ -89,31 +89,31 @@ class Scheduler:
         """Decide who runs."""
         rank = self._ranks(now)
         order = sorted(
-            self._places.values(), key=lambda p: (rank[p.sequence], not p.running, p.arrival)
+            self._queued.values(), key=lambda p: (rank[p.sequence], not p.running, p.arrival)
         )
         chosen, rest = order[: self._max_active], order[self._max_active :]
         changes = Changes(
-            parked=[place.sequence for place in rest if place.running],
-            started=[place.sequence for place in chosen if not place.running],
+            parked=[each.sequence for each in rest if each.running],
+            started=[each.sequence for each in chosen if not each.running],
         )
-        for place in order:
-            place.running = False
-        for place in chosen:
-            place.running = True
+        for each in order:
+            each.running = False
+        for each in chosen:
+            each.running = True
         return changes
 
     def next_pass(self, now: float) -> Pass:
         """What the model should do now for those who run; nothing if nobody does."""
         rank = self._ranks(now)
-        running = [place for place in self._places.values() if place.running]
-        best = min((rank[place.sequence] for place in running), default=0)
+        running = [each for each in self._queued.values() if each.running]
+        best = min((rank[each.sequence] for each in running), default=0)
         works: Pass = []
         room = self._prefill_chunk
-        for place in running:  # in the order of arrival
-            if rank[place.sequence] != best:
+        for each in running:  # in the order of arrival
+            if rank[each.sequence] != best:
                 continue
-            place.serve(now)
-            work = place.sequence.next_work(room, speculate=self._speculate)
+            each.serve(now)
+            work = each.sequence.next_work(room, speculate=self._speculate)
             if work is not None:
                 works.append(work)
                 room = max(0, room - len(work.tokens))  # an image may have taken more
@@ -121,8 +121,8 @@ class Scheduler:
 
     def _ranks(self, now: float) -> dict[Sequence, int]:
         """Each one's priority, of the aged ones the best of all."""
-        best = min((place.priority for place in self._places.values()), default=0)
+        best = min((each.priority for each in self._queued.values()), default=0)
         return {
-            place.sequence: best if place.is_aged(now) else place.priority
-            for place in self._places.values()
+            each.sequence: best if each.is_aged(now) else each.priority
+            for each in self._queued.values()
         }

@@ -40,7 +40,7 @@ Pass = list[Work]
 
 
 @dataclass(frozen=True)
-class Step:
+class StepResult:
     """What a denoising step made of a canvas."""
 
     draft: list[int]  # the argmax canvas
@@ -50,7 +50,7 @@ class Step:
     next_started: bool = False  # the bet was won: the block is committed, the next has had a step
 
 
-PassResult = list[Step | None]  # of each work of the pass; None where nothing was denoised
+PassResult = list[StepResult | None]  # of each work of the pass; None where nothing was denoised
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,9 @@ class Sequence:
                 keys[image.start : image.end] = [key] * image.tokens
         return keys
 
-    def record(self, done: Work, step: Step | None, end_tokens: Set[int]) -> FinishedBlock | None:
+    def record(
+        self, done: Work, step: StepResult | None, end_tokens: Set[int]
+    ) -> FinishedBlock | None:
         """Take note of a pass; gives the block that it finished, if it finished one.
 
         An answer's first block that begins with an end token is not finished but begun again, once:
@@ -192,16 +194,16 @@ class Sequence:
             return count
         return cut.start - self.encoded if cut.start > self.encoded else cut.tokens
 
-    def _goes_on(self, step: Step, end_tokens: Set[int]) -> bool:
+    def _goes_on(self, step: StepResult, end_tokens: Set[int]) -> bool:
         """Whether another block would follow this canvas."""
         return len(step.draft) < self.room and end_tokens.isdisjoint(step.draft)
 
-    def _comes_out_empty(self, step: Step, end_tokens: Set[int]) -> bool:
+    def _comes_out_empty(self, step: StepResult, end_tokens: Set[int]) -> bool:
         """Where a suffix is led up to, nothing is a good answer too."""
         first = self.block_index == 0 and not self.request.sampling.suffix
         return first and step.draft[0] in end_tokens
 
-    def _finish(self, step: Step, end_tokens: Set[int]) -> FinishedBlock:
+    def _finish(self, step: StepResult, end_tokens: Set[int]) -> FinishedBlock:
         canvas, room = step.draft, self.room
         if self.request.sampling.suffix:
             canvas = canvas[:room]  # the suffix is no part of the answer

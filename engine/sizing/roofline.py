@@ -8,7 +8,6 @@ the longer of bytes / bandwidth and operations / peak (Williams et al., "Rooflin
 """
 
 from dataclasses import dataclass
-from math import ceil
 
 from engine.config import Formats, Hardware
 from engine.sizing.dimensions import Dimensions
@@ -35,11 +34,6 @@ class StepCost:
     def memory_seconds(self, *, bandwidth: float, canvases: int = 1) -> float:
         """The time to move its bytes."""
         return (self.fixed_bytes + canvases * self.canvas_bytes) / bandwidth
-
-    def compute_bound_from(self, *, bandwidth: float, peak: float) -> int | None:
-        """From how many canvases on the operations take longer than the bytes, if ever."""
-        spare = self.canvas_flops / peak - self.canvas_bytes / bandwidth
-        return ceil(self.fixed_bytes / bandwidth / spare) if spare > 0 else None
 
 
 def step_cost(

@@ -16,4 +16,4 @@ def test_the_help_of_serve_names_every_profile_and_every_setting():
 
 def test_the_banner_tells_the_profile():
     ready = Ready("cpu", "float32", 2048, 32, 1280, profile="demo: max_active 4")
-    assert "  profile  demo: max_active 4\n" in _banner(Settings(), ready)
+    assert "  profile  demo: max_active 4\n" in _banner(Settings(), "http://127.0.0.1:8000", ready)

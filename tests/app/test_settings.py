@@ -39,7 +39,7 @@ def test_the_worker_is_told_what_was_told_and_no_defaults(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("profile", "rtx-9090"), ("port", 0), ("port", "many"), ("device", "tpu"), ("colour", "red")],
+    [("profile", "rtx-9090"), ("port", -1), ("port", "many"), ("device", "tpu"), ("colour", "red")],
 )
 def test_a_wrong_value_is_refused_by_its_name(name, value):
     with pytest.raises(ValidationError, match=name):

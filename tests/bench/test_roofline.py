@@ -1,6 +1,6 @@
 import pytest
 
-from bench.roofline import FORMATS, devices, released, rows
+from bench.roofline import FORMATS, compute_bound_from, devices, released, rows
 from engine.config import Formats
 from engine.sizing.roofline import step_cost
 
@@ -33,7 +33,7 @@ def test_every_device_has_a_row_for_every_form():
 def test_from_its_number_of_canvases_on_a_step_is_bound_by_operations_and_before_by_bytes():
     speed = {"bandwidth": 1.792e12, "peak": 503.8e12}
     step = cost(experts="int8", linears="int8")
-    first = step.compute_bound_from(**speed)
+    first = compute_bound_from(step, **speed)
     for canvases in (first - 1, first):
         by_bytes = step.memory_seconds(bandwidth=speed["bandwidth"], canvases=canvases)
         assert (step.seconds(**speed, canvases=canvases) > by_bytes) == (canvases == first)

@@ -21,7 +21,7 @@ from bench.synthetic import Trial, most_layers, rows
 from engine.config import UNQUANTIZED, EngineConfig, Formats
 from engine.denoise.sampler import SamplerConfig
 from engine.loading import new_denoiser
-from engine.model.places import places
+from engine.model.weight_map import weight_targets
 from engine.sizing.dimensions import Dimensions
 from engine.sizing.gpu import Gpu
 from engine.sizing.plan import make_plan
@@ -96,15 +96,18 @@ def test_no_form_is_made_from_a_larger_one(form):
 
 @pytest.mark.parametrize("form", FORMATS, ids=case_of)
 def test_quantised_codes_stand_for_what_a_dense_weight_would_be(form):
-    held = [(place, getattr(place.module, place.attribute)) for place in places(network(form))]
+    held = [
+        (target, getattr(target.module, target.attribute))
+        for target in weight_targets(network(form))
+    ]
     quantized = [each for each in held if isinstance(each[1], QuantizedWeight)]
     assert bool(quantized) == (form != UNQUANTIZED)
-    for place, weight in quantized:
+    for target, weight in quantized:
         values = weight.dequantize(torch.float32)
         assert values.isfinite().all()
         by_chance = 4 * values.numel() ** -0.5
         assert abs(values.mean()) < (0.1 + by_chance) * values.std()
-        times = LOGITS_STD if place.kind == "embedding" else 1
+        times = LOGITS_STD if target.kind == "embedding" else 1
         assert values.std() == pytest.approx(times * weight.shape[-1] ** -0.5, rel=0.2)
 
 

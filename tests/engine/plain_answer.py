@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bench.passes import decode, encode
 from engine.denoise.denoiser import Denoiser
 from engine.denoise.noise import block_noise
 from engine.messages import GenerateRequest
@@ -78,7 +79,7 @@ def plain_block(
     canvas = torch.cat([noise.canvases[0][:free], suffix])
     previous, stable, soft = None, 0, None
     for step in range(steps):
-        hidden = model.decode(canvas, soft, cache).double()
+        hidden = decode(model, canvas, soft, cache).double()
         raw = model.config.softcap * (hidden @ embedding.T / model.config.softcap).tanh()
         logits = biased(raw, request, answer, denoiser.sampler.end_tokens)
         argmax = torch.cat([logits.argmax(-1)[:free], suffix])
@@ -116,7 +117,7 @@ def filled_cache(denoiser: Denoiser, tokens: list[int]) -> KVCache:
         device=torch.device("cpu"),
         slack=0,
     )
-    denoiser.model.encode(torch.tensor(tokens), cache)
+    encode(denoiser.model, torch.tensor(tokens), cache)
     return cache
 
 

@@ -3,6 +3,7 @@
 import torch
 from transformers import DynamicCache
 
+from bench.passes import decode, encode
 from engine.model.kv_cache import KVCache
 
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
@@ -25,7 +26,7 @@ def encode_both(pair, prompt, chunks):
     with torch.inference_mode():
         pair.reference.model.encoder(input_ids=torch.tensor([prompt]), cache=theirs)
         for part in torch.tensor(prompt).split(chunks):
-            pair.denoiser.model.encode(part, ours)
+            encode(pair.denoiser.model, part, ours)
     return theirs, ours
 
 
@@ -69,7 +70,7 @@ def decoder_logits(pair, soft, theirs_logits):
             decoder_input_ids=canvas[None],
             self_conditioning_logits=theirs_logits,
         ).logits[0]
-        logits = model.decode(canvas, soft, ours) @ model.embedding.T
+        logits = decode(model, canvas, soft, ours) @ model.embedding.T
         return (logits / model.config.softcap).tanh() * model.config.softcap, expected
 
 

@@ -12,6 +12,7 @@ from transformers import DynamicCache, Gemma4ImageProcessorPil
 
 from app.prompting.conversation import ImagePart, ImageUrl
 from app.prompting.images import ImageReader
+from bench.passes import decode
 from engine.config import EngineConfig
 from engine.messages import Block, GenerateRequest, Image, Sampling
 from engine.model.rows import ImageRows, Segment
@@ -66,7 +67,7 @@ def make_prompt(pair, folder):
         for part in words:
             rendered += [IMAGE, *part.tolist()]
         read = reader.read([ImagePart(ImageUrl(data_url(picture)), "url") for picture in pictures])
-        tokens, images = reader.place(rendered, read)
+        tokens, images = reader.insert(rendered, read)
         features = processor(pictures, return_tensors="pt")
         return Prompt(
             tokens,
@@ -134,7 +135,7 @@ def test_first_step_has_the_same_logits(pair, make_prompt, sizes):
     canvas = torch.arange(model.dimensions.canvas_length) + 50
     with torch.inference_mode():
         expected = pair.reference(cache=theirs, decoder_input_ids=canvas[None]).logits[0]
-        logits = model.decode(canvas, None, ours) @ model.embedding.T
+        logits = decode(model, canvas, None, ours) @ model.embedding.T
     logits = (logits / model.config.softcap).tanh() * model.config.softcap
     torch.testing.assert_close(logits, expected, **TOLERANCE)
 

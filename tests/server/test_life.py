@@ -218,7 +218,7 @@ def test_a_killed_front_end_takes_its_worker_with_it(start_server):
 def serve_with(**variables):
     return subprocess.run(
         [sys.executable, "-m", "app.cli", "serve"],
-        env={**os.environ, **variables},
+        env={**os.environ, "EASEL_PORT": "0", **variables},
         capture_output=True,
         text=True,
         timeout=90,
@@ -256,7 +256,7 @@ def test_a_worker_that_cannot_start_ends_the_server(model_folder, tmp_path):
     for file in model_folder.iterdir():
         if file.suffix != ".safetensors":
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    result = serve_with(EASEL_MODEL=str(tmp_path), EASEL_PORT="8473")
+    result = serve_with(EASEL_MODEL=str(tmp_path))
     assert result.returncode == 1
     assert "weight files are missing" in result.stderr
     assert "Traceback" not in result.stderr

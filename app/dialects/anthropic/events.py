@@ -32,14 +32,14 @@ SIGNATURE = "easel"
 class MessagesAnswer:
     """One answer to be made, whole or as a stream. Both forms begin with `head`."""
 
-    found: Services
+    services: Services
     request: AnswerRequest
     prepared: Sequence[GenerateRequest]
     shows_thoughts: bool
     head: dict[str, Any]
 
     async def whole(self) -> Response:
-        (choice,) = await whole_answers(self.found, self.request, self.prepared)
+        (choice,) = await whole_answers(self.services, self.request, self.prepared)
         blocks = [_whole_block(event, self.shows_thoughts) for event in choice.events]
         message = {
             **self.head,
@@ -58,7 +58,7 @@ class MessagesAnswer:
         blocks = _StreamedBlocks(self.shows_thoughts)
         begun = False
         try:
-            answer = answer_events(self.found, self.request, self.prepared)
+            answer = answer_events(self.services, self.request, self.prepared)
             async with aclosing(answer) as events:
                 async for event in events:
                     if not begun:

@@ -16,7 +16,7 @@ from app.dialects.body import parsed
 from app.dialects.waiting import unless_gone
 from app.errors import ContextLengthExceeded
 from app.prompting.prompt import Prompt
-from app.services import Admission, Services, check_model, services
+from app.services import Admission, Services, check_model, services_of
 from app.sse import event_stream
 from engine.messages import GenerateRequest, Ready
 
@@ -26,18 +26,18 @@ router = APIRouter()
 @router.post("/v1/messages")
 async def messages(http: Request, admit: Admission) -> Response:
     body = await parsed(http, MessagesRequest)
-    found = services(http)
-    check_model(body.model, found.settings.model)
+    services = services_of(http)
+    check_model(body.model, services.settings.model)
     limits = admit()
-    request = await asyncio.to_thread(answer_request, found, body)
+    request = await asyncio.to_thread(answer_request, services, body)
     head = {
         "id": f"msg_{uuid.uuid4().hex}",
         "type": "message",
         "role": "assistant",
-        "model": found.settings.model,
+        "model": services.settings.model,
     }
     prepared = _prepared(request, limits)
-    answer = MessagesAnswer(found, request, prepared, body.shows_thoughts, head)
+    answer = MessagesAnswer(services, request, prepared, body.shows_thoughts, head)
     if body.stream:
         return event_stream(answer.events())
     return await unless_gone(http, answer.whole())
@@ -46,17 +46,17 @@ async def messages(http: Request, admit: Admission) -> Response:
 @router.post("/v1/messages/count_tokens")
 async def count_tokens(http: Request) -> dict[str, int]:
     body = await parsed(http, CountTokensRequest)
-    found = services(http)
-    check_model(body.model, found.settings.model)
-    prompt = await asyncio.to_thread(_prompt, found, body)
+    services = services_of(http)
+    check_model(body.model, services.settings.model)
+    prompt = await asyncio.to_thread(_prompt, services, body)
     return {"input_tokens": len(prompt.tokens)}
 
 
-def answer_request(found: Services, body: MessagesRequest) -> AnswerRequest:
+def answer_request(services: Services, body: MessagesRequest) -> AnswerRequest:
     """Raises BadRequest if the conversation can't become a prompt."""
     choice = body.tool_choice
     return AnswerRequest(
-        [_prompt(found, body)],
+        [_prompt(services, body)],
         body.sampling(random_seed()),
         body.max_tokens,
         "messages",
@@ -70,8 +70,8 @@ def answer_request(found: Services, body: MessagesRequest) -> AnswerRequest:
     )
 
 
-def _prompt(found: Services, body: CountTokensRequest) -> Prompt:
-    return found.prompts.chat(conversation(body), offered_tools(body), thinking=body.thinks)
+def _prompt(services: Services, body: CountTokensRequest) -> Prompt:
+    return services.prompts.chat(conversation(body), offered_tools(body), thinking=body.thinks)
 
 
 def _prepared(request: AnswerRequest, limits: Ready) -> list[GenerateRequest]:

@@ -63,7 +63,7 @@ class ChatAnswer(OpenAIAnswer):
 
     def _logprobs(self, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
         return {
-            "content": token_logprobs(self.found.prompts.vocabulary, logprobs),
+            "content": token_logprobs(self.services.prompts.vocabulary, logprobs),
             "refusal": None,
         }
 

@@ -13,7 +13,7 @@ from app.dialects.chat.events import ChatAnswer
 from app.dialects.chat.schema import ChatCompletionRequest
 from app.dialects.chat.turns import conversation, offered_tools
 from app.dialects.waiting import unless_gone
-from app.services import Admission, Services, check_model, services
+from app.services import Admission, Services, check_model, services_of
 from app.sse import event_stream
 
 router = APIRouter()
@@ -23,26 +23,26 @@ router = APIRouter()
 @router.post("/v1/chat/completions")
 async def chat_completions(http: Request, admit: Admission) -> Response:
     body = await parsed(http, ChatCompletionRequest)
-    found = services(http)
-    check_model(body.model, found.settings.model)
+    services = services_of(http)
+    check_model(body.model, services.settings.model)
     limits = admit(body.n or 1)
-    request = await asyncio.to_thread(answer_request, found, body)
+    request = await asyncio.to_thread(answer_request, services, body)
     prepared = prepare(request, limits)
     head = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),
-        "model": found.settings.model,
+        "model": services.settings.model,
     }
-    answer = ChatAnswer(found, request, prepared, head, body.include_usage)
+    answer = ChatAnswer(services, request, prepared, head, body.include_usage)
     if body.stream:
         return event_stream(answer.chunks())
     return await unless_gone(http, answer.whole())
 
 
-def answer_request(found: Services, body: ChatCompletionRequest) -> AnswerRequest:
+def answer_request(services: Services, body: ChatCompletionRequest) -> AnswerRequest:
     """Raises BadRequest if the conversation can't become a prompt."""
     tools = offered_tools(body.offered)
-    prompt = found.prompts.chat(conversation(body.messages), tools, thinking=body.thinking)
+    prompt = services.prompts.chat(conversation(body.messages), tools, thinking=body.thinking)
     top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return AnswerRequest(
         [prompt],

@@ -45,7 +45,7 @@ class CompletionAnswer(OpenAIAnswer):
         prompt = self.body.prompts[index // self.request.n]
         if isinstance(prompt, str):
             return prompt
-        return self.found.prompts.vocabulary.decode(prompt)
+        return self.services.prompts.vocabulary.decode(prompt)
 
     def _choice(
         self,
@@ -71,4 +71,4 @@ class CompletionAnswer(OpenAIAnswer):
         return {"index": index, "text": text, "finish_reason": reason, "logprobs": found}
 
     def _token(self, token: int) -> str:
-        return self.found.prompts.vocabulary.token_bytes(token).decode(errors="replace")
+        return self.services.prompts.vocabulary.token_bytes(token).decode(errors="replace")

@@ -14,7 +14,7 @@ from app.dialects.completions.schema import CompletionRequest
 from app.dialects.waiting import unless_gone
 from app.errors import BadRequest
 from app.prompting.prompt import Prompt
-from app.services import Admission, Services, check_model, services
+from app.services import Admission, Services, check_model, services_of
 from app.sse import event_stream
 from engine.messages import Ready
 
@@ -25,31 +25,31 @@ router = APIRouter()
 @router.post("/v1/completions")
 async def completions(http: Request, admit: Admission) -> Response:
     body = await parsed(http, CompletionRequest)
-    found = services(http)
-    check_model(body.model, found.settings.model)
+    services = services_of(http)
+    check_model(body.model, services.settings.model)
     n = body.n or 1
     limits = admit(len(body.prompts) * n, param="prompt" if n == 1 else "n")
-    request = await asyncio.to_thread(answer_request, found, body, limits)
+    request = await asyncio.to_thread(answer_request, services, body, limits)
     prepared = prepare(request, limits)
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),
-        "model": found.settings.model,
+        "model": services.settings.model,
     }
-    answer = CompletionAnswer(found, request, prepared, head, body.include_usage, body)
+    answer = CompletionAnswer(services, request, prepared, head, body.include_usage, body)
     if body.stream:
         return event_stream(answer.chunks())
     return await unless_gone(http, answer.whole())
 
 
-def answer_request(found: Services, body: CompletionRequest, limits: Ready) -> AnswerRequest:
+def answer_request(services: Services, body: CompletionRequest, limits: Ready) -> AnswerRequest:
     """Raises BadRequest if a prompt has token ids that the model does not have."""
     return AnswerRequest(
-        [_prompt(found, prompt, limits) for prompt in body.prompts],
+        [_prompt(services, prompt, limits) for prompt in body.prompts],
         msgspec.structs.replace(
             body.sampling(random_seed()),
             top_logprobs=body.logprobs,
-            suffix=found.prompts.vocabulary.encode_literally(body.suffix) if body.suffix else [],
+            suffix=services.prompts.vocabulary.encode_literally(body.suffix) if body.suffix else [],
         ),
         body.token_limit,
         "prompt",
@@ -59,9 +59,9 @@ def answer_request(found: Services, body: CompletionRequest, limits: Ready) -> A
     )
 
 
-def _prompt(found: Services, prompt: str | list[int], limits: Ready) -> Prompt:
+def _prompt(services: Services, prompt: str | list[int], limits: Ready) -> Prompt:
     if isinstance(prompt, str):
-        return found.prompts.raw(prompt)
+        return services.prompts.raw(prompt)
     if max(prompt) >= limits.vocab_size:
         raise BadRequest(f"prompt: token ids must be below {limits.vocab_size}.", param="prompt")
     return Prompt(prompt)

@@ -26,7 +26,7 @@ from app.dialects.responses.turns import conversation, offered_tools
 from app.dialects.waiting import unless_gone
 from app.errors import ApiError, BadRequest, NotFound, error_event
 from app.prompting.conversation import Turn
-from app.services import Admission, Services, check_model, services
+from app.services import Admission, Services, check_model, services_of
 from app.sse import NamedEvent, event_stream
 from engine.messages import GenerateRequest, TokenLogprobs
 
@@ -47,17 +47,17 @@ class Asked:
 @router.post("/v1/responses")
 async def create_response(http: Request, admit: Admission) -> Response:
     body = await parsed(http, ResponseRequest)
-    found, store = services(http), response_store(http)
-    check_model(body.model, found.settings.model)
+    services, store = services_of(http), response_store(http)
+    check_model(body.model, services.settings.model)
     limits = admit()
     earlier = _earlier(store, body)
     said = [_resolved(store, item, index) for index, item in enumerate(body.items)]
-    request = await asyncio.to_thread(answer_request, found, body, earlier, said)
+    request = await asyncio.to_thread(answer_request, services, body, earlier, said)
     prepared = prepare(request, limits)
     asked = Asked(body, [*earlier, *said], request, prepared)
-    head = _head(found, body)
-    output = _output(found, asked)
-    events = _events(found, store, asked, head, output)
+    head = _head(services, body)
+    output = _output(services, asked)
+    events = _events(services, store, asked, head, output)
     if body.stream:
         return event_stream(_stream(events, head, output))
     return await unless_gone(http, _whole(events))
@@ -88,7 +88,7 @@ def _resolved(store: ResponseStore, item: InputItem | ItemReference, index: int)
 
 
 def answer_request(
-    found: Services,
+    services: Services,
     body: ResponseRequest,
     earlier: Sequence[InputItem],
     said: Sequence[InputItem],
@@ -98,7 +98,7 @@ def answer_request(
     if body.instructions is not None:
         turns.insert(0, Turn("system", body.instructions))
     tools = offered_tools(body)
-    prompt = found.prompts.chat(turns, tools, thinking=body.thinking, param="input")
+    prompt = services.prompts.chat(turns, tools, thinking=body.thinking, param="input")
     return AnswerRequest(
         [prompt],
         msgspec.structs.replace(
@@ -112,7 +112,7 @@ def answer_request(
     )
 
 
-def _head(found: Services, body: ResponseRequest) -> dict[str, Any]:
+def _head(services: Services, body: ResponseRequest) -> dict[str, Any]:
     """Returns the response as it is created: what was asked for, with nothing done yet."""
     effort = None if body.reasoning is None else body.reasoning.effort
     return {
@@ -128,7 +128,7 @@ def _head(found: Services, body: ResponseRequest) -> dict[str, Any]:
         "max_output_tokens": body.max_output_tokens,
         "max_tool_calls": None,
         "metadata": body.metadata or {},
-        "model": found.settings.model,
+        "model": services.settings.model,
         "output": [],
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
@@ -149,17 +149,17 @@ def _head(found: Services, body: ResponseRequest) -> dict[str, Any]:
     }
 
 
-def _output(found: Services, asked: Asked) -> OutputItems:
+def _output(services: Services, asked: Asked) -> OutputItems:
     def logprobs(figures: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:
         if not asked.body.wants_logprobs:
             return []
-        return token_logprobs(found.prompts.vocabulary, figures)
+        return token_logprobs(services.prompts.vocabulary, figures)
 
     return OutputItems(logprobs, summary=asked.body.summary is not None)
 
 
 async def _events(
-    found: Services,
+    services: Services,
     store: ResponseStore,
     asked: Asked,
     head: dict[str, Any],
@@ -171,7 +171,7 @@ async def _events(
     """
     yield {"type": "response.created", "response": head}
     yield {"type": "response.in_progress", "response": head}
-    async with aclosing(answer_events(found, asked.request, asked.prepared)) as answer:
+    async with aclosing(answer_events(services, asked.request, asked.prepared)) as answer:
         async for event in answer:
             match event:
                 case Delta():

@@ -163,7 +163,7 @@ def test_a_prompt_s_images_have_the_tokens_that_the_processor_gives_them(folder,
     expected = processor(text=text, images=pictures)["input_ids"][0]
     reader = ImageReader.find(str(folder))
     read = reader.read([ImagePart(ImageUrl(data_url(picture)), PARAM) for picture in pictures])
-    tokens, images = reader.place(tokenizer(text, add_special_tokens=False)["input_ids"], read)
+    tokens, images = reader.insert(tokenizer(text, add_special_tokens=False)["input_ids"], read)
     assert tokens == expected
     for image, picture in zip(images, read, strict=True):
         assert tokens[image.start : image.end] == [IDS["image_token_id"]] * picture.tokens
@@ -176,11 +176,11 @@ def test_a_template_that_shows_not_every_image_is_refused():
     pictures = [read_one(PNG, reader)] * 2
     for prompt, shown in (([7, 2, 8], 1), ([2, 2, 2], 3)):
         with pytest.raises(BadRequest, match=f"shows {shown} of the 2 images"):
-            reader.place(prompt, pictures)
+            reader.insert(prompt, pictures)
 
 
 def test_a_prompt_without_images_stays_as_it_is():
-    assert new_reader().place([7, 8], new_reader().read([])) == ([7, 8], [])
+    assert new_reader().insert([7, 8], new_reader().read([])) == ([7, 8], [])
 
 
 @pytest.mark.parametrize("nested", [True, False])

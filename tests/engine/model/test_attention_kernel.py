@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from bench.passes import encoder_states
 from bench.random_model import write_random_model
 from engine.config import EngineConfig
 from engine.kernels import prefix_attention
@@ -44,7 +45,7 @@ def passes(model):
             Segment(cache, tokens(count), causal=True)
             for cache, count in zip(caches, (first, second), strict=True)
         ]
-        found.append(model.run(segments, encoder_output=True))
+        found.append(encoder_states(model, segments))
         for cache, segment in zip(caches, segments, strict=True):
             cache.advance(segment.tokens.shape[0])
     canvas = model.dimensions.canvas_length
@@ -81,7 +82,7 @@ def test_an_image_whose_tokens_see_each_other_gives_the_same(model, monkeypatch)
 
     def encoded():
         segment = Segment(new_cache(model), tokens(50), causal=True, images=images)
-        return model.run([segment], encoder_output=True)
+        return encoder_states(model, [segment])
 
     plain = encoded()
     monkeypatch.setattr(model, "attention_kernel", "triton")

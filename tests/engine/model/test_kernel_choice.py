@@ -11,7 +11,7 @@ from engine.device import DeviceError
 from engine.kernels import grouped_linear, prefix_attention
 from engine.loading import build_denoiser
 from engine.model import kernel_choice
-from engine.model.experts import Choice, Experts
+from engine.model.experts import Experts, Routing
 from engine.model.kernel_choice import choose_attention_kernel, choose_product_kernels
 from engine.model.kv_cache import LayerShape
 
@@ -111,7 +111,7 @@ def test_experts_give_the_same_with_either_product(experts):
     x = torch.randn(33, 48, generator=generator)
     scores = torch.rand(33, 5, generator=generator)
     scores[:, 3] = 0.0  # an expert that nobody chooses
-    choice = Choice(scores.topk(2).indices, torch.rand(33, 2, generator=generator))
+    choice = Routing(scores.topk(2).indices, torch.rand(33, 2, generator=generator))
     plain = experts[0](x, choice)
     experts[0].kernel = "triton"
     torch.testing.assert_close(experts[0](x, choice), plain)

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 
+from bench.passes import encode
 from bench.random_model import Shape, write_random_model
 from engine.config import EngineConfig
 from engine.kernels import grouped_linear
@@ -95,7 +96,7 @@ def behind_tokens(model):
         device=CPU,
         slack=SLACK_TOKENS,
     )
-    model.encode(tokens[:40], cache)
+    encode(model, tokens[:40], cache)
     return Segment(cache, tokens[40:], causal=False)
 
 

@@ -7,15 +7,16 @@ import pytest
 import torch
 
 from bench.counts import count
+from bench.passes import encode
 from bench.random_model import Shape, write_random_model
 from engine.config import EngineConfig
 from engine.kernels import grouped_linear
 from engine.loading import build_denoiser
 from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig, Rope
 from engine.model.kv_cache import KVCache
-from engine.model.places import places
 from engine.model.rows import Segment
 from engine.model.static_pass import StaticPass
+from engine.model.weight_map import weight_targets
 from engine.sizing.dimensions import Dimensions, LayerShape
 from engine.sizing.kv import SLACK_TOKENS
 from engine.weights.quantization import empty_quantized
@@ -71,7 +72,7 @@ def behind(model, stored):
             slack=SLACK_TOKENS,
         )
         for part in tokens(length).split(40) if length else ():
-            model.encode(part, cache)
+            encode(model, part, cache)
         segments.append(Segment(cache, tokens(config.dimensions.canvas_length), causal=False))
     shape = (len(stored), config.dimensions.canvas_length, config.dimensions.hidden_size)
     return segments, torch.randn(shape, generator=generator)
@@ -108,7 +109,7 @@ def test_places_behind_the_canvas_and_before_the_window_do_not_matter(model, att
     for index, layer in enumerate(model.dimensions.layers):
         stored = cache.stored(index)
         first = 0 if layer.window is None else max(0, stored - layer.window + 1)
-        for tensor in cache.places(index, CAPACITY, model.dimensions.canvas_length):
+        for tensor in cache.entries(index, CAPACITY, model.dimensions.canvas_length):
             # Triton's does not even read them.
             anything = 1e3 if attention == "torch" else torch.nan
             tensor[:, :first] = anything
@@ -189,11 +190,11 @@ def test_the_host_waits_for_nothing_and_sends_nothing():
 
 def quantise(model, kernel):
     """In place of all weights that can be quantised, room for quantised ones."""
-    for place in places(model):
-        if place.kind in ("experts", "linears"):
-            scheme = "int4" if place.kind == "experts" else "int8"
-            weight = empty_quantized(place.shape, scheme, torch.device("meta"))
-            place.put(dataclasses.replace(weight, kernel=kernel))
+    for target in weight_targets(model):
+        if target.kind in ("experts", "linears"):
+            scheme = "int4" if target.kind == "experts" else "int8"
+            weight = empty_quantized(target.shape, scheme, torch.device("meta"))
+            target.put(dataclasses.replace(weight, kernel=kernel))
 
 
 @torch.inference_mode()

@@ -220,7 +220,7 @@ def test_a_missing_vision_tensor_is_listed(own_folder):
 
 def test_every_vision_tensor_of_the_file_has_its_place(own_folder):
     names = [n for n in load_file(own_folder / "model.safetensors") if is_vision(n)]
-    assert sorted(build_vision(own_folder).places()) == sorted(names)
+    assert sorted(build_vision(own_folder).tensors()) == sorted(names)
 
 
 def test_in_half_precision_the_tower_s_frequencies_stay_in_float32(own_folder):

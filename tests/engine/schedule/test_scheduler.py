@@ -4,7 +4,7 @@ import pytest
 
 from engine.messages import GenerateRequest, Image, Sampling
 from engine.schedule.scheduler import PATIENCE_S, Changes, Scheduler
-from engine.schedule.sequence import Sequence, Step
+from engine.schedule.sequence import Sequence, StepResult
 
 
 def sequence(request_id, prompt=(1, 2), priority=0):
@@ -30,7 +30,7 @@ def who(works):
 
 def record(works):
     for work in works:
-        step = Step([0], done=False) if work.denoise else None
+        step = StepResult([0], done=False) if work.denoise else None
         work.sequence.record(work, step, frozenset())
 
 
@@ -148,7 +148,7 @@ class Simulation:
     def _record(self, work):
         each = work.sequence
         done = each.step_index + 1 >= self.steps
-        step = Step([7] * 32, done=done) if work.denoise else None
+        step = StepResult([7] * 32, done=done) if work.denoise else None
         block = each.record(work, step, frozenset())
         if block is not None:
             self.blocks[each].append(self.now)

@@ -1,7 +1,7 @@
 import pytest
 
 from engine.messages import GenerateRequest, Image, Sampling, TokenLogprobs
-from engine.schedule.sequence import WORTH_KEEPING_TOKENS, Sequence, Step, Work
+from engine.schedule.sequence import WORTH_KEEPING_TOKENS, Sequence, StepResult, Work
 
 END = frozenset({99})
 
@@ -14,7 +14,7 @@ def start(max_tokens=100, prompt=(1, 2, 3, 4, 5), **sampling):
 
 def run(sequence, canvas=None, **step):
     """One pass; it finishes the block if it is given a canvas."""
-    made = Step(canvas or [0, 0], done=canvas is not None, **step)
+    made = StepResult(canvas or [0, 0], done=canvas is not None, **step)
     return sequence.record(sequence.next_work(1000), made, END)
 
 
@@ -23,7 +23,7 @@ def test_the_prompt_is_encoded_in_chunks_the_last_of_them_with_the_first_step():
     for _ in range(4):
         work = sequence.next_work(most_tokens=2)
         seen.append((work.tokens, work.denoise))
-        sequence.record(work, Step([0], done=False) if work.denoise else None, END)
+        sequence.record(work, StepResult([0], done=False) if work.denoise else None, END)
     assert seen == [([1, 2], False), ([3, 4], False), ([5], True), ([], True)]
 
 
@@ -111,7 +111,7 @@ def test_a_block_that_fills_max_tokens_exactly_ends_the_answer():
 
 def bet(sequence, draft, *, nearly=True):
     """What the next work bets on after a step with this draft."""
-    sequence.record(sequence.next_work(1000), Step(draft, done=False, nearly=nearly), END)
+    sequence.record(sequence.next_work(1000), StepResult(draft, done=False, nearly=nearly), END)
     return sequence.next_work(1000, speculate=True).speculation
 
 
@@ -132,7 +132,7 @@ def test_a_won_bet_leaves_nothing_to_commit_and_the_next_block_with_its_first_st
     sequence = start()
     bet(sequence, [7, 8])
     work = sequence.next_work(1000, speculate=True)
-    block = sequence.record(work, Step([7, 8], done=True, next_started=True), END)
+    block = sequence.record(work, StepResult([7, 8], done=True, next_started=True), END)
     assert (block.tokens, block.denoising_steps, block.speculations) == ([7, 8], 2, 1)
     assert sequence.next_work(1000) == Work(sequence, [], denoise=True)
     assert run(sequence, [9, 9]).denoising_steps == 2
@@ -142,7 +142,7 @@ def test_a_lost_bet_changes_nothing():
     sequence = start()
     bet(sequence, [7, 8])
     work = sequence.next_work(1000, speculate=True)
-    block = sequence.record(work, Step([7, 9], done=True), END)
+    block = sequence.record(work, StepResult([7, 9], done=True), END)
     assert (block.tokens, block.speculations) == ([7, 9], 1)
     assert sequence.next_work(1000) == Work(sequence, [7, 9], denoise=True)
 
@@ -214,7 +214,7 @@ def chunks(sequence, most_tokens):
     while sequence.unencoded:
         work = sequence.next_work(most_tokens)
         seen.append((work.tokens, [each.start for each in work.images]))
-        sequence.record(work, Step([0], done=False) if work.denoise else None, END)
+        sequence.record(work, StepResult([0], done=False) if work.denoise else None, END)
     return seen
 
 

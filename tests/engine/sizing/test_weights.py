@@ -53,7 +53,7 @@ def test_the_vision_tower_is_counted_to_the_byte(tmp_path):
     config = new_random_model(shape).config
     found = VisionConfig.find(tmp_path, config)
     vision = Vision(found, device=torch.device("cpu"), dtype=torch.float32)
-    expected = sum(tensor.nbytes for tensor in vision.places().values())
+    expected = sum(tensor.nbytes for tensor in vision.tensors().values())
     assert weight_bytes(Dimensions.of(config.to_dict()), **FLOAT32)["vision"] == expected
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bench.passes import decode, encode
 from bench.random_model import Shape, write_random_model
 from bench.sides import demo_prompt
 from engine.config import EngineConfig, Formats
@@ -90,8 +91,8 @@ def hidden(model, *, soft=False):
     )
     tokens = torch.randint(6, 160, (40,), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        model.encode(tokens[:24], cache)
-        return model.decode(tokens[24:], model.embed(tokens[:16]) if soft else None, cache)
+        encode(model, tokens[:24], cache)
+        return decode(model, tokens[24:], model.embed(tokens[:16]) if soft else None, cache)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

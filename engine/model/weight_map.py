@@ -13,7 +13,7 @@ from engine.config import Formats
 from engine.model.diffusion_gemma import DiffusionGemma, GatedMLP, Layer
 from engine.weights.quantization import FromDense, Weight
 
-# Which option quantises a place. What a checkpoint has quantised stays so in places of the first
+# Which option quantises a target. What a checkpoint has quantised stays so in places of the first
 # three kinds; `embedding` needs one scale a row, and only quantising here makes sure of that.
 Kind = Literal["experts", "linears", "rest", "embedding", "dense"]
 
@@ -22,7 +22,7 @@ _DECODER = "model.decoder."
 
 
 @dataclass(frozen=True)
-class Place:
+class WeightTarget:
     """A weight of ours, and by name and shape the tensors whose rows it is made of."""
 
     module: nn.Module
@@ -65,7 +65,7 @@ def scheme(kind: Kind, formats: Formats) -> FromDense | None:
     return None if asked == "none" else asked
 
 
-def places(model: DiffusionGemma) -> list[Place]:
+def weight_targets(model: DiffusionGemma) -> list[WeightTarget]:
     """All of a model's, layer by layer. Their shapes are those that the model has now."""
     conditioning = model.self_conditioning
     prefix = f"{_DECODER}self_conditioning."
@@ -88,7 +88,7 @@ def canonical(name: str) -> str:
     return name
 
 
-def _layer_places(layer: Layer, within: str) -> list[Place]:
+def _layer_places(layer: Layer, within: str) -> list[WeightTarget]:
     prefix = _DECODER + within
     attention, router, experts = layer.attention, layer.router, layer.experts
     size = attention.head_size
@@ -112,7 +112,7 @@ def _layer_places(layer: Layer, within: str) -> list[Place]:
         "post_feedforward_layernorm": layer.post_feedforward_norm,
     }
     return [
-        Place(attention, "qkv", qkv, "linears"),
+        WeightTarget(attention, "qkv", qkv, "linears"),
         _one(attention, "out", f"{prefix}self_attn.o_proj.weight", "linears"),
         *_mlp(layer.mlp, f"{prefix}mlp.", "linears"),
         _one(experts, "gate_up", f"{prefix}experts.gate_up_proj", "experts"),
@@ -126,15 +126,15 @@ def _layer_places(layer: Layer, within: str) -> list[Place]:
     ]
 
 
-def _mlp(mlp: GatedMLP, prefix: str, kind: Kind) -> list[Place]:
+def _mlp(mlp: GatedMLP, prefix: str, kind: Kind) -> list[WeightTarget]:
     both, inputs = mlp.gate_up.shape
     half = torch.Size([both // 2, inputs])
     gate_up = {f"{prefix}gate_proj.weight": half, f"{prefix}up_proj.weight": half}
     return [
-        Place(mlp, "gate_up", gate_up, kind),
+        WeightTarget(mlp, "gate_up", gate_up, kind),
         _one(mlp, "down", f"{prefix}down_proj.weight", kind),
     ]
 
 
-def _one(module: nn.Module, attribute: str, name: str, kind: Kind = "dense") -> Place:
-    return Place(module, attribute, {name: getattr(module, attribute).shape}, kind)
+def _one(module: nn.Module, attribute: str, name: str, kind: Kind = "dense") -> WeightTarget:
+    return WeightTarget(module, attribute, {name: getattr(module, attribute).shape}, kind)

@@ -1,0 +1,41 @@
+"""Single passes of a network, without a request: what measurements and tests run one by one."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from engine.model.diffusion_gemma import DiffusionGemma
+from engine.model.kv_cache import KVCache
+from engine.model.rows import PassRows, Segment
+
+
+def encode(model: DiffusionGemma, tokens: Tensor, cache: KVCache) -> Tensor:
+    """Read tokens [T] causally behind what `cache` holds, and add them to it.
+
+    Returns their last hidden states [T, D], which only a token-by-token decoder needs.
+    """
+    hidden = encoder_states(model, [Segment(cache, tokens, causal=True)])
+    cache.advance(tokens.shape[0])
+    return hidden
+
+
+def decode(
+    model: DiffusionGemma, canvas: Tensor, soft_embeddings: Tensor | None, cache: KVCache
+) -> Tensor:
+    """Run one denoising pass. Returns the hidden states [C, D] of the canvas [C]."""
+    return model.run([Segment(cache, canvas, causal=False)], soft_embeddings)
+
+
+def encoder_states(model: DiffusionGemma, segments: Sequence[Segment]) -> Tensor:
+    """Returns the last hidden states [R, D] of causal segments. Adds nothing to their caches.
+
+    The engine never computes them: of encoded rows its last layer needs keys and values only.
+    """
+    rows = PassRows.of(segments)
+    x = model.embed(rows.tokens)
+    rows.put_images(x)
+    ropes = model.ropes(rows.spans, x)
+    for index, layer in enumerate(model.each_layer()):
+        attended = model.attend(index, layer, x, rows, ropes, skip_encoded=False)
+        x = layer.finish(x, attended, rows.encoded)
+    return model.norm.forward(x)
