@@ -20,7 +20,10 @@ class DeviceError(RuntimeError):
 
 
 def choose_device(config: EngineConfig) -> torch.device:
-    """Returns the configured device. Raises DeviceError if torch cannot use it."""
+    """Returns the device that the configuration selects.
+
+    Raises DeviceError if torch cannot use it.
+    """
     if torch.cuda.is_available():
         return torch.device("cpu" if config.device == "cpu" else "cuda")
     why = (
@@ -81,7 +84,7 @@ def device_name(device: torch.device) -> str:
 
 
 def find_gpu(device: torch.device) -> Gpu | None:
-    """Returns the GPU's name and memory, which device profiles are chosen by. None for a CPU."""
+    """Returns the GPU by which a device profile is chosen, or None for a CPU."""
     return None if device.type == "cpu" else first_gpu()
 
 

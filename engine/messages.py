@@ -135,7 +135,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
-    """Asks the worker to end a request before the next pass.
+    """The message that ends a request before the next pass.
 
     The request's terminal message is then `Done` with the reason "cancelled".
     """
@@ -144,14 +144,14 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
 
 
 class Loading(msgspec.Struct, frozen=True, tag=True):
-    """Reports that the checkpoint is being read: bytes of weights loaded so far, and in total."""
+    """The progress of loading the checkpoint: the bytes of weights read so far, and in total."""
 
     loaded_bytes: int
     total_bytes: int
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """Reports that the model is loaded, and its limits.
+    """The limits of a worker that has loaded its model.
 
     Lengths are in tokens. A context is prompt and answer together. `device` is the device's name
     and `profile` describes the device profile and the options that it set; both are for people.

@@ -108,7 +108,7 @@ class Scheduler:
     def next_pass(self, now: float) -> Pass:
         """Returns the next pass for the running sequences. It is empty if there is nothing to do.
 
-        The sequences in it count as served at `now`.
+        The running sequences with the best priority count as served at `now`.
         """
         rank = self._ranks(now)
         running = [each for each in self._queued.values() if each.running]

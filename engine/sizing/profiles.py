@@ -13,8 +13,7 @@ from engine.sizing.gpu import Gpu
 NO_PROFILE = "none"
 # A GPU needs this share of a profile's memory: drivers report a little less than makers do.
 _LEAST_SHARE = 0.9
-# The share of a GPU's memory that is usable if no profile is made for it. The driver uses the other
-# part.
+# The usable share of a GPU's memory if no profile is made for it. The driver uses the remainder.
 _UNKNOWN_SHARE = 0.95
 
 
@@ -75,7 +74,10 @@ def apply_profile(config: EngineConfig, name: str, *, quantized: bool) -> Engine
 
 
 def describe_profile(config: EngineConfig, name: str, *, quantized: bool) -> str:
-    """Returns a description for people: the profile, its values, and which `config` overrides."""
+    """Returns a description of the profile for people.
+
+    It has the profile's name, its values, and the options that `config` sets explicitly instead.
+    """
     if name == NO_PROFILE:
         return NO_PROFILE
     settings = _settings(name, quantized=quantized)

@@ -23,7 +23,7 @@ _HALF = 2  # bytes of an element in 16 bits
 class StepCost:
     """The bytes and operations of a denoising step."""
 
-    fixed_bytes: float  # for any number of canvases
+    fixed_bytes: float  # independent of the number of canvases
     canvas_bytes: float  # for each canvas
     canvas_flops: float  # for each canvas
 

@@ -97,8 +97,8 @@ def weight_bytes(
 ) -> dict[Part, int]:
     """Returns the bytes of each part on the device.
 
-    The weights of a quantised checkpoint are one part, which is as large as its files. The size of
-    these must be known (`Dimensions.sized`).
+    The weights of a quantised checkpoint are one part, whose size comes from the checkpoint's
+    files. It must be known (see `Dimensions.sized`).
     """
     if dimensions.quantized:
         stored = dimensions.stored

@@ -59,7 +59,7 @@ def test_the_waiting_request_with_the_lowest_priority_runs_first_then_the_earlie
     assert order == ["c", "e", "a", "d", "b"]
 
 
-def test_a_better_priority_parks_the_worst_running_request_until_it_has_ended():
+def test_a_better_priority_parks_the_worst_running_request_and_it_resumes_later():
     first, second = sequence("a", priority=5), sequence("b", priority=9)
     scheduler = scheduler_with(first, second, max_active=2)
     assert scheduler.rearrange(0) == Changes(parked=[], started=[first, second])
