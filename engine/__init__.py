@@ -1,1 +1,4 @@
-"""The worker process: owns the GPU, the model and the scheduler. Knows no HTTP and no text."""
+"""The worker process, which owns the GPU, the model and the scheduler.
+
+It handles neither HTTP nor text, which belong to the front end.
+"""

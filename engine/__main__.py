@@ -1,8 +1,10 @@
-"""`python -m engine ADDRESS`: start a worker, as the front end does or by hand.
+"""`python -m engine ADDRESS` starts a worker. The front end runs it, and it can be run by hand.
 
-One line of JSON on stdin is its `EngineConfig` (`{}` for the defaults). Stdin then stays open as
-long as whoever started the worker lives: its end ends the worker at once, even while it loads,
-so that no orphan holds the GPU. ADDRESS is a ZeroMQ endpoint that the other side has bound.
+ADDRESS is a ZeroMQ endpoint that the other side has already bound.
+
+The worker reads one line of JSON from stdin: its `EngineConfig` (`{}` for the defaults). The parent
+process keeps stdin open for as long as it lives. When stdin ends, the worker ends at once, even
+while it is loading, so that an orphaned worker never holds the GPU.
 """
 
 import contextlib
@@ -21,13 +23,13 @@ _CANNOT_START = 3
 
 
 def main() -> int:
-    """Run until stdin ends. Gives an exit code only if the worker can't start."""
+    """Run until stdin ends. Returns an exit code only if the worker does not start."""
     if len(sys.argv) != 2:
         print(__doc__, file=sys.stderr)
         return 2
     address = sys.argv[1]
     line = sys.stdin.readline()
-    if not line:  # killed before it could say anything
+    if not line:  # the parent died before it sent the configuration
         _remove_socket(address)
         return 0
     try:
@@ -36,24 +38,26 @@ def main() -> int:
         print(f"easel worker: bad configuration on stdin: {error}", file=sys.stderr)
         return 2
     if not sys.stdin.isatty():
-        # A service manager's SIGTERM reaches all of its processes; the front end decides when its
-        # worker ends, after the running answers have. SIGHUP comes to a stopped worker, with a
-        # SIGCONT, when the front end is gone: it goes on, and sees the end of its stdin.
+        # A service manager sends SIGTERM to all processes of a service. The worker ignores it: the
+        # front end ends the worker after the running answers. If the front end dies while the
+        # worker is stopped, the worker gets SIGHUP and SIGCONT: it continues and sees that its
+        # stdin has ended.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_stdin, args=(address,), daemon=True).start()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("engine").setLevel(logging.INFO)  # which kernels were chosen
+    logging.getLogger("engine").setLevel(logging.INFO)  # shows the plan and the chosen kernels
     return _serve(address, config)
 
 
 def _serve(address: str, config: EngineConfig) -> int:
     # OpenMP reads this when torch is imported. By default its threads spin while they wait for
-    # each other, which is ruinous as soon as anything else uses a core: the demo model's first
-    # block took 24 s instead of 0.28 s beside one busy process (two threads on two cores). See
-    # `choose_threads` for what sleeping costs.
+    # each other. That is very slow when another process uses a core: with two threads on two cores
+    # beside one busy process, the demo model's first block took 24 s instead of 0.28 s.
+    # `choose_threads` lists what sleeping threads cost.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Imported only now: torch takes seconds, during which the end of stdin must be heard.
+    # Imported here because torch takes seconds to import, and the thread that watches stdin must
+    # already be running.
     from engine.denoise.sampler import UnsupportedSamplerError
     from engine.device import DeviceError
     from engine.model.checkpoint import CheckpointError
@@ -82,11 +86,11 @@ def _end_with_stdin(address: str) -> None:
 
 
 def _remove_socket(address: str) -> None:
-    """The front end made it, which can no longer remove it if it was killed."""
+    """Remove the front end's socket, which the front end cannot do itself if it was killed."""
     path = Path(address.removeprefix("ipc://"))
     if path.is_socket():
         path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # unless it is the private folder that it makes
+        with contextlib.suppress(OSError):  # the folder may be shared and hold other files
             path.parent.rmdir()
 
 

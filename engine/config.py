@@ -1,7 +1,8 @@
-"""What the worker reads from its configuration: each option once, with default, bounds and help.
+"""The worker's configuration. Each option is declared once, with its default, bounds and help.
 
-The front end's `Settings` inherits these fields, so that one environment variable or command-line
-option reaches the process that needs it. Imports no torch: the front end reads this file too.
+The front end's `Settings` inherits these fields, so one environment variable or command-line option
+reaches the process that needs it. This module must not import torch, because the front end imports
+it too.
 """
 
 import tomllib
@@ -17,15 +18,16 @@ DEMO_MODEL = "demo"
 DEMO_MODEL_PATH = _ROOT / "demo" / "model"
 
 Format = Literal["none", "int8", "int4", "fp8"]
-FormatOfRest = Literal["none", "int8", "fp8"]  # one scale a row, which lm_head's products need
+# Without int4: lm_head's products need formats with one scale per row.
+FormatOfRest = Literal["none", "int8", "fp8"]
 
 
 @dataclass(frozen=True)
 class Formats:
-    """In which format each kind of matrix is held. "none" is the model's own type.
+    """The format in which each kind of matrix is held. "none" means the model's own type.
 
-    `linears` are the matrices of attention and of the dense MLPs. `rest` are all others: the
-    embedding, which is lm_head too, self-conditioning, the routers and vision.
+    `linears` covers the matrices of attention and of the dense MLPs. `rest` covers all other
+    matrices: the embedding (also used as lm_head), self-conditioning, the routers and vision.
     """
 
     experts: Format = "none"
@@ -39,7 +41,7 @@ class Formats:
 
     @property
     def options(self) -> dict[str, str]:
-        """Returns the formats as `EngineConfig` names them."""
+        """Returns the formats under the names that `EngineConfig` gives them."""
         return {f"quantize_{kind}": form for kind, form in asdict(self).items()}
 
 
@@ -47,99 +49,116 @@ UNQUANTIZED = Formats()
 
 
 def profile_names() -> list[str]:
-    """Of all device profiles that there are."""
+    """Returns the names of all device profiles, sorted."""
     return sorted(file.stem for file in (CONFIGS / "profiles").glob("*.toml"))
 
 
 class EngineConfig(BaseModel):
-    """Everything that `python -m engine` needs to know; unknown keys are refused."""
+    """The configuration of `python -m engine`. Unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field(
         default=DEMO_MODEL,
         min_length=1,
-        description="A checkpoint: 'demo' for the built-in model, a folder, or a Hugging Face id.",
+        description="The checkpoint to serve: 'demo' for the built-in model, a folder, or a "
+        "Hugging Face id.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
-        description="Where the model runs; auto takes the GPU if there is one.",
+        description="The device that runs the model: cpu or cuda. auto uses the GPU if torch "
+        "finds one, and the CPU otherwise.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
-        description="The weights' type in memory; auto is bfloat16 on a GPU, float32 on a CPU.",
+        description="The type in which unquantised weights and the KV cache are held: float32 or "
+        "bfloat16. auto means bfloat16 on a GPU and float32 on a CPU.",
     )
     gguf: str = Field(
         default="",
-        description="A GGUF file to take the weights from, a path or owner/name/file.gguf; "
-        "configuration and tokenizer stay those of model. It has no vision.",
+        description="A GGUF file to load the weights from: a path, or owner/name/file.gguf on the "
+        "Hugging Face hub. The configuration and the tokenizer still come from model. GGUF files "
+        "have no vision, so images are refused. Empty means that the weights come from model.",
     )
     profile: str = Field(
         default="auto",
-        description="The device profile, whose values stand for what is told by neither option nor "
-        f"variable: {', '.join(profile_names())}; auto goes by the GPU's name and memory, none "
-        "takes none. docs/devices.md has them.",
+        description="The device profile, which replaces the defaults of several options: "
+        f"{', '.join(profile_names())}. Options and environment variables override it. auto "
+        "chooses by the GPU's name and memory, none uses no profile. docs/devices.md lists the "
+        "profiles.",
     )
     quantize_experts: Format = Field(
         default="none",
-        description="Quantise the experts' weights of an unquantised checkpoint while loading.",
+        description="The format to which the experts' weights are quantised while they are loaded: "
+        "int8, int4 or fp8. none leaves them as they are, which is the only choice for a "
+        "checkpoint that is already quantised.",
     )
     quantize_linears: Format = Field(
         default="none",
-        description="The same for attention's and the dense MLPs' weights.",
+        description="As quantize_experts, but for the weights of attention and of the dense MLPs.",
     )
     quantize_rest: FormatOfRest = Field(
         default="none",
-        description="The same for all other matrices: the embedding, which is lm_head too, "
-        "self-conditioning's, the routers' and vision's. It saves memory; time it may cost.",
+        description="As quantize_experts, but for all other matrices and without int4. These are "
+        "the embedding (also used as lm_head), self-conditioning, the routers and vision. This "
+        "saves memory but may cost time.",
     )
     quantized_cache: bool = Field(
         default=True,
-        description="Keep what was quantised in the user's cache folder, for a quicker next start.",
+        description="Whether to keep weights that were quantised while loading in the user's cache "
+        "folder, which makes the next start faster.",
     )
     max_context: int = Field(
         default=32768,
         ge=64,
-        description="Most tokens of prompt and answer together, where the model allows as many.",
+        description="Maximum number of tokens of a prompt and its answer together. If the model's "
+        "own limit is lower, that limit applies.",
     )
     prefill_chunk: int = Field(
         default=1024,
         ge=1,
-        description="Most tokens encoded in one pass; a cancel is heard between passes.",
+        description="Maximum number of tokens encoded in one pass. A cancelled request ends "
+        "between passes, so it ends sooner with a smaller value.",
     )
     max_active: int = Field(
         default=4,
         ge=1,
-        description="Most requests that denoise together; each has a KV cache of its own.",
+        description="Maximum number of answers that denoise together. For each, a KV cache of "
+        "max_context tokens is allocated at the start.",
     )
     early_end: bool = Field(
         default=False,
-        description="Finish a block when it is stable and confident up to its end token.",
+        description="Whether to ignore the positions behind a canvas' first end token when "
+        "deciding if the block is finished. This can save denoising steps.",
     )
     speculate: bool = Field(
         default=False,
-        description="Bet on a canvas that is nearly done: commit it and start the next block in "
-        "the same pass. Saves passes where a pass' rows cost little.",
+        description="Whether to speculate that a nearly finished canvas is final: its draft is "
+        "committed and the next block is started in the same pass. This saves passes. It saves "
+        "time where the additional rows of such a pass cost little.",
     )
     cuda_graphs: Literal["auto", "off"] = Field(
         default="auto",
-        description="Capture denoising passes as CUDA graphs; auto does on a GPU. Where that fails "
-        "the log says so.",
+        description="Whether to capture denoising passes as CUDA graphs: auto does so on a GPU, "
+        "off never does. If capturing fails, a warning is logged and passes run without graphs.",
     )
     compile: bool = Field(
         default=False,
-        description="Compile the network's layers for denoising passes (torch.compile): seconds or "
-        "minutes at first use. Where that fails the log says so.",
+        description="Whether to compile the network's layers for denoising passes with "
+        "torch.compile. The first use takes seconds or minutes. If compiling fails, a warning is "
+        "logged and passes run uncompiled.",
     )
     prefix_cache_mib: int = Field(
         default=2048,
         ge=0,
-        description="Device memory, in MiB, for keys and values of earlier prompts; 0 keeps none.",
+        description="Device memory, in MiB, for keeping keys and values of earlier prompts and "
+        "answers, so that later requests with the same prefix need not encode it. 0 keeps none.",
     )
     threads: int = Field(
         default=0,
         ge=0,
-        description="CPU threads of the worker; 0 is one for a narrow model, else torch's choice.",
+        description="Number of CPU threads that the worker uses. 0 means one thread for a narrow "
+        "model on a CPU, and torch's own choice otherwise.",
     )
 
     @field_validator("profile")
@@ -147,7 +166,7 @@ class EngineConfig(BaseModel):
     def _known(cls, name: str) -> str:
         known = ["auto", "none", *profile_names()]
         if name not in known:
-            raise ValueError(f"{name!r} is no profile; there are: {', '.join(known)}")
+            raise ValueError(f"{name!r} is not a profile; available: {', '.join(known)}")
         return name
 
     @property
@@ -156,29 +175,34 @@ class EngineConfig(BaseModel):
 
     @property
     def model_path(self) -> str:
-        """Returns `model` as Transformers understands it: a folder's path or a Hugging Face id."""
+        """Returns `model` in the form that Transformers takes: a folder or a Hugging Face id."""
         return str(DEMO_MODEL_PATH) if self.model == DEMO_MODEL else self.model
 
 
 class Hardware(BaseModel):
-    """A device as its maker describes it. The operations are dense, with 32-bit accumulation."""
+    """A device's figures as its maker publishes them.
+
+    Operations per second are those of dense products with 32-bit accumulation.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    gpu_names: list[str] = Field(min_length=1, description="Parts of the driver's names for it.")
+    gpu_names: list[str] = Field(
+        min_length=1, description="Strings, one of which is part of the name in the driver."
+    )
     memory_gib: float = Field(gt=0)
     reserve_gib: float = Field(
-        ge=0, description="Of that memory, what others have: the driver, a desktop, the system."
+        ge=0, description="The part of memory_gib that the driver, a desktop or the system uses."
     )
     shared_memory: bool = Field(
-        default=False, description="Whether the GPU has no memory of its own, but the system's."
+        default=False, description="Whether the GPU uses the system's memory and has none itself."
     )
     bandwidth_gb_s: float = Field(gt=0)
     bf16_tflops: float = Field(gt=0)
     fp8_tflops: float = Field(gt=0)
 
     def is_of(self, gpu_name: str) -> bool:
-        """Whether the driver's name is one of this device's."""
+        """Returns whether a GPU with this name in the driver is this device."""
         return any(part in gpu_name for part in self.gpu_names)
 
     @property
@@ -187,7 +211,7 @@ class Hardware(BaseModel):
 
 
 class ProfileSettings(BaseModel):
-    """The options that a profile sets, every profile all of them: the same as `EngineConfig`'s."""
+    """The options that a profile sets, named as in `EngineConfig`. Every profile sets them all."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -201,7 +225,7 @@ class ProfileSettings(BaseModel):
 
 
 class Reasons(BaseModel):
-    """Why a profile's settings are what they are, for people."""
+    """The reasons for a profile's settings, as text for people."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -213,18 +237,22 @@ class Reasons(BaseModel):
 
 
 class DeviceProfile(BaseModel):
-    """One file of `configs/profiles/`; unknown keys are refused."""
+    """One file of `configs/profiles/`. Unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: str = Field(min_length=1)
-    hardware: Hardware | None = None  # None: for a model, on any device
+    hardware: Hardware | None = None  # None: the profile is for a model, on any device
     settings: ProfileSettings
     why: Reasons
 
     @classmethod
     def read(cls, name: str) -> "DeviceProfile":
-        """Raises pydantic's ValidationError, which names the key."""
+        """Returns the profile with this name.
+
+        Raises pydantic's ValidationError, which names the wrong key, or OSError if the file cannot
+        be read.
+        """
         return cls.model_validate(
             tomllib.loads((CONFIGS / "profiles" / f"{name}.toml").read_text())
         )

@@ -1,4 +1,4 @@
-"""Which device and dtype the model gets; the device's name and memory, and when it is full."""
+"""Choose the model's device, dtype and CPU threads, and query the device's name and memory."""
 
 import logging
 from pathlib import Path
@@ -11,16 +11,19 @@ from engine.sizing.memory import available_ram_bytes
 
 logger = logging.getLogger(__name__)
 
-_SHARED_FROM = 512  # hidden size from which CPU threads are worth their waiting
+_SHARED_FROM = 512  # from this hidden size on, several CPU threads are faster than one
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 class DeviceError(RuntimeError):
-    """The configured device is not there."""
+    """The configured device cannot be used."""
 
 
 def choose_device(config: EngineConfig) -> torch.device:
-    """The configured device; raises DeviceError if torch can't use it."""
+    """Returns the device that the configuration selects.
+
+    Raises DeviceError if torch cannot use it.
+    """
     if torch.cuda.is_available():
         return torch.device("cpu" if config.device == "cpu" else "cuda")
     why = (
@@ -31,23 +34,27 @@ def choose_device(config: EngineConfig) -> torch.device:
     if config.device == "cuda":
         raise DeviceError(f"device is 'cuda', but {why}")
     if config.device == "auto" and _NVIDIA_DRIVER.exists():
-        logger.warning("There is an NVIDIA driver here, but %s: running on the CPU.", why)
+        logger.warning("An NVIDIA driver is installed, but %s: running on the CPU.", why)
     return torch.device("cpu")
 
 
 def choose_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
-    """float32 on a CPU, where bfloat16 is slow; bfloat16, the released weights' type, on a GPU."""
+    """Returns the configured dtype.
+
+    auto is float32 on a CPU, where bfloat16 is slow, and bfloat16 on a GPU, because the released
+    weights have that type.
+    """
     if config.dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
 def choose_threads(config: EngineConfig, device: torch.device, hidden_size: int) -> int:
-    """CPU threads for torch; a narrow model on a CPU gets one.
+    """Returns the number of CPU threads for torch. A narrow model on a CPU gets one by default.
 
-    Its operations are too small to share: on two idle cores the demo model's step takes 4.6 ms
-    with one thread and 4.2 ms with two that spin while they wait, 13 ms with two that sleep; a
-    step of width 1024 460 ms, 273 ms and 299 ms.
+    The operations of a narrow model are too small to share. Step times on two idle cores, with one
+    thread, with two that spin while they wait, and with two that sleep: 4.6 ms, 4.2 ms and 13 ms
+    for the demo model; 460 ms, 273 ms and 299 ms for a model of width 1024.
     """
     if config.threads:
         return config.threads
@@ -56,9 +63,9 @@ def choose_threads(config: EngineConfig, device: torch.device, hidden_size: int)
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether this is a device, of either kind, that has no memory left.
+    """Returns whether the error says that the GPU or the CPU has no memory left.
 
-    torch has a class for GPUs alone: its CPU allocator raises a bare RuntimeError.
+    torch has an error class for GPUs only. Its CPU allocator raises a plain RuntimeError.
     """
     match error:
         case torch.OutOfMemoryError() | MemoryError():
@@ -69,7 +76,7 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def device_name(device: torch.device) -> str:
-    """A name for people: the GPU's own, or 'cpu' with its number of threads."""
+    """Returns a name for people: the GPU's name, or 'cpu' with torch's number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -77,15 +84,15 @@ def device_name(device: torch.device) -> str:
 
 
 def find_gpu(device: torch.device) -> Gpu | None:
-    """Returns the device as profiles know it, or None for a CPU."""
+    """Returns the GPU by which a device profile is chosen, or None for a CPU."""
     return None if device.type == "cpu" else first_gpu()
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated.
+    """Returns the bytes that can still be allocated.
 
-    A GPU without memory of its own counts files that the system keeps in memory as taken, though
-    they go when somebody needs it.
+    A GPU that shares the system's memory counts the system's file cache as used, although the
+    system frees that when memory is needed.
     """
     if device.type == "cpu":
         return available_ram_bytes()

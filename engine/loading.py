@@ -1,7 +1,7 @@
-"""From a configuration to a model that is ready to denoise: planned, found, loaded.
+"""Turn a configuration into a model that is ready to denoise: plan, find and load it.
 
-What a worker does before its loop begins. Tests, benchmarks and the demo model's evaluation, which
-need no loop, begin here too.
+A worker does this before its loop begins. Tests, benchmarks and the demo model's evaluation need no
+loop and call these functions directly.
 """
 
 import dataclasses
@@ -38,11 +38,15 @@ from engine.weights.quantized_cache import cache_root
 
 logger = logging.getLogger(__name__)
 
-_PROGRESS_PARTS = 200  # `Loading` messages at most
+_PROGRESS_PARTS = 200  # the most `Loading` messages that are sent
 
 
 def with_profile(config: EngineConfig) -> tuple[EngineConfig, str]:
-    """The same with what the device's profile says of all that is not told, and a line about it."""
+    """Returns the configuration with its device profile applied, and a description of the profile.
+
+    The profile only sets options that are not set explicitly. Raises DeviceError, CheckpointError
+    or UnsupportedModelError.
+    """
     profile = choose_profile(config, find_gpu(choose_device(config)))
     quantized = find_dimensions(config.model_path, config.gguf).quantized
     described = describe_profile(config, profile, quantized=quantized)
@@ -52,11 +56,12 @@ def with_profile(config: EngineConfig) -> tuple[EngineConfig, str]:
 def build_denoiser(
     config: EngineConfig, send: Callable[[Loading], None] = lambda _message: None
 ) -> Denoiser:
-    """Load the configured model, telling `send` how far it is.
+    """Load the configured model. `send` gets messages about how much is loaded.
 
-    Raises CheckpointError, DeviceError, UnsupportedModelError or UnsupportedSamplerError, and
-    DoesNotFitError before anything is allocated; and before anything is downloaded, unless it is
-    quantised: then only its files say how large it is, of GGUF the header.
+    Raises CheckpointError, DeviceError, UnsupportedModelError, UnsupportedSamplerError or
+    DoesNotFitError. DoesNotFitError is raised before anything is allocated, and for an unquantised
+    model before any weights are downloaded. The size of a quantised model is known only from its
+    files (for GGUF from the header), so its plan is checked once they are available.
     """
     device = choose_device(config)
     dtype = choose_dtype(config, device)
@@ -85,7 +90,7 @@ def build_denoiser(
         formats=config.formats,
         cache_root=cache_root() if config.quantized_cache else None,
         vision=vision,
-        on_progress=_rationed(send),
+        on_progress=_throttled(send),
     )
     sampler = dataclasses.replace(sampler, early_end=config.early_end)
     return new_denoiser(model, sampler, config, vision)
@@ -97,9 +102,10 @@ def new_denoiser(
     config: EngineConfig,
     vision: Vision | None = None,
 ) -> Denoiser:
-    """For a model that has its weights, with what the configuration says of running it.
+    """Returns a denoiser for a model that has its weights, configured by `config`.
 
-    Raises DeviceError if no kernel for the experts runs on their device.
+    This also chooses the kernels of `model` and `vision`. Raises DeviceError if no kernel for the
+    experts runs on the model's device.
     """
     device, dtype = model.device, model.dtype
     never_waits = choose_product_kernels(model, dtype)
@@ -124,7 +130,11 @@ def new_denoiser(
 def check_plan(
     dimensions: Dimensions, config: EngineConfig, free_bytes: int, device: torch.device
 ) -> None:
-    """Raises DoesNotFitError on a GPU; on a CPU, whose system can make room, it is only logged."""
+    """Log the plan if it fits.
+
+    Raises DoesNotFitError if it does not fit a GPU. On a CPU this is only logged as a warning,
+    because the system can free memory.
+    """
     cuda = device.type == "cuda"
     try:
         plan = check_fit(dimensions, config, free_bytes, cuda=cuda, device=device_name(device))
@@ -137,24 +147,26 @@ def check_plan(
 
 
 def use_cuda_graphs(config: EngineConfig, device: torch.device, *, never_waits: bool) -> bool:
-    """Whether passes are to be captured: not where the host waits for the device within them, for
-    there a capture fails, and `Graphs` gives up compiled passes with it.
+    """Returns whether passes are captured as CUDA graphs.
+
+    A capture fails where the host waits for the device within a pass, and `Graphs` then gives up
+    compiled passes too. So no capture is tried unless `never_waits`.
     """
     if config.cuda_graphs != "auto" or device.type != "cuda":
         return False
     if not never_waits:
-        logger.warning("no CUDA graphs but dynamic passes: the experts' product waits for the host")
+        logger.warning("passes run without CUDA graphs: the experts' product waits for the host")
     return never_waits
 
 
-def _rationed(send: Callable[[Loading], None]) -> Callable[[int, int], None]:
-    """Bytes loaded as `Loading` messages, but not one for each small tensor."""
-    told = 0
+def _throttled(send: Callable[[Loading], None]) -> Callable[[int, int], None]:
+    """Returns a progress callback that sends `Loading` messages, but not for every small tensor."""
+    reported = 0
 
     def on_progress(loaded: int, total: int) -> None:
-        nonlocal told
-        if loaded - told >= total / _PROGRESS_PARTS:
-            told = loaded
+        nonlocal reported
+        if loaded - reported >= total / _PROGRESS_PARTS:
+            reported = loaded
             send(Loading(loaded, total))
 
     return on_progress

@@ -1,14 +1,18 @@
-"""The boundary between the front end and the worker: every message, the codec, the rules.
+"""The protocol between the front end and the worker: the messages, their rules and the codec.
 
-Data only: numbers, strings and lists of them, packed with msgpack. No pickle, no tensor, no
-callable. The rules that both sides keep:
+Messages hold data only: numbers, strings, bytes, and lists and maps of these, packed with msgpack.
+They hold no pickle, no tensor and no callable. Both sides keep these rules:
 
-- The worker sends any number of `Loading`, then one `Ready`; nothing is sent to it before `Ready`.
-- After `Ready` each `GenerateRequest` gets any number of `Block`, their indices rising by one from
-  its `delivered_blocks`, then exactly one `Done` or `Failed`, whatever happens.
-- `Cancel` is a wish: the front end still waits for the terminal message. An unknown id is ignored.
-- Nobody waits for the other side: no high-water mark; the front end's admission bound is the limit.
-- Every worker life has its own socket address, so nothing meant for a dead worker reaches the next.
+- The worker sends any number of `Loading`, then one `Ready`. The front end sends nothing before it
+  has received `Ready`.
+- After `Ready` the worker answers each `GenerateRequest` with any number of `Block`, then exactly
+  one `Done` or `Failed`, whatever happens. The indices of the blocks rise by one, starting at the
+  request's `delivered_blocks`.
+- `Cancel` is a request: the front end still waits for the terminal message. A `Cancel` with an
+  unknown id is ignored.
+- Sending never blocks: there is no high-water mark. Only the front end's admission limits how many
+  messages are queued.
+- Each worker process gets a new socket address, so no message for a dead worker reaches the next.
 """
 
 from typing import Literal
@@ -20,31 +24,43 @@ FailureCode = Literal["generation_failed", "out_of_memory"]
 
 
 class Sampling(msgspec.Struct, frozen=True):
-    """How one answer is drawn.
+    """The sampling options of one answer.
 
-    `seed` is in 0 .. 2**64 - 1; the same seed and prompt give the same tokens. `choice` (0 ..
-    2**31 - 1) tells the answers to one prompt apart: each has other random numbers. `temperature`
-    multiplies the checkpoint's temperature schedule, one below 0.001 as that; 0 draws nothing but
-    the starting noise.
+    `seed` (0 .. 2**64 - 1): the same seed and prompt give the same tokens.
 
-    `top_p` (above 0, at most 1) and `top_k` (0: all tokens) cut what accepted positions draw from,
-    first to the k best tokens and those as likely as the last of them, then to the least number of
-    best tokens that have p of the rest's probability. A block is not what was drawn but the argmax
-    canvas, so they steer the way there; entropy, acceptance, argmax and self-conditioning see every
-    token.
+    `choice` (0 .. 2**31 - 1) numbers the answers to one prompt. Each choice has its own random
+    numbers.
 
-    `logit_bias` is added to the logits before the temperature, and OpenAI's penalties are
-    subtracted, which count the tokens of this answer's blocks so far. Everything sees them but
-    log-probabilities. End tokens cannot come before `min_tokens` others. With `ignore_eos` they
-    neither end an answer nor cut it.
+    `temperature` (0 or more) multiplies the checkpoint's temperature schedule. A value between 0
+    and 0.001 counts as 0.001. At 0 only the starting noise is random.
 
-    `max_denoising_steps` (1 or more; the temperature falls over as many), `entropy_bound` and
-    `confidence_threshold` (0 or more) replace the checkpoint's. With `top_logprobs` (0 or more) a
-    block comes with its tokens' log-probabilities and as many best others.
+    `top_k` (0: all tokens) and `top_p` (above 0, at most 1) limit the tokens that an accepted
+    position draws from. `top_k` keeps the k most likely tokens and all that are as likely as the
+    last of them. Of these, `top_p` keeps the fewest most likely tokens that together have the share
+    p of their probability. The final block is the argmax canvas and not the drawn tokens, so both
+    options only influence how the canvas develops. Entropy, acceptance, argmax and
+    self-conditioning are computed over all tokens.
 
-    `suffix` is what the answer leads up to: its only block has `max_tokens` free positions with the
-    suffix fixed behind them, and together they fit a canvas and, with the prompt, the context.
-    Of waiting requests the lowest `priority` runs first, then the earliest.
+    `logit_bias` maps token ids to numbers that are added to the logits before the temperature is
+    applied. OpenAI's `presence_penalty` and `frequency_penalty` are subtracted from the logits.
+    They count the tokens in this answer's finished blocks. Bias and penalties affect everything
+    except log-probabilities.
+
+    `min_tokens`: an end token cannot come before so many other tokens. With `ignore_eos`, end
+    tokens neither end nor cut the answer.
+
+    `max_denoising_steps` (1 or more, also the number of steps over which the temperature falls),
+    `entropy_bound` and `confidence_threshold` (0 or more) replace the checkpoint's values.
+
+    `top_logprobs` (0 or more): each block comes with its tokens' log-probabilities and, at each
+    position, those of so many most likely tokens.
+
+    `suffix` holds the tokens that must follow the answer. The answer then has a single block, of
+    `max_tokens` free positions with the suffix fixed behind them. Together they must fit a canvas
+    and, with the prompt, the context.
+
+    `priority`: of the waiting requests, the one with the lowest number runs first. Among equals the
+    earliest runs first.
     """
 
     seed: int
@@ -66,10 +82,10 @@ class Sampling(msgspec.Struct, frozen=True):
 
 
 class Image(msgspec.Struct, frozen=True):
-    """A picture in a prompt, in place of its `tokens` placeholders from position `start` on.
+    """A picture in a prompt. It replaces `tokens` placeholder tokens from position `start` on.
 
-    `pixels` are height * width * 3 bytes: RGB, row by row, already of the size that the
-    checkpoint's image processor wants.
+    `pixels` are height * width * 3 bytes: RGB, row by row, already in the size that the
+    checkpoint's image processor produces.
     """
 
     start: int
@@ -80,20 +96,21 @@ class Image(msgspec.Struct, frozen=True):
 
     @property
     def end(self) -> int:
-        """The position behind its last token."""
+        """Returns the position behind the image's last token."""
         return self.start + self.tokens
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
-    """One answer to make.
+    """A request for one answer.
 
-    `prompt` holds at least one token id and at most `Ready.context_length - 1` of them;
-    `max_tokens` is at least 1 and `len(prompt) + max_tokens` at most `Ready.context_length`.
-    `images` stand in the order of their tokens in the prompt.
+    `prompt` holds at least one token id and at most `Ready.context_length - 1` of them.
+    `max_tokens` is at least 1, and `len(prompt) + max_tokens` is at most `Ready.context_length`.
+    `images` are in the order of their tokens in the prompt, and do not overlap.
 
-    `delivered` are the tokens of the answer that were given before, in so many blocks, by a worker
-    that has died or to a request that had to give way: the answer goes on behind them, with the
-    same noise that it would have had.
+    `delivered` and `delivered_blocks` continue an answer that was interrupted, for example because
+    its worker died. They are the tokens that were already sent, fewer than `max_tokens`, and the
+    number of their blocks. The answer continues behind them with the same noise as if it had never
+    been interrupted.
     """
 
     id: str
@@ -106,10 +123,10 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):
-    """A token's log-probability, and the best tokens in its place with theirs, best first.
+    """A token's log-probability, and in `top` the most likely tokens at its position, best first.
 
-    By the logits, softcapped but without bias, penalties or temperature, of the step that made the
-    block final.
+    They are computed from the logits of the step that made the block final, softcapped but without
+    bias, penalties or temperature.
     """
 
     token: int
@@ -118,22 +135,26 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
-    """End this request by the next pass; its terminal message is `Done("cancelled")`."""
+    """The message that ends a request before the next pass.
+
+    The request's terminal message is then `Done` with the reason "cancelled".
+    """
 
     id: str
 
 
 class Loading(msgspec.Struct, frozen=True, tag=True):
-    """The checkpoint is being read: bytes of weights done and in all."""
+    """The progress of loading the checkpoint: the bytes of weights read so far, and in total."""
 
     loaded_bytes: int
     total_bytes: int
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The model is loaded. Lengths are in tokens; a context is prompt and answer together.
+    """The limits of a worker that has loaded its model.
 
-    `profile` is the device profile that was taken and what it set, for people.
+    Lengths are in tokens. A context is prompt and answer together. `device` is the device's name
+    and `profile` describes the device profile and the options that it set; both are for people.
     """
 
     device: str
@@ -147,14 +168,22 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 class Block(msgspec.Struct, frozen=True, tag=True):
     """A finished block: the argmax canvas, cut after the first end token and at `max_tokens`.
 
-    `tokens` may end in an end token, which counts as a token of the answer but has no text.
-    `denoising_steps` made it, in `duration_s` seconds since the block before it (or since the
-    request first ran), prefill and commit included. `cached_tokens` of the prompt did not have to
-    be encoded, the same number in each block of an answer. `speculations` passes bet on it, and
-    the last of them won if `speculation_won`: then the next block has had its first step.
-    `logprobs` are there, one a token, if they were asked for. A first block that began with an end
-    token has been made again with other random numbers if it is `rerolled`, once; the steps of both
-    count.
+    `tokens` may end with an end token, which counts as a token of the answer but has no text.
+
+    `denoising_steps` is the number of steps that made the block. `duration_s` is the time in
+    seconds since the previous block, or since the request first ran. It includes prefill and
+    commit.
+
+    `cached_tokens` is the number of prompt tokens that did not have to be encoded, because the keys
+    and values of an earlier request were reused. It is the same in each block of an answer.
+
+    `speculations` is the number of passes that speculated on this block. If `speculation_won`, the
+    last of these was right, so the next block has already had its first step.
+
+    `logprobs` has one entry per token, if the request asked for them.
+
+    `rerolled`: an answer's first block began with an end token and was made once more with other
+    random numbers. `denoising_steps` then counts the steps of both attempts.
     """
 
     id: str
@@ -170,14 +199,14 @@ class Block(msgspec.Struct, frozen=True, tag=True):
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
-    """The request's end: an end token ("stop"), `max_tokens` ("length"), or a `Cancel`."""
+    """The end of a request: by an end token ("stop"), by `max_tokens` ("length") or by `Cancel`."""
 
     id: str
     finish_reason: FinishReason
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The request's end by a fault. `message` and `code` may be shown to the client."""
+    """The end of a request by an error. `message` and `code` may be shown to the client."""
 
     id: str
     message: str
@@ -185,7 +214,10 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Stats(msgspec.Struct, frozen=True, tag=True):
-    """Sent when a number changes: requests waiting for the GPU, those on it, kept prefixes."""
+    """The number of waiting and running requests, and the size of all kept prefixes in bytes.
+
+    The worker sends it when a number has changed.
+    """
 
     waiting: int
     running: int
@@ -201,15 +233,21 @@ _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(From
 
 
 def encode(message: ToWorker | FromWorker) -> bytes:
-    """A message as one msgpack frame."""
+    """Returns the message as one msgpack frame."""
     return _encoder.encode(message)
 
 
 def decode_to_worker(frame: bytes) -> ToWorker:
-    """The worker's side. Raises `msgspec.ValidationError` or `DecodeError` on any other bytes."""
+    """Returns the message in a frame that the worker received.
+
+    Raises `msgspec.ValidationError` or `msgspec.DecodeError` if it is not such a message.
+    """
     return _to_worker.decode(frame)
 
 
 def decode_from_worker(frame: bytes) -> FromWorker:
-    """The front end's side. Raises `msgspec.ValidationError` or `DecodeError` otherwise."""
+    """Returns the message in a frame that the front end received.
+
+    Raises `msgspec.ValidationError` or `msgspec.DecodeError` if it is not such a message.
+    """
     return _from_worker.decode(frame)

@@ -1,8 +1,8 @@
-"""The loop: take what came, ask for the next pass, run it, send what came out.
+"""The worker's loop: receive messages, decide on the next pass, run it and send the results.
 
-`Worker` does one turn of it without a socket, which is how tests, benchmarks and the demo
-model's evaluation run whole answers in their own process; `serve` puts it on the wire. One
-thread: nothing else touches the device.
+`Worker` does single turns of the loop without a socket. Tests, benchmarks and the demo model's
+evaluation use it to make whole answers in their own process. `serve` connects it to a socket. All
+work is done in one thread, so nothing else uses the device.
 """
 
 import logging
@@ -34,13 +34,13 @@ from engine.schedule.sequence import Pass, Sequence, StepResult, Work
 
 logger = logging.getLogger(__name__)
 
-_MOST_STEPS = 1024  # a block's random numbers for all of its steps are made at once
-_MOST_BIAS = 1e4  # nats: far from where float32 ends at the lowest temperature
-_MOST_TEMPERATURE = 1e4  # at which what is banned is still impossible in float32
+_MOST_STEPS = 1024  # limits memory: a block's random numbers for all steps are made at once
+_MOST_BIAS = 1e4  # nats: stays far below the limit of float32 even at the lowest temperature
+_MOST_TEMPERATURE = 1e4  # up to here a banned token's probability is still zero in float32
 
 
 class Worker:
-    """The engine's state between turns. Each request gets exactly one terminal message."""
+    """The engine's state between two turns. Each request gets exactly one terminal message."""
 
     def __init__(self, denoiser: Denoiser, config: EngineConfig) -> None:
         self._denoiser = denoiser
@@ -50,14 +50,14 @@ class Worker:
             speculate=config.speculate,
         )
         self._block_started: dict[str, float] = {}  # by request id, when running
-        self._told = Stats(waiting=0, running=0)
+        self._last_stats = Stats(waiting=0, running=0)
 
     @property
     def idle(self) -> bool:
         return self._scheduler.waiting + self._scheduler.running == 0
 
     def handle(self, message: ToWorker) -> list[FromWorker]:
-        """Take one message; gives what has to be sent because of it."""
+        """Handle one message. Returns the messages to send in reply."""
         match message:
             case GenerateRequest():
                 return self._accept(message)
@@ -68,7 +68,7 @@ class Worker:
                 )
 
     def step(self) -> list[FromWorker]:
-        """Run one pass; gives what came out. Does nothing when idle."""
+        """Run one pass. Returns the messages that result from it. Does nothing when idle."""
         now = monotonic()
         changes = self._scheduler.rearrange(now)
         for sequence in changes.parked:
@@ -84,28 +84,30 @@ class Worker:
         return self._run(works)
 
     def stats(self) -> list[FromWorker]:
-        """A `Stats` if the numbers changed since the last one."""
+        """Returns one `Stats` message if a number has changed since the last call, or none."""
         now = Stats(
             waiting=self._scheduler.waiting,
             running=self._scheduler.running,
             kept_prefix_bytes=self._denoiser.kept_prefix_bytes,
         )
-        if now == self._told:
+        if now == self._last_stats:
             return []
-        self._told = now
+        self._last_stats = now
         return [now]
 
     def generate(self, request: GenerateRequest) -> Iterator[FromWorker]:
-        """One whole answer in this process, message by message, until its terminal one."""
+        """Yields the messages of a whole answer, made in this process, up to the terminal one."""
         yield from self.handle(request)
         while not self.idle:
             yield from self.step()
 
     def _run(self, works: Pass) -> list[FromWorker]:
-        """One pass; where memory runs out, without kept prefixes, then for each request alone.
+        """Run one pass. Returns the messages that result from it.
 
-        A pass that ran out of memory has changed nothing. Who does not fit alone fails; if each
-        does, fewer run together from then on.
+        If the device runs out of memory, run the pass again without kept prefixes, and then each
+        request's part alone. This is possible because a pass that runs out of memory changes
+        nothing. A request that does not fit alone fails. If every request fits alone, fewer run
+        together from then on.
         """
         try:
             steps = self._denoiser.run(works)
@@ -119,9 +121,9 @@ class Worker:
                 for work, step in zip(works, steps, strict=True)
                 for message in self._record(work, step)
             ]
-        # Outside of the handler: the exception would keep the failed pass' tensors alive.
+        # Not in the handler, where the exception would keep the failed pass' tensors alive.
         if self._denoiser.forget_prefixes():
-            logger.warning("kept prefixes are given up, the pass runs again")
+            logger.warning("all kept prefixes are given up and the pass runs again")
             return self._run(works)
         if len(works) > 1:
             messages = [message for work in works for message in self._run([work])]
@@ -137,17 +139,17 @@ class Worker:
 
     def _accept(self, request: GenerateRequest) -> list[FromWorker]:
         room = self._denoiser.context_length - len(request.prompt)
-        # The front end checks this first and says it better; this is the safety net: on a GPU a
-        # token that is none would end the process.
+        # The front end has checked all of this with better messages. These checks are a safety net:
+        # on a GPU an invalid token id would end the process.
         if not request.prompt or not 1 <= request.max_tokens <= room:
             return [Failed(request.id, "The prompt and max_tokens do not fit the context.")]
         tokens = [*request.prompt, *request.delivered]
         if not 0 <= min(tokens) <= max(tokens) < self._denoiser.vocab_size:
             return [Failed(request.id, "The prompt has token ids that the model does not have.")]
         if len(request.delivered) >= request.max_tokens:
-            return [Failed(request.id, "All of the answer was delivered before.")]
+            return [Failed(request.id, "The whole answer was delivered before.")]
         if not self._takes_images(request):
-            return [Failed(request.id, "The model can't take the prompt's images.")]
+            return [Failed(request.id, "The model cannot take the prompt's images.")]
         obstacle = self._sampling_obstacle(request)
         if obstacle is not None:
             return [Failed(request.id, obstacle)]
@@ -156,20 +158,27 @@ class Worker:
         return []
 
     def _sampling_obstacle(self, request: GenerateRequest) -> str | None:
-        """Why the request's sampling can't be done, if it can't; checked first in front too."""
-        wanted, vocab_size = request.sampling, self._denoiser.vocab_size
-        if wanted.suffix:
-            length = request.max_tokens + len(wanted.suffix)
+        """Returns why the request's sampling options cannot be used, or None if they can.
+
+        The front end has already checked them.
+        """
+        sampling, vocab_size = request.sampling, self._denoiser.vocab_size
+        if sampling.suffix:
+            length = request.max_tokens + len(sampling.suffix)
             room = self._denoiser.context_length - len(request.prompt)
             if length > min(self._denoiser.model.dimensions.canvas_length, room):
-                return "suffix and max_tokens do not fit one canvas behind the prompt."
-        if any(not 0 <= token < vocab_size for token in (*wanted.suffix, *wanted.logit_bias)):
+                return "suffix and max_tokens together do not fit one canvas behind the prompt."
+        if any(not 0 <= token < vocab_size for token in (*sampling.suffix, *sampling.logit_bias)):
             return "suffix or logit_bias has token ids that the model does not have."
-        wrong = _out_of_range(wanted)
-        return f"{wrong[0]} is out of range." if wrong else None
+        invalid = _out_of_range(sampling)
+        return f"{invalid[0]} is out of range." if invalid else None
 
     def _takes_images(self, request: GenerateRequest) -> bool:
-        """Whether there is a vision tower for them, and each stands whole behind the one before."""
+        """Returns whether the model can take the request's images.
+
+        It can if it has a vision tower that each image fits, and if the images lie within the
+        prompt, in order and without overlapping.
+        """
         vision, end = self._denoiser.vision, 0
         for image in request.images:
             if vision is None or not vision.fits(image) or image.start < end:
@@ -178,7 +187,7 @@ class Worker:
         return end <= len(request.prompt)
 
     def _record(self, work: Work, step: StepResult | None) -> Iterator[FromWorker]:
-        """Take note of what a pass did for one sequence."""
+        """Record the result of a pass for one sequence. Yields the messages that result from it."""
         sequence, request_id = work.sequence, work.sequence.request.id
         index = sequence.block_index
         block = sequence.record(work, step, self._denoiser.sampler.end_tokens)
@@ -209,9 +218,13 @@ class Worker:
 
 
 def serve(address: str, config: EngineConfig) -> None:
-    """Connect to the front end at `address`, load the model, then work until the process ends."""
+    """Connect to the front end at `address`, load the model, and work until the process ends.
+
+    Raises CheckpointError, DeviceError, DoesNotFitError, UnsupportedModelError or
+    UnsupportedSamplerError if the model cannot be served.
+    """
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-    socket.set_hwm(0)  # by default a sender blocks at 1,000 messages
+    socket.set_hwm(0)  # by default a sender blocks after 1,000 queued messages
     socket.connect(address)
 
     def send(message: FromWorker) -> None:
@@ -241,9 +254,9 @@ def serve(address: str, config: EngineConfig) -> None:
 
 
 def _out_of_range(sampling: Sampling) -> list[str]:
-    """The names of numbers that nothing can be computed with; a NaN is in no range."""
+    """Returns the names of all options that are outside of their range. NaN is in no range."""
     biases, steps = sampling.logit_bias.values(), sampling.max_denoising_steps
-    fine = {
+    checks = {
         "seed": 0 <= sampling.seed < 2**64,
         "choice": 0 <= sampling.choice < 2**31,
         "temperature": 0 <= sampling.temperature <= _MOST_TEMPERATURE,
@@ -255,11 +268,11 @@ def _out_of_range(sampling: Sampling) -> list[str]:
         "max_denoising_steps": steps is None or 1 <= steps <= _MOST_STEPS,
         "top_logprobs": sampling.top_logprobs is None or sampling.top_logprobs >= 0,
     }
-    return [name for name, is_fine in fine.items() if not is_fine]
+    return [name for name, is_valid in checks.items() if not is_valid]
 
 
 def _inbox(socket: "zmq.Socket[bytes]", *, wait: bool) -> Iterator[ToWorker]:
-    """What has come; if there is nothing to run, wait until something has."""
+    """Yields the messages that have arrived. With `wait`, wait for the first one."""
     if wait:
         yield decode_to_worker(socket.recv())
     while socket.poll(0):

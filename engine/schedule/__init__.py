@@ -1,1 +1,1 @@
-"""Who runs and what is kept: decisions in plain Python, without torch."""
+"""Decide which requests run and which prefixes are kept. Plain Python, without torch."""

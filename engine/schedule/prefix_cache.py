@@ -1,8 +1,10 @@
-"""Which prefixes' keys and values are kept, which of them serves a prompt best, and which one goes.
+"""Keep the keys and values of prefixes, and choose the prefix that a prompt can reuse.
 
-Plain Python: what is kept is opaque here, but for its size and for how far back it can be cut.
-An image's tokens come as keys of what it shows, see `Sequence.prefix_keys`.
-The longest common prefix of token ids wins; beyond the budget the least recently used goes.
+The prefix that has the most tokens in common with the prompt is chosen. When the budget is
+exceeded, the least recently used prefix is removed.
+
+Plain Python: a snapshot is opaque here, except for its size and the shortest length that it can be
+cut to. The tokens of images are replaced by keys of their content (see `Sequence.prefix_keys`).
 """
 
 from collections.abc import Sequence
@@ -15,18 +17,18 @@ class Kept(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes on the device."""
+        """Returns the bytes that the snapshot takes on the device."""
 
     @property
     def shortest(self) -> int:
-        """The least number of tokens to which it can be cut, other than none."""
+        """Returns the smallest number of tokens, above 0, that the snapshot can be cut to."""
 
 
 K = TypeVar("K", bound=Kept)
 
 
 class Match(NamedTuple, Generic[K]):
-    """What to restore for a prompt, and how many of its tokens that saves."""
+    """The snapshot to restore for a prompt, and the number of tokens that need no encoding then."""
 
     kept: K
     length: int
@@ -39,11 +41,11 @@ class _Entry(Generic[K]):
 
 
 class PrefixCache(Generic[K]):
-    """Snapshots by the tokens that they hold, at most `budget_bytes` of them."""
+    """Snapshots of at most `budget_bytes` in total, with the tokens that they hold."""
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget_bytes = budget_bytes
-        self._entries: list[_Entry[K]] = []  # the most recently used last
+        self._entries: list[_Entry[K]] = []  # the least recently used first
 
     @property
     def nbytes(self) -> int:
@@ -53,7 +55,10 @@ class PrefixCache(Generic[K]):
         return len(self._entries)
 
     def longest(self, prompt: Sequence[int]) -> Match[K] | None:
-        """The snapshot that saves most of this prompt, if any does. This counts as a use of it."""
+        """Returns the snapshot that saves most of this prompt, or None if none saves any token.
+
+        The returned snapshot becomes the most recently used one.
+        """
         best, length = None, 0
         for entry in self._entries:
             common = common_prefix(entry.tokens, prompt)
@@ -66,10 +71,11 @@ class PrefixCache(Generic[K]):
         return Match(best.kept, length)
 
     def make_room(self, tokens: Sequence[int], *, nbytes: int, shortest: int) -> bool:
-        """Whether a snapshot of these tokens is worth taking; if so, there is room for it then.
+        """Make room for a snapshot of these tokens. Returns whether it should be taken.
 
-        It is not if all of them can be restored already, or if it is larger than the budget.
-        What it would make superfluous goes, then what was not used for longest.
+        It should not if a kept snapshot can restore all of these tokens, or if the new one is
+        larger than the budget. Otherwise all snapshots that the new one makes superfluous are
+        removed, and then the least recently used ones until the new one fits.
         """
         if nbytes > self._budget_bytes or any(
             entry.kept.shortest <= len(tokens) == common_prefix(entry.tokens, tokens)
@@ -87,7 +93,7 @@ class PrefixCache(Generic[K]):
         return True
 
     def add(self, tokens: list[int], kept: K) -> None:
-        """Keep a snapshot of these tokens, for which `make_room` has made room."""
+        """Keep a snapshot of these tokens. `make_room` must have made room for it."""
         self._entries.append(_Entry(list(tokens), kept))
 
     def clear(self) -> None:
@@ -95,9 +101,9 @@ class PrefixCache(Generic[K]):
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens the two have in common at their beginning."""
+    """Returns the length of the longest common prefix of `a` and `b`."""
     low, high = 0, min(len(a), len(b))
-    while low < high:  # comparing slices is C; a loop over tokens would take milliseconds
+    while low < high:  # slices are compared in C; a loop over tokens would take milliseconds
         middle = (low + high + 1) // 2
         if a[low:middle] == b[low:middle]:
             low = middle

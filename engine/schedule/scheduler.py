@@ -1,16 +1,19 @@
-"""Who is in the next pass. Policy only: plain Python, no I/O, no clock of its own, no tensor.
+"""Decide which sequences are in the next pass.
 
-Whoever has the lowest `priority` goes first; of equals, who runs already, then who came first. At
-most `max_active` run, the others wait. One that waits takes the place of a running one with a
-worse priority, at once, between two denoising steps: that one is parked, and loses nothing. Of
-those that run, only the ones with the best priority are in the passes, so the person at the
-keyboard has the device while their background jobs hold still.
+This is policy only, in plain Python: no I/O, no clock and no tensor.
 
-Nobody starves: who has not been in a pass for `PATIENCE_S` counts as one of the best until it has
-been given a block. Each pass encodes at most `prefill_chunk` tokens, so that a long prompt holds up
-nobody's denoising steps for long.
+At most `max_active` sequences run at a time and the others wait. A sequence with a lower `priority`
+runs first. Among equal priorities, running sequences stay, and then the earliest arrival runs. A
+waiting sequence replaces a running one with a worse (higher) priority at once, between two
+denoising steps. The replaced sequence is parked and loses no work. Only those running sequences
+that have the best priority take part in passes, so a person's request has the device to itself
+while background jobs pause.
 
-Times are seconds of any clock that does not go back.
+No sequence starves: one that has not been in a pass for `PATIENCE_S` gets the best priority until
+it has received a block. Each pass encodes at most `prefill_chunk` tokens, so a long prompt does not
+delay the denoising steps of other sequences for long.
+
+Times are in seconds, by any monotonic clock.
 """
 
 from dataclasses import dataclass
@@ -22,12 +25,12 @@ PATIENCE_S = 30.0
 
 @dataclass
 class _Queued:
-    """A sequence's place in the order."""
+    """A sequence with what decides when it runs."""
 
     sequence: Sequence
-    arrival: int
-    served: float  # when it was last in a pass, or came
-    block: int  # its block at that time
+    arrival: int  # a number that rises with each added sequence
+    served: float  # when the sequence was last in a pass, or was added
+    block: int  # the sequence's block index at that time
     running: bool = False
 
     @property
@@ -38,21 +41,21 @@ class _Queued:
         return now - self.served >= PATIENCE_S
 
     def serve(self, now: float) -> None:
-        """It is in a pass. An aged one stays aged until it has got a block."""
+        """Note that the sequence is in a pass. An aged one stays aged until it gets a block."""
         if not self.is_aged(now) or self.sequence.block_index != self.block:
             self.served, self.block = now, self.sequence.block_index
 
 
 @dataclass(frozen=True)
 class Changes:
-    """Who has to leave the device and who comes on it, in this order."""
+    """The sequences that leave the device, and those that are then put on it."""
 
     parked: list[Sequence]
     started: list[Sequence]
 
 
 class Scheduler:
-    """The waiting and the running sequences. Every one added leaves by `remove`, once."""
+    """The waiting and the running sequences. Each added sequence must be removed once."""
 
     def __init__(self, *, prefill_chunk: int, max_active: int, speculate: bool = False) -> None:
         self._prefill_chunk = prefill_chunk
@@ -74,26 +77,26 @@ class Scheduler:
         self._arrivals += 1
 
     def find(self, request_id: str) -> Sequence | None:
-        """The sequence of this request, if it has not ended."""
+        """Returns the sequence of this request, or None if it has ended or is unknown."""
         return next((s for s in self._queued if s.request.id == request_id), None)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence that ended, whether it ran or waited."""
+        """Remove a sequence that has ended, whether it was running or waiting."""
         del self._queued[sequence]
 
     def shrink(self, max_active: int) -> None:
-        """From now on no more than so many run: the device has no memory for more."""
+        """Lower the number of sequences that may run, because the device lacks memory for more."""
         self._max_active = max_active
 
     def rearrange(self, now: float) -> Changes:
-        """Decide who runs."""
+        """Decide which sequences run from now on. Returns what changes."""
         rank = self._ranks(now)
         order = sorted(
             self._queued.values(), key=lambda p: (rank[p.sequence], not p.running, p.arrival)
         )
-        chosen, rest = order[: self._max_active], order[self._max_active :]
+        chosen, others = order[: self._max_active], order[self._max_active :]
         changes = Changes(
-            parked=[each.sequence for each in rest if each.running],
+            parked=[each.sequence for each in others if each.running],
             started=[each.sequence for each in chosen if not each.running],
         )
         for each in order:
@@ -103,24 +106,27 @@ class Scheduler:
         return changes
 
     def next_pass(self, now: float) -> Pass:
-        """What the model should do now for those who run; nothing if nobody does."""
+        """Returns the next pass for the running sequences. It is empty if there is nothing to do.
+
+        The running sequences with the best priority count as served at `now`.
+        """
         rank = self._ranks(now)
         running = [each for each in self._queued.values() if each.running]
         best = min((rank[each.sequence] for each in running), default=0)
         works: Pass = []
         room = self._prefill_chunk
-        for each in running:  # in the order of arrival
+        for each in running:  # in order of arrival
             if rank[each.sequence] != best:
                 continue
             each.serve(now)
             work = each.sequence.next_work(room, speculate=self._speculate)
             if work is not None:
                 works.append(work)
-                room = max(0, room - len(work.tokens))  # an image may have taken more
+                room = max(0, room - len(work.tokens))  # an image may exceed the chunk
         return works
 
     def _ranks(self, now: float) -> dict[Sequence, int]:
-        """Each one's priority, of the aged ones the best of all."""
+        """Returns the priority of each sequence. Aged sequences get the best priority of all."""
         best = min((each.priority for each in self._queued.values()), default=0)
         return {
             each.sequence: best if each.is_aged(now) else each.priority

@@ -1,8 +1,8 @@
 """One request inside the worker, and the passes that the model makes for it. Plain Python.
 
-Knows where the request stands and when its answer ends; not who else is served (scheduler) nor
-any tensor (denoiser). Prefill and commit are one thing here: tokens that have to be encoded
-before the next canvas can be denoised.
+A sequence tracks the state of its request and decides when the answer ends. It does not know other
+requests (see the scheduler) or tensors (see the denoiser). Prefill and commit are the same thing
+here: tokens that must be encoded before the next canvas can be denoised.
 """
 
 import hashlib
@@ -16,17 +16,18 @@ WORTH_KEEPING_TOKENS = 256  # a shorter first turn is not worth a pass that ends
 
 @dataclass(frozen=True)
 class Work:
-    """What one pass does for one sequence.
+    """The work of one pass for one sequence.
 
-    The encoder reads `tokens` (prefill or commit) into the sequence's KV cache; then, if
-    `denoise`, the canvas behind them has a denoising step. Both are one pass through the weights:
-    the commit of a block is folded into the first step of the next, and the end of the prompt
-    into the first step of all.
+    The encoder reads `tokens` (prefill or commit) into the sequence's KV cache. Then, if `denoise`,
+    the canvas behind them gets a denoising step. Both happen in one pass through the weights: a
+    block is committed together with the next block's first step, and the end of the prompt is
+    encoded together with the first step of all.
 
-    `speculation` is the canvas' draft if the pass shall bet on it: commit it and make the next
-    block's first step behind it. The bet is won if the step finishes the block as it stands there.
+    `speculation` is the canvas' draft, if the pass shall speculate on it. The pass then also
+    commits the draft and makes the next block's first step behind it. The speculation is won if
+    this step finishes the current block and leaves it equal to the draft.
 
-    `images` are those whose tokens are among `tokens`, each of them whole.
+    `images` are the images whose tokens are in `tokens`. Images are never split.
     """
 
     sequence: "Sequence"
@@ -41,56 +42,58 @@ Pass = list[Work]
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a denoising step made of a canvas."""
+    """The result of a denoising step of one canvas."""
 
     draft: list[int]  # the argmax canvas
-    done: bool  # which is then the block
-    nearly: bool = False  # it may well be done after the next step
-    logprobs: list[TokenLogprobs] | None = None  # of the draft, if it is done and they are wanted
-    next_started: bool = False  # the bet was won: the block is committed, the next has had a step
+    done: bool  # the draft is the finished block
+    nearly: bool = False  # the canvas is likely to be done after the next step
+    logprobs: list[TokenLogprobs] | None = None  # of the draft, if it is done and the request asks
+    next_started: bool = False  # speculation won: the block is committed, the next has had a step
 
 
-PassResult = list[StepResult | None]  # of each work of the pass; None where nothing was denoised
+PassResult = list[StepResult | None]  # one per work of the pass; None if it had no denoising step
 
 
 @dataclass(frozen=True)
 class FinishedBlock:
-    """What one block adds to the answer, and whether it ends it."""
+    """A finished block of the answer."""
 
     tokens: list[int]
     denoising_steps: int
-    speculations: int  # passes that bet on it
-    finish_reason: FinishReason | None
+    speculations: int  # passes that speculated on it
+    finish_reason: FinishReason | None  # None if the answer continues
     logprobs: list[TokenLogprobs] | None
     rerolled: bool
 
 
-@dataclass(eq=False)  # two requests for the same are not the same
+@dataclass(eq=False)  # sequences are compared by identity: equal requests are different sequences
 class Sequence:
-    """A request's state. `unencoded` are the tokens that its KV cache does not hold yet.
+    """A request's state.
 
     `checkpoints` are lengths, in tokens from the beginning, at which the KV cache is worth keeping
-    for later requests: encoding pauses there.
+    for later requests. Encoding pauses at each.
     """
 
     request: GenerateRequest
-    unencoded: list[int]
+    unencoded: list[int]  # tokens that the KV cache does not hold yet
     checkpoints: frozenset[int] = frozenset()
-    image_keys: tuple[int, ...] = ()  # what tells each image from every other, and from a token
-    encoded: int = 0  # tokens that the KV cache holds
-    reused: int | None = None  # of them, those of an earlier request, when it first ran
+    image_keys: tuple[int, ...] = ()  # one per image, by its content; never equal to a token id
+    encoded: int = 0  # number of tokens that the KV cache holds
+    reused: int | None = None  # tokens reused from an earlier request when this one first ran
     block_index: int = 0
     step_index: int = 0  # denoising steps that the current canvas has had
-    draft: list[int] | None = None  # the canvas' argmax, if it is nearly done
-    speculations: int = 0  # passes that have bet on the current canvas
-    answer: list[int] = field(default_factory=list)  # the tokens of its blocks
-    rerolled: bool = False  # the first block came out empty and was begun again
+    draft: list[int] | None = None  # the argmax canvas, if it is nearly done
+    speculations: int = 0  # passes that have speculated on the current canvas
+    answer: list[int] = field(default_factory=list)  # the tokens of all finished blocks
+    rerolled: bool = False  # the first block was empty and has been started again
     finish_reason: FinishReason | None = field(default=None)
 
     @classmethod
     def start(cls, request: GenerateRequest, end_tokens: Set[int] = frozenset()) -> "Sequence":
-        """Checkpoints are the end of the prompt and, if it is long, of its first turn: what
-        conversations with the same system prompt and tools have in common.
+        """Returns the initial state of a request.
+
+        The checkpoints are the end of the prompt and the end of its first turn, if that is long.
+        Conversations with the same system prompt and tools have the first turn in common.
         """
         checkpoints = {len(request.prompt)}
         turn = next((i + 1 for i, t in enumerate(request.prompt) if t in end_tokens), 0)
@@ -108,36 +111,37 @@ class Sequence:
 
     @property
     def room(self) -> int:
-        """How many more tokens the answer may have."""
+        """Returns how many more tokens the answer may have."""
         return self.request.max_tokens - len(self.answer)
 
     def stream(self, block: int) -> int:
-        """Which of the seed's streams of random numbers a block has.
+        """Returns the number of the seed's stream of random numbers that a block uses.
 
-        Two for each choice: the second is for a first block that is made again.
+        Each choice has two streams. The second one is for a first block that is started again.
         """
         return 2 * self.request.sampling.choice + (self.rerolled and block == 0)
 
     def reuse(self, length: int) -> None:
-        """The KV cache holds the first `length` tokens already."""
+        """Note that the KV cache already holds the first `length` tokens."""
         self.unencoded = self.unencoded[length:]
         self.encoded = length
         if self.reused is None:
             self.reused = length
 
     def park(self) -> None:
-        """The KV cache holds nothing of it any more; its canvas stays as it is."""
+        """Note that the sequence has lost its KV cache. Its canvas stays as it is."""
         self.unencoded = [*self.request.prompt, *self.answer]
         self.encoded = 0
-        self.draft = None  # a bet is for a pass that encodes nothing before the canvas
+        self.draft = None  # only a pass that encodes nothing before the canvas can speculate
 
     def next_work(self, most_tokens: int, *, speculate: bool = False) -> Work | None:
-        """What the next pass may do for this answer, encoding at most so many tokens.
+        """Returns the work for the next pass, or None if tokens must be encoded but none may be.
 
-        More of them only where an image begins and has more: one is encoded whole.
+        It encodes at most `most_tokens` tokens. Only a longer image exceeds this, because images
+        are encoded whole.
         """
         pauses = [at - self.encoded for at in self.checkpoints if at > self.encoded]
-        count = self._without_cut(min([most_tokens, len(self.unencoded), *pauses]))
+        count = self._without_split_image(min([most_tokens, len(self.unencoded), *pauses]))
         tokens = self.unencoded[:count]
         denoise = len(tokens) == len(self.unencoded)
         if not tokens and not denoise:
@@ -147,9 +151,10 @@ class Sequence:
         return Work(self, tokens, denoise, self.draft if speculate else None, images)
 
     def prefix_keys(self, tokens: list[int]) -> list[int]:
-        """The sequence's first tokens, as prefixes are compared: images by what they show.
+        """Returns `tokens`, the sequence's first tokens, with images replaced by their keys.
 
-        All tokens of an image have one key, so two prefixes never part inside an image.
+        Prefixes are compared by the result. All tokens of an image have the same key, so a common
+        prefix never ends inside an image.
         """
         keys = list(tokens)
         for image, key in zip(self.request.images, self.image_keys, strict=True):
@@ -160,10 +165,10 @@ class Sequence:
     def record(
         self, done: Work, step: StepResult | None, end_tokens: Set[int]
     ) -> FinishedBlock | None:
-        """Take note of a pass; gives the block that it finished, if it finished one.
+        """Record a pass. Returns the block that it finished, or None.
 
-        An answer's first block that begins with an end token is not finished but begun again, once:
-        now and then a canvas of noise settles on an empty answer where the next one would not.
+        If an answer's first block begins with an end token, it is started again, once. Now and then
+        a canvas of noise converges to an empty answer when other noise would not.
         """
         self.unencoded = self.unencoded[len(done.tokens) :]
         self.encoded += len(done.tokens)
@@ -174,9 +179,9 @@ class Sequence:
         self.step_index += 1
         self.speculations += done.speculation is not None
         if not step.done:
-            self.draft = step.draft if step.nearly and self._goes_on(step, end_tokens) else None
+            self.draft = step.draft if step.nearly and self._continues(step, end_tokens) else None
             return None
-        if self._comes_out_empty(step, end_tokens) and not self.rerolled:
+        if self._is_empty_answer(step, end_tokens) and not self.rerolled:
             self.rerolled, self.draft = True, None
             return None
         block = self._finish(step, end_tokens)
@@ -186,27 +191,31 @@ class Sequence:
             self.step_index = 1
         return block
 
-    def _without_cut(self, count: int) -> int:
-        """So many tokens, but none or all of an image: its rows see each other in one pass."""
+    def _without_split_image(self, count: int) -> int:
+        """Returns `count`, changed if encoding so many tokens would split an image.
+
+        An image's rows attend to each other, so they must be in one pass. The result then ends in
+        front of the image, or behind it if the image comes first.
+        """
         end = self.encoded + count
         cut = next((i for i in self.request.images if i.start < end < i.end), None)
         if cut is None:
             return count
         return cut.start - self.encoded if cut.start > self.encoded else cut.tokens
 
-    def _goes_on(self, step: StepResult, end_tokens: Set[int]) -> bool:
-        """Whether another block would follow this canvas."""
+    def _continues(self, step: StepResult, end_tokens: Set[int]) -> bool:
+        """Returns whether another block would follow this canvas."""
         return len(step.draft) < self.room and end_tokens.isdisjoint(step.draft)
 
-    def _comes_out_empty(self, step: StepResult, end_tokens: Set[int]) -> bool:
-        """Where a suffix is led up to, nothing is a good answer too."""
+    def _is_empty_answer(self, step: StepResult, end_tokens: Set[int]) -> bool:
+        """Returns whether the answer is empty. It never counts as empty if it has a suffix."""
         first = self.block_index == 0 and not self.request.sampling.suffix
         return first and step.draft[0] in end_tokens
 
     def _finish(self, step: StepResult, end_tokens: Set[int]) -> FinishedBlock:
         canvas, room = step.draft, self.room
         if self.request.sampling.suffix:
-            canvas = canvas[:room]  # the suffix is no part of the answer
+            canvas = canvas[:room]  # the suffix does not belong to the answer
         end = next((i + 1 for i, token in enumerate(canvas) if token in end_tokens), None)
         if end is not None and end <= room:
             tokens, self.finish_reason = canvas[:end], "stop"
@@ -231,6 +240,6 @@ class Sequence:
 
 
 def _image_key(image: Image) -> int:
-    """A negative number, which no token is: of the pixels' hash and the size that they make."""
+    """Returns a negative number, unlike any token id: a hash of the image's size and pixels."""
     size = image.height.to_bytes(4) + image.width.to_bytes(4)
     return -1 - int.from_bytes(hashlib.blake2b(size + image.pixels, digest_size=16).digest())

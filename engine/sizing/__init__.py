@@ -1,1 +1,1 @@
-"""How large a model is, what fits a device, and how fast it can be: arithmetic without torch."""
+"""Compute a model's size, what fits a device and the least time of a step, without torch."""

@@ -1,10 +1,8 @@
-"""What a pass allocates and frees again, at most: an estimate from above, from the dimensions.
+"""An upper estimate of the memory that a pass allocates and frees again, from the dimensions.
 
-Plain Python. It follows the largest tensors that live at the same time in `engine/model/` and
-`engine/denoise/denoising_step.py`; a test measures real passes on a CPU against it. Bytes are for
-the weights' type, `element_bytes` an element.
-
-Letters: T encoded tokens, R rows, S keys, C canvas, V vocabulary, D hidden size, d head size.
+Plain Python. The estimate adds up the largest tensors that exist at the same time in
+`engine/model/` and `engine/denoise/denoising_step.py`. A test compares it with real passes on a
+CPU. `element_bytes` is the size of an element of the weights' type.
 """
 
 from dataclasses import dataclass
@@ -12,32 +10,32 @@ from dataclasses import dataclass
 from engine.sizing.chunks import GATHERED_ROWS, VOCAB_CHUNK, VOCAB_GROUP
 from engine.sizing.dimensions import Dimensions, LayerShape, Tower
 
-RELEASED_STEPS = 48  # the most denoising steps of a block, unless a checkpoint says otherwise
-_STEP_BYTES = 12  # a canvas' token and a uniform number
+RELEASED_STEPS = 48  # maximum denoising steps of a block, unless the checkpoint sets another number
+_STEP_BYTES = 12  # noise of one position and step: a token id and a uniform number
 
 
 @dataclass(frozen=True)
 class PassShape:
-    """The largest pass that the scheduler makes."""
+    """The size of the largest pass that the scheduler makes."""
 
     encoded: int  # tokens of prompts
     canvases: int
-    bets: bool  # each canvas may have its draft and the next canvas behind it
-    context: int
+    speculates: bool  # each canvas may be followed by its draft and the next block's canvas
+    context: int  # tokens that the encoded ones may attend to
 
     def canvas_rows(self, canvas_length: int) -> int:
-        """Rows that reach the vocabulary."""
-        return self.canvases * canvas_length * (2 if self.bets else 1)
+        """Returns the number of rows for which logits are computed."""
+        return self.canvases * canvas_length * (2 if self.speculates else 1)
 
     def rows(self, canvas_length: int) -> int:
-        """All rows."""
-        return self.encoded + self.canvases * canvas_length * (3 if self.bets else 1)
+        """Returns the number of all rows."""
+        return self.encoded + self.canvases * canvas_length * (3 if self.speculates else 1)
 
 
 def activation_bytes(
     dimensions: Dimensions, shape: PassShape, *, element_bytes: int, cuda: bool
 ) -> int:
-    """At the pass' worst moment, the canvases' state included."""
+    """Returns the most bytes that a pass needs at any moment, including the canvases' state."""
     d = dimensions
     canvas_rows = shape.canvas_rows(d.canvas_length)
     state = canvas_rows * (2 * d.hidden_size * element_bytes + (RELEASED_STEPS + 1) * _STEP_BYTES)
@@ -49,10 +47,14 @@ def activation_bytes(
 
 
 def network_bytes(dimensions: Dimensions, rows: int, element_bytes: int) -> int:
-    """Of one layer at work on so many rows, its input and the rotary embeddings included."""
+    """Returns the bytes that one layer needs for this number of rows.
+
+    The layer's input and the rotary embeddings are included.
+    """
     d = dimensions
     chosen = d.experts_per_token * (4 * d.hidden_size + 4 * d.expert_size)
-    # Merged product, normed and rotated queries, keys and values, what rotating takes, the result.
+    # The merged product, the normed and rotated queries, keys and values, the intermediate results
+    # of rotating, and the output.
     attended = max((5 * d.query_heads + 6 * layer.kv_heads) * layer.head_size for layer in d.layers)
     ropes = sum(2 * size for size in {layer.head_size for layer in d.layers})
     elements = 6 * d.hidden_size + max(chosen, attended, 5 * d.mlp_size) + ropes
@@ -61,25 +63,26 @@ def network_bytes(dimensions: Dimensions, rows: int, element_bytes: int) -> int:
 
 
 def _mask_bytes(dimensions: Dimensions, tokens: int, context: int, element_bytes: int) -> int:
-    """Masks of encoded tokens: one for each window, and the one that attention is given.
+    """Returns the bytes of the encoded tokens' attention masks.
 
-    That is one repeated for the query heads that share a key-value head, as bool and then in the
-    type of the queries; of the full layers it grows with the context. Where Triton's attention
-    serves, only passes with an image have any.
+    There is one mask for each window, and a copy that is passed to attention. The copy is repeated
+    for the query heads that share a key-value head, as bool and then in the queries' type. The
+    masks of full layers grow with the context. Where Triton's attention is used, only passes with
+    an image have masks.
     """
 
-    def seen(layer: LayerShape) -> int:
+    def visible(layer: LayerShape) -> int:
         return context if layer.window is None else min(context, layer.window - 1 + tokens)
 
     kept = sum(
-        tokens * seen(layer) * (1 if layer.window is None else 10)
+        tokens * visible(layer) * (1 if layer.window is None else 10)
         for layer in {layer.window: layer for layer in dimensions.layers}.values()
     )
-    given = max(
-        dimensions.query_heads // layer.kv_heads * tokens * seen(layer)
+    repeated = max(
+        dimensions.query_heads // layer.kv_heads * tokens * visible(layer)
         for layer in dimensions.layers
     )
-    return kept + given * (1 + element_bytes)
+    return kept + repeated * (1 + element_bytes)
 
 
 def _tail_bytes(dimensions: Dimensions, rows: int, element_bytes: int, *, cuda: bool) -> int:
@@ -87,19 +90,22 @@ def _tail_bytes(dimensions: Dimensions, rows: int, element_bytes: int, *, cuda: 
     group = min(VOCAB_GROUP, d.vocab_size & -d.vocab_size)
     groups = d.vocab_size // group
     soft = rows * d.hidden_size * (8 + 2 * element_bytes)
-    if not cuda:  # a chunk's logits as they are multiplied, capped, and as probabilities
+    if not cuda:  # a chunk's logits, raw and softcapped, and its probabilities
         chunk = min(VOCAB_CHUNK, d.vocab_size)
         gathered = rows * (d.hidden_size * element_bytes + 4 * group * 8)
         return rows * chunk * (8 + 2 * element_bytes) + soft + rows * groups * 36 + gathered
     logits = rows * d.vocab_size * element_bytes
-    # Four statistics in 32 bits, then the masses in 64 bits and their running sum.
+    # Four statistics in 32 bits, then the groups' probabilities in 64 bits and their running sum.
     statistics = rows * groups * (4 * 4 + 2 * 8)
     gathered = min(rows, GATHERED_ROWS) * group * d.hidden_size * element_bytes
     return logits + statistics + soft + gathered
 
 
 def _tower_bytes(tower: Tower, tokens: int, element_bytes: int) -> int:
-    """One image: patches, a layer at work on them, and attention's scores as if they were held."""
+    """Returns the bytes that one image needs: its patches, one layer and attention's scores.
+
+    The scores are counted although attention may not store them.
+    """
     patches = tokens * tower.pooling**2
     layer = 6 * tower.hidden_size + 4 * tower.query_heads * tower.head_size + 3 * tower.mlp_size
     scores = tower.query_heads * patches**2

@@ -1,5 +1,11 @@
-"""The sizes in which work on the vocabulary is cut. Plain Python: the plan counts with them too."""
+"""The sizes of the pieces in which the vocabulary is processed.
 
-VOCAB_CHUNK = 4096  # entries that are worked on together; 1,024 to 8,192 are equally fast on a CPU
-VOCAB_GROUP = 256  # entries whose probabilities are kept as one sum
-GATHERED_ROWS = 64  # rows whose groups are copied together: 1.4 MB each in the released model
+Plain Python, because the memory plan uses these numbers too.
+"""
+
+# Vocabulary entries that are processed together. 1,024 to 8,192 are equally fast on a CPU.
+VOCAB_CHUNK = 4096
+# Vocabulary entries whose probabilities are kept as one sum.
+VOCAB_GROUP = 256
+# Rows whose groups are copied together. Each takes 1.4 MB in the released model.
+GATHERED_ROWS = 64

@@ -1,9 +1,9 @@
-"""A model's dimensions, from its `config.json` alone: what memory and time can be computed from.
+"""A model's dimensions, read from its `config.json` alone. Memory and time are computed from them.
 
-Plain Python, so that a plan needs neither torch nor Transformers. What a file leaves out has the
-default of Transformers' `DiffusionGemmaTextConfig` and `Gemma4VisionConfig`, against which the
-tests hold every number. Whether the engine can run such a model is not said here: that is
-`ModelConfig.from_transformers`.
+Plain Python, so that a plan needs neither torch nor Transformers. Values that a file leaves out get
+the defaults of Transformers' `DiffusionGemmaTextConfig` and `Gemma4VisionConfig`; the tests compare
+every number with these. This module does not check if the engine can run the model:
+`ModelConfig.from_transformers` does.
 """
 
 import json
@@ -14,21 +14,21 @@ from typing import Any
 
 from engine.config import CONFIGS
 
-# Numbers of the published configuration, for plans without a network.
+# Copies of published configurations, so that a plan needs no network.
 _KNOWN = {"google/diffusiongemma-26b-a4b-it": CONFIGS / "models" / "diffusiongemma-26b-a4b.json"}
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-# By which checkpoints say that they are quantised where their config.json does not.
+# A checkpoint with one of these files is quantised even if its config.json does not say so.
 MODELOPT_FILE, W4_FILE = QUANTIZED_FILES = ("hf_quant_config.json", "w4_meta.json")
-_IMAGE_TOKENS = 280  # of one image, where no processor's configuration says otherwise
+_IMAGE_TOKENS = 280  # most tokens of one image with the image processor's default configuration
 
 
 class DimensionsError(ValueError):
-    """The configuration is not one of a DiffusionGemma, or lacks a number."""
+    """The configuration is not that of a DiffusionGemma, or it lacks a number."""
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """One layer as the KV cache sees it; `window` is None where every token is kept."""
+    """The shape of one layer's keys and values. `window` is None if the layer keeps every token."""
 
     kv_heads: int
     head_size: int
@@ -37,7 +37,7 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Tower:
-    """The vision tower. An image token stands for a square of `pooling` x `pooling` patches."""
+    """The vision tower. One image token covers a square of `pooling` x `pooling` patches."""
 
     hidden_size: int
     mlp_size: int
@@ -53,15 +53,15 @@ class Tower:
 
 @dataclass(frozen=True)
 class Stored:
-    """Weights of a checkpoint that is quantised: bytes held as they are, and what is in full."""
+    """The size of a quantised checkpoint's weights on the device."""
 
-    nbytes: int
-    elements: int = 0  # in the model's type
+    nbytes: int  # of the weights that are held as they are stored
+    elements: int = 0  # of the weights that are converted to the model's type
 
 
 @dataclass(frozen=True)
 class Dimensions:
-    """Of the network; sizes in elements, lengths in tokens."""
+    """The dimensions of a network. Sizes are in elements, lengths in tokens."""
 
     vocab_size: int
     hidden_size: int
@@ -74,12 +74,15 @@ class Dimensions:
     canvas_length: int
     max_positions: int
     tower: Tower | None
-    quantized: bool  # in the checkpoint
-    stored: Stored | None = None  # of a quantised checkpoint, where its files are there
+    quantized: bool  # whether the checkpoint is stored quantised
+    stored: Stored | None = None  # of a quantised checkpoint, if its files are available
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Dimensions":
-        """From a parsed `config.json`. Raises DimensionsError, naming the key."""
+        """Returns the dimensions in a parsed `config.json`.
+
+        Raises DimensionsError, which names the key, if they are not those of a DiffusionGemma.
+        """
         if config.get("model_type") != "diffusion_gemma":
             raise DimensionsError(
                 f"model_type is {config.get('model_type')!r}; supported: 'diffusion_gemma'"
@@ -105,36 +108,50 @@ class Dimensions:
 
     @property
     def image_tokens(self) -> int:
-        """Most tokens of one image; an image is encoded in one pass, whatever the chunk."""
+        """Returns the most tokens that one image has, or 0 if the model takes no images.
+
+        An image is encoded in one pass, even if it has more tokens than a prefill chunk.
+        """
         return 0 if self.tower is None else _IMAGE_TOKENS
 
     @property
     def sized(self) -> bool:
-        """Whether it is known how large the weights are: quantised ones are as large as stored."""
+        """Returns whether the size of the weights is known.
+
+        The size of quantised weights is known only from their files.
+        """
         return not self.quantized or self.stored is not None
 
     def in_folder(self, folder: Path) -> "Dimensions":
-        """Of a checkpoint in a folder: without an image processor's file it takes no images."""
-        seeing = any((folder / name).exists() for name in PROCESSOR_FILES)
-        told = any((folder / name).exists() for name in QUANTIZED_FILES)
-        quantized = self.quantized or told
+        """Returns the dimensions, completed from the other files of the checkpoint's folder.
+
+        These show if the checkpoint is quantised and how large its quantised weights are. Without
+        an image processor's file the model takes no images.
+        """
+        takes_images = any((folder / name).exists() for name in PROCESSOR_FILES)
+        marked = any((folder / name).exists() for name in QUANTIZED_FILES)
+        quantized = self.quantized or marked
         stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         return replace(
             self,
-            tower=self.tower if seeing else None,
+            tower=self.tower if takes_images else None,
             quantized=quantized,
             stored=Stored(stored) if quantized else None,
         )
 
 
 def known_dimensions(model: str) -> Dimensions | None:
-    """Of a model whose numbers come with Easel."""
+    """Returns the dimensions of a model whose configuration comes with Easel, or None."""
     file = _KNOWN.get(model.lower())
     return None if file is None else read_dimensions(file)
 
 
 def read_dimensions(file: Path) -> Dimensions:
-    """From a `config.json`. Raises OSError if it is not there, DimensionsError if it is no such."""
+    """Returns the dimensions in a `config.json`.
+
+    Raises OSError if the file cannot be read, and DimensionsError if it is not JSON or not the
+    configuration of a DiffusionGemma.
+    """
     try:
         config = json.loads(file.read_text())
     except ValueError as error:
@@ -147,7 +164,7 @@ def read_dimensions(file: Path) -> Dimensions:
 def _layers(text: Mapping[str, Any]) -> tuple[LayerShape, ...]:
     count = text.get("num_hidden_layers", 30)
     kinds = list(text.get("layer_types") or _default_kinds(count))
-    kinds[-1] = "full_attention"  # whatever the file says, as in Transformers
+    kinds[-1] = "full_attention"  # regardless of the file, as in Transformers
     kv_heads, head_size = text.get("num_key_value_heads", 4), text.get("head_dim", 256)
     overrides = text.get("per_layer_config")
     if overrides is None:
@@ -167,7 +184,7 @@ def _layers(text: Mapping[str, Any]) -> tuple[LayerShape, ...]:
 
 
 def _default_kinds(count: int) -> list[str]:
-    """Five sliding layers, then a full one."""
+    """Returns the default layer types: five sliding layers, then a full one, and so on."""
     return ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(count)]
 
 

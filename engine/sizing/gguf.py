@@ -1,7 +1,8 @@
-"""How large a GGUF file's weights are on the device, from its header alone.
+"""Compute the size of a GGUF file's weights on the device from the file's header.
 
-Plain Python. States how `engine/weights/gguf_file.py` holds each type: codes and scales much as
-they are stored, but what has one dimension and the embedding in the model's type.
+Plain Python. The arithmetic follows how `engine/weights/gguf_file.py` holds the weights: codes and
+scales are held almost as they are stored. The embedding and tensors with one dimension are
+converted to the model's type.
 """
 
 from dataclasses import replace
@@ -10,9 +11,9 @@ from pathlib import Path
 from engine.sizing.dimensions import Dimensions, Stored
 from engine.sizing.gguf_header import GgufError, file_here, read_tensors
 
-# Types by their numbers in ggml.h.
+# Both maps have the types' numbers in ggml.h as keys.
 _IN_FULL = {0: "F32", 1: "F16", 30: "BF16"}
-# Bytes of an element: its code, and its part of its group's scales, and zeros where there are any.
+# The bytes per element: its code and its share of its group's scale and zero point (if any).
 _QUANTIZED = {
     8: ("Q8_0", 1 + 2 / 32),
     12: ("Q4_K", 1 / 2 + (2 + 2) / 32),
@@ -20,13 +21,15 @@ _QUANTIZED = {
     6: ("Q5_0", 1 + 4 / 32),
 }
 _EMBEDDING = "token_embd.weight"
-IDLE = "rope_freqs.weight"  # not loaded: the configuration says the same
+IDLE = "rope_freqs.weight"  # not loaded: the configuration has the same information
 
 
 def with_gguf(dimensions: Dimensions, name: str) -> Dimensions:
-    """The same with the weights of a GGUF file, a path or one on the hub; it has no vision.
+    """Returns the dimensions for a model whose weights come from a GGUF file, without vision.
 
-    How large they are is not known before the file is here. Raises GgufError.
+    `name` is a path or a file on the hub. The size of the weights stays unknown if the file has not
+    been downloaded. Raises GgufError if it is not a GGUF file that can be loaded, or OSError if it
+    cannot be read.
     """
     file = file_here(name)
     stored = None if file is None else _stored(file)
@@ -43,8 +46,8 @@ def _stored(file: Path) -> Stored:
             raise GgufError(
                 f"{file.name}: {tensor.name} is stored as {_name(tensor.kind)}; supported: {known}"
             )
-        whole = len(tensor.shape) == 1 or tensor.name == _EMBEDDING
-        if whole or tensor.kind in _IN_FULL:
+        converted = len(tensor.shape) == 1 or tensor.name == _EMBEDDING
+        if converted or tensor.kind in _IN_FULL:
             elements += tensor.elements
         else:
             nbytes += tensor.elements * _QUANTIZED[tensor.kind][1]
@@ -52,7 +55,7 @@ def _stored(file: Path) -> Stored:
 
 
 def _name(kind: int) -> str:
-    from gguf import GGMLQuantizationType  # here: it brings numpy
+    from gguf import GGMLQuantizationType  # imported here because it imports numpy
 
     known = {each.value: each.name for each in GGMLQuantizationType}
-    return known.get(kind, f"ggml's type {kind}")
+    return known.get(kind, f"ggml type {kind}")

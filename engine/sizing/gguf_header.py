@@ -1,7 +1,8 @@
-"""What a GGUF file of DiffusionGemma has, by its header alone: each tensor's type and place.
+"""Read the header of a DiffusionGemma GGUF file: each tensor's name, shape, type and offset.
 
 Plain Python. The `gguf` package's reader makes an object of every token of the vocabulary, which
-takes half a minute; here they are skipped. The format is ggml's docs/gguf.md, versions 2 and 3.
+takes half a minute. This reader skips the vocabulary. The format is described in ggml's
+docs/gguf.md; versions 2 and 3 are supported.
 """
 
 import mmap
@@ -15,25 +16,26 @@ from typing import Any
 _MAGIC = b"GGUF"
 _ARCHITECTURE = "diffusion-gemma"
 _VERSIONS = (2, 3)
-_ALIGNMENT = 32  # of the data, unless the file says otherwise
+_ALIGNMENT = 32  # of the data, unless the file sets another
 _TEXT, _LIST = 8, 9  # kinds of values
-_NUMBERS = dict(zip([0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12], "BbHhIif?Qqd", strict=True))  # struct's
+# The other kinds, with their format characters in struct.
+_NUMBERS = dict(zip([0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12], "BbHhIif?Qqd", strict=True))
 _LENGTH = struct.Struct("<Q")  # of a text
 _ON_HUB = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)/([^/]+\.gguf)")
 
 
 class GgufError(ValueError):
-    """The file is no GGUF file, or not one that is read here."""
+    """The file is not a GGUF file, or not one that this engine supports."""
 
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """`kind` is the type's number in ggml, `start` a byte of the file, `shape` as torch has it."""
+    """A tensor's entry in the header."""
 
     name: str
-    shape: tuple[int, ...]
-    kind: int
-    start: int
+    shape: tuple[int, ...]  # in torch's order
+    kind: int  # the type's number in ggml
+    start: int  # offset in the file, in bytes
 
     @property
     def elements(self) -> int:
@@ -41,7 +43,10 @@ class GgufTensor:
 
 
 def read_tensors(file: Path) -> list[GgufTensor]:
-    """Raises GgufError; OSError if the file can't be read."""
+    """Returns all tensors of the file.
+
+    Raises GgufError if it is not a DiffusionGemma GGUF file, and OSError if it cannot be read.
+    """
     try:
         with (
             file.open("rb") as opened,
@@ -49,7 +54,7 @@ def read_tensors(file: Path) -> list[GgufTensor]:
         ):
             architecture, tensors = _Reader(data).header()
     except (ValueError, TypeError, ArithmeticError, struct.error) as error:
-        raise GgufError(f"{file.name} is no GGUF file: {error}") from error
+        raise GgufError(f"{file.name} is not a GGUF file: {error}") from error
     if architecture != _ARCHITECTURE:
         raise GgufError(
             f"{file.name}: general.architecture is {architecture!r}; supported: {_ARCHITECTURE!r}"
@@ -58,33 +63,39 @@ def read_tensors(file: Path) -> list[GgufTensor]:
 
 
 def place_on_hub(name: str) -> tuple[str, str] | None:
-    """Repository and file that `owner/name/file.gguf` names; None if it is nothing of the kind."""
-    found = _ON_HUB.fullmatch(name)
-    return None if found is None else (found[1], found[2])
+    """Returns the repository and the file of a name like `owner/name/file.gguf`, or None."""
+    match = _ON_HUB.fullmatch(name)
+    return None if match is None else (match[1], match[2])
 
 
 def file_here(name: str) -> Path | None:
-    """A path's file, or the hub's if it was downloaded before; None if it is not here."""
+    """Returns the local file for a path or a name on the hub, or None if it is not on this machine.
+
+    This never downloads a file.
+    """
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    place = place_on_hub(name)
-    if place is None:
+    hub_file = place_on_hub(name)
+    if hub_file is None:
         return None
-    from huggingface_hub import try_to_load_from_cache  # here: slow to import, and few need it
+    from huggingface_hub import try_to_load_from_cache  # imported here because it is slow to import
 
-    kept = try_to_load_from_cache(*place)
-    return Path(kept) if isinstance(kept, str) else None
+    cached = try_to_load_from_cache(*hub_file)
+    return Path(cached) if isinstance(cached, str) else None
 
 
 class _Reader:
-    """Reads on from where it stands. Raises whatever wrong bytes lead to."""
+    """Reads a header from its start.
+
+    Malformed bytes raise ValueError, TypeError, ArithmeticError or struct.error.
+    """
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data, self._at = data, 0
 
     def header(self) -> tuple[Any, list[GgufTensor]]:
-        """The architecture, None if the file does not say, and the tensors."""
+        """Returns the architecture, or None if the file has none, and the tensors."""
         if self._data[:4] != _MAGIC:
             raise ValueError("it does not begin with 'GGUF'")
         self._at = 4
@@ -100,13 +111,13 @@ class _Reader:
         return values.get("general.architecture"), tensors
 
     def _tensor(self) -> GgufTensor:
-        """`start` is still counted from where the data begins."""
+        """Returns the next tensor's entry. Its `start` is relative to the start of the data."""
         name = self._text()
-        sizes = [self._next("Q") for _ in range(self._next("I"))]  # the innermost first
+        sizes = [self._next("Q") for _ in range(self._next("I"))]  # innermost dimension first
         return GgufTensor(name, tuple(reversed(sizes)), self._next("I"), self._next("Q"))
 
     def _value(self, kind: int) -> Any:
-        """A number or a text; None in place of a list, which is passed over."""
+        """Returns the next value if it is a number or a text. Skips a list and returns None."""
         if kind == _TEXT:
             return self._text()
         if kind != _LIST:
@@ -114,7 +125,7 @@ class _Reader:
         kind, count = self._next("I"), self._next("Q")
         if kind in (_TEXT, _LIST):
             for _ in range(count):
-                self._pass_over_text() if kind == _TEXT else self._value(kind)
+                self._skip_text() if kind == _TEXT else self._value(kind)
         else:
             self._at += count * struct.calcsize(_form(kind))
         return None
@@ -124,7 +135,7 @@ class _Reader:
         self._at += size
         return self._data[self._at - size : self._at].decode()
 
-    def _pass_over_text(self) -> None:
+    def _skip_text(self) -> None:
         self._at += _LENGTH.unpack_from(self._data, self._at)[0] + _LENGTH.size
 
     def _next(self, form: str) -> Any:

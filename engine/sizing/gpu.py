@@ -1,7 +1,7 @@
-"""Which GPU there is, as NVIDIA's driver tells it. Plain Python, without torch.
+"""Ask NVIDIA's driver for the machine's first GPU. Plain Python, without torch.
 
-The driver is asked, not nvidia-smi: nvidia-smi has no number for the memory of a GPU that shares
-the system's. The driver obeys CUDA_VISIBLE_DEVICES, so its first GPU is the one that torch takes.
+nvidia-smi is not used, because it reports no memory size for a GPU that shares the system's memory.
+The driver respects CUDA_VISIBLE_DEVICES, so its first GPU is also the GPU that torch uses.
 """
 
 import ctypes
@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 logger = logging.getLogger(__name__)
 
-_NAME_BYTES = 256  # the longest name that is asked for
+_NAME_BYTES = 256  # a longer name is cut
 
 
 class Gpu(NamedTuple):
-    """A GPU as its driver knows it."""
+    """A GPU's name and memory, as its driver reports them."""
 
     name: str
     memory_bytes: int
@@ -35,6 +35,6 @@ def first_gpu() -> Gpu | None:
         or cuda.cuDeviceTotalMem_v2(ctypes.byref(total), device)
     )
     if code:
-        logger.warning("NVIDIA's driver finds no GPU (CUDA error %d).", code)
+        logger.warning("NVIDIA's driver reports no usable GPU (CUDA error %d).", code)
         return None
     return Gpu(name.value.decode(), total.value)

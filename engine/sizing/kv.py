@@ -1,30 +1,37 @@
-"""How large a KV cache is: the arithmetic that the tensors and the plan have in common.
+"""Compute the size of a KV cache. Both the cache itself and the memory plan use this arithmetic.
 
 Plain Python, without tensors. Lengths are in tokens.
 """
 
 from engine.sizing.dimensions import LayerShape
 
-# How far a kept prefix can be cut back where sliding layers have lost its beginning. The next turn
-# of a conversation differs from the last prompt in how the model's turn begins, by ten tokens.
+# The most tokens that can be cut off a kept prefix's end once sliding layers have dropped its
+# beginning. The next turn of a conversation differs from the last prompt by ten tokens: those that
+# begin the model's turn.
 SLACK_TOKENS = 64
 
 
 def kept_tokens(window: int | None, capacity: int, slack: int) -> int:
-    """How many tokens a layer with this window may hold."""
+    """Returns the most tokens that a layer with this window keeps."""
     return capacity if window is None else window - 1 + slack
 
 
 def stored_shape(
     layer: LayerShape, capacity: int, pass_tokens: int, slack: int
 ) -> tuple[int, int, int, int]:
-    """Of a layer's keys and values: [2, K, stored tokens and a pass' tokens, d]."""
+    """Returns the shape of the tensor that holds a layer's keys and values.
+
+    It is [2, K, kept tokens + one pass' tokens, d], with K key-value heads of size d.
+    """
     kept = min(capacity, kept_tokens(layer.window, capacity, slack))
     return 2, layer.kv_heads, kept + pass_tokens, layer.head_size
 
 
 def scratch_elements(layers: tuple[LayerShape, ...], capacity: int, slack: int) -> int:
-    """What the widest sliding layer keeps, which is moved when the window does."""
+    """Returns the elements of the buffer through which a sliding layer's window is moved.
+
+    It holds what the largest sliding layer keeps. Without sliding layers it is empty.
+    """
     return max(
         (
             2 * layer.kv_heads * kept_tokens(layer.window, capacity, slack) * layer.head_size
@@ -38,7 +45,7 @@ def scratch_elements(layers: tuple[LayerShape, ...], capacity: int, slack: int) 
 def cache_elements(
     layers: tuple[LayerShape, ...], *, capacity: int, pass_tokens: int, slack: int = SLACK_TOKENS
 ) -> int:
-    """All elements of one cache."""
+    """Returns the elements of one whole cache."""
     stored = 0
     for layer in layers:
         two, heads, tokens, size = stored_shape(layer, capacity, pass_tokens, slack)
@@ -47,8 +54,9 @@ def cache_elements(
 
 
 def pass_tokens(*, context: int, canvas: int, prefill_chunk: int, image_tokens: int) -> int:
-    """Most tokens of one sequence in one pass: what is encoded, or a draft, and a canvas behind.
+    """Returns the most tokens of one sequence in one pass.
 
-    An image is encoded as a whole, so that it may make the chunk longer.
+    These are the encoded tokens, or a draft, and the canvas behind them. An image is encoded as a
+    whole, so it can make a chunk longer.
     """
     return max(min(max(prefill_chunk, image_tokens), context), canvas) + canvas

@@ -1,4 +1,4 @@
-"""The machine's main memory, as Linux tells it."""
+"""The machine's main memory, as Linux reports it."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ _AVAILABLE = "MemAvailable"
 
 
 def available_ram_bytes() -> int:
-    """Returns what a program could still have. Files that the system keeps in memory count as free.
+    """Returns the bytes that a program can still allocate. The system's file cache counts as free.
 
-    Raises OSError if the system does not say.
+    Raises OSError if the system does not report the number.
     """
     for line in _MEMINFO.read_text().splitlines():
         key, value = line.split(":")
         if key == _AVAILABLE:
-            return int(value.split()[0]) * 1024  # the file says kB and means KiB
+            return int(value.split()[0]) * 1024  # the file's unit "kB" means KiB
     raise OSError(f"{_MEMINFO} has no {_AVAILABLE}")

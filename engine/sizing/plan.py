@@ -1,8 +1,8 @@
-"""What a configuration takes of a device's memory, whether that fits, and what would.
+"""Plan the device memory of a configuration, and find configurations that fit.
 
-Plain Python: arithmetic from a model's dimensions, before anything is downloaded or allocated.
-Weights and KV caches are counted to the byte; activations, CUDA graphs and libraries are estimates
-from above. The invariant: what `nearest` gives, fits.
+Plain Python: the arithmetic uses a model's dimensions only, before anything is downloaded or
+allocated. Weights and KV caches are counted to the byte. Activations, CUDA graphs and libraries are
+upper estimates. The configuration that `nearest` returns always fits.
 """
 
 from collections.abc import Iterator
@@ -15,19 +15,19 @@ from engine.sizing.dimensions import Dimensions
 from engine.sizing.kv import cache_elements, pass_tokens
 from engine.sizing.weights import Part, weight_bytes, widest_elements
 
-MOST_GRAPHS = 16  # kept at once; the least recently used one goes
-# An element of a quantised matrix in 32 bits, as a code and as a number: at a GPU's start, when its
-# kernel is tried, and in every product where that fails.
+MOST_GRAPHS = 16  # kept at the same time; beyond that the least recently used graph is removed
+# Bytes per element of a quantised matrix that is widened to 32 bits, for its code and its value. On
+# a GPU this happens at the start, when the kernels are tried, and in every product if they fail.
 _WIDENING_BYTES = 12
-# Estimates, not measured: nodes and their arguments of a graph of some thousand launches; cuBLAS'
-# workspaces, compiled kernels and what the allocator can't use because it is in pieces.
+# An estimate, not measured: the nodes and arguments of a graph of some thousand launches.
 _GRAPH_BYTES = 16 * 2**20
+# An estimate, not measured: cuBLAS' workspaces, compiled kernels and the allocator's fragments.
 _LIBRARIES_BYTES = 512 * 2**20
-_LEAST_CONTEXT = 4096  # rather fewer bits than less of it
-_CONTEXT_STEP = 1024  # of the contexts that are proposed
-_PREFIX_STEP_MIB = 256
-_MOST_CANVASES = 64  # further on it is not memory that limits
-# From the largest weights to the smallest: experts, linears, the rest.
+_LEAST_CONTEXT = 4096  # `nearest` reduces the weights' bits before it proposes a shorter context
+_CONTEXT_STEP = 1024  # between proposed contexts
+_PREFIX_STEP_MIB = 256  # between proposed budgets for kept prefixes
+_MOST_CANVASES = 64  # for more canvases memory is not the limit
+# The formats that `nearest` proposes, from the largest weights to the smallest.
 _FORMATS = (
     Formats("int8", "int8"),
     Formats("int4"),
@@ -38,18 +38,18 @@ _FORMATS = (
 
 
 class DoesNotFitError(RuntimeError):
-    """The configuration needs more memory than there is."""
+    """The configuration needs more memory than the device has."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes on the device, but for what is said to be something else."""
+    """The device memory that a configuration needs. All values but the first two are in bytes."""
 
     context_tokens: int
     canvases: int
     weights: dict[Part, int]
-    kv_token: int  # what one more token of context takes of a slot
-    kv_slot: int
+    kv_token: int  # one KV cache grows by this for each additional token of context
+    kv_slot: int  # one KV cache
     activations: int
     graphs: int
     libraries: int
@@ -87,7 +87,10 @@ class Plan:
 
 
 def make_plan(dimensions: Dimensions, config: EngineConfig, *, cuda: bool) -> Plan:
-    """Of the engine with this configuration; its profile must have been applied."""
+    """Returns the memory that the engine needs with this configuration.
+
+    The configuration's device profile must have been applied before.
+    """
     d = dimensions
     element_bytes = _element_bytes(config, cuda=cuda)
     context = min(config.max_context, d.max_positions)
@@ -104,7 +107,7 @@ def make_plan(dimensions: Dimensions, config: EngineConfig, *, cuda: bool) -> Pl
     shape = PassShape(
         encoded=room - d.canvas_length,
         canvases=config.max_active,
-        bets=config.speculate,
+        speculates=config.speculate,
         context=context + room,
     )
     graphs = 0
@@ -130,9 +133,9 @@ def make_plan(dimensions: Dimensions, config: EngineConfig, *, cuda: bool) -> Pl
 def largest_context(
     dimensions: Dimensions, config: EngineConfig, memory_bytes: int, *, cuda: bool
 ) -> int:
-    """The longest context that fits with everything else as it is; 0 if none does.
+    """Returns the longest context that fits with all other options unchanged, or 0 if none fits.
 
-    In steps of 1,024 tokens, where it is not all that the model can have.
+    It is a multiple of 1,024 tokens, unless it is the model's longest context.
     """
 
     def fits(context: int) -> bool:
@@ -152,7 +155,10 @@ def largest_context(
 def most_canvases(
     dimensions: Dimensions, config: EngineConfig, memory_bytes: int, *, cuda: bool
 ) -> int:
-    """How many requests can denoise together with everything else as it is; 0 if none can."""
+    """Returns how many requests can denoise together with all other options unchanged.
+
+    The result is at most 64, because memory is not the limit for more, and 0 if no request fits.
+    """
 
     def total(canvases: int) -> int:
         changed = _changed(config, max_active=canvases)
@@ -167,16 +173,16 @@ def most_canvases(
 def nearest(
     dimensions: Dimensions, config: EngineConfig, memory_bytes: int, *, cuda: bool
 ) -> EngineConfig | None:
-    """The configuration that fits and gives up least; None if none does.
+    """Returns the configuration that fits and gives up least, or None if no configuration fits.
 
-    What is given up, in this order: kept prefixes, canvases, speculation, context down to 4,096
+    These are given up in this order: kept prefixes, canvases, speculation, context down to 4,096
     tokens, bits of the weights.
     """
     for each in _formats(dimensions, config, cuda=cuda):
         for candidate in _smaller(each):
-            room = memory_bytes - make_plan(dimensions, candidate, cuda=cuda).total
-            if room >= 0:
-                return _with_prefixes(candidate, config.prefix_cache_mib, room)
+            free_bytes = memory_bytes - make_plan(dimensions, candidate, cuda=cuda).total
+            if free_bytes >= 0:
+                return _with_prefixes(candidate, config.prefix_cache_mib, free_bytes)
         least = list(_smaller(each))[-1]
         context = largest_context(dimensions, least, memory_bytes, cuda=cuda)
         if context >= min(_LEAST_CONTEXT, config.max_context, dimensions.max_positions):
@@ -187,7 +193,10 @@ def nearest(
 def check_fit(
     dimensions: Dimensions, config: EngineConfig, memory_bytes: int, *, cuda: bool, device: str
 ) -> Plan:
-    """The plan, if it fits. Raises DoesNotFitError, whose text names what would."""
+    """Returns the plan if it fits.
+
+    Raises DoesNotFitError otherwise. Its text names options that fit.
+    """
     plan = make_plan(dimensions, config, cuda=cuda)
     if plan.total > memory_bytes:
         fitting = nearest(dimensions, config, memory_bytes, cuda=cuda)
@@ -202,41 +211,41 @@ def refusal(
     memory_bytes: int,
     device: str,
 ) -> str:
-    """Why a plan is refused, and with which options it would not be."""
+    """Returns a message that says why a plan is refused and which options would fit."""
     if fitting is None:
-        advice = "No setting of this model fits."
+        advice = "No settings of this model fit."
     else:
         options = " ".join(
             f"--{name.replace('_', '-')} {str(value).lower()}"
             for name, value in differences(config, fitting).items()
         )
-        advice = f"What fits: {options}"
+        advice = f"These options fit: {options}"
     return (
-        f"model {config.model!r} needs {gb(plan.total)} and {device} has {gb(memory_bytes)} for "
-        f"it: {plan}. {advice}"
+        f"model {config.model!r} needs {gb(plan.total)} ({plan}), but {device} has "
+        f"{gb(memory_bytes)} for it. {advice}"
     )
 
 
 def differences(config: EngineConfig, other: EngineConfig) -> dict[str, Any]:
-    """The options in which the other one differs, with its values."""
+    """Returns the options in which `other` differs from `config`, with the values in `other`."""
     before, after = config.model_dump(), other.model_dump()
     return {name: value for name, value in after.items() if value != before[name]}
 
 
 def gb(size: int) -> str:
-    """In units of 10^9 bytes; what is smaller than a tenth of it in 10^6."""
+    """Returns a size as text in GB (10^9 bytes), or in MB (10^6 bytes) below 0.1 GB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def _element_bytes(config: EngineConfig, *, cuda: bool) -> int:
-    """As `engine.device.choose_dtype` decides."""
+    """Returns the bytes per element of the type that `engine.device.choose_dtype` chooses."""
     if config.dtype == "auto":
         return 2 if cuda else 4
     return {"bfloat16": 2, "float32": 4}[config.dtype]
 
 
 def _formats(dimensions: Dimensions, config: EngineConfig, *, cuda: bool) -> Iterator[EngineConfig]:
-    """The configuration as it is, then with fewer and fewer bits."""
+    """Yields the configuration itself, then copies whose weights have fewer and fewer bits."""
     yield config
     size = make_plan(dimensions, config, cuda=cuda).weights_total
     for formats in _FORMATS:
@@ -248,17 +257,17 @@ def _formats(dimensions: Dimensions, config: EngineConfig, *, cuda: bool) -> Ite
 
 
 def _smaller(config: EngineConfig) -> Iterator[EngineConfig]:
-    """Without kept prefixes, then with fewer canvases, at last without speculation."""
+    """Yields copies without kept prefixes, then with fewer canvases, then without speculation."""
     for canvases in range(config.max_active, 0, -1):
         yield _changed(config, prefix_cache_mib=0, max_active=canvases)
     if config.speculate:
         yield _changed(config, prefix_cache_mib=0, max_active=1, speculate=False)
 
 
-def _with_prefixes(config: EngineConfig, wanted_mib: int, room: int) -> EngineConfig:
-    """With as much of the wanted budget as there is room for."""
-    steps = room // (_PREFIX_STEP_MIB * 2**20)
-    return _changed(config, prefix_cache_mib=min(wanted_mib, steps * _PREFIX_STEP_MIB))
+def _with_prefixes(config: EngineConfig, most_mib: int, free_bytes: int) -> EngineConfig:
+    """Returns a copy with the largest budget for kept prefixes that fits, at most `most_mib`."""
+    steps = free_bytes // (_PREFIX_STEP_MIB * 2**20)
+    return _changed(config, prefix_cache_mib=min(most_mib, steps * _PREFIX_STEP_MIB))
 
 
 def _changed(config: EngineConfig, **changes: Any) -> EngineConfig:

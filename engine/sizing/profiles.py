@@ -1,7 +1,8 @@
-"""Which device profile is taken, and what becomes of a configuration with it.
+"""Choose a device profile and apply it to a configuration.
 
-What was told by option or variable goes before the profile, and the profile before the defaults.
-Plain Python: whoever knows the GPU, says its name and memory; in a server that is the worker.
+Options that are set explicitly, on the command line or in the environment, override the profile.
+The profile overrides the defaults. Plain Python: callers pass the GPU's name and memory. In a
+server the worker does this.
 """
 
 from typing import Any
@@ -10,17 +11,17 @@ from engine.config import DEMO_MODEL, DeviceProfile, EngineConfig, Hardware, pro
 from engine.sizing.gpu import Gpu
 
 NO_PROFILE = "none"
-_LEAST_SHARE = 0.9  # of a profile's memory: drivers report somewhat less than makers
-# Of the memory of a GPU that no profile is made for: the rest is the driver's.
+# A GPU needs this share of a profile's memory: drivers report a little less than makers do.
+_LEAST_SHARE = 0.9
+# The usable share of a GPU's memory if no profile is made for it. The driver uses the remainder.
 _UNKNOWN_SHARE = 0.95
 
 
 def choose_profile(config: EngineConfig, gpu: Gpu | None) -> str:
-    """The profile's name, or 'none'.
+    """Returns the name of the profile to use, or 'none'.
 
-    By itself: the demo model has its own on every device. Else the one made for the GPU's name, if
-    the GPU has its memory (a laptop's has less); else the one for as much memory, the GPU's own
-    and none that it shares. Without a GPU there is none.
+    This is the configured profile, unless that is 'auto'. 'auto' means the demo model's own profile
+    for the demo model, 'none' without a GPU, and otherwise `profile_for` the GPU.
     """
     if config.profile != "auto":
         return config.profile
@@ -30,7 +31,12 @@ def choose_profile(config: EngineConfig, gpu: Gpu | None) -> str:
 
 
 def profile_for(gpu: Gpu) -> str:
-    """The name of the device profile that suits the GPU best, or 'none'."""
+    """Returns the name of the device profile that suits the GPU best, or 'none'.
+
+    This is a profile made for the GPU's name, if the GPU has the profile's memory (a laptop's GPU
+    has less). Otherwise it is the profile for the most memory that the GPU has. Profiles of devices
+    that share the system's memory are only chosen by name.
+    """
     named, sized = [], []
     for name in profile_names():
         hardware = DeviceProfile.read(name).hardware
@@ -44,14 +50,14 @@ def profile_for(gpu: Gpu) -> str:
 
 
 def hardware_of(gpu: Gpu) -> Hardware | None:
-    """Its maker's figures, where a profile is made for it."""
+    """Returns the maker's figures for the GPU, or None if no profile is made for it."""
     name = profile_for(gpu)
-    found = None if name == NO_PROFILE else DeviceProfile.read(name).hardware
-    return found if found is not None and found.is_of(gpu.name) else None
+    hardware = None if name == NO_PROFILE else DeviceProfile.read(name).hardware
+    return hardware if hardware is not None and hardware.is_of(gpu.name) else None
 
 
 def usable_bytes(gpu: Gpu) -> int:
-    """Of its memory, what others leave: the driver, a desktop, the system."""
+    """Returns the part of the GPU's memory that the driver, a desktop and the system leave free."""
     hardware = hardware_of(gpu)
     if hardware is None:
         return round(_UNKNOWN_SHARE * gpu.memory_bytes)
@@ -59,23 +65,26 @@ def usable_bytes(gpu: Gpu) -> int:
 
 
 def apply_profile(config: EngineConfig, name: str, *, quantized: bool) -> EngineConfig:
-    """The configuration with the profile's values where nothing was told.
+    """Returns the configuration with the profile's values for all options not set explicitly.
 
-    A checkpoint that is `quantized` stays as it is, whatever format a profile has for others.
+    The profile's formats are ignored for a checkpoint that is already `quantized`.
     """
-    told = config.model_dump(exclude_unset=True)
-    return EngineConfig(**{**_settings(name, quantized=quantized), **told})
+    explicit = config.model_dump(exclude_unset=True)
+    return EngineConfig(**{**_settings(name, quantized=quantized), **explicit})
 
 
 def describe_profile(config: EngineConfig, name: str, *, quantized: bool) -> str:
-    """For people: the profile, its values, and which of them were told otherwise in `config`."""
+    """Returns a description of the profile for people.
+
+    It has the profile's name, its values, and the options that `config` sets explicitly instead.
+    """
     if name == NO_PROFILE:
         return NO_PROFILE
     settings = _settings(name, quantized=quantized)
-    told = [key for key in settings if key in config.model_fields_set]
-    values = [f"{key} {value}".lower() for key, value in settings.items() if key not in told]
-    otherwise = f" (told otherwise: {', '.join(told)})" if told else ""
-    return f"{name}: {', '.join(values) or 'nothing'}{otherwise}"
+    explicit = [key for key in settings if key in config.model_fields_set]
+    values = [f"{key} {value}".lower() for key, value in settings.items() if key not in explicit]
+    overridden = f" (set explicitly: {', '.join(explicit)})" if explicit else ""
+    return f"{name}: {', '.join(values) or 'nothing'}{overridden}"
 
 
 def _settings(name: str, *, quantized: bool) -> dict[str, Any]:

@@ -1,9 +1,7 @@
-"""How large the weights are, by part and format: arithmetic from the dimensions.
+"""Compute the size of the weights from the dimensions, by part and format.
 
-Plain Python. Unquantised weights are counted to the byte; for quantised ones this file states the
-layout of their scales, as `engine/weights/quantization.py` makes them from 16-bit weights.
-
-Letters: N output features, K input features.
+Plain Python. All weights are counted to the byte. For quantised weights the codes and scales are
+those that `engine/weights/quantization.py` makes from 16-bit weights.
 """
 
 from dataclasses import dataclass
@@ -25,17 +23,17 @@ Part = Literal[
 ]
 
 _CODE_BITS: dict[Format, int] = {"int8": 8, "fp8": 8, "int4": 4}
-INT4_GROUP = 32  # weights that share one scale in int4; in the other formats a row has one
+INT4_GROUP = 32  # weights that share one scale in int4; the other formats have one scale per row
 _SCALE_BYTES = 2
 
 
 @dataclass(frozen=True)
 class Count:
-    """Elements of one part: of matrices that can be quantised, their rows, and all others."""
+    """The number of elements in one part of the weights."""
 
-    elements: int = 0
-    rows: int = 0
-    plain: int = 0
+    elements: int = 0  # of matrices that can be quantised
+    rows: int = 0  # of these matrices
+    plain: int = 0  # elements of all other tensors
 
     def __add__(self, other: "Count") -> "Count":
         return Count(
@@ -47,7 +45,7 @@ class Count:
         return self.elements + self.plain
 
     def nbytes(self, form: Format, element_bytes: float) -> int:
-        """In this format, whose rest is of `element_bytes` each."""
+        """Returns the bytes in this format. Elements not quantised take `element_bytes` each."""
         return round(self.plain * element_bytes + self._matrix_bytes(form, element_bytes))
 
     def _matrix_bytes(self, form: Format, element_bytes: float) -> float:
@@ -60,7 +58,10 @@ class Count:
 
 
 def weight_counts(dimensions: Dimensions) -> dict[Part, Count]:
-    """Of the network as the engine holds it: the embedding once, encoder and decoder as one."""
+    """Returns the elements of each part of the network.
+
+    They are counted as the engine holds them: the embedding once, and encoder and decoder as one.
+    """
     d = dimensions
     hidden, layers = d.hidden_size, len(d.layers)
     dense = _matrix(2 * d.mlp_size, hidden) + _matrix(hidden, d.mlp_size)
@@ -68,13 +69,13 @@ def weight_counts(dimensions: Dimensions) -> dict[Part, Count]:
     attention = Count()
     norms = Count(plain=hidden)  # the last one
     for shape in d.layers:
-        # Full layers have no values of their own.
+        # Full layers have no value projection.
         heads = d.query_heads + shape.kv_heads * (1 if shape.window is None else 2)
         attention += _matrix(heads * shape.head_size, hidden)
         attention += _matrix(hidden, d.query_heads * shape.head_size)
         norms += Count(plain=2 * shape.head_size)
-    # A layer's seven norms, its router with a scale a feature and one an expert, and what encoder
-    # and decoder are scaled with.
+    # Each layer has seven norms, a router with one scale per feature and one per expert, and one
+    # scale each for encoder and decoder.
     router = _matrix(d.experts, hidden) + Count(plain=hidden + d.experts)
     norms += _times(router + Count(plain=7 * hidden + 2), layers)
     return {
@@ -96,7 +97,8 @@ def weight_bytes(
 ) -> dict[Part, int]:
     """Returns the bytes of each part on the device.
 
-    The weights of a quantised checkpoint are one part: they are as large as in its files.
+    The weights of a quantised checkpoint are one part, whose size comes from the checkpoint's
+    files. It must be known (see `Dimensions.sized`).
     """
     if dimensions.quantized:
         stored = dimensions.stored
@@ -122,9 +124,10 @@ def part_format(part: Part, formats: Formats) -> Format:
 
 
 def widest_elements(dimensions: Dimensions, formats: Formats) -> int:
-    """Returns the elements of the largest quantised matrix that a product holds in full, or 0.
+    """Returns the elements of the largest quantised matrix that a product dequantises, or 0.
 
-    Of the experts that is one expert's matrix, of the embedding one chunk of the vocabulary.
+    Products dequantise the matrices of one expert at a time, and the embedding in chunks of the
+    vocabulary.
     """
     d = dimensions
     widest = [0]
@@ -153,7 +156,10 @@ def _times(count: Count, times: int) -> Count:
 
 
 def _tower(tower: Tower, text_hidden_size: int) -> Count:
-    """The tower and its projector; what makes features of patches is in full in any format."""
+    """Returns the elements of the tower and its projector.
+
+    The patch embedding is never quantised.
+    """
     size = tower.hidden_size
     heads, kv_heads = tower.query_heads * tower.head_size, tower.kv_heads * tower.head_size
     attention = _matrix(heads + 2 * kv_heads, size) + _matrix(size, heads)

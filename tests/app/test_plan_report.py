@@ -67,7 +67,7 @@ def test_what_does_not_fit_ends_with_1_and_names_what_does():
     options = ["--model", RELEASED_MODEL, "--device", "rtx-4090", "--profile", "none"]
     result = run(*options)
     assert result.exit_code == 1
-    assert "What fits: --quantize-experts int4 --max-active 2" in result.output
+    assert "These options fit: --quantize-experts int4 --max-active 2" in result.output
     nearest = planned(*options)["nearest"]
     fitting = [f"--{name.replace('_', '-')}={value}" for name, value in nearest.items()]
     assert planned(*options, *fitting)["fits"] is True
@@ -120,12 +120,12 @@ def test_a_gguf_file_is_planned_from_its_header_alone(tmp_path):
     [
         (["--gguf", "some-body/some-model/file.gguf"], "known once it is downloaded"),
         (["--gguf", "/no/such/file.gguf"], "'/no/such/file.gguf' is no file here"),
-        (["--gguf", __file__], "test_plan_report.py is no GGUF file"),
+        (["--gguf", __file__], "test_plan_report.py is not a GGUF file"),
         (["--device", "rtx-9090"], "there are: auto, cpu, dgx-spark"),
         (["--device", "demo"], "device 'demo' is unknown"),
         (["--model", "/no/such/folder"], "config.json cannot be read"),
         (["--model", "some-body/some-model"], "config.json cannot be read"),
-        (["--profile", "fast"], "'fast' is no profile; there are: auto, none"),
+        (["--profile", "fast"], "'fast' is not a profile; available: auto, none"),
         (["--max-context", "many"], "EASEL_MAX_CONTEXT"),
     ],
 )

@@ -1,7 +1,8 @@
-"""A whole answer in plain float64, every option of `Sampling` written down a second time.
+"""A second, plain implementation of a whole answer in float64, with every option of `Sampling`.
 
-Holds every logit, knows no chunk, no batch, no kernel and no cache beyond one block: what the
-worker's tokens are compared with. It shares with the worker the network and the random numbers.
+The worker's tokens are compared with its result. It stores all logits, and uses no chunks, batches
+or kernels, and no cache beyond one block. It shares only the network and the random numbers with
+the worker.
 """
 
 import math
@@ -28,18 +29,18 @@ class PlainBlock:
 
 @torch.inference_mode()
 def plain_answer(denoiser: Denoiser, request: GenerateRequest) -> tuple[list[PlainBlock], str]:
-    """The blocks, and why the answer ended."""
-    wanted, blocks, answer = request.sampling, [], []
-    ends = set() if wanted.ignore_eos else denoiser.sampler.end_tokens
+    """Returns the blocks, and the reason why the answer ended."""
+    sampling, blocks, answer = request.sampling, [], []
+    ends = set() if sampling.ignore_eos else denoiser.sampler.end_tokens
     while True:
         room = request.max_tokens - len(answer)
         canvas, steps, logprobs = plain_block(denoiser, request, len(blocks), answer)
         block = PlainBlock(canvas, steps, logprobs)
-        if not blocks and not wanted.suffix and canvas[0] in ends:
+        if not blocks and not sampling.suffix and canvas[0] in ends:
             canvas, more, logprobs = plain_block(denoiser, request, 0, answer, stream=1)
             block = PlainBlock(canvas, steps + more, logprobs, rerolled=True)
-        if wanted.suffix:
-            canvas = canvas[: -len(wanted.suffix)]
+        if sampling.suffix:
+            canvas = canvas[: -len(sampling.suffix)]
         reason = "length" if len(canvas) >= room else ""
         block.tokens = canvas[:room]
         for index, token in enumerate(block.tokens):
@@ -56,23 +57,23 @@ def plain_answer(denoiser: Denoiser, request: GenerateRequest) -> tuple[list[Pla
 def plain_block(
     denoiser: Denoiser, request: GenerateRequest, index: int, answer: list[int], stream: int = 0
 ) -> tuple[list[int], int, Tensor]:
-    """The last argmax canvas, its steps, and its log-probabilities [C, V]."""
-    model, sampler, wanted = denoiser.model, denoiser.sampler, request.sampling
-    suffix = torch.tensor(wanted.suffix, dtype=torch.int64)
-    free = request.max_tokens if wanted.suffix else model.dimensions.canvas_length
+    """Returns the last argmax canvas, its number of steps, and its log-probabilities [C, V]."""
+    model, sampler, sampling = denoiser.model, denoiser.sampler, request.sampling
+    suffix = torch.tensor(sampling.suffix, dtype=torch.int64)
+    free = request.max_tokens if sampling.suffix else model.dimensions.canvas_length
     width = free + len(suffix)
-    steps = wanted.max_denoising_steps or sampler.max_denoising_steps
-    bound = sampler.entropy_bound if wanted.entropy_bound is None else wanted.entropy_bound
-    confidence = wanted.confidence_threshold
+    steps = sampling.max_denoising_steps or sampler.max_denoising_steps
+    bound = sampler.entropy_bound if sampling.entropy_bound is None else sampling.entropy_bound
+    confidence = sampling.confidence_threshold
     confidence = sampler.confidence_threshold if confidence is None else confidence
     noise = block_noise(
-        wanted.seed,
+        sampling.seed,
         index,
         steps=steps,
         canvas_length=width,
         vocab_size=model.dimensions.vocab_size,
         device=torch.device("cpu"),
-        stream=2 * wanted.choice + stream,
+        stream=2 * sampling.choice + stream,
     )
     cache = filled_cache(denoiser, [*request.prompt, *answer])
     embedding = model.embedding.double()
@@ -84,7 +85,7 @@ def plain_block(
         logits = biased(raw, request, answer, denoiser.sampler.end_tokens)
         argmax = torch.cat([logits.argmax(-1)[:free], suffix])
         temperature = sampler.t_min + (sampler.t_max - sampler.t_min) * (steps - step) / steps
-        probs = (logits / (temperature * (wanted.temperature or 1.0))).softmax(-1)
+        probs = (logits / (temperature * (sampling.temperature or 1.0))).softmax(-1)
         probs[free:] = torch.nn.functional.one_hot(suffix, probs.shape[1])
         entropy = torch.special.entr(probs).sum(-1)
         stable = stable + 1 if previous is not None and torch.equal(argmax, previous) else 0
@@ -92,14 +93,14 @@ def plain_block(
         done = stable >= sampler.stability_threshold and float(entropy.mean()) < confidence
         if done or step == steps - 1:
             return argmax.tolist(), step + 1, raw.log_softmax(-1)
-        canvas = noise.canvases[0 if wanted.temperature == 0 else step + 1].clone()
+        canvas = noise.canvases[0 if sampling.temperature == 0 else step + 1].clone()
         canvas[free:] = suffix
         spent = 0.0
         for position in sorted(range(width), key=lambda p: float(entropy[p])):
             if spent <= bound and position < free:
                 canvas[position] = (
                     argmax[position]
-                    if wanted.temperature == 0
+                    if sampling.temperature == 0
                     else drawn(probs[position], float(noise.uniforms[step, position]), request)
                 )
             spent += float(entropy[position])
@@ -122,25 +123,26 @@ def filled_cache(denoiser: Denoiser, tokens: list[int]) -> KVCache:
 
 
 def biased(raw: Tensor, request: GenerateRequest, answer: list[int], ends: set[int]) -> Tensor:
-    wanted, logits = request.sampling, raw.clone()
-    for token, bias in wanted.logit_bias.items():
+    """Returns the logits [C, V] with the request's bias, penalties and min_tokens applied."""
+    sampling, logits = request.sampling, raw.clone()
+    for token, bias in sampling.logit_bias.items():
         logits[:, token] += bias
     for token, count in Counter(answer).items():
-        logits[:, token] -= count * wanted.frequency_penalty + wanted.presence_penalty
+        logits[:, token] -= count * sampling.frequency_penalty + sampling.presence_penalty
     for position in range(len(logits)):
-        if len(answer) + position < wanted.min_tokens:
+        if len(answer) + position < sampling.min_tokens:
             logits[position, list(ends)] = -math.inf
     return logits
 
 
 def drawn(probs: Tensor, uniform: float, request: GenerateRequest) -> int:
-    """A token of one position's distribution [V], after top-k and top-p."""
-    wanted = request.sampling
+    """Draw a token from one position's distribution [V], after top-k and top-p."""
+    sampling = request.sampling
     order = probs.argsort(descending=True).tolist()
-    order = order[: wanted.top_k or len(order)]
+    order = order[: sampling.top_k or len(order)]
     mass, kept, spent = float(probs[order].sum()), set(), 0.0
     for token in order:
-        if spent < wanted.top_p * mass:
+        if spent < sampling.top_p * mass:
             kept.add(token)
         spent += float(probs[token])
     target, running = uniform * float(probs[sorted(kept)].sum()), 0.0

@@ -9,7 +9,7 @@ from engine.device import choose_threads
     ("threads", "device", "hidden_size", "expected"),
     [(0, "cpu", 128, 1), (0, "cpu", 2816, 5), (0, "cuda", 128, 5), (3, "cpu", 128, 3)],
 )
-def test_a_narrow_model_on_a_cpu_gets_one_thread_unless_told(
+def test_a_narrow_model_on_a_cpu_gets_one_thread_unless_a_number_is_set(
     monkeypatch, threads, device, hidden_size, expected
 ):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)

@@ -1,4 +1,4 @@
-"""The real worker process over its real socket, without a front end."""
+"""The real worker process with its real socket, but without a front end."""
 
 import json
 import os
@@ -27,7 +27,7 @@ STARTED_IN_TIME_S = 60
 
 
 class Process:
-    """A worker started as the front end starts it."""
+    """A worker process, started in the same way as by the front end."""
 
     def __init__(self, folder, config):
         self.path = folder / "worker.sock"
@@ -45,11 +45,11 @@ class Process:
         self.popen.stdin.flush()
 
     def receive(self):
-        assert self.socket.poll(STARTED_IN_TIME_S * 1000), "the worker said nothing"
+        assert self.socket.poll(STARTED_IN_TIME_S * 1000), "the worker sent no message"
         return decode_from_worker(self.socket.recv())
 
     def until(self, kind):
-        """Messages up to the first of this kind."""
+        """Returns the messages up to the first of this kind."""
         messages = [self.receive()]
         while not isinstance(messages[-1], kind):
             messages.append(self.receive())
@@ -86,7 +86,7 @@ def start(tmp_path, model):
         process.close()
 
 
-def test_a_worker_tells_its_limits_when_it_is_ready(start):
+def test_a_ready_worker_reports_its_limits(start):
     *before, ready = start(max_context=100).until(Ready)
     assert all(isinstance(message, Loading) for message in before)
     assert (ready.context_length, ready.canvas_length, ready.vocab_size) == (100, 8, 160)
@@ -94,14 +94,14 @@ def test_a_worker_tells_its_limits_when_it_is_ready(start):
     assert ready.profile == "none"
 
 
-def test_a_worker_takes_what_its_profile_says_and_what_it_is_told_before_that(start):
+def test_a_worker_uses_its_profile_but_explicit_options_override_it(start):
     *_, ready = start(profile="demo", max_active=1).until(Ready)
-    assert ready.context_length == 512  # the model has no more
+    assert ready.context_length == 512  # the model's own limit
     assert ready.profile.startswith("demo: quantize_experts none, ")
-    assert ready.profile.endswith("(told otherwise: max_active)")
+    assert ready.profile.endswith("(set explicitly: max_active)")
 
 
-def test_an_answer_comes_in_blocks_and_ends_once(start):
+def test_an_answer_arrives_in_blocks_and_has_one_terminal_message(start):
     process = start()
     process.until(Ready)
     process.send(GenerateRequest("a", [7, 8, 9], 20, Sampling(seed=0)))
@@ -132,14 +132,14 @@ def test_the_end_of_stdin_ends_the_worker_and_removes_its_socket(start):
     assert not process.path.parent.exists()
 
 
-def test_the_end_of_stdin_ends_a_worker_that_still_loads(start):
+def test_the_end_of_stdin_ends_a_worker_that_is_still_loading(start):
     process = start()
-    process.popen.stdin.close()  # long before torch is imported
+    process.popen.stdin.close()  # before torch is imported
     assert process.popen.wait(STARTED_IN_TIME_S) == 0
     assert not process.socket.poll(0)
 
 
-def test_a_worker_works_on_through_the_signals_that_reach_its_whole_group(start):
+def test_a_worker_ignores_signals_that_are_sent_to_its_whole_process_group(start):
     process = start()
     process.until(Ready)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -157,7 +157,9 @@ def test_a_worker_works_on_through_the_signals_that_reach_its_whole_group(start)
         ({"colour": "red"}, "colour"),
     ],
 )
-def test_a_worker_that_cannot_start_says_why_in_one_line_and_exits(start, config, complaint):
+def test_a_worker_that_cannot_start_prints_why_without_a_traceback_and_exits(
+    start, config, complaint
+):
     process = start(**config)
     assert process.popen.wait(STARTED_IN_TIME_S) != 0
     stderr = process.popen.stderr.read()

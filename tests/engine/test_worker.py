@@ -1,4 +1,4 @@
-"""The worker's turns in this process, on a tiny random model."""
+"""The worker's turns, run in the test process on a tiny random model."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ ENDLESS = Shape(layers="sf", canvas=8, confidence_threshold=1e-9, steps=4)
 def denoiser(tmp_path_factory):
     folder = write_random_model(tmp_path_factory.mktemp("tiny"), ENDLESS)
     denoiser = build_denoiser(EngineConfig(model=str(folder), device="cpu", max_context=128))
-    # No end tokens: every answer runs until its max_tokens.
+    # Without end tokens, every answer continues until its max_tokens.
     denoiser.sampler = dataclasses.replace(denoiser.sampler, end_tokens=frozenset())
     return denoiser
 
@@ -36,7 +36,7 @@ SAMPLING_FIELDS = Sampling.__struct_fields__
 
 
 def request(request_id="a", **changes):
-    """With these fields of the request or of its sampling."""
+    """Returns a request with these fields. Fields of `Sampling` can be given directly."""
     sampling = {name: changes.pop(name) for name in (*changes,) if name in SAMPLING_FIELDS}
     values = {"id": request_id, "prompt": PROMPT, "max_tokens": 20}
     return GenerateRequest(**{**values, **changes}, sampling=Sampling(**{"seed": 1, **sampling}))
@@ -53,23 +53,23 @@ def until_idle(worker):
     return messages
 
 
-def test_block_indices_rise_by_one_and_one_terminal_message_ends_the_request(worker):
+def test_block_indices_rise_by_one_and_a_terminal_message_ends_the_answer(worker):
     messages = list(worker.generate(request()))
     assert [m.index for m in messages[:-1]] == [0, 1, 2]
     assert messages[-1] == Done("a", "length")
 
 
-def test_max_tokens_is_exact_in_the_middle_of_a_block(worker):
+def test_max_tokens_cuts_the_answer_exactly_in_the_middle_of_a_block(worker):
     assert len(tokens_of(worker.generate(request(max_tokens=13)))) == 13
 
 
-def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(worker):
+def test_the_same_seed_gives_the_same_tokens_and_another_seed_gives_others(worker):
     first, again, other = (tokens_of(worker.generate(request(seed=s))) for s in (1, 1, 2))
     assert first == again
     assert first != other
 
 
-def test_a_request_s_tokens_do_not_depend_on_who_came_before(worker):
+def test_the_tokens_of_a_request_do_not_depend_on_earlier_requests(worker):
     alone = tokens_of(worker.generate(request()))
     for each in (request("b", seed=9, prompt=[7] * 50), request()):
         worker.handle(each)
@@ -78,17 +78,17 @@ def test_a_request_s_tokens_do_not_depend_on_who_came_before(worker):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_request_s_tokens_do_not_depend_on_who_shares_its_passes(worker, seed):
+def test_the_tokens_of_a_request_do_not_depend_on_requests_in_the_same_passes(worker, seed):
     mixed = [
         request("a", seed=seed),
         request("b", seed=9, prompt=[7] * 50, max_tokens=40),
         request("c", seed=seed, temperature=0),
         request("d", seed=11, prompt=[8, 9], max_tokens=3, temperature=1.7),
-        request("e", seed=12, max_tokens=70),  # waits for a place
+        request("e", seed=12, max_tokens=70),  # waits until another request has ended
     ]
     alone = {each.id: tokens_of(worker.generate(each)) for each in mixed}
     messages = []
-    for each in mixed:  # each joins when the ones before are in the middle of something
+    for each in mixed:  # each request joins while the earlier ones are running
         messages += worker.handle(each)
         messages += worker.step()
     messages += until_idle(worker)
@@ -96,12 +96,12 @@ def test_a_request_s_tokens_do_not_depend_on_who_shares_its_passes(worker, seed)
         assert tokens_of(m for m in messages if m.id == each.id) == alone[each.id]
 
 
-def test_requests_beyond_max_active_wait_for_a_place(denoiser):
+def test_requests_beyond_max_active_wait_until_another_has_ended(denoiser):
     worker = Worker(denoiser, EngineConfig(max_active=2))
 
     def waiting_and_running():
-        (told,) = worker.stats()
-        return told.waiting, told.running
+        (stats,) = worker.stats()
+        return stats.waiting, stats.running
 
     for name in "abc":
         worker.handle(request(name))
@@ -113,7 +113,7 @@ def test_requests_beyond_max_active_wait_for_a_place(denoiser):
     until_idle(worker)
 
 
-def test_commits_and_the_end_of_the_prompt_cost_no_pass_of_their_own(worker, denoiser, monkeypatch):
+def test_commits_and_the_end_of_the_prompt_need_no_additional_pass(worker, denoiser, monkeypatch):
     denoiser.forget_prefixes()
     passes, run = [], denoiser.run
     monkeypatch.setattr(denoiser, "run", lambda works: passes.append(works) or run(works))
@@ -123,11 +123,11 @@ def test_commits_and_the_end_of_the_prompt_cost_no_pass_of_their_own(worker, den
     assert len(blocks) == 3
     assert len(passes) == chunks_before_the_last + steps
     encoded = [len(work.tokens) for works in passes for work in works if work.tokens]
-    assert encoded == [16, 8, 8, 8]  # the prompt, two blocks; the last block never
+    assert encoded == [16, 8, 8, 8]  # the prompt and two blocks; the last block is not encoded
 
 
 def encoded_by(denoiser, monkeypatch, work):
-    """How many tokens the encoder reads while `work` is done, and what it gives."""
+    """Call `work`. Returns its result, and how many tokens the encoder read meanwhile."""
     counts, run = [], denoiser.run
     with monkeypatch.context() as patched:
         patched.setattr(
@@ -138,11 +138,11 @@ def encoded_by(denoiser, monkeypatch, work):
         return work(), sum(counts)
 
 
-# Turns that grow, one that goes back to the middle of the first, one that has nothing in common.
+# Prompts that extend the first one, that share only its beginning, and one without a common prefix.
 TURNS = [PROMPT, [*PROMPT, *range(40, 60)], [*PROMPT[:-4], 90, 91], PROMPT[:10], [99] * 5]
 
 
-def test_kept_prefixes_change_no_token(worker, denoiser):
+def test_reusing_kept_prefixes_changes_no_token(worker, denoiser):
     fresh = []
     for prompt in TURNS:
         denoiser.forget_prefixes()
@@ -153,7 +153,7 @@ def test_kept_prefixes_change_no_token(worker, denoiser):
             assert tokens_of(worker.generate(request(prompt=prompt))) == tokens
 
 
-def test_the_next_turn_encodes_only_what_is_new(worker, denoiser, monkeypatch):
+def test_the_next_turn_encodes_only_its_new_tokens(worker, denoiser, monkeypatch):
     denoiser.forget_prefixes()
     (first, _), count = encoded_by(
         denoiser, monkeypatch, lambda: list(worker.generate(request(max_tokens=8)))
@@ -167,7 +167,7 @@ def test_the_next_turn_encodes_only_what_is_new(worker, denoiser, monkeypatch):
     assert count == len(longer) - len(PROMPT)
 
 
-def test_a_prompt_that_is_kept_whole_is_not_encoded_at_all(worker, denoiser, monkeypatch):
+def test_a_prompt_that_is_a_kept_prefix_is_not_encoded_at_all(worker, denoiser, monkeypatch):
     list(worker.generate(request()))
     (block, *_), count = encoded_by(
         denoiser, monkeypatch, lambda: list(worker.generate(request(max_tokens=8)))
@@ -182,7 +182,7 @@ def test_committed_blocks_are_kept_too(worker, denoiser):
     assert block.cached_tokens == len(PROMPT) + 16  # the last block is never committed
 
 
-def test_out_of_memory_gives_up_kept_prefixes_and_runs_the_pass_again(
+def test_a_pass_that_runs_out_of_memory_runs_again_without_kept_prefixes(
     worker, denoiser, monkeypatch
 ):
     expected = list(worker.generate(request()))
@@ -197,7 +197,7 @@ def test_out_of_memory_gives_up_kept_prefixes_and_runs_the_pass_again(
     assert tokens_of(worker.generate(request())) == tokens_of(expected)
 
 
-def test_of_a_pass_that_runs_out_of_memory_only_who_does_not_fit_alone_fails(
+def test_only_a_request_that_does_not_fit_alone_fails_for_lack_of_memory(
     worker, denoiser, monkeypatch
 ):
     expected = tokens_of(worker.generate(request("small")))
@@ -218,7 +218,7 @@ def test_of_a_pass_that_runs_out_of_memory_only_who_does_not_fit_alone_fails(
     assert tokens_of(m for m in messages if m.id == "small") == expected
 
 
-def test_any_other_error_of_a_pass_is_none_of_memory(worker, denoiser, monkeypatch):
+def test_other_errors_of_a_pass_are_raised(worker, denoiser, monkeypatch):
     def broken(works):
         raise RuntimeError("a kernel failed")
 
@@ -229,7 +229,7 @@ def test_any_other_error_of_a_pass_is_none_of_memory(worker, denoiser, monkeypat
     worker.handle(Cancel("a"))
 
 
-def test_a_temperature_too_small_for_float32_draws_what_a_very_small_one_does(worker):
+def test_a_temperature_too_small_for_float32_counts_as_the_smallest_allowed_one(worker):
     expected = tokens_of(worker.generate(request(temperature=1e-3)))
     for temperature in (1e-7, 1e-40):
         assert tokens_of(worker.generate(request(temperature=temperature))) == expected
@@ -255,24 +255,25 @@ def test_speculation_changes_no_token_and_saves_passes(
     denoiser.sampler = dataclasses.replace(denoiser.sampler, end_tokens=frozenset())
     run = denoiser.run
     monkeypatch.setattr(denoiser, "run", lambda works: passes.append(works) or run(works))
-    made, counts, tries, wins = {}, {}, 0, 0
+    answers, counts, tries, wins = {}, {}, 0, 0
     for speculate in (False, True):
         worker = Worker(denoiser, config.model_copy(update={"speculate": speculate}))
         passes.clear()
-        for seed in range(6):  # together, so that bets share passes with others' steps
+        for seed in range(6):  # together, so that speculation and other requests share passes
             worker.handle(request(f"{seed}", seed=seed, max_tokens=60, temperature=temperature))
         blocks = [m for m in until_idle(worker) if isinstance(m, Block)]
-        made[speculate] = {
+        answers[speculate] = {
             f"{seed}": tokens_of(b for b in blocks if b.id == f"{seed}") for seed in range(6)
         }
         steps = sum(block.denoising_steps for block in blocks)
         counts[speculate] = (steps, len(passes))
         tries = sum(block.speculations for block in blocks)
         wins = sum(block.speculation_won for block in blocks)
-    assert made[True] == made[False]
+    assert answers[True] == answers[False]
     assert counts[True][0] == counts[False][0]
     assert tries > 0
-    if stability == 1:  # at 0 the draft is seldom what the step makes, at 2 it is bet on too soon
+    # With stability 0 the step seldom keeps the draft, and with 2 the speculation comes too early.
+    if stability == 1:
         assert tries > wins > 0
         assert counts[True][1] < counts[False][1]
 
@@ -291,7 +292,7 @@ def test_a_cancelled_request_ends_before_the_next_pass(worker):
     assert worker.step() == []
 
 
-def test_a_request_cancelled_while_it_waits_never_runs(worker):
+def test_a_request_that_is_cancelled_while_it_waits_never_runs(worker):
     worker.handle(request("a"))
     worker.handle(request("b"))
     worker.step()
@@ -300,7 +301,7 @@ def test_a_request_cancelled_while_it_waits_never_runs(worker):
 
 
 def test_a_cancel_of_an_unknown_request_is_ignored(worker):
-    assert worker.handle(Cancel("nobody")) == []
+    assert worker.handle(Cancel("unknown")) == []
 
 
 @pytest.mark.parametrize(
@@ -314,19 +315,21 @@ def test_a_cancel_of_an_unknown_request_is_ignored(worker):
         {"prompt": [7, -1]},
     ],
 )
-def test_a_request_that_the_model_cannot_take_fails(worker, changes):
+def test_a_request_with_an_invalid_prompt_or_length_fails(worker, changes):
     (failed,) = worker.handle(request(**changes))
     assert isinstance(failed, Failed)
     assert worker.idle
 
 
-def test_a_context_filled_to_its_last_token_ends_with_length(worker):
+def test_an_answer_that_fills_the_context_ends_with_length(worker):
     messages = list(worker.generate(request(max_tokens=128 - len(PROMPT))))
     assert len(tokens_of(messages)) == 128 - len(PROMPT)
     assert messages[-1] == Done("a", "length")
 
 
-def test_out_of_memory_fails_the_request_and_the_next_one_runs(worker, denoiser, monkeypatch):
+def test_a_request_that_runs_out_of_memory_fails_and_the_next_one_runs(
+    worker, denoiser, monkeypatch
+):
     expected = tokens_of(worker.generate(request()))
 
     def exhausted(work):
@@ -339,7 +342,7 @@ def test_out_of_memory_fails_the_request_and_the_next_one_runs(worker, denoiser,
     assert tokens_of(worker.generate(request())) == expected
 
 
-def test_out_of_memory_in_a_shared_pass_lets_fewer_run_and_fails_nobody(
+def test_if_every_request_fits_alone_none_fails_and_fewer_run_together(
     worker, denoiser, monkeypatch
 ):
     requests = [request(name, seed=seed) for seed, name in enumerate("abc")]
@@ -361,7 +364,7 @@ def test_out_of_memory_in_a_shared_pass_lets_fewer_run_and_fails_nobody(
 
 
 @pytest.mark.parametrize("prefix_bytes", [0, 2**24])
-def test_a_request_that_gives_way_in_mid_block_goes_on_as_if_it_had_not(
+def test_a_request_that_is_parked_in_the_middle_of_a_block_gets_the_same_tokens(
     denoiser, monkeypatch, prefix_bytes
 ):
     monkeypatch.setattr(denoiser, "_prefixes", PrefixCache(prefix_bytes))
@@ -382,27 +385,27 @@ def test_a_request_that_gives_way_in_mid_block_goes_on_as_if_it_had_not(
 
 
 @pytest.mark.parametrize("options", [{}, {"frequency_penalty": 1.5}, {"temperature": 0}])
-def test_an_answer_goes_on_behind_what_was_delivered(worker, options):
-    wanted = request(max_tokens=60, **options)
-    blocks = [m for m in worker.generate(wanted) if isinstance(m, Block)]
+def test_an_answer_continues_behind_its_delivered_blocks(worker, options):
+    original = request(max_tokens=60, **options)
+    blocks = [m for m in worker.generate(original) if isinstance(m, Block)]
     assert len(blocks) > 2
     for count in range(1, len(blocks)):
         delivered = [token for block in blocks[:count] for token in block.tokens]
         again = msgspec.structs.replace(
-            wanted, id="again", delivered=delivered, delivered_blocks=count
+            original, id="again", delivered=delivered, delivered_blocks=count
         )
-        rest = [m for m in worker.generate(again) if isinstance(m, Block)]
-        assert [(m.index, m.tokens) for m in rest] == [
+        continuation = [m for m in worker.generate(again) if isinstance(m, Block)]
+        assert [(m.index, m.tokens) for m in continuation] == [
             (block.index, block.tokens) for block in blocks[count:]
         ]
 
 
-def test_an_answer_that_was_delivered_whole_is_refused(worker):
+def test_a_request_whose_answer_was_delivered_completely_fails(worker):
     (failed,) = worker.generate(request(max_tokens=2, delivered=[7, 8], delivered_blocks=1))
     assert "delivered before" in failed.message
 
 
-def test_stats_are_told_when_they_change_and_only_then(denoiser, worker):
+def test_stats_are_sent_only_when_a_number_changes(denoiser, worker):
     denoiser.forget_prefixes()
     worker.stats()
     worker.handle(request("a"))
@@ -417,7 +420,7 @@ def test_stats_are_told_when_they_change_and_only_then(denoiser, worker):
     assert last.kept_prefix_bytes == denoiser.kept_prefix_bytes > 0
 
 
-def test_temperature_zero_draws_nothing_but_the_starting_noise(worker, monkeypatch):
+def test_at_temperature_zero_only_the_starting_noise_is_random(worker, monkeypatch):
     expected = tokens_of(worker.generate(request(temperature=0)))
 
     def only_the_start(*args, **kwargs):

@@ -231,7 +231,10 @@ def serve_with(**variables):
     [
         ({"EASEL_PORT": "many"}, "EASEL_PORT"),
         ({"EASEL_COLOUR": "red"}, "EASEL_COLOUR: no such setting"),
-        ({"EASEL_PROFILE": "fast"}, "EASEL_PROFILE: Value error, 'fast' is no profile; there are:"),
+        (
+            {"EASEL_PROFILE": "fast"},
+            "EASEL_PROFILE: Value error, 'fast' is not a profile; available:",
+        ),
         ({"EASEL_MODEL": "/nowhere"}, "/nowhere"),
     ],
 )

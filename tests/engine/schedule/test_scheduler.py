@@ -24,7 +24,7 @@ def next_pass(scheduler, now=0.0):
     return scheduler.next_pass(now)
 
 
-def who(works):
+def sequences_in(works):
     return [work.sequence for work in works]
 
 
@@ -38,42 +38,42 @@ def test_an_idle_scheduler_has_no_pass():
     assert next_pass(scheduler_with()) == []
 
 
-def test_requests_run_one_at_a_time_in_arrival_order_where_one_may_run():
+def test_requests_run_one_by_one_in_order_of_arrival_if_only_one_may_run():
     first, second = sequence("a"), sequence("b")
     scheduler = scheduler_with(first, second)
-    assert who(next_pass(scheduler)) == [first]
-    assert who(next_pass(scheduler)) == [first]
+    assert sequences_in(next_pass(scheduler)) == [first]
+    assert sequences_in(next_pass(scheduler)) == [first]
     scheduler.remove(first)
-    assert who(next_pass(scheduler)) == [second]
+    assert sequences_in(next_pass(scheduler)) == [second]
 
 
-def test_of_those_who_wait_the_lowest_priority_runs_first_then_the_earliest():
+def test_the_waiting_request_with_the_lowest_priority_runs_first_then_the_earliest():
     waiting = [
         sequence(name, priority=p) for name, p in zip("abcde", (0, 5, -1, 0, -1), strict=True)
     ]
     scheduler, order = scheduler_with(*waiting), []
     while scheduler.waiting + scheduler.running:
-        (running,) = who(next_pass(scheduler))
+        (running,) = sequences_in(next_pass(scheduler))
         order.append(running.request.id)
         scheduler.remove(running)
     assert order == ["c", "e", "a", "d", "b"]
 
 
-def test_a_better_priority_takes_the_place_of_the_worst_that_runs_and_gives_it_back():
+def test_a_better_priority_parks_the_worst_running_request_and_it_resumes_later():
     first, second = sequence("a", priority=5), sequence("b", priority=9)
     scheduler = scheduler_with(first, second, max_active=2)
     assert scheduler.rearrange(0) == Changes(parked=[], started=[first, second])
     person = sequence("person")
     scheduler.add(person, now=1)
     assert scheduler.rearrange(1) == Changes(parked=[second], started=[person])
-    assert who(scheduler.next_pass(1)) == [person]  # the other one holds still
+    assert sequences_in(scheduler.next_pass(1)) == [person]  # `first` pauses
     assert (scheduler.running, scheduler.waiting) == (2, 1)
     scheduler.remove(person)
     assert scheduler.rearrange(2) == Changes(parked=[], started=[second])
-    assert who(scheduler.next_pass(2)) == [first]
+    assert sequences_in(scheduler.next_pass(2)) == [first]
 
 
-def test_an_equal_priority_takes_nobody_s_place():
+def test_an_equal_priority_parks_no_request():
     running = sequence("a")
     scheduler = scheduler_with(running)
     next_pass(scheduler)
@@ -81,18 +81,18 @@ def test_an_equal_priority_takes_nobody_s_place():
     assert scheduler.rearrange(1) == Changes(parked=[], started=[])
 
 
-def test_who_has_waited_long_enough_is_served_until_a_block_has_come():
+def test_a_request_that_has_paused_for_too_long_is_served_until_it_has_a_block():
     background, person = sequence("a", priority=9), sequence("b")
     scheduler = scheduler_with(background, person, max_active=2)
-    assert who(next_pass(scheduler, PATIENCE_S - 1)) == [person]
+    assert sequences_in(next_pass(scheduler, PATIENCE_S - 1)) == [person]
     for now in (PATIENCE_S, PATIENCE_S + 5):
-        assert who(next_pass(scheduler, now)) == [background, person]
+        assert sequences_in(next_pass(scheduler, now)) == [background, person]
     background.block_index += 1
-    assert who(next_pass(scheduler, PATIENCE_S + 6)) == [background, person]
-    assert who(next_pass(scheduler, PATIENCE_S + 7)) == [person]
+    assert sequences_in(next_pass(scheduler, PATIENCE_S + 6)) == [background, person]
+    assert sequences_in(next_pass(scheduler, PATIENCE_S + 7)) == [person]
 
 
-def test_who_waits_for_a_place_for_long_enough_takes_the_next_that_is_free():
+def test_a_request_that_has_waited_for_too_long_is_the_next_to_run():
     running, background = sequence("a"), sequence("b", priority=9)
     scheduler = scheduler_with(running, background)
     next_pass(scheduler)
@@ -103,7 +103,7 @@ def test_who_waits_for_a_place_for_long_enough_takes_the_next_that_is_free():
     assert scheduler.rearrange(PATIENCE_S).started == [background]
 
 
-def test_with_less_memory_the_last_to_come_give_way():
+def test_after_a_shrink_the_latest_requests_are_parked():
     several = [sequence(name) for name in "abcd"]
     scheduler = scheduler_with(*several, max_active=4)
     next_pass(scheduler)
@@ -112,13 +112,13 @@ def test_with_less_memory_the_last_to_come_give_way():
 
 
 class Simulation:
-    """A device on which a pass costs so much for itself and for each canvas and token in it."""
+    """A device with a simulated clock: a pass takes a fixed time, and more per canvas and token."""
 
     def __init__(self, *, max_active=4, pass_s=0.010, canvas_s=0.005, token_s=0.0001, steps=12):
         self.scheduler = Scheduler(prefill_chunk=1024, max_active=max_active)
         self.costs, self.steps = (pass_s, canvas_s, token_s), steps
         self.now = 0.0
-        self.blocks = {}  # times, by sequence
+        self.blocks = {}  # by sequence: the times at which its blocks were finished
 
     def arrive(self, each):
         self.blocks[each] = []
@@ -126,7 +126,7 @@ class Simulation:
         return each
 
     def run(self, until):
-        """Passes until the condition holds; how long the longest of them took."""
+        """Run passes until the condition holds. Returns the time of the longest pass."""
         longest = 0.0
         while not until():
             changes = self.scheduler.rearrange(self.now)
@@ -135,12 +135,12 @@ class Simulation:
             for each in changes.started:
                 each.reuse(0)
             works = self.scheduler.next_pass(self.now)
-            assert works, "somebody waits and nobody runs"
+            assert works, "sequences are waiting, but none is running"
             canvases = sum(work.denoise for work in works)
             sizes = (1, canvases, sum(len(work.tokens) for work in works))
-            took = sum(cost * size for cost, size in zip(self.costs, sizes, strict=True))
-            self.now += took
-            longest = max(longest, took)
+            duration = sum(cost * size for cost, size in zip(self.costs, sizes, strict=True))
+            self.now += duration
+            longest = max(longest, duration)
             for work in works:
                 self._record(work)
         return longest
@@ -169,7 +169,7 @@ def time_to_first_block(simulation, each):
 
 
 @pytest.mark.parametrize("max_active", [1, 2, 4, 8])
-def test_a_person_s_first_block_comes_as_on_an_idle_server_while_four_jobs_run(max_active):
+def test_four_background_jobs_do_not_delay_the_first_block_of_a_person(max_active):
     idle = time_to_first_block(Simulation(max_active=max_active), answering("person", 64))
     busy = Simulation(max_active=max_active)
     jobs = [busy.arrive(answering(f"job {i}", priority=10)) for i in range(4)]
@@ -183,7 +183,7 @@ def test_a_person_s_first_block_comes_as_on_an_idle_server_while_four_jobs_run(m
     assert max(times) <= 1.5 * idle + step
 
 
-def test_jobs_go_on_under_a_person_who_never_stops():
+def test_a_background_job_advances_while_a_person_sends_requests_all_the_time():
     simulation = Simulation(max_active=2)
     job = simulation.arrive(answering("job", priority=10))
     for turn in range(200):
@@ -192,7 +192,7 @@ def test_jobs_go_on_under_a_person_who_never_stops():
     assert len(simulation.blocks[job]) >= simulation.now // (2 * PATIENCE_S)
 
 
-def test_equals_share_the_device_and_end_in_the_order_they_came():
+def test_requests_of_equal_priority_share_the_device_and_end_in_order_of_arrival():
     simulation = Simulation(max_active=2)
     each = [simulation.arrive(answering(name, tokens=96)) for name in "abcdef"]
     simulation.run(lambda: simulation.scheduler.waiting + simulation.scheduler.running == 0)
@@ -201,15 +201,15 @@ def test_equals_share_the_device_and_end_in_the_order_they_came():
     assert all(len(simulation.blocks[e]) == 3 for e in each)
 
 
-def test_as_many_run_together_as_may_and_the_next_joins_when_one_leaves():
+def test_at_most_max_active_run_together_and_the_next_joins_when_one_leaves():
     first, second, third = sequence("a"), sequence("b"), sequence("c")
     scheduler = scheduler_with(first, second, third, max_active=2)
-    assert who(next_pass(scheduler)) == [first, second]
+    assert sequences_in(next_pass(scheduler)) == [first, second]
     scheduler.remove(first)
-    assert who(next_pass(scheduler)) == [second, third]
+    assert sequences_in(next_pass(scheduler)) == [second, third]
 
 
-def test_a_pass_encodes_no_more_than_a_chunk_for_all_together():
+def test_a_pass_encodes_at_most_one_chunk_for_all_requests_together():
     running, long, late = sequence("a"), sequence("b", [1] * 20), sequence("c", [1] * 3)
     scheduler = scheduler_with(running, long, late, max_active=3)
     encoded = []
@@ -226,7 +226,7 @@ def test_a_pass_encodes_no_more_than_a_chunk_for_all_together():
     ]
 
 
-def test_a_long_prompt_does_not_hold_up_another_request_s_steps():
+def test_a_long_prompt_does_not_delay_the_steps_of_another_request():
     running, long = sequence("a"), sequence("b", [1] * 100)
     scheduler = scheduler_with(running, long, max_active=2)
     for _ in range(10):
@@ -235,7 +235,7 @@ def test_a_long_prompt_does_not_hold_up_another_request_s_steps():
         record(works)
 
 
-def test_those_who_start_are_told_once():
+def test_each_started_sequence_is_reported_once():
     first, second, third = sequence("a"), sequence("b"), sequence("c")
     scheduler = scheduler_with(first, second, third, max_active=2)
     assert scheduler.rearrange(0).started == [first, second]
@@ -244,13 +244,13 @@ def test_those_who_start_are_told_once():
     assert scheduler.rearrange(0).started == [third]
 
 
-def test_a_waiting_request_can_leave():
+def test_a_waiting_request_can_be_removed():
     first, second, third = sequence("a"), sequence("b"), sequence("c")
     scheduler = scheduler_with(first, second, third)
     next_pass(scheduler)
     scheduler.remove(second)
     scheduler.remove(first)
-    assert who(next_pass(scheduler)) == [third]
+    assert sequences_in(next_pass(scheduler)) == [third]
 
 
 def test_waiting_and_running_are_counted():
@@ -263,7 +263,7 @@ def test_waiting_and_running_are_counted():
     assert (scheduler.waiting, scheduler.running) == (2, 0)
 
 
-def test_a_request_is_found_while_it_waits_and_while_it_runs_and_not_after():
+def test_find_returns_waiting_and_running_requests_but_no_removed_ones():
     first, second = sequence("a"), sequence("b")
     scheduler = scheduler_with(first, second)
     next_pass(scheduler)
@@ -273,18 +273,18 @@ def test_a_request_is_found_while_it_waits_and_while_it_runs_and_not_after():
     assert scheduler.find("a") is None
 
 
-def test_an_image_larger_than_a_chunk_leaves_no_room_and_takes_none_from_steps():
+def test_an_image_larger_than_a_chunk_delays_other_prompts_but_no_steps():
     picture = Image(0, 20, 1, 1, b"")
-    seeing = Sequence.start(GenerateRequest("a", [3] * 21, 10, Sampling(0), images=[picture]))
-    reading, stepping = sequence("b", prompt=[5] * 20), sequence("c")
-    scheduler = scheduler_with(stepping, max_active=3)
+    with_image = Sequence.start(GenerateRequest("a", [3] * 21, 10, Sampling(0), images=[picture]))
+    long, denoising = sequence("b", prompt=[5] * 20), sequence("c")
+    scheduler = scheduler_with(denoising, max_active=3)
     record(next_pass(scheduler))
-    for each in (seeing, reading):
+    for each in (with_image, long):
         scheduler.add(each, now=0)
     works = next_pass(scheduler)
     assert [(work.sequence, len(work.tokens), work.denoise) for work in works] == [
-        (stepping, 0, True),
-        (seeing, 20, False),
+        (denoising, 0, True),
+        (with_image, 20, False),
     ]
     record(works)
     assert [len(work.tokens) for work in next_pass(scheduler)] == [0, 1, 7]

@@ -13,21 +13,21 @@ def start(max_tokens=100, prompt=(1, 2, 3, 4, 5), **sampling):
 
 
 def run(sequence, canvas=None, **step):
-    """One pass; it finishes the block if it is given a canvas."""
-    made = StepResult(canvas or [0, 0], done=canvas is not None, **step)
-    return sequence.record(sequence.next_work(1000), made, END)
+    """Record one pass. With a canvas, the pass finishes the block. Returns the finished block."""
+    result = StepResult(canvas or [0, 0], done=canvas is not None, **step)
+    return sequence.record(sequence.next_work(1000), result, END)
 
 
-def test_the_prompt_is_encoded_in_chunks_the_last_of_them_with_the_first_step():
-    sequence, seen = start(), []
+def test_the_prompt_is_encoded_in_chunks_and_the_last_chunk_is_in_the_first_step():
+    sequence, passes = start(), []
     for _ in range(4):
         work = sequence.next_work(most_tokens=2)
-        seen.append((work.tokens, work.denoise))
+        passes.append((work.tokens, work.denoise))
         sequence.record(work, StepResult([0], done=False) if work.denoise else None, END)
-    assert seen == [([1, 2], False), ([3, 4], False), ([5], True), ([], True)]
+    assert passes == [([1, 2], False), ([3, 4], False), ([5], True), ([], True)]
 
 
-def test_encoding_pauses_behind_a_long_first_turn_for_other_conversations_to_reuse():
+def test_encoding_pauses_behind_a_long_first_turn_so_that_it_can_be_reused():
     system = [*([8, 9] * WORTH_KEEPING_TOKENS), 99]
     request = GenerateRequest("r", [*system, 10, 99, 11], 100, Sampling(seed=0))
     sequence = Sequence.start(request, END)
@@ -42,28 +42,28 @@ def test_encoding_does_not_pause_behind_a_short_first_turn():
     assert sequence.next_work(10_000).tokens == [8, 99, 10]
 
 
-def test_what_is_reused_is_not_encoded():
+def test_reused_tokens_are_not_encoded():
     sequence = start()
     sequence.reuse(3)
     assert sequence.next_work(1000) == Work(sequence, [4, 5], denoise=True)
     assert sequence.reused == 3
 
 
-def test_a_sequence_that_may_encode_nothing_waits_while_it_has_to_and_steps_when_not():
+def test_a_sequence_that_may_encode_nothing_denoises_only_if_nothing_is_unencoded():
     sequence = start()
     assert sequence.next_work(most_tokens=0) is None
     run(sequence)
     assert sequence.next_work(most_tokens=0) == Work(sequence, [], denoise=True)
 
 
-def test_a_step_that_does_not_finish_the_canvas_gives_no_block():
+def test_a_step_that_does_not_finish_the_canvas_returns_no_block():
     sequence = start()
     assert run(sequence) is None
     assert run(sequence) is None
     assert sequence.step_index == 2
 
 
-def test_a_whole_block_goes_on_and_is_committed_with_the_next_one_s_first_step():
+def test_a_block_without_an_end_is_committed_with_the_first_step_of_the_next_block():
     sequence = start()
     block = run(sequence, [7, 8])
     assert (block.tokens, block.finish_reason) == ([7, 8], None)
@@ -72,7 +72,7 @@ def test_a_whole_block_goes_on_and_is_committed_with_the_next_one_s_first_step()
     assert sequence.next_work(1000) == Work(sequence, [], denoise=True)
 
 
-def test_a_block_counts_its_own_steps():
+def test_a_block_counts_only_its_own_steps():
     sequence = start()
     run(sequence)
     run(sequence)
@@ -88,7 +88,7 @@ def test_a_block_is_cut_after_its_first_end_token():
 @pytest.mark.parametrize(
     ("max_tokens", "tokens", "reason"),
     [
-        (3, [7, 8, 9], "length"),  # before the end token
+        (3, [7, 8, 9], "length"),  # cut before the end token
         (4, [7, 8, 9, 99], "stop"),  # the end token is the last one allowed
         (5, [7, 8, 9, 99], "stop"),
     ],
@@ -98,7 +98,7 @@ def test_max_tokens_cuts_exactly(max_tokens, tokens, reason):
     assert (block.tokens, block.finish_reason) == (tokens, reason)
 
 
-def test_max_tokens_counts_all_blocks():
+def test_max_tokens_counts_the_tokens_of_all_blocks():
     sequence = start(max_tokens=3)
     assert run(sequence, [7, 8]).finish_reason is None
     last = run(sequence, [7, 8])
@@ -109,28 +109,28 @@ def test_a_block_that_fills_max_tokens_exactly_ends_the_answer():
     assert run(start(max_tokens=2), [7, 8]).finish_reason == "length"
 
 
-def bet(sequence, draft, *, nearly=True):
-    """What the next work bets on after a step with this draft."""
+def speculation_after(sequence, draft, *, nearly=True):
+    """Record a step with this draft. Returns the draft that the next work speculates on."""
     sequence.record(sequence.next_work(1000), StepResult(draft, done=False, nearly=nearly), END)
     return sequence.next_work(1000, speculate=True).speculation
 
 
-def test_a_canvas_that_is_nearly_done_is_bet_on_if_that_is_switched_on():
+def test_a_pass_speculates_on_a_nearly_done_canvas_if_speculation_is_on():
     sequence = start()
-    assert bet(sequence, [7, 8]) == [7, 8]
+    assert speculation_after(sequence, [7, 8]) == [7, 8]
     assert sequence.next_work(1000).speculation is None
-    assert bet(start(), [7, 8], nearly=False) is None
+    assert speculation_after(start(), [7, 8], nearly=False) is None
 
 
-def test_a_canvas_that_would_end_the_answer_is_not_bet_on():
-    assert bet(start(), [7, 99]) is None
-    assert bet(start(max_tokens=2), [7, 8]) is None
-    assert bet(start(max_tokens=3), [7, 8]) == [7, 8]
+def test_a_pass_does_not_speculate_on_a_canvas_that_would_end_the_answer():
+    assert speculation_after(start(), [7, 99]) is None
+    assert speculation_after(start(max_tokens=2), [7, 8]) is None
+    assert speculation_after(start(max_tokens=3), [7, 8]) == [7, 8]
 
 
-def test_a_won_bet_leaves_nothing_to_commit_and_the_next_block_with_its_first_step_done():
+def test_won_speculation_has_committed_the_block_and_made_the_first_step_of_the_next():
     sequence = start()
-    bet(sequence, [7, 8])
+    speculation_after(sequence, [7, 8])
     work = sequence.next_work(1000, speculate=True)
     block = sequence.record(work, StepResult([7, 8], done=True, next_started=True), END)
     assert (block.tokens, block.denoising_steps, block.speculations) == ([7, 8], 2, 1)
@@ -138,16 +138,16 @@ def test_a_won_bet_leaves_nothing_to_commit_and_the_next_block_with_its_first_st
     assert run(sequence, [9, 9]).denoising_steps == 2
 
 
-def test_a_lost_bet_changes_nothing():
+def test_lost_speculation_changes_nothing():
     sequence = start()
-    bet(sequence, [7, 8])
+    speculation_after(sequence, [7, 8])
     work = sequence.next_work(1000, speculate=True)
     block = sequence.record(work, StepResult([7, 9], done=True), END)
     assert (block.tokens, block.speculations) == ([7, 9], 1)
     assert sequence.next_work(1000) == Work(sequence, [7, 9], denoise=True)
 
 
-def test_a_first_block_that_begins_with_an_end_token_is_begun_again_once_with_other_noise():
+def test_a_first_block_that_begins_with_an_end_token_is_retried_once_with_other_noise():
     sequence = start(choice=3)
     assert sequence.stream(0) == 6
     assert run(sequence, [99, 8]) is None
@@ -158,7 +158,7 @@ def test_a_first_block_that_begins_with_an_end_token_is_begun_again_once_with_ot
     assert block.denoising_steps == 2
 
 
-def test_a_block_that_is_not_empty_the_second_time_is_like_any_other():
+def test_a_retried_first_block_that_is_not_empty_is_treated_like_any_other_block():
     sequence = start()
     run(sequence, [99, 8])
     block = run(sequence, [7, 8])
@@ -172,7 +172,7 @@ def test_a_later_block_may_be_empty():
     assert run(sequence, [99, 8]).tokens == [99]
 
 
-def test_ignored_end_tokens_neither_end_nor_cut_nor_begin_again():
+def test_ignored_end_tokens_neither_end_nor_cut_nor_retry_a_block():
     sequence = start(max_tokens=3, ignore_eos=True)
     block = run(sequence, [99, 8])
     assert (block.tokens, block.finish_reason, block.rerolled) == ([99, 8], None, False)
@@ -183,12 +183,12 @@ def test_ignored_end_tokens_neither_end_nor_cut_nor_begin_again():
 @pytest.mark.parametrize(
     ("canvas", "tokens", "reason"),
     [
-        ([7, 8, 40, 99], [7, 8], "length"),  # the suffix' own end token is no end
+        ([7, 8, 40, 99], [7, 8], "length"),  # an end token in the suffix does not count
         ([7, 99, 40, 99], [7, 99], "stop"),
-        ([99, 8, 40, 99], [99], "stop"),  # and is not begun again
+        ([99, 8, 40, 99], [99], "stop"),  # the empty block is not retried
     ],
 )
-def test_a_suffix_is_no_part_of_the_answer_and_its_block_is_the_last(canvas, tokens, reason):
+def test_a_suffix_is_not_in_the_answer_and_its_block_is_the_last(canvas, tokens, reason):
     block = run(start(max_tokens=2, suffix=[40, 99]), canvas)
     assert (block.tokens, block.finish_reason, block.rerolled) == (tokens, reason, False)
 
@@ -209,13 +209,13 @@ def with_images(*images, length=12):
 
 
 def chunks(sequence, most_tokens):
-    """What each pass encodes of the prompt: its tokens, and at which of them images begin."""
-    seen = []
+    """Returns the tokens that each pass encodes, and the positions at which its images start."""
+    passes = []
     while sequence.unencoded:
         work = sequence.next_work(most_tokens)
-        seen.append((work.tokens, [each.start for each in work.images]))
+        passes.append((work.tokens, [each.start for each in work.images]))
         sequence.record(work, StepResult([0], done=False) if work.denoise else None, END)
-    return seen
+    return passes
 
 
 @pytest.mark.parametrize(
@@ -228,23 +228,23 @@ def chunks(sequence, most_tokens):
         (10, [([1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [2, 6])]),
     ],
 )
-def test_an_image_is_encoded_whole_and_more_than_wanted_only_if_it_is_larger(most_tokens, expected):
-    seen = chunks(with_images(image(2, 3), image(6, 4)), most_tokens)
-    assert seen[: len(expected)] == expected
-    assert [token for tokens, _ in seen for token in tokens] == list(range(1, 13))
+def test_an_image_is_encoded_whole_and_only_a_larger_image_exceeds_the_limit(most_tokens, expected):
+    passes = chunks(with_images(image(2, 3), image(6, 4)), most_tokens)
+    assert passes[: len(expected)] == expected
+    assert [token for tokens, _ in passes for token in tokens] == list(range(1, 13))
 
 
-def test_an_image_waits_for_a_pass_that_has_room():
+def test_an_image_waits_for_a_pass_that_may_encode_tokens():
     assert with_images(image(0, 3)).next_work(0) is None
 
 
-def test_a_reused_prefix_brings_its_images_along():
+def test_images_in_a_reused_prefix_are_not_encoded():
     sequence = with_images(image(2, 3), image(6, 4))
     sequence.reuse(5)
     assert chunks(sequence, 100) == [([6, 7, 8, 9, 10, 11, 12], [6])]
 
 
-def test_prefixes_tell_images_apart_by_pixels_and_size_but_not_by_place():
+def test_prefix_keys_of_images_depend_on_pixels_and_size_but_not_on_the_position():
     def key(each):
         return with_images(each).prefix_keys(list(range(1, 13)))[each.start]
 
@@ -255,7 +255,7 @@ def test_prefixes_tell_images_apart_by_pixels_and_size_but_not_by_place():
     assert len({one, *map(key, others)}) == 4
 
 
-def test_in_a_prefix_every_token_of_an_image_is_its_key_and_the_others_are_themselves():
+def test_prefix_keys_replace_the_tokens_of_images_and_no_other_tokens():
     sequence = with_images(image(2, 3), image(6, 4))
     keys = sequence.prefix_keys([*range(1, 13), 77])
     first, second = keys[2], keys[6]

@@ -1,4 +1,4 @@
-"""What passes of a real network hold at once, against the estimate."""
+"""The estimate of a pass' memory, compared with the peak of a real network's passes."""
 
 import pytest
 
@@ -14,10 +14,12 @@ from engine.sizing.plan import make_plan
 from engine.worker import Worker
 
 SHAPES = {
-    "the vocabulary is most": Shape(layers="ssf", canvas=32, vocab=16384),
-    "experts are most": Shape(layers="sf", hidden=256, expert=128, per_token=4, vocab=512),
-    "attention is most": Shape(layers="sf", query_heads=16, kv_heads=4, full_head=128, vocab=512),
-    "dense MLPs are most": Shape(layers="sf", mlp=1024, vocab=512),
+    "vocabulary is largest": Shape(layers="ssf", canvas=32, vocab=16384),
+    "experts are largest": Shape(layers="sf", hidden=256, expert=128, per_token=4, vocab=512),
+    "attention is largest": Shape(
+        layers="sf", query_heads=16, kv_heads=4, full_head=128, vocab=512
+    ),
+    "dense MLPs are largest": Shape(layers="sf", mlp=1024, vocab=512),
 }
 
 
@@ -27,15 +29,17 @@ def run_to_the_end(worker):
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize(("canvases", "bets"), [(1, False), (3, True)])
-def test_passes_hold_no_more_than_is_planned_and_not_much_less(tmp_path, shape, canvases, bets):
+@pytest.mark.parametrize(("canvases", "speculates"), [(1, False), (3, True)])
+def test_passes_need_at_most_the_planned_memory_and_at_least_a_quarter_of_it(
+    tmp_path, shape, canvases, speculates
+):
     write_random_model(tmp_path, shape)
     config = EngineConfig(
         model=str(tmp_path),
         device="cpu",
         prefill_chunk=256,
         max_active=canvases,
-        speculate=bets,
+        speculate=speculates,
         prefix_cache_mib=0,
     )
     denoiser = build_denoiser(config)
@@ -54,7 +58,7 @@ def test_passes_hold_no_more_than_is_planned_and_not_much_less(tmp_path, shape, 
     most = peak_bytes(lambda: run_to_the_end(worker))
     planned = activation_bytes(
         read_dimensions(tmp_path / "config.json").in_folder(tmp_path),
-        PassShape(encoded=256, canvases=canvases, bets=bets, context=512),
+        PassShape(encoded=256, canvases=canvases, speculates=speculates, context=512),
         element_bytes=4,
         cuda=False,
     )
@@ -71,7 +75,7 @@ def test_passes_hold_no_more_than_is_planned_and_not_much_less(tmp_path, shape, 
         {"quantize_rest": "fp8"},
     ],
 )
-def test_what_quantised_weights_are_widened_to_is_planned(tmp_path, formats):
+def test_memory_for_widening_quantised_weights_is_planned(tmp_path, formats):
     sizes = {"hidden": 512, "mlp": 1024, "head": 32, "full_head": 32, "expert": 32}
     write_random_model(tmp_path, Shape(layers="sf", **sizes, vocab=2048))
     config = EngineConfig(
@@ -94,9 +98,9 @@ def test_what_quantised_weights_are_widened_to_is_planned(tmp_path, formats):
     assert make_plan(dimensions, plain, cuda=False).activations < most <= planned <= 3 * most
 
 
-def test_on_a_gpu_the_logits_of_all_canvases_are_held_once():
+def test_on_a_gpu_the_logits_of_all_canvases_are_planned_once():
     def tail(canvases):
-        shape = PassShape(encoded=1, canvases=canvases, bets=False, context=256)
+        shape = PassShape(encoded=1, canvases=canvases, speculates=False, context=256)
         return activation_bytes(released(), shape, element_bytes=2, cuda=True)
 
     logits = 2 * 256 * released().vocab_size
@@ -104,10 +108,10 @@ def test_on_a_gpu_the_logits_of_all_canvases_are_held_once():
     assert 8 * logits < tail(8) < 10 * logits
 
 
-def test_the_mask_of_a_long_context_is_counted():
+def test_the_attention_mask_of_a_long_context_is_planned():
     def planned(context):
-        shape = PassShape(encoded=1024, canvases=1, bets=False, context=context)
+        shape = PassShape(encoded=1024, canvases=1, speculates=False, context=context)
         return activation_bytes(released(), shape, element_bytes=2, cuda=True)
 
-    # Eight query heads of a full layer share a key: their mask as bool and in 16 bits.
+    # Eight query heads of a full layer share a key head. Their mask is held as bool and in 16 bits.
     assert planned(200_000) - planned(100_000) == 100_000 * 1024 * (1 + 8 * 3)

@@ -1,4 +1,4 @@
-"""Read from the file alone, the dimensions are those that Transformers reads."""
+"""The dimensions read from a config.json equal those that Transformers reads from it."""
 
 import json
 from dataclasses import fields
@@ -17,12 +17,12 @@ SHARED = {each.name for each in fields(Dimensions)} & {each.name for each in fie
 LEAST = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}
 
 
-def agree(raw, config):
-    found, reference = Dimensions.of(raw), ModelConfig.from_transformers(config)
-    assert {name: getattr(found, name) for name in SHARED} == {
+def assert_equal_dimensions(raw, config):
+    dimensions, reference = Dimensions.of(raw), ModelConfig.from_transformers(config)
+    assert {name: getattr(dimensions, name) for name in SHARED} == {
         name: getattr(reference, name) for name in SHARED
     }
-    vision, tower = config.vision_config, found.tower
+    vision, tower = config.vision_config, dimensions.tower
     assert (tower.hidden_size, tower.mlp_size) == (vision.hidden_size, vision.intermediate_size)
     assert (tower.layers, tower.query_heads) == (
         vision.num_hidden_layers,
@@ -35,11 +35,11 @@ def agree(raw, config):
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_a_saved_configuration(tmp_path, shape):
+def test_a_saved_configuration_has_the_same_dimensions_as_in_transformers(tmp_path, shape):
     config = new_random_model(shape).config
     config.save_pretrained(tmp_path)
-    agree(json.loads((tmp_path / "config.json").read_text()), config)
-    agree(config.to_dict(), config)  # as the worker has it
+    assert_equal_dimensions(json.loads((tmp_path / "config.json").read_text()), config)
+    assert_equal_dimensions(config.to_dict(), config)  # the worker passes this
 
 
 @pytest.mark.parametrize(
@@ -50,14 +50,15 @@ def test_a_saved_configuration(tmp_path, shape):
         {"layer_types": ["sliding_attention", "sliding_attention"], "num_hidden_layers": 2},
     ],
 )
-def test_what_a_file_leaves_out_has_the_default_of_transformers(text):
+def test_values_missing_in_a_file_get_the_defaults_of_transformers(text):
     raw = {"model_type": "diffusion_gemma", "text_config": {**LEAST, **text}, "vision_config": {}}
-    agree(raw, DiffusionGemmaConfig(**json.loads(json.dumps(raw))))
+    assert_equal_dimensions(raw, DiffusionGemmaConfig(**json.loads(json.dumps(raw))))
 
 
 def test_the_demo_model_takes_no_images_without_an_image_processor(tmp_path):
     demo = read_dimensions(DEMO_MODEL_PATH / "config.json")
-    agree(json.loads((DEMO_MODEL_PATH / "config.json").read_text()), load_config(DEMO_MODEL_PATH))
+    raw = json.loads((DEMO_MODEL_PATH / "config.json").read_text())
+    assert_equal_dimensions(raw, load_config(DEMO_MODEL_PATH))
     assert demo.in_folder(DEMO_MODEL_PATH).image_tokens == 0
     (tmp_path / "processor_config.json").write_text("{}")
     assert demo.in_folder(tmp_path).image_tokens > 0
@@ -67,26 +68,26 @@ def load_config(folder):
     return AutoConfig.from_pretrained(folder)
 
 
-def test_the_released_model_is_known_without_a_network_under_any_case_of_its_name():
-    found = known_dimensions(RELEASED_MODEL)
-    assert found == known_dimensions(RELEASED_MODEL.lower())
-    assert (found.hidden_size, found.experts, len(found.layers)) == (2816, 128, 30)
+def test_the_released_model_is_known_without_a_network_by_its_name_in_any_case():
+    known = known_dimensions(RELEASED_MODEL)
+    assert known == known_dimensions(RELEASED_MODEL.lower())
+    assert (known.hidden_size, known.experts, len(known.layers)) == (2816, 128, 30)
     assert known_dimensions("somebody/else") is None
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "message"),
     [
         ({"model_type": "llama"}, "model_type is 'llama'"),
         ({"text_config": {**LEAST, "num_experts": None}}, "num_experts is None"),
     ],
 )
-def test_another_model_is_refused_by_its_key(change, named):
-    with pytest.raises(DimensionsError, match=named):
+def test_an_unsupported_model_is_refused_with_the_name_of_the_wrong_key(change, message):
+    with pytest.raises(DimensionsError, match=message):
         Dimensions.of({"model_type": "diffusion_gemma", "text_config": LEAST, **change})
 
 
-def test_a_file_that_is_no_json_is_refused_by_its_name(tmp_path):
+def test_a_file_that_is_not_json_is_refused_with_its_name(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(DimensionsError, match=r"config\.json"):
         read_dimensions(tmp_path / "config.json")

@@ -1,4 +1,4 @@
-"""The arithmetic of a cache's size against caches that are there."""
+"""The computed size of KV caches, compared with real caches."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ from tests.parity.tiny_models import SHAPES, write_seeing_model
         (LayerShape(1, 16, None),),
     ],
 )
-def test_a_cache_is_as_large_as_computed(layers, capacity, slack):
+def test_a_cache_has_the_computed_size(layers, capacity, slack):
     cache = KVCache(
         layers,
         capacity=capacity,
@@ -45,14 +45,14 @@ def test_a_cache_is_as_large_as_computed(layers, capacity, slack):
         {"max_context": 64, "prefill_chunk": 300, "max_active": 1},
     ],
 )
-def test_the_plan_has_as_many_bytes_for_keys_and_values_as_the_engine_allocates(
+def test_the_plan_has_the_bytes_for_keys_and_values_that_the_engine_allocates(
     tmp_path, shape, options
 ):
     write_seeing_model(tmp_path, shape)
     config = EngineConfig(model=str(tmp_path), device="cpu", prefix_cache_mib=0, **options)
     dimensions = find_dimensions(config.model_path)
     denoiser = build_denoiser(config)
-    # The tiny processor gives 70 tokens an image, the plan reckons with 280.
+    # The tiny processor makes 70 tokens of an image, but the plan assumes 280.
     limit = max(config.prefill_chunk, denoiser.vision.most_tokens)
     known = Dimensions(**{**vars(dimensions), "tower": None})
     plan = make_plan(known, config.model_copy(update={"prefill_chunk": limit}), cuda=False)

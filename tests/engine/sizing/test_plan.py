@@ -1,4 +1,4 @@
-"""What fits and what is proposed where it does not."""
+"""The planned memory, and the settings that are proposed if a plan does not fit."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -31,8 +31,8 @@ def config(**options):
     return EngineConfig(model=RELEASED_MODEL, **options)
 
 
-def total(wanted, cuda=True):
-    return make_plan(released(), wanted, cuda=cuda).total
+def total(config, cuda=True):
+    return make_plan(released(), config, cuda=cuda).total
 
 
 def test_a_plan_is_the_sum_of_its_parts():
@@ -54,7 +54,7 @@ def test_a_plan_is_the_sum_of_its_parts():
         ({"dtype": "float32"}, "weights_total"),
     ],
 )
-def test_who_wants_more_needs_more(more, part):
+def test_larger_settings_need_more_memory(more, part):
     before, after = (make_plan(released(), config(**each), cuda=True) for each in ({}, more))
     assert getattr(after, part) > getattr(before, part)
     assert after.total > before.total
@@ -65,7 +65,7 @@ def test_without_cuda_graphs_none_are_planned(options, cuda):
     assert make_plan(released(), config(**options), cuda=cuda).graphs == 0
 
 
-def test_no_more_context_is_planned_than_the_model_has():
+def test_the_planned_context_is_not_longer_than_the_model_allows():
     text = {**LEAST, "max_position_embeddings": 512}
     dimensions = Dimensions.of({"model_type": "diffusion_gemma", "text_config": text})
     assert make_plan(dimensions, EngineConfig(max_context=9999), cuda=False).context_tokens == 512
@@ -73,16 +73,16 @@ def test_no_more_context_is_planned_than_the_model_has():
 
 def test_the_largest_context_fits_and_a_step_more_does_not():
     memory = total(config(max_context=100_000))
-    found = largest_context(released(), config(), memory, cuda=True)
-    assert total(config(max_context=found)) <= memory < total(config(max_context=found + 1024))
+    context = largest_context(released(), config(), memory, cuda=True)
+    assert total(config(max_context=context)) <= memory < total(config(max_context=context + 1024))
     assert largest_context(released(), config(), 10**12, cuda=True) == released().max_positions
     assert largest_context(released(), config(), 10 * GB, cuda=True) == 0
 
 
 def test_the_most_canvases_fit_and_one_more_does_not():
     memory = total(config(max_active=6))
-    found = most_canvases(released(), config(), memory, cuda=True)
-    assert total(config(max_active=found)) <= memory < total(config(max_active=found + 1))
+    canvases = most_canvases(released(), config(), memory, cuda=True)
+    assert total(config(max_active=canvases)) <= memory < total(config(max_active=canvases + 1))
     assert most_canvases(released(), config(), 10 * GB, cuda=True) == 0
 
 
@@ -103,34 +103,33 @@ FORMATS = {"quantize_experts", "quantize_linears"}
 def test_as_little_as_possible_is_given_up(memory_gb, given_up):
     memory = round(memory_gb * GB)
     assert total(config()) > memory
-    found = nearest(released(), config(), memory, cuda=True)
-    assert set(differences(config(), found)) == given_up
-    assert total(found) <= memory
+    proposed = nearest(released(), config(), memory, cuda=True)
+    assert set(differences(config(), proposed)) == given_up
+    assert total(proposed) <= memory
 
 
 @pytest.mark.parametrize("memory_gb", [17, 17.5, *range(19, 62, 3)])
 @pytest.mark.parametrize("options", [{}, {"speculate": True}, {"max_context": 200_000}])
-def test_what_is_proposed_fits(memory_gb, options):
+def test_the_proposed_settings_fit(memory_gb, options):
     memory = round(memory_gb * GB)
-    found = nearest(released(), config(**options), memory, cuda=True)
-    assert found is None or total(found) <= memory
-    assert (found is None) == (memory_gb < 17.5)
+    proposed = nearest(released(), config(**options), memory, cuda=True)
+    assert proposed is None or total(proposed) <= memory
+    assert (proposed is None) == (memory_gb < 17.5)
 
 
-def test_a_refusal_says_what_is_needed_what_there_is_and_what_fits():
+def test_a_refusal_names_the_needed_and_the_available_memory_and_options_that_fit():
     with pytest.raises(DoesNotFitError) as refused:
         check_fit(released(), config(), 24 * GB, cuda=True, device="Some GPU")
     text = str(refused.value)
-    assert text.startswith(
-        f"model '{RELEASED_MODEL}' needs 61.1 GB and Some GPU has 24.0 GB for it: weights 51.6 GB,"
-    )
+    assert text.startswith(f"model '{RELEASED_MODEL}' needs 61.1 GB (weights 51.6 GB,")
     assert text.endswith(
-        ". What fits: --quantize-experts int4 --max-active 2 --prefix-cache-mib 256"
+        "), but Some GPU has 24.0 GB for it. "
+        "These options fit: --quantize-experts int4 --max-active 2 --prefix-cache-mib 256"
     )
 
 
-def test_where_nothing_fits_the_refusal_says_so():
-    with pytest.raises(DoesNotFitError, match=r"No setting of this model fits\.$"):
+def test_a_refusal_says_so_if_no_settings_fit():
+    with pytest.raises(DoesNotFitError, match=r"No settings of this model fit\.$"):
         check_fit(released(), config(), 8 * GB, cuda=True, device="Some GPU")
 
 
@@ -139,7 +138,7 @@ def test_the_worker_refuses_on_a_gpu_and_only_warns_on_a_cpu(monkeypatch, caplog
     with pytest.raises(DoesNotFitError, match=r"Some GPU has 24\.0 GB"):
         check_plan(released(), config(), 24 * GB, torch.device("cuda"))
     check_plan(released(), config(), 24 * GB, torch.device("cpu"))
-    assert "What fits: --quantize-experts" in caplog.text
+    assert "These options fit: --quantize-experts" in caplog.text
     caplog.clear()
     check_plan(released(), config(), 80 * GB, torch.device("cuda"))
     assert not caplog.text
@@ -147,7 +146,7 @@ def test_the_worker_refuses_on_a_gpu_and_only_warns_on_a_cpu(monkeypatch, caplog
 
 @pytest.fixture
 def small_gpu(monkeypatch):
-    """A worker that believes in a GPU with 24 GB."""
+    """Makes the worker run as if there were a GPU with 24 GB."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Some GPU")
     monkeypatch.setattr(engine.loading, "choose_device", lambda _config: torch.device("cuda"))
     monkeypatch.setattr(engine.loading, "free_memory", lambda _device: 24 * GB)
@@ -160,24 +159,24 @@ def test_the_worker_refuses_before_it_downloads_anything(monkeypatch, small_gpu)
         engine.loading.build_denoiser(config())
 
 
-def test_a_quantised_checkpoint_of_unknown_size_is_planned_from_its_files_before_it_is_loaded(
+def test_a_quantised_checkpoint_of_unknown_size_is_planned_from_its_files(
     tmp_path, monkeypatch, small_gpu
 ):
     unknown = dataclasses.replace(released(), quantized=True)
     with (tmp_path / "model.safetensors").open("wb") as file:
-        file.truncate(30 * GB)  # takes no room on disk
+        file.truncate(30 * GB)  # a sparse file, which takes no disk space
     monkeypatch.setattr(
         engine.loading,
         "find_dimensions",
         lambda model, _gguf: unknown.in_folder(tmp_path) if model == str(tmp_path) else unknown,
     )
-    found = SimpleNamespace(folder=tmp_path, gguf=None)
-    monkeypatch.setattr(engine.loading, "find_checkpoint", lambda *_: found)
-    with pytest.raises(DoesNotFitError, match=r"weights 30\.0 GB.*No setting of this model fits"):
+    checkpoint = SimpleNamespace(folder=tmp_path, gguf=None)
+    monkeypatch.setattr(engine.loading, "find_checkpoint", lambda *_: checkpoint)
+    with pytest.raises(DoesNotFitError, match=r"weights 30\.0 GB.*No settings of this model fit"):
         engine.loading.build_denoiser(config())
 
 
-def test_the_process_says_why_it_refuses_and_ends_with_an_error(monkeypatch, capsys):
+def test_the_process_prints_why_it_refuses_and_returns_an_error_code(monkeypatch, capsys):
     def refuse(_address, _config):
         raise DoesNotFitError("it is too large")
 

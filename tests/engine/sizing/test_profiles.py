@@ -1,4 +1,4 @@
-"""Which profile is taken, what it changes, and that each is what its text says."""
+"""The choice of a profile, the options that it sets, and the figures in the profiles' texts."""
 
 import pytest
 from pydantic import ValidationError
@@ -26,7 +26,7 @@ def config(**options):
     return EngineConfig(model=RELEASED_MODEL, **options)
 
 
-def test_there_is_a_profile_for_the_demo_and_for_each_device_that_easel_is_made_for():
+def test_the_demo_model_and_each_supported_device_have_a_profile():
     devices = {"rtx-4090", "rtx-5090", "rtx-pro-6000", "dgx-spark", "dgx-station", "h100"}
     assert set(profile_names()) == {"demo", *devices}
 
@@ -41,16 +41,16 @@ def test_there_is_a_profile_for_the_demo_and_for_each_device_that_easel_is_made_
         ("NVIDIA GB300", 250, "dgx-station"),
         ("NVIDIA H100 80GB HBM3", 79.2, "h100"),
         ("NVIDIA H200", 139.8, "h100"),
-        # Not made for, but as large.
+        # No profile is made for these, but they have the memory of a profile.
         ("NVIDIA GeForce RTX 3090", 23.6, "rtx-4090"),
         ("NVIDIA A100-SXM4-80GB", 79.2, "h100"),
         ("NVIDIA B200", 178, "rtx-pro-6000"),
-        # The name of one, the memory of none.
+        # These have the name of a profile's device, but less memory than any profile.
         ("NVIDIA GeForce RTX 4090 Laptop GPU", 15.7, "none"),
         ("NVIDIA H100 80GB HBM3 MIG 2g.20gb", 19.5, "none"),
     ],
 )
-def test_the_gpu_s_name_and_memory_choose(name, gib, profile):
+def test_a_profile_is_chosen_by_the_gpu_name_and_memory(name, gib, profile):
     assert choose_profile(config(), Gpu(name, round(gib * GIB))) == profile
 
 
@@ -64,34 +64,35 @@ def test_without_a_gpu_another_model_has_no_profile():
 
 
 @pytest.mark.parametrize("name", ["none", "rtx-4090"])
-def test_a_profile_that_is_told_is_taken(name):
+def test_a_profile_that_is_set_explicitly_is_used(name):
     gpu = Gpu("NVIDIA H100 80GB HBM3", 79 * GIB)
     assert choose_profile(config(profile=name), gpu) == name
 
 
-def test_an_unknown_profile_is_refused_with_those_that_there_are():
-    with pytest.raises(ValidationError, match=r"'rtx-9090' is no profile.*auto, none, demo.*h100"):
+def test_an_unknown_profile_is_refused_with_a_list_of_all_profiles():
+    message = r"'rtx-9090' is not a profile.*auto, none, demo.*h100"
+    with pytest.raises(ValidationError, match=message):
         EngineConfig(profile="rtx-9090")
 
 
-def test_what_is_told_goes_before_the_profile_even_if_it_is_the_default():
-    told = config(max_active=4, speculate=False)
-    applied = apply_profile(told, "h100", quantized=False)
+def test_an_explicit_option_overrides_the_profile_even_with_the_default_value():
+    explicit = config(max_active=4, speculate=False)
+    applied = apply_profile(explicit, "h100", quantized=False)
     assert (applied.max_active, applied.speculate) == (4, False)
     assert applied.quantize_experts == "int8"
-    assert applied.early_end == EngineConfig().early_end  # no profile speaks of it
-    assert apply_profile(told, "none", quantized=False) == told
+    assert applied.early_end == EngineConfig().early_end  # no profile sets this
+    assert apply_profile(explicit, "none", quantized=False) == explicit
 
 
-def test_a_description_tells_a_profile_s_values_and_what_was_told_otherwise():
+def test_a_description_lists_the_profile_values_and_the_explicit_options():
     assert describe_profile(config(), "none", quantized=False) == "none"
     text = describe_profile(config(max_active=2), "rtx-4090", quantized=False)
     assert text.startswith("rtx-4090: quantize_experts int4, quantize_linears int8, ")
-    assert text.endswith(" (told otherwise: max_active)")
+    assert text.endswith(" (set explicitly: max_active)")
     assert "max_active 1" not in text
 
 
-def test_a_checkpoint_that_is_quantised_is_left_as_it_is():
+def test_a_profile_does_not_quantise_a_quantised_checkpoint():
     applied = apply_profile(config(), "h100", quantized=True)
     assert (applied.quantize_experts, applied.quantize_linears) == ("none", "none")
     assert applied.max_active == 3
@@ -99,30 +100,29 @@ def test_a_checkpoint_that_is_quantised_is_left_as_it_is():
 
 
 @pytest.mark.parametrize(
-    ("line", "named"), [("colour = 'red'", "colour"), ("max_context = 'long'", "max_context")]
+    ("line", "key"), [("colour = 'red'", "colour"), ("max_context = 'long'", "max_context")]
 )
 def test_a_profile_with_an_unknown_key_or_a_wrong_value_is_refused(
-    tmp_path, monkeypatch, line, named
+    tmp_path, monkeypatch, line, key
 ):
     good = (CONFIGS / "profiles" / "h100.toml").read_text()
-    key = line.split(" = ")[0]
     lines = [each for each in good.splitlines() if not each.startswith(f"{key} =")]
     (tmp_path / "profiles").mkdir()
     changed = "\n".join(lines).replace("[settings]", f"[settings]\n{line}")
     (tmp_path / "profiles" / "bad.toml").write_text(changed)
     monkeypatch.setattr("engine.config.CONFIGS", tmp_path)
-    with pytest.raises(ValidationError, match=named):
+    with pytest.raises(ValidationError, match=key):
         DeviceProfile.read("bad")
 
 
 @pytest.mark.parametrize("name", DEVICES)
-def test_on_its_device_a_profile_fits_the_released_model(name):
+def test_the_released_model_fits_each_device_with_the_profile_of_the_device(name):
     hardware = DeviceProfile.read(name).hardware
     plan = make_plan(released(), apply_profile(config(), name, quantized=False), cuda=True)
     assert plan.total <= hardware.usable_bytes
 
 
-def test_the_demo_s_profile_fits_anywhere():
+def test_the_demo_profile_fits_any_device():
     dimensions = read_dimensions(DEMO_MODEL_PATH / "config.json").in_folder(DEMO_MODEL_PATH)
     plan = make_plan(dimensions, apply_profile(EngineConfig(), "demo", quantized=False), cuda=False)
     assert plan.total < GIB
@@ -130,7 +130,7 @@ def test_the_demo_s_profile_fits_anywhere():
 
 
 def times(name):
-    """Milliseconds of steps with 1, 2, 3 and 4 canvases' rows."""
+    """Returns the milliseconds of steps with the rows of 1, 2, 3 and 4 canvases."""
     profile = DeviceProfile.read(name)
     formats = Formats(profile.settings.quantize_experts, profile.settings.quantize_linears)
     cost = step_cost(released(), formats, context=8192)
@@ -138,20 +138,20 @@ def times(name):
 
 
 @pytest.mark.parametrize("name", DEVICES)
-def test_a_profile_has_as_many_canvases_as_cost_little(name):
+def test_a_profile_has_as_many_canvases_as_cost_little_time(name):
     one, *more = times(name)
-    free = 1 + sum(each < 1.2 * one for each in more)
-    assert DeviceProfile.read(name).settings.max_active == free
+    cheap = 1 + sum(each < 1.2 * one for each in more)
+    assert DeviceProfile.read(name).settings.max_active == cheap
 
 
 @pytest.mark.parametrize("name", DEVICES)
-def test_a_profile_speculates_where_a_bet_costs_less_than_half_of_the_step_that_it_may_save(name):
+def test_a_profile_speculates_if_that_costs_less_than_half_of_the_saved_step(name):
     one, _, three, _ = times(name)
     assert DeviceProfile.read(name).settings.speculate == (three - one < 0.5 * one)
 
 
 @pytest.mark.parametrize("name", DEVICES)
-def test_a_profile_s_reasons_have_the_roofline_s_figures(name):
+def test_the_reasons_of_a_profile_quote_the_roofline_figures(name):
     why = DeviceProfile.read(name).why
     one, two, three, four = (f"{each:.3g}" for each in times(name))
     one_canvas = DeviceProfile.read(name).settings.max_active == 1

@@ -1,4 +1,4 @@
-"""The weights' sizes against those of a network that is there, and against published ones."""
+"""The computed sizes of weights, compared with a real network and with published checkpoints."""
 
 import pytest
 import torch
@@ -31,8 +31,8 @@ PARTS = {
 def part_of(name):
     if name.startswith("self_conditioning."):
         return "self-conditioning"
-    found = [part for part, places in PARTS.items() if any(place in name for place in places)]
-    return found[0] if found else "router and norms"
+    matches = [part for part, pieces in PARTS.items() if any(piece in name for piece in pieces)]
+    return matches[0] if matches else "router and norms"
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -43,16 +43,16 @@ def test_unquantised_weights_are_counted_to_the_byte(shape):
     expected = dict.fromkeys(weight_bytes(Dimensions.of(config.to_dict()), **FLOAT32), 0)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         expected[part_of(name)] += tensor.nbytes
-    found = weight_bytes(Dimensions.of(config.to_dict()), **FLOAT32)
-    assert {**found, "vision": 0} == expected
+    computed = weight_bytes(Dimensions.of(config.to_dict()), **FLOAT32)
+    assert {**computed, "vision": 0} == expected
 
 
 def test_the_vision_tower_is_counted_to_the_byte(tmp_path):
     shape = SHAPES["one-kv-head"]
     write_seeing_model(tmp_path, shape)
     config = new_random_model(shape).config
-    found = VisionConfig.find(tmp_path, config)
-    vision = Vision(found, device=torch.device("cpu"), dtype=torch.float32)
+    vision_config = VisionConfig.find(tmp_path, config)
+    vision = Vision(vision_config, device=torch.device("cpu"), dtype=torch.float32)
     expected = sum(tensor.nbytes for tensor in vision.tensors().values())
     assert weight_bytes(Dimensions.of(config.to_dict()), **FLOAT32)["vision"] == expected
 
@@ -67,12 +67,14 @@ def test_the_vision_tower_is_counted_to_the_byte(tmp_path):
         ("int4", "int8", 17.3),
     ],
 )
-def test_the_released_model_is_as_large_as_its_checkpoints(experts, linears, published_gb):
+def test_the_released_model_has_the_size_of_its_published_checkpoints(
+    experts, linears, published_gb
+):
     parts = weight_bytes(released(), Formats(experts, linears), element_bytes=2)
     assert sum(parts.values()) / 1e9 == pytest.approx(published_gb, rel=0.01)
 
 
-def test_a_format_touches_its_own_parts_alone():
+def test_a_format_changes_only_its_own_parts():
     whole = weight_bytes(released(), UNQUANTIZED, element_bytes=2)
     experts = weight_bytes(released(), Formats(experts="int4"), element_bytes=2)
     linears = weight_bytes(released(), Formats(linears="int8"), element_bytes=2)
@@ -84,7 +86,7 @@ def test_a_format_touches_its_own_parts_alone():
 
 
 @pytest.mark.parametrize("rest", ["none", "int8", "fp8"])
-def test_the_rest_is_counted_to_the_byte_with_vision(tmp_path, rest):
+def test_all_other_matrices_are_counted_to_the_byte_with_vision(tmp_path, rest):
     write_seeing_model(tmp_path, SHAPES["one-kv-head"])
     config = EngineConfig(
         model=str(tmp_path), device="cpu", quantize_rest=rest, quantized_cache=False
@@ -99,7 +101,7 @@ def test_the_rest_is_counted_to_the_byte_with_vision(tmp_path, rest):
 
 
 def held(model):
-    """Every weight of a model by its name, however it is held; not what no file has."""
+    """Yields the name and value of each weight that comes from a file, quantised or not."""
     for prefix, module in model.named_modules():
         for name, weight in vars(module).items():
             if isinstance(weight, QuantizedWeight):
@@ -115,42 +117,42 @@ def test_quantised_weights_are_counted_to_the_byte(tmp_path, experts, linears):
     config = EngineConfig(model=str(tmp_path), device="cpu", quantized_cache=False, **options)
     model = build_denoiser(config).model
     formats = Formats(experts, linears)
-    found = weight_bytes(find_dimensions(str(tmp_path)), formats, element_bytes=4)
-    assert found["experts"] == sum(
+    computed = weight_bytes(find_dimensions(str(tmp_path)), formats, element_bytes=4)
+    assert computed["experts"] == sum(
         layer.experts.gate_up.nbytes + layer.experts.down.nbytes for layer in model.layers
     )
-    assert found["attention"] == sum(
+    assert computed["attention"] == sum(
         layer.attention.qkv.nbytes + layer.attention.out.nbytes for layer in model.layers
     )
-    assert found["dense MLP"] == sum(
+    assert computed["dense MLP"] == sum(
         layer.mlp.gate_up.nbytes + layer.mlp.down.nbytes for layer in model.layers
     )
     conditioning = model.self_conditioning
     tensors = [conditioning.mlp.gate_up, conditioning.mlp.down, conditioning.pre_norm.weight]
-    assert found["self-conditioning"] == sum(tensor.nbytes for tensor in tensors)
+    assert computed["self-conditioning"] == sum(tensor.nbytes for tensor in tensors)
 
 
-def test_a_quantised_checkpoint_is_as_large_as_its_files(tmp_path):
+def test_a_quantised_checkpoint_has_the_size_of_its_files(tmp_path):
     write_random_model(tmp_path, QUANTIZABLE)
     (tmp_path / MODELOPT_FILE).write_text("{}")
-    found = weight_bytes(find_dimensions(str(tmp_path)), **FLOAT32)
-    assert found == {"as stored": (tmp_path / "model.safetensors").stat().st_size}
+    computed = weight_bytes(find_dimensions(str(tmp_path)), **FLOAT32)
+    assert computed == {"as stored": (tmp_path / "model.safetensors").stat().st_size}
 
 
 @pytest.mark.parametrize("name", [*QUANTIZED_FILES, None])
-def test_a_file_beside_config_json_on_the_hub_says_so_too(monkeypatch, name):
-    def download(_model, wanted):
-        if wanted != name:
-            raise EntryNotFoundError(wanted)
+def test_a_file_on_the_hub_can_mark_a_checkpoint_as_quantised(monkeypatch, name):
+    def download(_model, requested):
+        if requested != name:
+            raise EntryNotFoundError(requested)
 
     config = new_random_model(QUANTIZABLE).config
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     monkeypatch.setattr("engine.model.checkpoint._find_config", lambda _model: (None, config))
-    found = find_dimensions("owner/name")
-    assert (found.quantized, found.sized) == (name is not None, name is None)
+    dimensions = find_dimensions("owner/name")
+    assert (dimensions.quantized, dimensions.sized) == (name is not None, name is None)
 
 
-def test_only_its_files_say_how_large_a_quantised_checkpoint_is():
+def test_the_size_of_a_quantised_checkpoint_is_unknown_without_its_files():
     elsewhere = Dimensions.of(
         {"model_type": "diffusion_gemma", "quantization_config": {}, "text_config": LEAST}
     )
