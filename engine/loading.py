@@ -69,11 +69,11 @@ def build_denoiser(
     if dimensions.sized:
         check_plan(dimensions, config, free_memory(device), device)
     checkpoint = find_checkpoint(config.model_path, config.gguf)
+    sampler = SamplerConfig.from_generation_config(checkpoint.generation)
+    download_weights(checkpoint)
     if not dimensions.sized:
         dimensions = find_dimensions(str(checkpoint.folder), str(checkpoint.gguf or ""))
         check_plan(dimensions, config, free_memory(device), device)
-    sampler = SamplerConfig.from_generation_config(checkpoint.generation)
-    download_weights(checkpoint)
     torch.set_num_threads(choose_threads(config, device, checkpoint.config.dimensions.hidden_size))
     vision = None
     if checkpoint.vision is not None:

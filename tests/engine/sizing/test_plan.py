@@ -163,15 +163,19 @@ def test_a_quantised_checkpoint_of_unknown_size_is_planned_from_its_files(
     tmp_path, monkeypatch, small_gpu
 ):
     unknown = dataclasses.replace(released(), quantized=True)
-    with (tmp_path / "model.safetensors").open("wb") as file:
-        file.truncate(30 * GB)  # a sparse file, which takes no disk space
+
+    def download(_checkpoint):
+        with (tmp_path / "model.safetensors").open("wb") as file:
+            file.truncate(30 * GB)  # a sparse file, which takes no disk space
+
     monkeypatch.setattr(
         engine.loading,
         "find_dimensions",
         lambda model, _gguf: unknown.in_folder(tmp_path) if model == str(tmp_path) else unknown,
     )
-    checkpoint = SimpleNamespace(folder=tmp_path, gguf=None)
+    checkpoint = SimpleNamespace(folder=tmp_path, gguf=None, generation={})
     monkeypatch.setattr(engine.loading, "find_checkpoint", lambda *_: checkpoint)
+    monkeypatch.setattr(engine.loading, "download_weights", download)
     with pytest.raises(DoesNotFitError, match=r"weights 30\.0 GB.*No settings of this model fit"):
         engine.loading.build_denoiser(config())
 
