@@ -51,11 +51,11 @@ def test_each_canvas_has_its_own_stopping_rule():
 
 def test_a_request_s_numbers_replace_the_checkpoint_s_and_the_others_stay():
     config = SamplerConfig(t_min=0.3, end_tokens=frozenset({9}))
-    assert config.of_request(Sampling(seed=0)) is config
+    assert config.for_request(Sampling(seed=0)) is config
     own = Sampling(
         seed=0, max_denoising_steps=4, entropy_bound=0.0, confidence_threshold=0.0, ignore_eos=True
     )
-    assert config.of_request(own) == SamplerConfig(
+    assert config.for_request(own) == SamplerConfig(
         max_denoising_steps=4, entropy_bound=0.0, confidence_threshold=0.0, t_min=0.3
     )
 
@@ -97,7 +97,7 @@ def test_with_early_end_only_positions_up_to_the_end_token_hold_a_canvas_open():
 
 def test_a_canvas_whose_request_ignores_end_tokens_is_open_to_its_end():
     config = SamplerConfig(early_end=True, end_tokens=frozenset({9}))
-    ignoring = config.of_request(Sampling(seed=0, ignore_eos=True))
+    ignoring = config.for_request(Sampling(seed=0, ignore_eos=True))
     argmax = torch.tensor([[9, 1, 1], [9, 1, 1]])
     counted = counted_positions(argmax, [ignoring, config])
     assert counted.tolist() == [[True] * 3, [True, False, False]]

@@ -28,4 +28,4 @@ def test_the_kernel_computes_what_plain_operations_do(vocab, group, dtype, shift
     error = (found.energy - expected.energy).abs()
     assert (error <= 1e-4 * expected.energy.abs() + 1e-5 * expected.mass + 1e-36).all()
     assert torch.equal(found.best, expected.best)
-    assert torch.equal(found.place, expected.place)
+    assert torch.equal(found.best_index, expected.best_index)
