@@ -186,7 +186,8 @@ def _biases(
             added[token] = added.get(token, 0.0) - penalty
     if any(added.values()):
         biases.append(Bias(slice(0, width), _vector(added, vocab_size, device)))
-    early = min(sampling.min_tokens - len(answer), width)  # positions at which it may not end
+    # At so many positions the answer may not end.
+    early = min(sampling.min_tokens - len(answer), width)
     banned = dict.fromkeys((token for token in end_tokens if token < vocab_size), _BANNED)
     if early > 0 and banned:
         biases.append(Bias(slice(0, early), _vector(banned, vocab_size, device)))

@@ -100,9 +100,10 @@ class Denoiser:
 
     @torch.inference_mode()
     def run(self, works: Pass) -> PassResult:
-        """Make one pass through the weights for all `works`, and return each one's result.
+        """Make one pass through the weights for all `works`.
 
-        A pass that runs out of memory can be run again.
+        Returns each work's result, or None where nothing was denoised. A pass that runs out of
+        memory can be run again.
         """
         segments: list[Segment] = []
         canvases: list[Canvas] = []
@@ -140,7 +141,7 @@ class Denoiser:
         )
 
     def _run_model(self, segments: list[Segment], canvases: list[Canvas]) -> Tensor:
-        """Returns the canvases' hidden states [R, D], from a graph if the pass can be one."""
+        """Returns the canvases' hidden states [R, D], from `Graphs` if it can run the pass."""
         hidden = None
         if self._graphs is not None:
             hidden = self._graphs.run(segments, [canvas.soft_embeddings for canvas in canvases])
@@ -178,8 +179,8 @@ class Denoiser:
         if step is None or not step.done:
             return step
         slot.canvas = None
-        # A pass returns one block of a sequence. If the next block is done after its first step
-        # too, it is dropped and made again, so that a later pass returns it.
+        # A pass returns at most one block of a sequence. If the next block is done as well after
+        # its first step, it is dropped and made again, so that a later pass returns it.
         if next_step is None or next_step.done or step.draft != work.speculation:
             return step
         slot.canvas = next_canvas

@@ -69,9 +69,8 @@ class DenoisingStep:
         mean = mean_entropy(entropy, rows.widths, counted)
         done = converged(stable, mean, samplers)
         nearly = nearly_converged(mean, samplers)
-        report = torch.cat(
-            [done[:, None], nearly[:, None], argmax], dim=1
-        ).tolist()  # the only wait
+        # The host waits here.
+        report = torch.cat([done[:, None], nearly[:, None], argmax], dim=1).tolist()
         steps = []
         for canvas, span, (is_done, is_nearly, *draft) in zip(
             canvases, rows.slices, report, strict=True
@@ -206,7 +205,7 @@ class DenoisingStep:
             uniforms, wanted = torch.zeros_like(temperatures), temperatures > 0
             draw(tail, hidden, embedding, temperatures, uniforms, wanted, softcap=softcap)
             torch.cuda.synchronize(model.device)
-        except Exception:  # whatever a compiler, a driver or a missing package may raise
+        except Exception:  # a compiler, a driver or a missing package may raise anything
             logger.warning(
                 "Triton's kernels can't be used here, plain operations are used instead",
                 exc_info=True,

@@ -5,13 +5,15 @@ The compiled form of the pass is run from here too. A graph holds the network in
 
 - passes that encode, speculate or end with a suffix, because they have too many shapes;
 - the vocabulary tail, the sampler and the stopping rule. The host launches them while the device
-  is busy with the graph, so that capturing them would gain next to nothing. Outside of the graph,
-  the passes that replay it may also differ in what their requests ask of the sampler.
+  is busy with the graph, so that capturing them would gain next to nothing. And so passes that
+  replay one graph may have requests with different sampler settings.
 
 A graph is bound to the addresses of the pass' buffers and of its sequences' caches. So each
 combination of caches has its own graph for each length that is attended to, made when it is first
 needed. If that fails, one log line says so, and all later passes are dynamic: they have the same
 results without a graph.
+
+Letters: R canvas positions (rows) of a pass, C positions of a canvas, D hidden size.
 """
 
 import logging
@@ -67,7 +69,7 @@ class Graphs:
             static.fill(segments, soft_embeddings)
             caches = tuple(segment.cache for segment in segments)
             return self._replay(static, caches, static.length(segments))()
-        except Exception as error:  # whatever a driver, a compiler or a library may raise
+        except Exception as error:  # a driver, a compiler or a library may raise anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON]
             logger.warning(
                 "CUDA graphs and compiled passes are off from here on, all passes are dynamic: %s",

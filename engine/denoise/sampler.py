@@ -107,7 +107,7 @@ def accept(entropy: Tensor, configs: Sequence[SamplerConfig]) -> Tensor:
 
 
 def counted_positions(argmax: Tensor, configs: Sequence[SamplerConfig]) -> Tensor | None:
-    """Returns which positions the stopping rule looks at, [N, C] bool, or None if it is all.
+    """Returns which positions the stopping rule looks at, [N, C] bool, or None for all.
 
     With `early_end`, these are the positions up to the first end token of the argmax canvas [N, C],
     where the block will be cut. A request that ignores end tokens has none.
@@ -144,8 +144,8 @@ def mean_entropy(entropy: Tensor, widths: list[int], counted: Tensor | None = No
 
     `entropy` [N, C] is zero behind a canvas' width. Positions that are not `counted` [N, C] stay in
     the average, with an entropy of zero, so that the stopping rule fires no later than if all
-    counted. (When they were left out of the average it fired later: after 2.63 steps a block of
-    the demo model instead of 2.47.)
+    positions counted. (When they were left out of the average it fired later: after 2.63 steps a
+    block of the demo model instead of 2.47.)
     """
     if counted is not None:
         entropy = entropy.where(counted, 0.0)
@@ -158,7 +158,7 @@ def mean_entropy(entropy: Tensor, widths: list[int], counted: Tensor | None = No
 def converged(stable: Tensor, mean: Tensor, configs: Sequence[SamplerConfig]) -> Tensor:
     """Returns which canvases the stopping rule ends, [N] bool.
 
-    Such a canvas was `stable` [N] for enough steps, and its mean entropy [N] is low enough.
+    They are `stable` [N] for enough steps, and their mean entropy [N] is low enough.
     """
     steps = _per_canvas([config.stability_threshold for config in configs], mean.device)
     nats = _per_canvas([config.confidence_threshold for config in configs], mean.device)
@@ -166,7 +166,7 @@ def converged(stable: Tensor, mean: Tensor, configs: Sequence[SamplerConfig]) ->
 
 
 def nearly_converged(mean: Tensor, configs: Sequence[SamplerConfig]) -> Tensor:
-    """Returns which canvases the next step will probably finish, [N] bool, given `mean` [N].
+    """Returns which canvases the next step may well finish, [N] bool, given their mean entropy [N].
 
     The scheduler speculates on these.
     """

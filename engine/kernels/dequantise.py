@@ -65,7 +65,8 @@ def tile_scales(  # type: ignore[no-untyped-def]  # its arguments are not Python
     column = begin // GROUP + tl.arange(0, COUNT)[None, :]
     mask = inside & (column < columns)
     scale = tl.load(scales + line[:, None] * columns + column, mask=mask, other=0)
-    # Powers of two by which `dequantised` and `_halves_of_e4m3` leave values too small.
+    # The powers of two make up for those by which the results of `dequantised` and
+    # `_halves_of_e4m3` are too small.
     if SCHEME == "nvfp4":
         scale = _halves_of_e4m3(scale).to(tl.float32) * 4194304.0  # 2^(14 + 8)
     elif SCHEME == "fp8":
@@ -91,8 +92,8 @@ def _halves_of_e4m3(codes):  # type: ignore[no-untyped-def]
 def dequantised(codes, scale, zero, SCHEME: tl.constexpr, TYPE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     """Returns the weights of `codes`, one code a byte, in the type TYPE.
 
-    They are multiplied by `scale` and lessened by `zero`, if these are given. Without the scale of
-    `tile_scales`, fp8 weights are 2^-8 and nvfp4 weights 2^-14 times too small.
+    They are multiplied by `scale`, and `zero` is subtracted, if these are given. Without the scale
+    of `tile_scales`, results are 2^-8 times the weights for fp8 and 2^-14 times for nvfp4.
     """
     if SCHEME == "fp8":
         values = _halves_of_e4m3(codes)

@@ -3,7 +3,7 @@
 On a GPU this kernel computes the experts, if `torch.nn.functional.grouped_mm` has no fast path or
 the weights are quantised. With one group it computes any quantised linear. Only weights are
 quantised, activations are not. The host never waits, so that a CUDA graph may hold the kernel: only
-the device knows where groups end, and the grid has enough programs for any groups.
+the device knows where groups end, and the grid has enough programs for groups of any sizes.
 
 A tile of weights is read once for every BLOCK_M rows of its group. At about 16 rows a group (256
 positions with 8 of 128 experts each), that is once for most groups. So the kernel takes as long as
@@ -23,8 +23,8 @@ from torch import Tensor
 from engine.kernels.dequantise import Scheme, dequantised, tile_scales
 
 # BLOCK_N, BLOCK_K and pipeline stages. Compiled with a BLOCK_M of 32 they take up to 40 KiB of
-# shared memory, with 64 up to 82 KiB. Compute capability 8.6, 8.9 and 12.x have 99 KiB. The speed
-# of other sizes was not measured.
+# shared memory, with 64 up to 82 KiB. Compute capability 8.6, 8.9 and 12.x have 99 KiB. Their speed
+# was not measured.
 _TILES: dict[Scheme, tuple[int, int, int]] = {
     "dense": (64, 64, 4),
     "int8": (64, 128, 3),

@@ -102,8 +102,8 @@ def _tiles(size: int, itemsize: int) -> tuple[int, int, int, int]:
 
     With more rows a tile, keys would be read less often, but more of a GPU would be idle: with 32,
     a canvas of 256 makes 128 programs in layers of either kind, for the 132 processors of an H100.
-    And at d = 512 there are no registers for more rows. The compiler reports these sizes; the speed
-    was not measured. In 32 bits, 16 x 512 x 4 bytes of each are 64 KiB.
+    And at d = 512 there are not enough registers for more rows. The compiler reports these sizes;
+    the speed was not measured. In 32 bits, 16 x 512 x 4 bytes of each are 64 KiB.
     """
     if itemsize > 2:
         return 16, 16, 8, 1

@@ -1,7 +1,7 @@
 """One pass over the logits: unnormalised probabilities, and sums of them.
 
 This is the middle of the vocabulary tail on a GPU, between two cuBLAS products. It reads each logit
-once and overwrites it by its unnormalised probability. PyTorch's operations would read and write
+once and overwrites it with its unnormalised probability. PyTorch's operations would read and write
 the [R, V] tensor a dozen times. The host never waits: temperatures and exponent shifts are device
 tensors, so that a CUDA graph may hold the kernel.
 

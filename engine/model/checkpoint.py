@@ -67,7 +67,7 @@ class Checkpoint:
     vision: VisionConfig | None
     read_module: ReadModule  # reads the format in which the weights are stored
     gguf: Path | None = None  # the file that holds the weights instead of the folder
-    hub_id: str | None = None  # the repository with the weights, if `download_weights` needs it
+    hub_id: str | None = None  # the repository with the weights, unless they are in local files
 
     @property
     def quantized(self) -> bool:
@@ -191,7 +191,7 @@ def _open(
 
 @dataclass
 class _Loading:
-    """One loading of a network: its source, its settings, and the errors so far."""
+    """The loading of a network: its source, its settings, and the errors so far."""
 
     source: "PublishedWeights | GgufWeights"
     formats: Formats
@@ -281,7 +281,7 @@ class _Loading:
 
 
 def _copy(weight: Weight, destination: Tensor) -> None:
-    """Copy a weight into a tensor. A quantised one is dequantised by chunks of rows."""
+    """Copy a weight into a tensor. A quantised weight is dequantised in chunks of rows."""
     match weight:
         case Tensor():
             destination.copy_(weight)

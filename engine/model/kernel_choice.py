@@ -2,8 +2,8 @@
 
 The experts' grouped product: PyTorch has a dedicated kernel for bfloat16 on compute capability 9.x
 and 10.x. For other GPUs and dtypes it reads the groups' sizes from the device and makes one product
-for each group. Then the host waits in every layer, and a CUDA graph cannot hold the product, so
-Triton's kernel is preferred.
+for each group. In these cases the host would wait in every layer, and a CUDA graph could not hold
+the product, so Triton's kernel is preferred.
 
 Products with quantised weights: on a GPU Triton's kernel is preferred. It does not support every
 group size, so it is tried with one weight of each layout that the model has.
@@ -63,7 +63,7 @@ def choose_attention_kernel(
     try:
         for shape in dict.fromkeys(shapes):
             _try_attention(heads, shape, device, dtype)
-    except Exception:  # whatever a compiler, a driver or a missing package may raise
+    except Exception:  # a compiler, a driver or a missing package may raise anything
         logger.warning(
             "triton's attention can't be used here, torch's is used instead", exc_info=True
         )
@@ -86,7 +86,7 @@ def _choose_for_dense(experts: list[Experts]) -> bool:
                 for weights in distinct.values():
                     _try_product(kernel, weights)
                 logger.info("experts: %s's grouped product", kernel)
-        except Exception:  # whatever a compiler, a driver or a missing package may raise
+        except Exception:  # a compiler, a driver or a missing package may raise anything
             logger.warning("%s's grouped product can't be used here", kernel, exc_info=True)
             continue
         for each in experts:
@@ -130,7 +130,7 @@ def _kernels_of(
         try:
             _try_quantized_product(weight, dtype)
             kernels[key] = "triton"
-        except Exception as error:  # whatever a compiler, a driver or a missing package may raise
+        except Exception as error:  # a compiler, a driver or a missing package may raise anything
             failures.setdefault(_name(weight), error)
     served = {_name(weight) for key, weight in distinct.items() if kernels[key] == "triton"}
     if served:

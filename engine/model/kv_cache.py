@@ -19,7 +19,7 @@ from torch import Tensor
 from engine.sizing.dimensions import LayerShape
 from engine.sizing.kv import kept_tokens, scratch_elements, stored_shape
 
-_ALIGNED = 16  # elements; attention kernels on a GPU require a mask's rows to be aligned to them
+_ALIGNED = 16  # elements to which attention kernels on a GPU require a mask's rows to be aligned
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Snapshot:
 
 
 class KVCache:
-    """The KV cache of a sequence: `capacity` stored tokens, and `pass_tokens` of one pass."""
+    """A sequence's KV cache for up to `capacity` stored tokens and `pass_tokens` of one pass."""
 
     def __init__(
         self,
@@ -71,8 +71,8 @@ class KVCache:
     ) -> tuple[Tensor, Tensor]:
         """Write a pass' keys and values [K, T, d], `start` entries behind the stored ones.
 
-        Returns views of the keys and values that these tokens may see, [K, S, d]: their own and all
-        entries before them, or the last window - 1 before them in a sliding layer.
+        Returns views of the keys and values that these tokens may see, [K, S, d]: their own, and
+        all entries before them (in a sliding layer the last window - 1).
         """
         window = self._layers[layer].window
         begin = self._held[layer] + start

@@ -62,7 +62,7 @@ def grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor, kernel: str) -> Tens
 
 @torch.library.custom_op("easel::grouped_mm", mutates_args=())
 def compiled_grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor, kernel: str) -> Tensor:
-    """Returns the same as `grouped_mm`, as an op into which the compiler does not look."""
+    """Returns the same as `grouped_mm`. The compiler does not look into this op."""
     return grouped_mm(rows, weights, ends, kernel).contiguous()
 
 
@@ -112,7 +112,7 @@ def compiled_quantized_product(
     zeros: Tensor | None = None,
     global_scale: Tensor | None = None,
 ) -> Tensor:
-    """Returns the same as `quantized_product`, as an op into which the compiler does not look."""
+    """Returns the same as `quantized_product`. The compiler does not look into this op."""
     kernel: Kernel = "triton" if triton else "torch"
     weight = QuantizedWeight(as_scheme(scheme), codes, scales, zeros, global_scale, kernel)
     return quantized_product(rows, weight, ends)

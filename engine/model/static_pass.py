@@ -70,9 +70,9 @@ class StaticPass:
     def length(self, segments: Sequence[Segment]) -> int:
         """Returns how many entries a pass of these canvases should attend to.
 
-        It is the needed number, rounded up to a multiple of four canvases, and for long contexts of
-        a quarter of the power of two below. So one graph serves many blocks, and in long contexts
-        at most a fifth of the entries are unseen because of the rounding.
+        It is the needed number, rounded up to a multiple of four canvases or of a quarter of the
+        power of two below the number, if that is more. So one graph serves many blocks, and in long
+        contexts at most a fifth of the entries are unseen because of the rounding.
         """
         end = max(segment.cache.position for segment in segments) + self._canvas
         step = max(4 * self._canvas, 1 << (end.bit_length() - 3))

@@ -16,7 +16,7 @@ from engine.model.embedding import Embedding
 from engine.tail.vocab_tail import Bias, capped, inverse_cdf
 
 _ROWS = 16  # at a time; each takes 1 MB in the released vocabulary, and 2 MB in float64
-_CANDIDATES = 1024  # likeliest tokens that are sorted first; all are if they hold too little mass
+_CANDIDATES = 1024  # likeliest tokens that are tried as the nucleus before all are sorted
 
 
 def truncated_draw(
@@ -35,7 +35,8 @@ def truncated_draw(
 
     rows is [A] int64, indices into R. hidden is [R, D] in the weights' dtype, embedding [V, D],
     temperatures and uniforms [R] float32. A top_k of 0 keeps all tokens. The token is the inverse
-    CDF at the row's uniform, in the vocabulary's order over the kept tokens.
+    CDF at the row's uniform, over the kept tokens' renormalised probabilities in the vocabulary's
+    order.
 
     The cuts are those of `TopKLogitsWarper` and `TopPLogitsWarper` in transformers, in that order,
     except that tokens as likely as the last kept one are kept too. Waits for the device.
@@ -64,5 +65,5 @@ def least_kept(probs: Tensor, *, top_k: int, top_p: float) -> Tensor:
         if (ordered.sum(-1, dtype=torch.float64) < top_p * mass).any():
             ordered = probs.sort(descending=True).values
     before = ordered.cumsum(-1, dtype=torch.float64) - ordered
-    kept = before < top_p * mass[:, None]  # always the likeliest one
+    kept = before < top_p * mass[:, None]  # the likeliest token always is
     return ordered.gather(1, kept.sum(-1, keepdim=True) - 1)

@@ -94,7 +94,7 @@ def vocab_tail(
         peaks.append(peak)
         soft.mul_(((last_peak - peak)[:, None] * sharpness).exp())
         soft.add_(mixed(probs, part, hidden.dtype))
-    # Each chunk's sums are relative to the peak of its time. Now rescale them to the final peak.
+    # Each chunk's sums are relative to the peak at that time. Rescale them to the final peak.
     shifts = (torch.stack(peaks, 1) - peak[:, None]).double() * sharpness  # [R, chunks]
     weights = shifts.exp()
     chunk_mass = torch.stack([mass.double().sum(-1) for mass in masses], 1)
@@ -118,7 +118,7 @@ def triton_vocab_tail(
     embedding_scale: float,
     least_temperature: float,
 ) -> TailResult:
-    """Returns the same as `vocab_tail` without a bias, computed for a GPU.
+    """Returns the same as `vocab_tail` without a bias, by kernels for GPUs.
 
     It makes a cuBLAS product, one pass over the logits [R, V], and a cuBLAS product.
 
