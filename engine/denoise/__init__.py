@@ -1,1 +1,1 @@
-"""The algorithm: prefill, denoising steps, commit, and the sampler that decides in each step."""
+"""The algorithm: prefill, denoising steps, commit, and the sampler of each step."""

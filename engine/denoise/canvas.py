@@ -1,8 +1,10 @@
 """The canvas: a block in the making, on the device.
 
-Knows what a canvas begins with and what it is conditioned on; not how a step moves it on
-(denoising_step) nor which cache is behind it (denoiser). Letters: N canvases of a pass, C
-positions of the widest, R of all together, D hidden size.
+This module defines how a canvas starts and what it is conditioned on. `denoising_step` advances
+it, and `denoiser` holds the cache behind it.
+
+Letters: N canvases of a pass, C positions of the widest canvas, R positions (rows) of all canvases
+together, D hidden size.
 """
 
 from collections import Counter
@@ -20,58 +22,64 @@ from engine.messages import Sampling
 from engine.schedule.sequence import Sequence
 from engine.tail.vocab_tail import Bias
 
-# Added to a logit it makes a token impossible: finite, so that no difference of two is NaN, and far
-# below where exp ends at any temperature.
+# Added to a logit, this makes a token impossible. It is finite, so that no difference of two logits
+# is NaN, and far below the point at which exp underflows at any temperature.
 _BANNED = -1e9
-LEAST_TEMPERATURE = 1e-3  # a lower one is taken as this: float32 ends before it makes a difference
+LEAST_TEMPERATURE = 1e-3  # lower ones are raised to it: in float32 they make no difference
 
 
 @dataclass
 class Canvas:
-    """The block in the making, on the device."""
+    """The state of one block in the making, with the sampler that its request has."""
 
     sampling: Sampling  # the request's
-    sampler: SamplerConfig  # the checkpoint's, with the request's numbers
+    sampler: SamplerConfig  # the checkpoint's, with the numbers that the request sets
     noise: BlockNoise
-    biases: list[Bias]  # of its own rows
-    suffix: Tensor | None  # [S] int64, its last tokens, if they are fixed
+    biases: list[Bias]  # their rows count from the canvas' first one
+    suffix: Tensor | None  # [S] int64, the last tokens if the request fixes them
     tokens: Tensor  # [C] int64
     argmax: Tensor  # [C] int64; -1 before the first step
-    stable: Tensor  # [] int64, steps for which argmax has stayed the same
+    stable: Tensor  # [] int64, the number of steps for which argmax has stayed the same
     soft_embeddings: Tensor | None = None  # [C, D] self-conditioning; None before the first step
-    step_index: int = 0  # denoising steps that it has had
+    step_index: int = 0  # the number of denoising steps so far
 
     @property
     def width(self) -> int:
-        """C."""
+        """Returns the number of positions, C."""
         return self.tokens.shape[0]
 
     @property
     def greedy(self) -> bool:
-        """Whether the one random thing is the starting noise."""
+        """Returns whether nothing but the starting noise is random."""
         return self.sampling.temperature == 0
 
     @property
     def temperature(self) -> float:
-        """Of its next step; where it is greedy the schedule's own, for what is drawn with none."""
+        """Returns the temperature of the next step.
+
+        For a greedy canvas it is the schedule's own: entropies and soft embeddings still need one.
+        """
         factor = max(self.sampling.temperature or 1.0, LEAST_TEMPERATURE)
         return self.sampler.temperature(self.step_index) * factor
 
 
 @dataclass(frozen=True)
 class CanvasRows:
-    """The rows of canvases that stand one behind the other, and as a tensor of one row each."""
+    """The rows of a pass' canvases, one canvas after another.
+
+    Converts between flat tensors [R] and padded ones [N, C] with a row for each canvas.
+    """
 
     widths: list[int]
 
     @property
     def slices(self) -> list[slice]:
-        """Of each canvas, its rows."""
+        """Returns each canvas' rows as a slice of all R."""
         stops = accumulate(self.widths)
         return [slice(end - width, end) for end, width in zip(stops, self.widths, strict=True)]
 
     def padded(self, flat: Tensor, padding: float) -> Tensor:
-        """[R] -> [N, C]."""
+        """Returns `flat` [R] as [N, C], with `padding` behind narrower canvases."""
         if len(set(self.widths)) == 1:
             return flat.view(len(self.widths), -1)
         return pad_sequence(
@@ -79,10 +87,10 @@ class CanvasRows:
         )
 
     def filled(self, values: list[float], device: torch.device) -> Tensor:
-        """Each canvas' value in all of its rows, [R] float32.
+        """Returns [R] float32 on `device`, with each canvas' value in all of its rows.
 
-        Filled in on the device: before it took a tensor from the host, the host would have to wait
-        until it has done all that was launched.
+        The tensor is filled on the device. To copy one from the host, the host would have to wait
+        for everything that was launched before.
         """
         return torch.cat(
             [
@@ -92,7 +100,7 @@ class CanvasRows:
         )
 
     def flat(self, padded: Tensor) -> Tensor:
-        """[N, C] -> [R]."""
+        """Returns `padded` [N, C] as [R], without the padding."""
         if len(set(self.widths)) == 1:
             return padded.flatten()
         return torch.cat([row[:width] for row, width in zip(padded, self.widths, strict=True)])
@@ -107,16 +115,17 @@ def new_canvas(
     device: torch.device,
     ahead: list[int] | None = None,
 ) -> Canvas:
-    """The canvas of the sequence's current block, or of the one behind it, if it is `ahead`.
+    """Returns a new canvas for the sequence's current block.
 
-    One that leads up to a suffix is just as wide as both.
+    With `ahead`, the current block's draft, the canvas is for the next block. A canvas that ends
+    with the request's suffix is exactly as wide as the remaining answer and the suffix.
     """
     sampling, block = sequence.request.sampling, sequence.block_index + bool(ahead)
     answer = [*sequence.answer, *(ahead or [])]
     width = canvas_length
     if sampling.suffix:
         width = sequence.request.max_tokens - len(answer) + len(sampling.suffix)
-    end_tokens, sampler = sampler.end_tokens, sampler.of_request(sampling)
+    end_tokens, sampler = sampler.end_tokens, sampler.for_request(sampling)
     noise = block_noise(
         sampling.seed,
         block,
@@ -143,9 +152,10 @@ def new_canvas(
 
 
 def self_conditioning(canvases: list[Canvas], like: Tensor) -> Tensor | None:
-    """What the canvases' next step is told of the last one, [R, D]; zeros before the first step.
+    """Returns the soft embeddings [R, D] that condition the canvases' next step.
 
-    None if all stand before it. `like` [D] has the hidden size, dtype and device.
+    They are zeros for a canvas before its first step. Returns None if that is true of all canvases.
+    `like` [D] has the hidden size, dtype and device.
     """
     if all(canvas.soft_embeddings is None for canvas in canvases):
         return None
@@ -167,16 +177,17 @@ def _biases(
     vocab_size: int,
     device: torch.device,
 ) -> list[Bias]:
-    """What the request adds to the logits of a canvas behind its `answer` so far."""
+    """Returns what the request adds to a canvas' logits, given its `answer` before the canvas."""
     biases = []
-    wanted = dict(sampling.logit_bias)
+    added = dict(sampling.logit_bias)
     if sampling.presence_penalty or sampling.frequency_penalty:
         for token, times in Counter(answer).items():
             penalty = sampling.presence_penalty + times * sampling.frequency_penalty
-            wanted[token] = wanted.get(token, 0.0) - penalty
-    if any(wanted.values()):
-        biases.append(Bias(slice(0, width), _vector(wanted, vocab_size, device)))
-    early = min(sampling.min_tokens - len(answer), width)  # positions that are too early to end at
+            added[token] = added.get(token, 0.0) - penalty
+    if any(added.values()):
+        biases.append(Bias(slice(0, width), _vector(added, vocab_size, device)))
+    # At so many positions the answer may not end.
+    early = min(sampling.min_tokens - len(answer), width)
     banned = dict.fromkeys((token for token in end_tokens if token < vocab_size), _BANNED)
     if early > 0 and banned:
         biases.append(Bias(slice(0, early), _vector(banned, vocab_size, device)))
@@ -184,7 +195,7 @@ def _biases(
 
 
 def _vector(values: dict[int, float], size: int, device: torch.device) -> Tensor:
-    """[size] float32, zero where there is no value."""
+    """Returns [size] float32 on `device`, zero at every index without a value."""
     vector = torch.zeros(size)
     vector[list(values)] = torch.tensor(list(values.values()), dtype=torch.float32)
     return vector.to(device)

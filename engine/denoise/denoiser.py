@@ -1,11 +1,12 @@
 """The algorithm: prefill, denoising steps, commit. Turns a `Pass` into a `PassResult`.
 
-Owns every tensor of the running sequences. The reference is transformers'
-`DiffusionGemmaGenerationMixin.generate`, against which the parity tests hold whole generations
-token by token. Knows no schedule: who runs and when is the scheduler's to say, how far an answer
-is the sequence's.
+This module owns every tensor of the running sequences. It knows no schedule: the scheduler decides
+which sequence runs when, and the sequence tracks its answer. The reference is transformers'
+`DiffusionGemmaGenerationMixin.generate`: the parity tests compare whole generations with it, token
+by token.
 
-Letters: N canvases of a pass, C positions of the widest, R of all together, D hidden size.
+Letters: N canvases of a pass, C positions of the widest canvas, R positions (rows) of all canvases
+together, D hidden size.
 """
 
 import dataclasses
@@ -35,15 +36,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Slot:
-    """What a running sequence has on the device."""
+    """The KV cache and the canvas of a running sequence."""
 
     cache: KVCache
-    tokens: list[int]  # that the cache holds
+    tokens: list[int]  # those that the cache holds
     canvas: Canvas | None = None
 
 
 class Denoiser:
-    """The model with the state of the sequences that it works on."""
+    """The model, with the state of the sequences that it works on."""
 
     def __init__(
         self,
@@ -60,9 +61,9 @@ class Denoiser:
     ) -> None:
         """Allocate `max_active` KV caches, each for `context_length` tokens and a canvas.
 
-        Beside them, up to `prefix_cache_bytes` are taken for kept prefixes as requests come.
-        Without `vision` no request may have images. Passes that only denoise are run as CUDA
-        graphs, compiled, or both.
+        Kept prefixes take up to `prefix_cache_bytes` more as requests arrive. Without `vision` no
+        request may have images. `cuda_graphs` and `compiled` say how passes that only denoise are
+        run: as CUDA graphs, compiled, or both.
         """
         self.model = model
         self.sampler = sampler
@@ -99,29 +100,34 @@ class Denoiser:
 
     @torch.inference_mode()
     def run(self, works: Pass) -> PassResult:
-        """One pass through the weights for everything in it."""
+        """Make one pass through the weights for all `works`.
+
+        Returns each work's result, or None where nothing was denoised. A pass that runs out of
+        memory can be run again.
+        """
         segments: list[Segment] = []
         canvases: list[Canvas] = []
-        bets: dict[Sequence, Canvas] = {}  # the next blocks' canvases
+        speculative: dict[Sequence, Canvas] = {}  # the canvases of next blocks
         for work in works:
             slot, ahead = self._slots[work.sequence], len(work.tokens)
             if work.tokens:
-                segments.append(self._encoded(slot, work.tokens, work.images))
+                segments.append(self._encoder_segment(slot, work.tokens, work.images))
             if work.denoise:
                 slot.canvas = slot.canvas or self._new_canvas(work.sequence)
                 canvases.append(slot.canvas)
                 segments.append(Segment(slot.cache, slot.canvas.tokens, causal=False, start=ahead))
             if work.speculation:
-                # The draft takes the canvas' place in the cache, which has been read by then.
-                following = bets[work.sequence] = self._new_canvas(work.sequence, work.speculation)
-                canvases.append(following)
-                segments.append(self._encoded(slot, work.speculation))
+                # The draft overwrites the canvas' entries in the cache, after they were read.
+                next_canvas = self._new_canvas(work.sequence, work.speculation)
+                speculative[work.sequence] = next_canvas
+                canvases.append(next_canvas)
+                segments.append(self._encoder_segment(slot, work.speculation))
                 start = len(work.speculation)
-                segments.append(Segment(slot.cache, following.tokens, causal=False, start=start))
-        hidden = self._hidden(segments, canvases)
+                segments.append(Segment(slot.cache, next_canvas.tokens, causal=False, start=start))
+        hidden = self._run_model(segments, canvases)
         steps = iter(self._step.run(hidden, canvases) if canvases else [])
-        # Only now: a pass that ran out of memory has changed nothing and may be run again.
-        return [self._settle(work, steps, bets.get(work.sequence)) for work in works]
+        # Sequences change only here, so that a pass that ran out of memory can be run again.
+        return [self._settle(work, steps, speculative.get(work.sequence)) for work in works]
 
     def _new_canvas(self, sequence: Sequence, ahead: list[int] | None = None) -> Canvas:
         dimensions = self.model.dimensions
@@ -134,8 +140,8 @@ class Denoiser:
             ahead=ahead,
         )
 
-    def _hidden(self, segments: list[Segment], canvases: list[Canvas]) -> Tensor:
-        """The network: hidden states [R, D] of the canvases, in a form that fits the pass."""
+    def _run_model(self, segments: list[Segment], canvases: list[Canvas]) -> Tensor:
+        """Returns the canvases' hidden states [R, D], from `Graphs` if it can run the pass."""
         hidden = None
         if self._graphs is not None:
             hidden = self._graphs.run(segments, [canvas.soft_embeddings for canvas in canvases])
@@ -143,7 +149,9 @@ class Denoiser:
             hidden = self.model.run(segments, self_conditioning(canvases, self.model.norm.weight))
         return hidden
 
-    def _encoded(self, slot: Slot, tokens: list[int], images: tuple[Image, ...] = ()) -> Segment:
+    def _encoder_segment(
+        self, slot: Slot, tokens: list[int], images: tuple[Image, ...] = ()
+    ) -> Segment:
         rows = tuple(
             ImageRows(image.start - slot.cache.position, self._embeddings(image))
             for image in images
@@ -152,25 +160,30 @@ class Denoiser:
         return Segment(slot.cache, tensor, causal=True, images=rows)
 
     def _embeddings(self, image: Image) -> Tensor:
-        assert self.vision is not None, "the worker refuses images that nobody can see"
+        assert self.vision is not None, "the worker refuses images without a vision tower"
         embeddings: Tensor = self.vision(image)
         return embeddings
 
     def _settle(
-        self, work: Work, steps: Iterator[StepResult], bet: Canvas | None
+        self, work: Work, steps: Iterator[StepResult], next_canvas: Canvas | None
     ) -> StepResult | None:
-        """Make what a pass did for one sequence part of its state; its steps are the next ones."""
+        """Update a sequence's state by what the pass did for it, and return its step's result.
+
+        `steps` yields the results of the pass' canvases in order. `next_canvas` is the speculative
+        one of this sequence, if the pass has one.
+        """
         slot = self._slots[work.sequence]
         step = next(steps) if work.denoise else None
-        following = None if bet is None else next(steps)
+        next_step = None if next_canvas is None else next(steps)
         self._advance(work.sequence, slot, work.tokens)
         if step is None or not step.done:
             return step
         slot.canvas = None
-        # A next block that its first step finished has to be made again, to be given as a block.
-        if following is None or following.done or step.draft != work.speculation:
+        # A pass returns at most one block of a sequence. If the next block is done as well after
+        # its first step, it is dropped and made again, so that a later pass returns it.
+        if next_step is None or next_step.done or step.draft != work.speculation:
             return step
-        slot.canvas = bet
+        slot.canvas = next_canvas
         self._advance(work.sequence, slot, work.speculation)
         return dataclasses.replace(step, next_started=True)
 
@@ -181,9 +194,9 @@ class Denoiser:
             self._keep(sequence, slot)
 
     def start(self, sequence: Sequence) -> int:
-        """Give the sequence a free KV cache, until it is released.
+        """Assign a free KV cache to the sequence, until `release` or `park`.
 
-        Returns how many of its tokens the cache holds already, from an earlier request.
+        Returns how many of the sequence's tokens the cache already holds, from a kept prefix.
         """
         tokens = sequence.unencoded
         cache, match = self._free.pop(), self._prefixes.longest(sequence.prefix_keys(tokens))
@@ -194,9 +207,9 @@ class Denoiser:
         return length
 
     def park(self, sequence: Sequence) -> None:
-        """The sequence gives way: its KV cache is free, its keys and values a kept prefix.
+        """Free the KV cache of a sequence that gives way, and keep its contents as a prefix.
 
-        The canvas in the making stays, so that it goes on with the same step.
+        The unfinished canvas is set aside, so that the sequence later continues with the same step.
         """
         canvas = self._slots[sequence].canvas
         self.release(sequence)
@@ -204,7 +217,10 @@ class Denoiser:
             self._parked[sequence] = canvas
 
     def release(self, sequence: Sequence) -> None:
-        """The sequence has ended; it need not have started. Its KV cache is free."""
+        """Free the KV cache of a sequence that has ended, and keep its contents as a prefix.
+
+        The sequence need not have started. If it is parked, its canvas is dropped.
+        """
         self._parked.pop(sequence, None)
         slot = self._slots.pop(sequence, None)
         if slot is not None:
@@ -214,17 +230,17 @@ class Denoiser:
 
     @property
     def kept_prefix_bytes(self) -> int:
-        """Device memory that kept prefixes hold."""
+        """Returns the device memory that kept prefixes hold."""
         return self._prefixes.nbytes
 
     def forget_prefixes(self) -> bool:
-        """Give up the memory of all kept prefixes; whether there was any."""
-        some = len(self._prefixes) > 0
+        """Free the memory of all kept prefixes. Returns whether there were any."""
+        had_prefixes = len(self._prefixes) > 0
         self._prefixes.clear()
-        return some
+        return had_prefixes
 
     def _keep(self, sequence: Sequence, slot: Slot) -> None:
-        """Keep what the slot's cache holds for later requests, if there is memory for it."""
+        """Keep a copy of the slot's cache for later requests, if there is memory for it."""
         cache, keys = slot.cache, sequence.prefix_keys(slot.tokens)
         if keys and self._prefixes.make_room(
             keys, nbytes=cache.stored_nbytes, shortest=cache.shortest
@@ -234,5 +250,5 @@ class Denoiser:
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                logger.warning("no memory to keep a prefix of %d tokens", len(slot.tokens))
+                logger.warning("out of memory for keeping a prefix of %d tokens", len(slot.tokens))
                 self._prefixes.clear()

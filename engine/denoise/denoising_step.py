@@ -1,10 +1,11 @@
-"""The second half of a denoising step: from hidden states to where the canvases stand next.
+"""The second half of a denoising step: from hidden states to the canvases' next state.
 
-The first half is the model's pass. Owns no state but whether Triton's kernels run here; a canvas'
-is the canvas' own. The reference is `_denoising_step` in transformers'
+The first half is the model's pass. The only state held here is whether Triton's kernels run; a
+canvas holds its own state. The reference is `_denoising_step` in transformers'
 `DiffusionGemmaGenerationMixin`.
 
-Letters: N canvases of a pass, C positions of the widest, R of all together, D hidden size.
+Letters: N canvases of a pass, C positions of the widest canvas, R positions (rows) of all canvases
+together, D hidden size.
 """
 
 import logging
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 class DenoisingStep:
-    """What follows the model's pass, with the model's vocabulary."""
+    """Turns the hidden states of the model's pass into the canvases' next state."""
 
     def __init__(self, model: DiffusionGemma) -> None:
         self._model = model
@@ -41,11 +42,13 @@ class DenoisingStep:
             self._try_kernels()
 
     def run(self, hidden: Tensor, canvases: list[Canvas]) -> list[StepResult]:
-        """Move the canvases on by what the model gave for their rows, hidden states [R, D].
+        """Advance the canvases by one step, given the hidden states [R, D] of their rows.
 
-        The device is waited for once, for the stopping rule; and again for the log-probabilities
-        of a finished block and for truncated draws, where a request asks for them. Canvases change
-        last, so that the step can be run again if it fails.
+        Returns each canvas' result. The canvases stay unchanged if all of them are done. They
+        change last, so that a step that failed can be run again.
+
+        The host waits for the device once, for the stopping rule. It waits again for the
+        log-probabilities of a finished block and for truncated draws, if a request asks for them.
         """
         rows = CanvasRows([canvas.width for canvas in canvases])
         samplers = [canvas.sampler for canvas in canvases]
@@ -66,9 +69,10 @@ class DenoisingStep:
         mean = mean_entropy(entropy, rows.widths, counted)
         done = converged(stable, mean, samplers)
         nearly = nearly_converged(mean, samplers)
-        report = torch.cat([done[:, None], nearly[:, None], argmax], dim=1).tolist()  # the one sync
+        # The host waits here.
+        report = torch.cat([done[:, None], nearly[:, None], argmax], dim=1).tolist()
         steps = []
-        for canvas, place, (is_done, is_nearly, *draft) in zip(
+        for canvas, span, (is_done, is_nearly, *draft) in zip(
             canvases, rows.slices, report, strict=True
         ):
             is_done = bool(is_done) or canvas.step_index + 1 == canvas.sampler.max_denoising_steps
@@ -77,7 +81,7 @@ class DenoisingStep:
                     draft[: canvas.width],
                     done=is_done,
                     nearly=bool(is_nearly),
-                    logprobs=self._logprobs(hidden, tail, canvas, place) if is_done else None,
+                    logprobs=self._logprobs(hidden, tail, canvas, span) if is_done else None,
                 )
             )
         if not all(step.done for step in steps):
@@ -103,10 +107,10 @@ class DenoisingStep:
         canvases: list[Canvas],
         biases: list[Bias],
     ) -> TailResult:
-        """Of all rows, whatever their canvases' requests ask for.
+        """Returns the statistics of all rows, whatever their canvases' requests ask for.
 
-        The kernels shift exponents by the softcap, a bound that a bias breaks; a pass with a bias
-        has the plain operations, whose running maximum is right for any logits.
+        The kernels shift exponents by the softcap, which biased logits can exceed. A pass with a
+        bias therefore uses the plain operations, whose running maximum is right for any logits.
         """
         model = self._model
         scales = {"softcap": model.config.softcap, "embedding_scale": model.embedding_scale}
@@ -118,21 +122,24 @@ class DenoisingStep:
         return vocab_tail(hidden, model.embedding, temperatures, **scales, biases=biases)
 
     def _fix_suffixes(self, tail: TailResult, canvases: list[Canvas], rows: CanvasRows) -> None:
-        """Positions that hold a suffix are certain of it, whatever the model says there."""
-        for canvas, place in zip(canvases, rows.slices, strict=True):
+        """Make the positions of a suffix certain of its tokens, whatever the model predicts."""
+        for canvas, span in zip(canvases, rows.slices, strict=True):
             if canvas.suffix is not None:
-                fixed = slice(place.stop - len(canvas.suffix), place.stop)
+                fixed = slice(span.stop - len(canvas.suffix), span.stop)
                 tail.argmax[fixed] = canvas.suffix
                 tail.entropy[fixed] = 0.0
                 tail.soft_embeddings[fixed] = self._model.embed(canvas.suffix)
 
     def _logprobs(
-        self, hidden: Tensor, tail: TailResult, canvas: Canvas, place: slice
+        self, hidden: Tensor, tail: TailResult, canvas: Canvas, span: slice
     ) -> list[TokenLogprobs] | None:
-        """Of a finished canvas' argmax, without its suffix; None if nobody asked for them."""
+        """Returns the log-probabilities of a finished canvas' argmax, without its suffix.
+
+        Returns None if the request did not ask for them.
+        """
         if canvas.sampling.top_logprobs is None:
             return None
-        free = slice(place.start, place.stop - len(canvas.sampling.suffix))
+        free = slice(span.start, span.stop - len(canvas.sampling.suffix))
         return logprobs(
             hidden[free],
             self._model.embedding,
@@ -151,22 +158,23 @@ class DenoisingStep:
         rows: CanvasRows,
         biases: list[Bias],
     ) -> Tensor:
-        """The canvases' next tokens [R]: draws where accepted [R], new noise elsewhere.
+        """Returns the canvases' next tokens [R]: draws where `accepted` [R], new noise elsewhere.
 
-        A greedy canvas is renoised with its starting noise. A suffix is neither.
+        A greedy canvas takes its argmax and is renoised with its starting noise. A suffix is
+        neither drawn nor renoised.
         """
         embedding, softcap = self._model.embedding, self._model.config.softcap
         uniforms = torch.cat([canvas.noise.uniforms[canvas.step_index] for canvas in canvases])
         inputs = (hidden, embedding, temperatures, uniforms)
         sample = draw(tail, *inputs, accepted, softcap=softcap, biases=biases)
-        for canvas, place in zip(canvases, rows.slices, strict=True):
+        for canvas, span in zip(canvases, rows.slices, strict=True):
             top_k, top_p = canvas.sampling.top_k, canvas.sampling.top_p
             if canvas.greedy or top_k == 1:
-                sample[place] = tail.argmax[place]
+                sample[span] = tail.argmax[span]
             elif top_k or top_p < 1:
-                some = place.start + accepted[place].nonzero().squeeze(1)
-                sample[some] = truncated_draw(
-                    *inputs, some, softcap=softcap, top_k=top_k, top_p=top_p, biases=biases
+                drawn = span.start + accepted[span].nonzero().squeeze(1)
+                sample[drawn] = truncated_draw(
+                    *inputs, drawn, softcap=softcap, top_k=top_k, top_p=top_p, biases=biases
                 )
         fresh = torch.cat(
             [
@@ -175,13 +183,13 @@ class DenoisingStep:
             ]
         )
         moved = sample.where(accepted, fresh)
-        for canvas, place in zip(canvases, rows.slices, strict=True):
+        for canvas, span in zip(canvases, rows.slices, strict=True):
             if canvas.suffix is not None:
-                moved[place.stop - len(canvas.suffix) : place.stop] = canvas.suffix
+                moved[span.stop - len(canvas.suffix) : span.stop] = canvas.suffix
         return moved
 
     def _try_kernels(self) -> None:
-        """Run Triton's kernels once; where they do not run, the plain operations take over."""
+        """Run Triton's kernels once. If they fail, the plain operations are used from then on."""
         model = self._model
         softcap, embedding = model.config.softcap, model.embedding
         rows = model.dimensions.canvas_length
@@ -197,15 +205,18 @@ class DenoisingStep:
             uniforms, wanted = torch.zeros_like(temperatures), temperatures > 0
             draw(tail, hidden, embedding, temperatures, uniforms, wanted, softcap=softcap)
             torch.cuda.synchronize(model.device)
-        except Exception:  # whatever a compiler, a driver or a missing package may raise
-            logger.warning("Triton kernels can't be used here, plain ones are", exc_info=True)
+        except Exception:  # a compiler, a driver or a missing package may raise anything
+            logger.warning(
+                "Triton's kernels can't be used here, plain operations are used instead",
+                exc_info=True,
+            )
             self._kernels = False
 
 
 def _shifted_biases(canvases: list[Canvas], rows: CanvasRows) -> list[Bias]:
-    """The canvases' biases, of the pass' rows."""
+    """Returns the canvases' biases, shifted to the rows of the pass."""
     return [
-        Bias(slice(place.start + bias.rows.start, place.start + bias.rows.stop), bias.values)
-        for canvas, place in zip(canvases, rows.slices, strict=True)
+        Bias(slice(span.start + bias.rows.start, span.start + bias.rows.stop), bias.values)
+        for canvas, span in zip(canvases, rows.slices, strict=True)
         for bias in canvas.biases
     ]

@@ -1,17 +1,19 @@
-"""CUDA graphs: a denoising pass is captured once and then replayed as one launch instead of
-hundreds. Also where the compiled form of the pass is run.
+"""CUDA graphs: a denoising pass is captured once, then replayed as one launch instead of hundreds.
 
-In a graph is the network, in its fixed shapes (`StaticPass`). Outside stay
+The compiled form of the pass is run from here too. A graph holds the network in its fixed shapes
+(`StaticPass`). It does not hold
 
-- passes that encode, bet on a draft or lead up to a suffix: their shapes are too many;
-- the vocabulary tail, the sampler and the stopping rule: the device is busy with the graph while
-  the host launches the tail, so that capturing it would gain next to nothing, and what a request
-  may ask of its sampler need not be the same for every pass of a graph.
+- passes that encode, speculate or end with a suffix, because they have too many shapes;
+- the vocabulary tail, the sampler and the stopping rule. The host launches them while the device
+  is busy with the graph, so that capturing them would gain next to nothing. And so passes that
+  replay one graph may have requests with different sampler settings.
 
-A graph is bound to addresses: to the pass' buffers and to the caches of the sequences in it. So
-there is one for each choice of caches and each length that is looked at, made when it is first
-needed. Where that fails the log says so once, and the passes are dynamic from then on: same
-results, no graph.
+A graph is bound to the addresses of the pass' buffers and of its sequences' caches. So each
+combination of caches has its own graph for each length that is attended to, made when it is first
+needed. If that fails, one log line says so, and all later passes are dynamic: they have the same
+results without a graph.
+
+Letters: R canvas positions (rows) of a pass, C positions of a canvas, D hidden size.
 """
 
 import logging
@@ -30,34 +32,35 @@ from engine.sizing.plan import MOST_GRAPHS
 logger = logging.getLogger(__name__)
 
 _WARM_UPS = 2  # runs before the capture, in which libraries allocate and compile what they need
-_REASON = 300  # characters of an exception's text that the log gets, in one line
+_REASON = 300  # characters of an exception's text that are logged, in one line
 
-Replay = Callable[[], Tensor]  # runs the pass on what the buffers hold
+Replay = Callable[[], Tensor]  # runs the pass on the buffers' contents
 
 
 class Graphs:
-    """Runs those passes that have fixed shapes."""
+    """Runs the passes that have fixed shapes."""
 
     def __init__(
         self, model: DiffusionGemma, *, canvases: int, capture: bool, compiled: bool
     ) -> None:
-        """For passes of up to so many canvases; captured, compiled or both."""
+        """Prepare for passes of up to `canvases` canvases, which are captured, compiled or both."""
         self._static: StaticPass | None = StaticPass(model, canvases=canvases, compiled=compiled)
         self._capture = Capture() if capture else None
         self._replays: OrderedDict[tuple[tuple[KVCache, ...], int], Replay] = OrderedDict()
 
     @property
     def on(self) -> bool:
-        """Whether nothing has failed yet."""
+        """Returns whether no pass has failed yet. After a failure all passes are dynamic."""
         return self._static is not None
 
     def run(
         self, segments: Sequence[Segment], soft_embeddings: Sequence[Tensor | None]
     ) -> Tensor | None:
-        """The pass' hidden states [R, D], to be read before the next pass overwrites them.
+        """Returns the pass' hidden states [R, D], which the next pass overwrites.
 
-        None if it has to be run as a dynamic pass: it is not one of whole canvases only, or graphs
-        can't be had here. `soft_embeddings` [C, D] is each canvas' self-conditioning.
+        `soft_embeddings` holds each canvas' self-conditioning [C, D], or None. Returns None if the
+        pass has to be dynamic: because it does not consist of whole canvases alone, or because
+        this pass or an earlier one failed here.
         """
         static = self._static
         if static is None or not all(static.takes(segment) for segment in segments):
@@ -66,10 +69,11 @@ class Graphs:
             static.fill(segments, soft_embeddings)
             caches = tuple(segment.cache for segment in segments)
             return self._replay(static, caches, static.length(segments))()
-        except Exception as error:  # whatever a driver, a compiler or a library may raise
+        except Exception as error:  # a driver, a compiler or a library may raise anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON]
             logger.warning(
-                "no CUDA graphs or compiled passes from here on, but dynamic ones: %s", reason
+                "CUDA graphs and compiled passes are off from here on, all passes are dynamic: %s",
+                reason,
             )
             self._static = None
             self._replays.clear()
@@ -91,15 +95,16 @@ class Graphs:
 
 
 class Capture:
-    """Makes graphs that share one pool of memory: none runs while another does."""
+    """Makes graphs that share one pool of memory, because only one of them runs at a time."""
 
     def __init__(self) -> None:
         self._pool: torch.cuda._POOL_HANDLE | None = None
 
     def __call__(self, work: Replay) -> Replay:
-        """Run `work`, then capture it. Raises what the device raises: a library may wait for the
-        host in it (where the experts' product does, nothing is captured in the first place), or
-        memory may run out.
+        """Run `work`, then capture it, and return a function that replays it.
+
+        Raises whatever the device raises: memory may run out, or a library may wait for the host
+        in `work`. (If the experts' product does, nothing is captured in the first place.)
         """
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's class has no types

@@ -1,9 +1,9 @@
 """Counter-based random numbers: a function of (seed, stream, block, step, position) alone.
 
-No generator has a state here, so the same request gives the same tokens whoever else is being
-served, and may be taken up again at any block. The generator is Philox4x32-10 (Salmon et al.,
-"Parallel random numbers: as easy as 1, 2, 3", SC 2011), written in int64 tensor arithmetic so
-that every device computes the same bits.
+No generator has a state. So the same request gets the same tokens whatever else is being served,
+and it can be resumed at any block. The generator is Philox4x32-10 (Salmon et al., "Parallel random
+numbers: as easy as 1, 2, 3", SC 2011), written in int64 tensor arithmetic so that every device
+computes the same bits. Letter: C positions of the canvas.
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ _MASK = 0xFFFFFFFF
 class BlockNoise:
     """All the random numbers that one block can need.
 
-    `canvases[0]` is the starting canvas and `canvases[s]` what step s - 1 renoises with;
-    `uniforms[s]` is what step s samples with.
+    `canvases[0]` is the starting canvas, and step s - 1 renoises with `canvases[s]`. Step s samples
+    with `uniforms[s]`.
     """
 
     canvases: Tensor  # [steps + 1, C] int64, in 0 .. vocab_size - 1
@@ -39,9 +39,9 @@ def block_noise(
     device: torch.device,
     stream: int = 0,
 ) -> BlockNoise:
-    """The numbers of block `block` (from 0) for a request with `seed` (0 .. 2**64 - 1).
+    """Returns the numbers of block `block` (from 0) for a request with `seed` (0 .. 2**64 - 1).
 
-    Each `stream` (0 .. 2**32 - 1) of a seed is another function, unrelated to the others.
+    Each `stream` (0 .. 2**32 - 1) of a seed has numbers that are unrelated to the other streams'.
     """
     position = torch.arange(canvas_length, device=device).expand(steps + 1, canvas_length)
     step = torch.arange(steps + 1, device=device)[:, None].expand(steps + 1, canvas_length)
@@ -49,7 +49,7 @@ def block_noise(
     words = philox(counter, (seed & _MASK, seed >> 32))
     # Multiply-shift instead of a remainder: its bias is at most vocab_size / 2**32.
     canvases = (words[0] * vocab_size) >> 32
-    # 24 bits are what a float32 in [0, 1) can hold exactly.
+    # 24 bits: as many as a float32 in [0, 1) can hold exactly.
     uniforms = (words[1][:-1] >> 8).to(torch.float32) * 2.0**-24
     return BlockNoise(canvases, uniforms)
 
@@ -57,7 +57,10 @@ def block_noise(
 def philox(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32-10: four 32-bit words (held in int64, any one shape) for each counter."""
+    """Returns four 32-bit words for each counter, by Philox4x32-10.
+
+    The counter's four words and the result are int64 tensors of one shape, which may be any.
+    """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -70,6 +73,9 @@ def philox(
 
 
 def _multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of a * b. The int64 product wraps, which leaves all 64 bits right."""
+    """Returns the high and low 32 bits of a * b.
+
+    The int64 product may wrap to a negative number, but all of its 64 bits are right.
+    """
     product = a * b
     return (product >> 32) & _MASK, product & _MASK

@@ -1,11 +1,12 @@
 """The entropy-bound sampler: temperature schedule, acceptance, renoising and the stopping rule.
 
-Knows nothing of the model: it works on one step's statistics. Each canvas has its own
-`SamplerConfig`, since a request may have some of the checkpoint's numbers otherwise; where all are
-the same, nothing is computed but what one would need. The reference is
-`EntropyBoundSampler`, `LinearTemperatureScheduleLogitsProcessor` and
-`StableAndConfidentStoppingCriteria` in transformers'
-`models/diffusion_gemma/generation_diffusion_gemma.py`. Letters: N canvases, C positions of each.
+The sampler knows nothing of the model: it works on the statistics of one step. Each canvas has its
+own `SamplerConfig`, because a request may replace some of the checkpoint's numbers. Where all
+canvases have the same numbers, a plain scalar is used. The reference is `EntropyBoundSampler`,
+`LinearTemperatureScheduleLogitsProcessor` and `StableAndConfidentStoppingCriteria` in transformers'
+`models/diffusion_gemma/generation_diffusion_gemma.py`.
+
+Letters: N canvases of a pass, C positions of the widest canvas.
 """
 
 import dataclasses
@@ -19,18 +20,19 @@ from torch import Tensor
 from engine.messages import Sampling
 from engine.sizing.activations import RELEASED_STEPS
 
-# Times the threshold of the stopping rule. On the demo model's answers of several blocks, bets were
-# tried and won: at 1, 16 and 16; at 5, 22 and 21; at 20, 28 and 21; at 100, 32 and 21.
+# Factor on the stopping rule's confidence threshold. Speculations made and won on the demo model's
+# answers of several blocks: 16 and 16 with a factor of 1, 22 and 21 with 5, 28 and 21 with 20, 32
+# and 21 with 100.
 _NEARLY = 5.0
 
 
 class UnsupportedSamplerError(ValueError):
-    """The checkpoint's `generation_config.json` asks for a sampler that this engine lacks."""
+    """The checkpoint's `generation_config.json` names a sampler that this engine lacks."""
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """The checkpoint's sampler; the defaults are the released model's."""
+    """The numbers of the checkpoint's sampler. The defaults are those of the released model."""
 
     max_denoising_steps: int = RELEASED_STEPS
     entropy_bound: float = 0.1  # nats
@@ -39,11 +41,15 @@ class SamplerConfig:
     stability_threshold: int = 1  # steps
     confidence_threshold: float = 0.005  # nats a position
     end_tokens: frozenset[int] = frozenset()
-    early_end: bool = False  # positions behind an end token do not hold a canvas open
+    early_end: bool = False  # the stopping rule ignores positions behind an end token
 
     @classmethod
     def from_generation_config(cls, values: dict[str, Any]) -> "SamplerConfig":
-        """From the parsed `generation_config.json`; what it leaves out or null has its default."""
+        """Returns the sampler of a parsed `generation_config.json`.
+
+        A number that is missing or null has its default. Raises UnsupportedSamplerError if the file
+        names another sampler.
+        """
         sampler = values.get("sampler_config") or {}
         name = sampler.get("_cls_name", "EntropyBoundSamplerConfig")
         if name != "EntropyBoundSamplerConfig":
@@ -64,10 +70,10 @@ class SamplerConfig:
         known = {key: value for key, value in given.items() if value is not None}
         return cls(**known, end_tokens=frozenset(ends))
 
-    def of_request(self, sampling: Sampling) -> "SamplerConfig":
-        """With the numbers that a request has of its own; itself, if it has none.
+    def for_request(self, sampling: Sampling) -> "SamplerConfig":
+        """Returns this sampler with the numbers that the request sets, or itself if it sets none.
 
-        As in Transformers, `max_denoising_steps` also sets over how many the temperature falls.
+        As in Transformers, the temperature falls over the request's `max_denoising_steps` too.
         """
         numbers: dict[str, Any] = {
             "max_denoising_steps": sampling.max_denoising_steps,
@@ -79,34 +85,37 @@ class SamplerConfig:
         return dataclasses.replace(self, **given) if given else self
 
     def temperature(self, step_index: int) -> float:
-        """The schedule's temperature at a block's step 0, 1, …: from near t_max down to t_min."""
+        """Returns the schedule's temperature at step 0, 1, … of a block.
+
+        It falls linearly, from t_max at step 0 towards t_min.
+        """
         steps_left = self.max_denoising_steps - step_index
         return self.t_min + (self.t_max - self.t_min) * (steps_left / self.max_denoising_steps)
 
 
 def accept(entropy: Tensor, configs: Sequence[SamplerConfig]) -> Tensor:
-    """Which positions of canvases [N, C] to accept: the least uncertain ones, up to the bound.
+    """Returns which positions of the canvases to accept, [N, C] bool, given their entropy [N, C].
 
     In ascending order of entropy, a position is accepted while the sum of the entropies before
-    it is at most the bound. That sum bounds the mutual information between the accepted tokens,
-    so that they may be drawn independently (arXiv 2505.24857). Gives [N, C] bool.
+    it is at most the canvas' entropy bound. That sum bounds the mutual information between the
+    accepted tokens, so that they may be drawn independently (arXiv 2505.24857).
     """
     ordered, order = entropy.sort(stable=True)
-    bounds = _of_each([config.entropy_bound for config in configs], entropy.device)
+    bounds = _per_canvas([config.entropy_bound for config in configs], entropy.device)
     within = ordered.cumsum(-1) - ordered <= bounds
     return torch.zeros_like(within).scatter_(-1, order, within)
 
 
 def counted_positions(argmax: Tensor, configs: Sequence[SamplerConfig]) -> Tensor | None:
-    """Which positions of canvases [N, C] the stopping rule looks at, [N, C] bool; None: at all.
+    """Returns which positions the stopping rule looks at, [N, C] bool, or None for all.
 
-    With `early_end` those up to the first end token of the argmax canvas: the block is cut there.
-    The end tokens are the checkpoint's, or none where a request ignores them.
+    With `early_end`, these are the positions up to the first end token of the argmax canvas [N, C],
+    where the block will be cut. A request that ignores end tokens has none.
     """
     cut = [config.early_end and bool(config.end_tokens) for config in configs]
     if not any(cut):
         return None
-    # One by one: a tensor of them would be made on the host, which would wait for the device.
+    # One by one: the host would wait for the device before it copied a tensor of them there.
     end_tokens = configs[cut.index(True)].end_tokens
     ends = torch.stack([argmax == token for token in end_tokens]).any(0)
     counted = ends.cumsum(-1) - ends.long() == 0
@@ -119,7 +128,11 @@ def counted_positions(argmax: Tensor, configs: Sequence[SamplerConfig]) -> Tenso
 def stable_steps(
     argmax: Tensor, previous: Tensor, stable_so_far: Tensor, counted: Tensor | None = None
 ) -> Tensor:
-    """For how many steps the argmax canvases [N, C] have stayed the same, as [N] int64."""
+    """Returns for how many steps each argmax canvas has stayed the same, [N] int64.
+
+    `argmax` and `previous` are [N, C], `stable_so_far` is [N]. Positions that are not `counted`
+    [N, C] may change.
+    """
     same = argmax == previous
     if counted is not None:
         same = same | ~counted
@@ -127,11 +140,12 @@ def stable_steps(
 
 
 def mean_entropy(entropy: Tensor, widths: list[int], counted: Tensor | None = None) -> Tensor:
-    """Over each canvas' own positions [N]; entropy [N, C] is zero behind its width.
+    """Returns the mean entropy [N] over each canvas' width.
 
-    Positions that do not count have no entropy, rather than no part in the average: so the rule
-    fires no later than without them. (Averaging over the others alone it fired later, at 2.63
-    steps a block of the demo model instead of 2.47.)
+    `entropy` [N, C] is zero behind a canvas' width. Positions that are not `counted` [N, C] stay in
+    the average, with an entropy of zero, so that the stopping rule fires no later than if all
+    positions counted. (When they were left out of the average it fired later: after 2.63 steps a
+    block of the demo model instead of 2.47.)
     """
     if counted is not None:
         entropy = entropy.where(counted, 0.0)
@@ -142,21 +156,27 @@ def mean_entropy(entropy: Tensor, widths: list[int], counted: Tensor | None = No
 
 
 def converged(stable: Tensor, mean: Tensor, configs: Sequence[SamplerConfig]) -> Tensor:
-    """The stopping rule, [N] bool: stable [N] for long enough, of mean entropy [N] low enough."""
-    steps = _of_each([config.stability_threshold for config in configs], mean.device)
-    nats = _of_each([config.confidence_threshold for config in configs], mean.device)
+    """Returns which canvases the stopping rule ends, [N] bool.
+
+    They are `stable` [N] for enough steps, and their mean entropy [N] is low enough.
+    """
+    steps = _per_canvas([config.stability_threshold for config in configs], mean.device)
+    nats = _per_canvas([config.confidence_threshold for config in configs], mean.device)
     return ((stable[:, None] >= steps) & (mean[:, None] < nats)).squeeze(1)
 
 
 def nearly_converged(mean: Tensor, configs: Sequence[SamplerConfig]) -> Tensor:
-    """Whether canvases look as if the next step could finish them, [N] bool: a guess to bet on."""
-    nats = _of_each([_NEARLY * config.confidence_threshold for config in configs], mean.device)
+    """Returns which canvases the next step may well finish, [N] bool, given their mean entropy [N].
+
+    The scheduler speculates on these.
+    """
+    nats = _per_canvas([_NEARLY * config.confidence_threshold for config in configs], mean.device)
     return (mean[:, None] < nats).squeeze(1)
 
 
-def _of_each(values: Sequence[float], device: torch.device) -> float | Tensor:
-    """One number for all canvases, if it is the same; else one a canvas, [N, 1]."""
+def _per_canvas(values: Sequence[float], device: torch.device) -> float | Tensor:
+    """Returns the canvases' common value as a number, or their values as a tensor [N, 1]."""
     if len(set(values)) == 1:
         return values[0]
-    # Filled in on the device, for which the host would wait before it took a tensor of them.
+    # Filled on the device: the host would wait for the device before it copied a tensor there.
     return torch.cat([torch.full((1, 1), value, device=device) for value in values])

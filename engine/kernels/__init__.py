@@ -1,1 +1,1 @@
-"""Triton kernels for GPUs, one a file, each with the same in plain PyTorch beside it."""
+"""Triton kernels for GPUs, one a file, each beside a plain PyTorch function that does the same."""

@@ -1,7 +1,7 @@
-"""Weights in few bits: how a kernel makes numbers of codes, and the same in plain PyTorch.
+"""Dequantisation: how a kernel turns codes into weights, and the same in plain PyTorch.
 
-A weight is its code times the scale of its group, which is so many inputs of one output. Which
-tensors a scheme has, `engine/kernels/grouped_linear.py` says.
+A weight is its code times the scale of its group. A group is a number of consecutive inputs of one
+output. `engine/kernels/grouped_linear.py` lists the tensors of each scheme.
 
 Letters: N outputs, K inputs, G scales a row of weights.
 """
@@ -23,7 +23,10 @@ def plain_weights(
     zeros: Tensor | None = None,
     global_scale: Tensor | None = None,
 ) -> Tensor:
-    """What codes [.., N, K] or [.., N, K/2] stand for, [.., N, K] float64."""
+    """Returns the weights [.., N, K] float64 of codes [.., N, K], or [.., N, K/2] if packed.
+
+    The arguments are those of `grouped_linear`. Computed in plain PyTorch.
+    """
     if scheme in ("int4", "nvfp4"):
         codes = torch.stack([codes & 15, codes >> 4], -1).flatten(-2)
     if scheme == "nvfp4":
@@ -51,17 +54,19 @@ def tile_scales(  # type: ignore[no-untyped-def]  # its arguments are not Python
     BLOCK_K: tl.constexpr,  # noqa: N803
     PACK: tl.constexpr,  # noqa: N803
 ):
-    """The scales (or zeros) of a tile's codes [N, BLOCK_K / PACK], each repeated for its group.
+    """Returns the scales (or zeros) of a tile's codes, [N, BLOCK_K / PACK] float32.
 
-    `line` [N] are the rows of `scales` [.., columns], `inside` [N, 1] whether there is such a row,
-    and `begin` the tile's first input. float32.
+    Each scale is repeated for the codes of its group. `line` [N] are the tile's rows of `scales`
+    [.., columns], `inside` [N, 1] is True where such a row exists, and `begin` is the tile's first
+    input.
     """
     COUNT: tl.constexpr = BLOCK_K // GROUP if GROUP < BLOCK_K else 1  # noqa: N806
     EACH: tl.constexpr = BLOCK_K // PACK // COUNT  # noqa: N806
     column = begin // GROUP + tl.arange(0, COUNT)[None, :]
     mask = inside & (column < columns)
     scale = tl.load(scales + line[:, None] * columns + column, mask=mask, other=0)
-    # What the codes lack of their values, see `dequantised`, and e4m3 scales of theirs.
+    # The powers of two make up for those by which the results of `dequantised` and
+    # `_halves_of_e4m3` are too small.
     if SCHEME == "nvfp4":
         scale = _halves_of_e4m3(scale).to(tl.float32) * 4194304.0  # 2^(14 + 8)
     elif SCHEME == "fp8":
@@ -74,9 +79,10 @@ def tile_scales(  # type: ignore[no-untyped-def]  # its arguments are not Python
 
 @triton.jit
 def _halves_of_e4m3(codes):  # type: ignore[no-untyped-def]
-    """Bytes of e4m3 -> float16, 2^-8 times their values: the same bits, where a float16 has them.
+    """Returns 2^-8 times the values of e4m3 bytes, as float16.
 
-    Compute capability 8.0 and 8.6 have no instruction for it; subnormal numbers come out right.
+    The bits are moved to where a float16 has them, because compute capability 8.0 and 8.6 have no
+    instruction for the conversion. Subnormal numbers come out right too.
     """
     wide = codes.to(tl.uint16)
     return (((wide & 128) << 8) | ((wide & 127) << 7)).to(tl.float16, bitcast=True)
@@ -84,15 +90,19 @@ def _halves_of_e4m3(codes):  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def dequantised(codes, scale, zero, SCHEME: tl.constexpr, TYPE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    """Bytes with a code each -> weights of this type, scaled and shifted if there is a scale."""
+    """Returns the weights of `codes`, one code a byte, in the type TYPE.
+
+    They are multiplied by `scale`, and `zero` is subtracted, if these are given. Without the scale
+    of `tile_scales`, results are 2^-8 times the weights for fp8 and 2^-14 times for nvfp4.
+    """
     if SCHEME == "fp8":
         values = _halves_of_e4m3(codes)
     elif SCHEME == "nvfp4":
-        # e2m1 in the same way: 2^-14 times the value.
+        # The same for e2m1, which results in 2^-14 times the value.
         wide = codes.to(tl.uint16)
         values = (((wide & 8) << 12) | ((wide & 7) << 9)).to(tl.float16, bitcast=True)
     else:
-        # As the last bits of 2^23: on most GPUs that is faster than converting an integer.
+        # The code becomes the last bits of 2^23, which most GPUs do faster than a conversion.
         bits = codes.to(tl.int32)
         offset: tl.constexpr = 128.0 if SCHEME == "int8" else (0.0 if zero is not None else 8.0)
         if SCHEME == "int8":

@@ -1,15 +1,16 @@
-"""Rows times the weights of their group, read in few bits and dequantised in registers.
+"""Products of rows with the weights of their group, which are dequantised in registers.
 
-What the experts are on a GPU where `torch.nn.functional.grouped_mm` has no fast path or the weights
-are quantised, and, with one group, any quantised linear. Activations stay as they are: only weights
-are in few bits. Nothing here waits for the host, so that a CUDA graph may hold it: where groups end
-is known to the device alone, and the grid has room for whatever it may be.
+On a GPU this kernel computes the experts, if `torch.nn.functional.grouped_mm` has no fast path or
+the weights are quantised. With one group it computes any quantised linear. Only weights are
+quantised, activations are not. The host never waits, so that a CUDA graph may hold the kernel: only
+the device knows where groups end, and the grid has enough programs for groups of any sizes.
 
-A tile of weights is read for each BLOCK_M rows of its group: at about 16 rows a group, as 256
-positions with 8 of 128 experts each have, once for most. So the kernel takes as long as the weights
-take to arrive, if 64 x BLOCK_K of them (8 KiB dense, int8 and fp8; 4 KiB in 4 bits, 4.5 to 5 with
-scales) are dequantised and multiplied in the meantime. Rows, 4 to 8 KiB a tile, are read again for
-every 64 outputs, from the L2 cache: by programs next to each other, as are those of one group.
+A tile of weights is read once for every BLOCK_M rows of its group. At about 16 rows a group (256
+positions with 8 of 128 experts each), that is once for most groups. So the kernel takes as long as
+loading the weights, if 64 x BLOCK_K of them (8 KiB dense, int8 and fp8; 4 KiB in 4 bits, 4.5 to 5
+with scales) are dequantised and multiplied in the meantime. Rows, 4 to 8 KiB a tile, are read again
+for every 64 outputs, but from the L2 cache: the programs that read the same rows run close to each
+other, and so do those of one group.
 
 Letters: T rows, E groups (experts), N outputs, K inputs, G scales a row of weights.
 """
@@ -21,9 +22,9 @@ from torch import Tensor
 
 from engine.kernels.dequantise import Scheme, dequantised, tile_scales
 
-# BLOCK_N, BLOCK_K and pipeline stages. At BLOCK_M 32 compilers give them up to 40 KiB of shared
-# memory, at 64 up to 82 KiB, of the 99 KiB that compute capability 8.6, 8.9 and 12.x have. Not
-# measured.
+# BLOCK_N, BLOCK_K and pipeline stages. Compiled with a BLOCK_M of 32 they take up to 40 KiB of
+# shared memory, with 64 up to 82 KiB. Compute capability 8.6, 8.9 and 12.x have 99 KiB. Their speed
+# was not measured.
 _TILES: dict[Scheme, tuple[int, int, int]] = {
     "dense": (64, 64, 4),
     "int8": (64, 128, 3),
@@ -43,21 +44,22 @@ def grouped_linear(
     zeros: Tensor | None = None,
     global_scale: Tensor | None = None,
 ) -> Tensor:
-    """Each group's rows times its weights transposed: x [T, K] -> [T, N] in x's dtype.
+    """Returns each group's rows times its weights transposed: x [T, K] -> [T, N] in x's dtype.
 
-    `ends` [E] int32 says behind which row each group ends, the last one at T; groups may be empty.
-    Without it all rows are one group's, and nothing below has the dimension E. By scheme:
+    `ends` [E] int32 holds the index at which each group's rows end. The last one is T, and groups
+    may be empty. Without `ends` all rows belong to one group, and no argument has the dimension E.
+    The weights w are stored by scheme:
 
     - dense: weights [E, N, K] of x's dtype;
     - int8: weights [E, N, K] int8, w = code * scale;
     - fp8: weights [E, N, K] float8_e4m3fn, w = code * scale;
     - int4: weights [E, N, K/2] uint8, even k in the low half; w = (code - 8) * scale, or
-      code * scale - zero where there are `zeros`;
+      code * scale - zero if `zeros` are given;
     - nvfp4: as int4, but codes are e2m1 and scales float8_e4m3fn; w = code * scale * global_scale.
 
-    `scales` and `zeros` [E, N, G], each for K / G inputs: all of them, 16, 32, 64 or a multiple of
-    128. `global_scale` [E] float32. Weights, scales and zeros are contiguous. x is float32, float16
-    or bfloat16, and so are the dequantised weights; sums are float32.
+    `scales` and `zeros` are [E, N, G], each for K / G inputs, which are all K or 16, 32, 64 or a
+    multiple of 128. `global_scale` is [E] float32. Weights, scales and zeros are contiguous. x is
+    float32, float16 or bfloat16. The dequantised weights have x's dtype, and sums are float32.
     """
     (rows, inputs), outputs = x.shape, weights.shape[-2]
     groups = 1 if ends is None else ends.shape[0]
@@ -71,7 +73,7 @@ def grouped_linear(
         return out
     block_n, block_k, stages = _TILES[scheme]
     if x.dtype == torch.float32:
-        block_k, stages = block_k // 2, 2  # twice the bytes of rows
+        block_k, stages = block_k // 2, 2  # a tile of rows has twice the bytes
     columns, group, late = 0, 0, False
     if scales is not None:
         assert scales.is_contiguous()
@@ -80,11 +82,11 @@ def grouped_linear(
         assert inputs % columns == 0
         group = inputs // columns if columns > 1 else max(inputs, block_k)
         assert columns == 1 or block_k % group == 0 or group % block_k == 0
-        # One scale a row is a factor of the row's sum; others go to the weights.
+        # A single scale a row multiplies the row's sum. Other scales multiply the weights.
         late = columns == 1 and zeros is None and scheme != "nvfp4"
-    # Half as many again as a group has on average: most groups are one tile, few rows are padding.
+    # 1.5 times the average group, so that most groups are one tile and few rows are padding.
     block_m = min(64, max(16, triton.next_power_of_2(3 * rows // (2 * groups))))
-    # Group e has the tiles from start / BLOCK_M + e on, which are enough whatever its rows.
+    # Group e has the tiles from start // BLOCK_M + e on, which are enough for any number of rows.
     grid = (rows // block_m + groups, triton.cdiv(outputs, block_n))
     _kernel[grid](
         x.contiguous(),
@@ -114,7 +116,7 @@ def grouped_linear(
 
 
 def plain_grouped_linear(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
-    """The same with dequantised weights [E, N, K], in PyTorch's operations; waits for the host."""
+    """Returns the same with dequantised weights [E, N, K], in plain PyTorch. The host waits."""
     starts = [0, *ends.tolist()[:-1]]
     parts = [x[i:j] @ w.T for i, j, w in zip(starts, ends.tolist(), weights, strict=True)]
     return torch.cat(parts)
@@ -160,27 +162,29 @@ def _kernel(  # type: ignore[no-untyped-def]  # its arguments are not Python's
         return
     row = first + tl.arange(0, BLOCK_M)
     output = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    # 64 bits: all experts' weights of a layer may be more than 2^31.
+    # 64 bits: a layer's experts may have more than 2^31 weights.
     x_rows = x + row.to(tl.int64)[:, None] * inputs
     line = expert.to(tl.int64) * outputs + output
     lines = weights + line[:, None] * (inputs // PACK)
-    some, inside = (row < end)[:, None], (output < outputs)[:, None]
+    row_mask, line_mask = (row < end)[:, None], (output < outputs)[:, None]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for begin in range(0, inputs, BLOCK_K):
         k = begin + tl.arange(0, BLOCK_K)[None, :]
-        part = tl.load(x_rows + k, mask=some & (k < inputs), other=0.0)  # [BLOCK_M, BLOCK_K]
-        place = begin // PACK + tl.arange(0, BLOCK_K // PACK)[None, :]
-        codes = tl.load(lines + place, mask=inside & (place < inputs // PACK), other=0)
+        part = tl.load(x_rows + k, mask=row_mask & (k < inputs), other=0.0)  # [BLOCK_M, BLOCK_K]
+        byte = begin // PACK + tl.arange(0, BLOCK_K // PACK)[None, :]
+        codes = tl.load(lines + byte, mask=line_mask & (byte < inputs // PACK), other=0)
         scale = None
         zero = None
         if SCHEME != "dense" and not LATE:
-            scale = tile_scales(scales, line, inside, begin, columns, SCHEME, GROUP, BLOCK_K, PACK)
+            scale = tile_scales(
+                scales, line, line_mask, begin, columns, SCHEME, GROUP, BLOCK_K, PACK
+            )
             if zeros is not None:
                 zero = tile_scales(
-                    zeros, line, inside, begin, columns, SCHEME, GROUP, BLOCK_K, PACK
+                    zeros, line, line_mask, begin, columns, SCHEME, GROUP, BLOCK_K, PACK
                 )
         if PACK == 2:
-            # Two products, so that the weights need not be brought into order: x's rows are less.
+            # Two products, because splitting x's tile is cheaper than interleaving the weights.
             even, odd = tl.split(tl.reshape(part, (BLOCK_M, BLOCK_K // 2, 2)))
             low = dequantised(codes & 15, scale, zero, SCHEME, x.dtype.element_ty)
             high = dequantised(codes >> 4, scale, zero, SCHEME, x.dtype.element_ty)
@@ -196,5 +200,7 @@ def _kernel(  # type: ignore[no-untyped-def]  # its arguments are not Python's
         total *= factor[None, :] * (256.0 if SCHEME == "fp8" else 1.0)
     if global_scale is not None:
         total *= tl.load(global_scale + expert)
-    places = row.to(tl.int64)[:, None] * outputs + output[None, :]
-    tl.store(out + places, total.to(out.dtype.element_ty), mask=some & (output < outputs)[None, :])
+    offsets = row.to(tl.int64)[:, None] * outputs + output[None, :]
+    tl.store(
+        out + offsets, total.to(out.dtype.element_ty), mask=row_mask & (output < outputs)[None, :]
+    )

@@ -1,14 +1,16 @@
-"""Attention of new tokens over their sequence's cache, which is read where it lies.
+"""Attention of new tokens over their sequence's cache, which is not copied.
 
-For head sizes that other kernels do not take (FlashAttention 2 and 3 end at 256), and for passes
-in which the device alone knows how much the cache holds: places that hold nothing are not read,
-where a mask would have them computed and thrown away. Query heads that share a key-value head
-stand in one tile, so that neither keys are repeated nor read once for each. Nothing here waits for
-the host, so that a CUDA graph may hold it.
+The kernel has two uses. It supports head sizes that other kernels do not (FlashAttention 2 and 3
+end at 256). And it serves passes in which only the device knows how much the cache stores: it does
+not read unseen entries, whereas with a mask their scores are computed and thrown away.
 
-Letters: T new tokens, S places of the cache, H query heads, K key-value heads, d head size. The
-scale is 1.0, as in `engine/model/attention.py`. The running maximum and sum are those of Milakov
-and Gimelshein (arXiv 1805.02867), the tiles those of FlashAttention (arXiv 2205.14135).
+Query heads that share a key-value head are in one tile, so that keys are neither repeated nor read
+once for each head. The host never waits, so that a CUDA graph may hold the kernel.
+
+The scale is 1.0, as in `engine/model/attention.py`. The running maximum and sum are those of
+Milakov and Gimelshein (arXiv 1805.02867), the tiles those of FlashAttention (arXiv 2205.14135).
+
+Letters: T new tokens, S entries of the cache, H query heads, K key-value heads, d head size.
 """
 
 import torch
@@ -26,17 +28,20 @@ def prefix_attention(
     causal: bool = False,
     window: int | None = None,
 ) -> Tensor:
-    """Softmax(queries keys') values: [H, T, d], [K, S, d], [K, S, d] -> [H, T, d].
+    """Returns softmax(queries keys') values: [H, T, d], [K, S, d], [K, S, d] -> [H, T, d].
 
-    Of the S places those from span[0] to before span[1] are seen ([2] int32 or int64 on the
-    device), all without a `span`; at least one. `causal`: the queries are the last T of these
-    places, and each sees itself and what is before it, of that the last `window` if there is one.
-    d is a power of two from 16 on and the last dimension contiguous; the others are not copied,
-    whatever their strides. The result lies as [T, H, d], which is what follows attention.
+    `span` ([2] int32 or int64 on the device) limits the seen entries: from span[0] to before
+    span[1], which is at least one. Without it all S entries are seen. If `causal` is set, the
+    queries are the last T of these entries. Each sees itself and the entries before it, or with a
+    `window` the last `window` of these, itself included.
+
+    d is a power of two from 16 on. The last dimension is contiguous, and the others may have any
+    strides. The result's memory is laid out as [T, H, d], the order that the output projection
+    needs.
     """
-    (heads, count, size), (kv_heads, places, _) = queries.shape, keys.shape
+    (heads, count, size), (kv_heads, entries, _) = queries.shape, keys.shape
     assert heads % kv_heads == 0
-    assert values.shape == keys.shape == (kv_heads, places, size)
+    assert values.shape == keys.shape == (kv_heads, entries, size)
     assert size >= 16
     assert size & (size - 1) == 0
     assert queries.stride(2) == keys.stride(2) == values.stride(2) == 1
@@ -56,7 +61,7 @@ def prefix_attention(
         *out.stride()[:2],
         count,
         group,
-        places,
+        entries,
         causal,
         window or 0,
         size,
@@ -77,34 +82,36 @@ def plain_prefix_attention(
     causal: bool = False,
     window: int | None = None,
 ) -> Tensor:
-    """The same in PyTorch's operations, with every score in memory; waits for the host."""
+    """Returns the same in plain PyTorch, with every score in memory. The host waits."""
     first, end = (0, keys.shape[1]) if span is None else span.tolist()
     group, count = queries.shape[0] // keys.shape[0], queries.shape[1]
     scores = queries @ keys.repeat_interleave(group, 0)[:, first:end].mT  # [H, T, end - first]
     if causal:
-        places = torch.arange(first, end)
-        back = (end - count + torch.arange(count))[:, None] - places
+        entries = torch.arange(first, end)
+        back = (end - count + torch.arange(count))[:, None] - entries
         scores[:, (back < 0) | (back >= (window or end))] = -torch.inf
     return scores.softmax(-1) @ values.repeat_interleave(group, 0)[:, first:end]
 
 
 def _tiles(size: int, itemsize: int) -> tuple[int, int, int, int]:
-    """Rows and places of a tile, warps, pipeline stages.
+    """Returns a tile's rows and entries, the number of warps and of pipeline stages.
 
-    In shared memory are keys twice, as the next tile's are on their way, values once and the
-    weights of a tile: 3 x 32 x 512 x 2 + 32 x 32 x 2 bytes = 98 KiB at d = 512 in 16 bits, of 99
-    that compute capability 8.6, 8.9 and 12.x have (9.0: 227); 50 KiB at 256. More rows a tile would
-    read keys less often, but leave more of a GPU idle: with 32 a canvas of 256 makes 128 programs
-    in layers of either kind, for the 132 processors of an H100; and at 512 registers suffice for no
-    more. So compiled; not measured. In 32 bits 16 x 512 x 4 bytes of each are 64 KiB.
+    Shared memory holds a tile's keys twice (the next tile's are being loaded), its values once, and
+    its weights. In 16 bits these are 3 x 32 x 512 x 2 + 32 x 32 x 2 bytes = 98 KiB at d = 512, and
+    50 KiB at 256. Compute capability 8.6, 8.9 and 12.x have 99 KiB, 9.0 has 227 KiB.
+
+    With more rows a tile, keys would be read less often, but more of a GPU would be idle: with 32,
+    a canvas of 256 makes 128 programs in layers of either kind, for the 132 processors of an H100.
+    And at d = 512 there are not enough registers for more rows. The compiler reports these sizes;
+    the speed was not measured. In 32 bits, 16 x 512 x 4 bytes of each are 64 KiB.
     """
     if itemsize > 2:
         return 16, 16, 8, 1
     return 32, 32, 8 if size > 256 else 4, 2
 
 
-# Not for each length of a prompt a kernel of its own.
-@triton.jit(do_not_specialize=["count", "places"])  # type: ignore[untyped-decorator]  # Triton has no types
+# Not specialised, so that not every length of a prompt compiles a kernel of its own.
+@triton.jit(do_not_specialize=["count", "entries"])  # type: ignore[untyped-decorator]  # Triton has no types
 def _kernel(  # type: ignore[no-untyped-def]  # its arguments are not Python's
     queries,
     keys,
@@ -121,7 +128,7 @@ def _kernel(  # type: ignore[no-untyped-def]  # its arguments are not Python's
     out_token,
     count,
     group,
-    places,
+    entries,
     CAUSAL: tl.constexpr,  # noqa: N803  # Triton's way to write constants
     WINDOW: tl.constexpr,  # noqa: N803
     SIZE: tl.constexpr,  # noqa: N803
@@ -129,39 +136,41 @@ def _kernel(  # type: ignore[no-untyped-def]  # its arguments are not Python's
     BLOCK_N: tl.constexpr,  # noqa: N803
 ):
     kv_head = tl.program_id(1)
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)  # of group * count
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)  # of group * count rows
     token, head = row % count, kv_head * group + row // count
-    some = (row < group * count)[:, None]
+    row_mask = (row < group * count)[:, None]
     within = tl.arange(0, SIZE)[None, :]
     query = tl.load(
-        queries + (head * query_head + token * query_token)[:, None] + within, mask=some, other=0.0
+        queries + (head * query_head + token * query_token)[:, None] + within,
+        mask=row_mask,
+        other=0.0,
     )
     if span is None:
-        first, end = tl.full((), 0, tl.int32), tl.full((), places, tl.int32)
+        first, end = tl.full((), 0, tl.int32), tl.full((), entries, tl.int32)
     else:
         first, end = tl.load(span).to(tl.int32), tl.load(span + 1).to(tl.int32)
     begin, stop = first, end
-    own = end - count + token  # the places of the queries, if they are among them
+    own = end - count + token  # the queries' own entries, if `causal`
     if CAUSAL:
         stop = tl.max(own, 0) + 1
         if WINDOW > 0:
             begin = tl.maximum(first, tl.min(own, 0) - WINDOW + 1)
-    peak = tl.full((BLOCK_M,), -1e30, tl.float32)  # finite: a row may see nothing of a tile
+    peak = tl.full((BLOCK_M,), -1e30, tl.float32)  # finite, as a row may see nothing of a tile
     mass = tl.zeros((BLOCK_M,), tl.float32)
     total = tl.zeros((BLOCK_M, SIZE), tl.float32)
     # 64 bits: a long context of several heads has more than 2^31 numbers.
     head_keys = keys + kv_head.to(tl.int64) * key_head
     head_values = values + kv_head.to(tl.int64) * value_head
-    for at in range(begin, stop, BLOCK_N):
-        place = at + tl.arange(0, BLOCK_N)
-        known = (place < stop)[:, None]
+    for start in range(begin, stop, BLOCK_N):
+        entry = start + tl.arange(0, BLOCK_N)
+        entry_mask = (entry < stop)[:, None]
         key = tl.load(
-            head_keys + place.to(tl.int64)[:, None] * key_token + within, mask=known, other=0.0
+            head_keys + entry.to(tl.int64)[:, None] * key_token + within, mask=entry_mask, other=0.0
         )
         scores = tl.dot(query, tl.trans(key), input_precision="ieee")  # [BLOCK_M, BLOCK_N]
-        seen = place[None, :] < stop
+        seen = entry[None, :] < stop
         if CAUSAL:
-            back = own[:, None] - place[None, :]
+            back = own[:, None] - entry[None, :]
             seen = seen & (back >= 0)
             if WINDOW > 0:
                 seen = seen & (back < WINDOW)
@@ -171,7 +180,9 @@ def _kernel(  # type: ignore[no-untyped-def]  # its arguments are not Python's
         shrunk = tl.exp2(peak - higher)
         mass = mass * shrunk + tl.sum(weights, 1)
         value = tl.load(
-            head_values + place.to(tl.int64)[:, None] * value_token + within, mask=known, other=0.0
+            head_values + entry.to(tl.int64)[:, None] * value_token + within,
+            mask=entry_mask,
+            other=0.0,
         )
         total = tl.dot(
             weights.to(value.dtype), value, total * shrunk[:, None], input_precision="ieee"
@@ -181,5 +192,5 @@ def _kernel(  # type: ignore[no-untyped-def]  # its arguments are not Python's
     tl.store(
         out + (head * out_head + token * out_token)[:, None] + within,
         total.to(out.dtype.element_ty),
-        mask=some,
+        mask=row_mask,
     )

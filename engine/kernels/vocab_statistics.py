@@ -1,11 +1,11 @@
-"""One pass over the logits: unnormalised probabilities, and what is summed of them.
+"""One pass over the logits: unnormalised probabilities, and sums of them.
 
-The middle of the vocabulary tail on a GPU, between two cuBLAS products: it reads each logit once
-and writes its unnormalised probability in its place, where PyTorch's operations would read and
-write the [R, V] tensor a dozen times. Nothing here waits for the host: temperatures and exponent
-shifts are device tensors, so that a CUDA graph may hold it.
+This is the middle of the vocabulary tail on a GPU, between two cuBLAS products. It reads each logit
+once and overwrites it with its unnormalised probability. PyTorch's operations would read and write
+the [R, V] tensor a dozen times. The host never waits: temperatures and exponent shifts are device
+tensors, so that a CUDA graph may hold the kernel.
 
-Letters: R rows, V vocabulary (of a chunk), G groups of GROUP entries.
+Letters: R rows, V vocabulary (of a chunk), G groups of `group` tokens.
 """
 
 from typing import NamedTuple
@@ -19,12 +19,12 @@ GROUPS_A_PROGRAM = 8
 
 
 class Statistics(NamedTuple):
-    """Of each row and group; all [R, G]."""
+    """The statistics of each row and group, all [R, G]."""
 
-    mass: Tensor  # float32, sum of exp(y)
-    energy: Tensor  # float32, sum of y exp(y)
-    best: Tensor  # float32, largest logit
-    place: Tensor  # int32, where it stands in the group, the first one of equals
+    mass: Tensor  # float32, the sum of exp(y)
+    energy: Tensor  # float32, the sum of y exp(y)
+    best: Tensor  # float32, the largest logit
+    best_index: Tensor  # int32, its index in the group, the first one of equals
 
 
 def vocab_statistics(
@@ -32,10 +32,10 @@ def vocab_statistics(
 ) -> Statistics:
     """Replace logits [R, V] by exp(y), y = sharpness * (tanh(logit / softcap) - shift).
 
-    logits in any float type, contiguous, V a multiple of `group`, which is a power of two;
-    sharpness [R] (softcap / temperature) and shift [R] float32. With a shift of 1 no exponent is
-    above 0 or below -2 sharpness, whatever the logits; with the row's largest tanh none underflows
-    that matters.
+    Returns the statistics of y and exp(y). logits are contiguous and of any float dtype. V is a
+    multiple of `group`, which is a power of two. sharpness (softcap / temperature) and shift are
+    [R] float32. With a shift of 1, y is from -2 sharpness to 0, whatever the logits. With the row's
+    largest tanh as its shift, no exponential that matters underflows.
     """
     rows, vocab = logits.shape
     assert logits.is_contiguous()
@@ -55,13 +55,13 @@ def vocab_statistics(
 def plain_vocab_statistics(
     logits: Tensor, sharpness: Tensor, shift: Tensor, *, softcap: float, group: int
 ) -> Statistics:
-    """The same, in PyTorch's operations."""
+    """Do the same in plain PyTorch."""
     raw = logits.float().view(logits.shape[0], -1, group)  # [R, G, group]
-    best, place = raw.max(-1)
+    best, index = raw.max(-1)
     y = ((raw / softcap).tanh() - shift[:, None, None]) * sharpness[:, None, None]
     probs = y.exp()
     logits.copy_(probs.flatten(1))
-    return Statistics(probs.sum(-1), (y * probs).sum(-1), best, place.int())
+    return Statistics(probs.sum(-1), (y * probs).sum(-1), best, index.int())
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # Triton has no types
@@ -72,7 +72,7 @@ def _kernel(  # type: ignore[no-untyped-def]  # its arguments are not Python's
     mass,
     energy,
     best,
-    place,
+    best_index,
     groups,
     inverse_softcap,
     GROUP: tl.constexpr,  # noqa: N803  # Triton's way to write constants
@@ -82,19 +82,19 @@ def _kernel(  # type: ignore[no-untyped-def]  # its arguments are not Python's
     numbers = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
     inside = numbers < groups
     within = tl.arange(0, GROUP)
-    # 64 bits: R * V passes 2^31 with 8,192 rows of the released vocabulary.
-    places = row.to(tl.int64) * groups * GROUP + numbers[:, None] * GROUP + within[None, :]
-    raw = tl.load(logits + places, mask=inside[:, None], other=0.0).to(tl.float32)
-    # tanh by way of exp, which every Triton backend has; exact to 1e-7 absolute.
+    # 64 bits: R * V is 2^31 at 8,192 rows of the released vocabulary.
+    offsets = row.to(tl.int64) * groups * GROUP + numbers[:, None] * GROUP + within[None, :]
+    raw = tl.load(logits + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
+    # tanh computed with exp, which every Triton backend has. The absolute error is 1e-7.
     capped = 1.0 - 2.0 / (1.0 + tl.exp(2.0 * raw * inverse_softcap))
     y = (capped - tl.load(shift + row)) * tl.load(sharpness + row)
     probs = tl.exp(y)
-    tl.store(logits + places, probs.to(logits.dtype.element_ty), mask=inside[:, None])
+    tl.store(logits + offsets, probs.to(logits.dtype.element_ty), mask=inside[:, None])
     out = row * groups + numbers
     tl.store(mass + out, tl.sum(probs, 1), mask=inside)
     tl.store(energy + out, tl.sum(y * probs, 1), mask=inside)
     largest = tl.max(raw, 1)
     tl.store(best + out, largest, mask=inside)
-    # The first of equals, as torch.max has it on a CPU.
+    # The first of equals, as torch.max returns it on a CPU.
     first = tl.min(tl.where(raw == largest[:, None], within[None, :], GROUP - 1), 1)
-    tl.store(place + out, first, mask=inside)
+    tl.store(best_index + out, first, mask=inside)

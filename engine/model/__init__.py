@@ -1,1 +1,1 @@
-"""The network and what ties a checkpoint to it. Knows no request and no schedule."""
+"""The network, and the code that fills it from a checkpoint. It knows no requests or schedule."""

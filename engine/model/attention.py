@@ -1,10 +1,12 @@
 """Attention over a sequence's cached keys and values, and the rotary embedding.
 
-Letters: T tokens of the pass, S stored and new tokens, H query heads, K key-value heads, d head
-size. The scale is 1.0: this architecture norms queries and keys instead.
+The scale is 1.0, because this architecture norms queries and keys instead.
 
-Query heads that share a key-value head are laid along the token axis rather than the keys being
-repeated: [H, T, d] -> [K, H/K * T, d]. So a pass reads each key once.
+Keys are not repeated for the query heads that share a key-value head. Instead, these query heads
+are laid along the token axis: [H, T, d] -> [K, H/K * T, d]. So a pass reads each key once.
+
+Letters: T tokens of the pass, S stored and new tokens, H query heads, K key-value heads, d head
+size.
 """
 
 import torch
@@ -13,7 +15,7 @@ from torch.nn import functional as F
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate [.., T, d] by cos and sin [T, d], halves paired (x[i], x[i + d/2])."""
+    """Returns x [.., T, d] rotated by cos and sin [T, d], with x[i] and x[i + d/2] as pairs."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
@@ -21,22 +23,27 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def bidirectional_attention(
     queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None = None
 ) -> Tensor:
-    """Every query sees every key: [H, T, d], [K, S, d], [K, S, d] -> [H, T, d].
+    """Returns the attention of queries that see every key, or those `seen` [S] bool.
 
-    Or all of them see those keys that are `seen`, [S] bool.
+    [H, T, d], [K, S, d], [K, S, d] -> [H, T, d].
     """
     return _attend(queries, keys, values, None if seen is None else seen[None])
 
 
 def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """The same with a mask [T, S] bool, True where a query sees a key."""
+    """Returns the attention under a mask [T, S] bool, which is True where a query sees a key.
+
+    [H, T, d], [K, S, d], [K, S, d] -> [H, T, d].
+    """
     group = queries.shape[0] // keys.shape[0]
     return _attend(queries, keys, values, mask.repeat(group, 1))
 
 
 def causal_mask(stored: int, count: int, window: int | None, device: torch.device) -> Tensor:
-    """[count, stored + count] bool: new token i, at index stored + i, sees itself and what is
-    before it, and of that only the last `window` tokens (itself included) if there is a window.
+    """Returns the mask of `count` new tokens: [count, stored + count] bool.
+
+    New token i, at index stored + i, sees itself and the tokens before it. With a `window`, it sees
+    only the last `window` of these, itself included.
     """
     query = torch.arange(stored, stored + count, device=device)[:, None]
     key = torch.arange(stored + count, device=device)[None, :]
@@ -50,5 +57,5 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) 
     attended = F.scaled_dot_product_attention(
         grouped, keys[None], values[None], attn_mask=mask, scale=1.0
     )
-    # Not a view: some of PyTorch's kernels on a GPU give their result transposed.
+    # reshape, not view: some of PyTorch's GPU kernels return their result transposed.
     return attended.reshape(heads, count, size)

@@ -1,9 +1,9 @@
-"""A checkpoint's files into the network: names, merging, quantising, loading.
+"""Finds a checkpoint and loads its weights into the network.
 
-One weight of ours after another is read, merged from its tensors, quantised if that was asked for,
-and put on the device: never more than the model and one weight in memory. Every tensor of the
-files is accounted for; what is missing, unexpected or mis-shaped is an error that lists it. How
-published formats look on disk is `engine.weights`' to know.
+The network's weights are loaded one after another: each is read, merged from its tensors, quantised
+if requested, and put on the device. So memory never holds more than the model and one weight. Every
+tensor of the files is accounted for: missing, unexpected and mis-shaped tensors are listed in an
+error. `engine.weights` knows how published formats look on disk.
 """
 
 import json
@@ -42,29 +42,32 @@ from engine.weights.tensor_files import MissingTensorError, Progress, TensorFile
 if TYPE_CHECKING:
     from engine.weights.gguf_file import GgufWeights
 
-# Files that a model needs here, of all that a repository may hold.
-_WANTED_FILES = ["*.json", "*.jinja"]
+# Of a repository, only the files that match these patterns are downloaded.
+_CONFIG_FILES = ["*.json", "*.jinja"]
 _WEIGHT_FILES = ["*.safetensors"]
-_LISTED = 8  # names that an error spells out
+_LISTED = 8  # names that an error lists at most
 _CHUNK = 4096  # rows of a large weight that are dequantised at once
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 
 
 class CheckpointError(ValueError):
-    """The checkpoint can't be found, or its files don't fit its configuration."""
+    """The checkpoint cannot be found, or its files do not fit its configuration."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose configuration this engine can run. Its weights need not be here yet."""
+    """A checkpoint whose configuration this engine can run.
+
+    Its weights may still have to be downloaded.
+    """
 
     folder: Path
     config: ModelConfig
     generation: dict[str, Any]  # its generation_config.json
     vision: VisionConfig | None
     read_module: ReadModule  # reads the format in which the weights are stored
-    gguf: Path | None = None  # a file that has the weights instead
-    hub_id: str | None = None  # where the weights are downloaded from, if they are not local
+    gguf: Path | None = None  # the file that holds the weights instead of the folder
+    hub_id: str | None = None  # the repository with the weights, unless they are in local files
 
     @property
     def quantized(self) -> bool:
@@ -73,9 +76,10 @@ class Checkpoint:
 
 
 def find_dimensions(model: str, gguf: str = "") -> Dimensions:
-    """Of a folder or a Hugging Face id, from its configuration: no more of it is downloaded.
+    """Returns the dimensions of a model, which is a folder or a Hugging Face id.
 
-    `gguf` is the file that has the weights instead, whose header is read if it is here.
+    They are read from its configuration: no weights are downloaded. `gguf` names the file that
+    holds the weights instead. Its header is read if the file is on this machine.
 
     Raises CheckpointError or UnsupportedModelError.
     """
@@ -89,22 +93,23 @@ def find_dimensions(model: str, gguf: str = "") -> Dimensions:
             raise CheckpointError(f"gguf {gguf!r}: {error}") from error
     if folder is not None:
         return dimensions.in_folder(folder)
-    told = any(_is_on_hub(model, name) for name in QUANTIZED_FILES)
-    return replace(dimensions, quantized=dimensions.quantized or told)
+    marked = any(_is_on_hub(model, name) for name in QUANTIZED_FILES)
+    return replace(dimensions, quantized=dimensions.quantized or marked)
 
 
 def find_checkpoint(model: str, gguf: str = "") -> Checkpoint:
-    """Find a folder or a Hugging Face id, and read its configuration. Downloads no weights.
+    """Find a model, which is a folder or a Hugging Face id, and read its configuration.
 
-    With `gguf`, a file's path or owner/name/file on the hub, the weights are those of that file. It
-    has the language model alone, so there is no vision.
+    The model's own weights are not downloaded. `gguf`, a path or owner/name/file on the hub, names
+    a file that holds the weights instead, and which is downloaded if it is not local. A GGUF file
+    has the language model alone, so the checkpoint has no vision then.
 
     Raises CheckpointError or UnsupportedModelError.
     """
     local_folder, config = _find_config(model)
     shapes = ModelConfig.from_transformers(config)
     gguf_file = _find_gguf(gguf) if gguf else None
-    folder = local_folder or _download(model, _WANTED_FILES)
+    folder = local_folder or _download(model, _CONFIG_FILES)
     vision = None if gguf_file else VisionConfig.find(folder, config)
     generation = _generation_config(folder)
     stored: dict[str, Any] | None = getattr(config, "quantization_config", None)
@@ -117,7 +122,7 @@ def find_checkpoint(model: str, gguf: str = "") -> Checkpoint:
 
 
 def download_weights(checkpoint: Checkpoint) -> None:
-    """Download the weights unless they are here. Call this once nothing else can be refused."""
+    """Download the weights unless they are local. Call this after all other checks have passed."""
     if checkpoint.hub_id is not None:
         _download(checkpoint.hub_id, _WEIGHT_FILES)
 
@@ -132,18 +137,20 @@ def load_model(
     vision: Vision | None = None,
     on_progress: Progress = lambda _loaded, _total: None,
 ) -> DiffusionGemma:
-    """Returns the network with its weights on `device`. `on_progress` gets bytes read and in all.
+    """Returns the network with its weights on `device`.
 
-    Weights are quantised while loading as `formats` says; the result is kept below `cache_root`, if
-    there is one, for the next start. All others are held in `dtype`. This also fills `vision`,
-    which was built for the same formats; without it the files' vision tensors are passed over.
+    `formats` says which weights are quantised while loading. If there is a `cache_root`, the
+    quantised weights are kept below it for the next start. All other weights are held in `dtype`.
+    `on_progress` is called with the bytes read so far and the bytes of all files. This function
+    also fills `vision`, which must have been built for the same formats. Without it the files'
+    vision tensors are passed over.
 
-    Raises CheckpointError listing the tensors that are missing, unexpected or mis-shaped, or if
-    the checkpoint can't be quantised as asked.
+    Raises CheckpointError if tensors are missing, unexpected or mis-shaped, which the error lists,
+    or if the checkpoint cannot be quantised as requested.
     """
     if checkpoint.quantized and formats.quantized:
         raise CheckpointError(
-            f"{checkpoint.folder} is quantised already: quantize_experts, quantize_linears and "
+            f"{checkpoint.folder} is already quantised: quantize_experts, quantize_linears and "
             "quantize_rest can only be 'none'"
         )
     with torch.device("meta"):
@@ -169,7 +176,7 @@ def _open(
     checkpoint: Checkpoint, formats: Formats, cache_root: Path | None, on_progress: Progress
 ) -> "tuple[PublishedWeights | GgufWeights, QuantizedCache | None]":
     if checkpoint.gguf is not None:
-        from engine.weights.gguf_file import GgufWeights  # here: few need it
+        from engine.weights.gguf_file import GgufWeights  # few checkpoints need it
 
         try:
             return GgufWeights(checkpoint.gguf, on_progress), None
@@ -184,7 +191,7 @@ def _open(
 
 @dataclass
 class _Loading:
-    """What is read from where to where, and what went wrong so far."""
+    """The loading of a network: its source, its settings, and the errors so far."""
 
     source: "PublishedWeights | GgufWeights"
     formats: Formats
@@ -195,29 +202,32 @@ class _Loading:
     mis_shaped: list[str] = field(default_factory=list)
 
     def fill(self, target: WeightTarget) -> None:
-        """Put a weight in its place, quantised if that was asked for."""
-        found = [self._read(name, shape) for name, shape in target.parts.items()]
-        parts = [part for part in found if part is not None]
+        """Read a weight and put it into the network, quantised if requested.
+
+        If one of its tensors is missing or mis-shaped, that is noted for `report` instead.
+        """
+        read = [self._read(name, shape) for name, shape in target.parts.items()]
+        parts = [part for part in read if part is not None]
         if len(parts) < len(target.parts):
             return
         dense = [part for part in parts if isinstance(part, Tensor)]
-        asked = scheme(target.kind, self.formats)
-        if asked is not None:
+        requested = scheme(target.kind, self.formats)
+        if requested is not None:
             assert len(dense) == len(parts)
-            target.put(self._quantized(target.name, dense, asked))
+            target.put(self._quantized(target.name, dense, requested))
         elif len(dense) == len(parts) or target.kind in ("dense", "embedding"):
             target.put(self._dense(parts, target.shape))
         else:
             target.put(self._as_stored(parts))
 
     def copy(self, name: str, tensor: Tensor) -> None:
-        """Into a tensor that is there already."""
-        found = self._read(name, tensor.shape)
-        if found is not None:
-            _copy(found, tensor)
+        """Read a weight into `tensor`, which the network has already."""
+        weight = self._read(name, tensor.shape)
+        if weight is not None:
+            _copy(weight, tensor)
 
     def report(self, folder: Path) -> None:
-        """Raises CheckpointError if anything went wrong."""
+        """Raise CheckpointError if tensors are missing, unexpected or mis-shaped."""
         lists = {
             "missing": sorted(self.missing),
             "unexpected": self.source.left,
@@ -243,13 +253,13 @@ class _Loading:
     def _dense(self, parts: list[Weight], shape: torch.Size) -> Tensor:
         whole, start = torch.empty(shape, device=self.device, dtype=self.dtype), 0
         for part in parts:
-            place = whole if len(parts) == 1 else whole[start : start + part.shape[0]]
-            _copy(part, place)
-            start += place.shape[0]
+            rows = whole if len(parts) == 1 else whole[start : start + part.shape[0]]
+            _copy(part, rows)
+            start += rows.shape[0]
         return whole
 
     def _as_stored(self, parts: list[Weight]) -> Weight:
-        """Quantised weights as they are, and what is dense among them in our type."""
+        """Returns the parts as one weight: quantised parts unchanged, dense ones in our dtype."""
         return stack(
             [
                 part.to(self.device, self.dtype, copy=True)
@@ -259,37 +269,37 @@ class _Loading:
             ]
         )
 
-    def _quantized(self, name: str, parts: list[Tensor], asked: FromDense) -> QuantizedWeight:
+    def _quantized(self, name: str, parts: list[Tensor], requested: FromDense) -> QuantizedWeight:
         kept = None if self.cache is None else self.cache.read(name, self.device)
         if kept is not None:
             return kept
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-        weight = quantize(whole, asked, self.device)
+        weight = quantize(whole, requested, self.device)
         if self.cache is not None:
             self.cache.write(name, weight)
         return weight
 
 
-def _copy(weight: Weight, place: Tensor) -> None:
-    """Fill a tensor, a large one by parts."""
+def _copy(weight: Weight, destination: Tensor) -> None:
+    """Copy a weight into a tensor. A quantised weight is dequantised in chunks of rows."""
     match weight:
         case Tensor():
-            place.copy_(weight)
+            destination.copy_(weight)
         case QuantizedWeight():
             for start in range(0, weight.shape[-2], _CHUNK):
                 rows = slice(start, start + _CHUNK)
-                place[..., rows, :].copy_(weight.rows(rows).dequantize(place.dtype))
+                destination[..., rows, :].copy_(weight.rows(rows).dequantize(destination.dtype))
         case StackedWeight():
             start = 0
             for part in weight.parts:
                 rows = slice(start, start + part.shape[-2])
-                _copy(part, place[..., rows, :])
+                _copy(part, destination[..., rows, :])
                 start = rows.stop
 
 
 def _find_config(model: str) -> tuple[Path | None, Any]:
-    """The folder, if the model is one, and Transformers' configuration."""
-    from transformers import AutoConfig  # here: it is slow to import, and only loading needs it
+    """Returns the model's folder, or None if it is on the hub, and its Transformers config."""
+    from transformers import AutoConfig  # slow to import, and only loading needs it
 
     path = Path(model).expanduser()
     local = path.is_dir()
@@ -318,14 +328,17 @@ def _weight_files(folder: Path) -> list[Path]:
 def _generation_config(folder: Path) -> dict[str, Any]:
     file = folder / "generation_config.json"
     try:
-        found: dict[str, Any] = json.loads(file.read_text())
+        values: dict[str, Any] = json.loads(file.read_text())
     except FileNotFoundError as error:
-        raise CheckpointError(f"{folder}: there is no generation_config.json") from error
-    return found
+        raise CheckpointError(f"{folder}: generation_config.json is missing") from error
+    return values
 
 
 def _is_on_hub(model: str, name: str) -> bool:
-    """Whether the repository has the file, which then is here; without a network, if it is here."""
+    """Download a file of a repository. Returns whether the repository has it.
+
+    Without a network, returns whether the file was downloaded before.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -336,31 +349,31 @@ def _is_on_hub(model: str, name: str) -> bool:
     return True
 
 
-def _download(model: str, wanted: list[str]) -> Path:
+def _download(model: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(model, allow_patterns=wanted))
+    return Path(snapshot_download(model, allow_patterns=patterns))
 
 
 def _find_gguf(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    place = place_on_hub(name)
-    if place is None:
-        raise CheckpointError(f"gguf {name!r} is neither a file nor one on Hugging Face's hub")
+    repository_and_file = place_on_hub(name)
+    if repository_and_file is None:
+        raise CheckpointError(f"gguf {name!r} is neither a file nor on Hugging Face's hub")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(hf_hub_download(*place))
+        return Path(hf_hub_download(*repository_and_file))
     except (HfHubHTTPError, OSError) as error:
         raise CheckpointError(f"gguf {name!r}: {_first_line(error)}") from error
 
 
 def _list(names: list[str]) -> str:
-    rest = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+    unlisted = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {unlisted} more" if unlisted > 0 else "")
 
 
 def _first_line(error: Exception) -> str:

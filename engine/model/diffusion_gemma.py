@@ -1,13 +1,14 @@
 """DiffusionGemma: its configuration and the network, in reading order.
 
-Shapes are written in these letters: T tokens of a pass, C canvas positions, D hidden size,
-H query heads, K key-value heads, d head size, E experts, I an MLP's inner size, V vocabulary.
-The rows of all sequences of a pass stand one behind the other, so there is no batch dimension:
-only attention looks at one sequence at a time. The reference, against which the parity
-tests hold every number, is transformers' `models/diffusion_gemma/modeling_diffusion_gemma.py`.
+The rows of all sequences of a pass follow one another, so there is no batch dimension. Only
+attention works on one sequence at a time. The reference is transformers'
+`models/diffusion_gemma/modeling_diffusion_gemma.py`: the parity tests compare every number with it.
 
-Encoder and decoder are the same weights in two ways of use: `encode` reads tokens causally and
-writes the KV cache; `decode` reads the cache and sees the whole canvas bidirectionally.
+Encoder and decoder are two uses of the same weights. As the encoder they read tokens causally and
+write the KV cache. As the decoder they read the cache and see the whole canvas bidirectionally.
+
+Letters: T tokens of a pass or of one of its segments, R canvas positions (rows) of a pass, S
+entries of a KV cache, D hidden size, H query heads, K key-value heads, d head size.
 """
 
 from collections.abc import Sequence
@@ -29,22 +30,22 @@ from engine.weights.quantization import Kernel, Weight
 
 
 class UnsupportedModelError(ValueError):
-    """The checkpoint's configuration asks for something that this engine does not compute."""
+    """The checkpoint's configuration demands something that this engine does not compute."""
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary embedding of one layer type: of each head's d / 2 frequencies the first are rotated.
+    """The rotary embedding of one layer type. It rotates the first of a head's d / 2 frequencies.
 
-    The released full-attention layers rotate a quarter ("proportional" in Transformers): the
-    exponents run over the whole head size and the remaining frequencies are zero.
+    The released full-attention layers rotate a quarter of them ("proportional" in Transformers):
+    exponents are relative to the whole head size, and the remaining frequencies are zero.
     """
 
     theta: float
-    rotated: float = 1.0  # share of the head that is rotated
+    rotated: float = 1.0  # the share of the head that is rotated
 
     def inverse_frequencies(self, head_size: int, device: torch.device) -> Tensor:
-        """[d / 2] float32."""
+        """Returns the frequencies [d / 2] float32 of a head of this size, on `device`."""
         rotated = int(self.rotated * head_size // 2)
         exponents = torch.arange(0, 2 * rotated, 2, device=device, dtype=torch.float32) / head_size
         return F.pad(1.0 / self.theta**exponents, (0, head_size // 2 - rotated))
@@ -52,18 +53,24 @@ class Rope:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What the network needs of a checkpoint's `config.json`, checked to be computable here."""
+    """The numbers of a checkpoint's `config.json` that the network needs.
+
+    They are checked: the network can compute a model with this configuration.
+    """
 
     dimensions: Dimensions
     norm_eps: float
     softcap: float
     sliding_rope: Rope
     full_rope: Rope
-    bidirectional_images: bool  # an image's tokens see each other in the encoder, not only back
+    bidirectional_images: bool  # whether an image's tokens all see each other in the encoder
 
     @classmethod
     def from_transformers(cls, config: Any) -> "ModelConfig":
-        """From a `DiffusionGemmaConfig`. Raises UnsupportedModelError, naming every obstacle."""
+        """Returns the configuration of a `DiffusionGemmaConfig`.
+
+        Raises UnsupportedModelError, naming every obstacle, if the network cannot compute it.
+        """
         if config.model_type != "diffusion_gemma":
             raise UnsupportedModelError(
                 f"model_type is {config.model_type!r}; supported: 'diffusion_gemma'"
@@ -83,58 +90,61 @@ class ModelConfig:
 
 
 def _obstacles(config: Any, text: Any) -> list[str]:
-    """Every reason why this configuration can't be run, each naming its key and what is allowed."""
+    """Returns every reason why this configuration cannot be run.
+
+    Each reason names its key and the supported values.
+    """
     allowed: dict[str, tuple[Any, ...]] = {
         "hidden_activation": ("gelu_pytorch_tanh",),
         "attention_bias": (False,),
         "use_bidirectional_attention": (None, "vision"),
         "tie_word_embeddings": (True,),
     }
-    found = [
+    obstacles = [
         f"text_config.{key} is {getattr(text, key)!r}; supported: "
         + " or ".join(repr(value) for value in values)
         for key, values in allowed.items()
         if getattr(text, key) not in values
     ]
     numbers = ("num_experts", "top_k_experts", "moe_intermediate_size", "final_logit_softcapping")
-    found += [
+    obstacles += [
         f"text_config.{key} is {getattr(text, key)!r}; it must be a number above 0"
         for key in numbers
         if not getattr(text, key)
     ]
     if not config.tie_word_embeddings:
-        found.append("tie_word_embeddings is False; supported: True")
+        obstacles.append("tie_word_embeddings is False; supported: True")
     if not config.canvas_length:
-        found.append(f"canvas_length is {config.canvas_length!r}; it must be a number above 0")
+        obstacles.append(f"canvas_length is {config.canvas_length!r}; it must be a number above 0")
     for layer_type in ("sliding_attention", "full_attention"):
-        found += _rope_obstacles(
+        obstacles += _rope_obstacles(
             f"text_config.rope_parameters.{layer_type}", text.rope_parameters[layer_type]
         )
-    return found
+    return obstacles
 
 
 def _rope_obstacles(key: str, rope: dict[str, Any]) -> list[str]:
-    found = []
+    obstacles = []
     if rope["rope_type"] not in ("default", "proportional"):
-        found.append(
+        obstacles.append(
             f"{key}.rope_type is {rope['rope_type']!r}; supported: 'default' or 'proportional'"
         )
     if rope.get("factor", 1.0) != 1.0:
-        found.append(f"{key}.factor is {rope['factor']!r}; supported: 1.0")
+        obstacles.append(f"{key}.factor is {rope['factor']!r}; supported: 1.0")
     if rope["rope_type"] == "default" and rope.get("partial_rotary_factor", 1.0) != 1.0:
-        found.append(f"{key}.partial_rotary_factor goes with rope_type 'proportional' only")
-    return found
+        obstacles.append(f"{key}.partial_rotary_factor goes with rope_type 'proportional' only")
+    return obstacles
 
 
 def _rope(parameters: dict[str, Any]) -> Rope:
     return Rope(parameters["rope_theta"], parameters.get("partial_rotary_factor", 1.0))
 
 
-Ropes = dict[bool, tuple[Tensor, Tensor]]
+Ropes = dict[bool, tuple[Tensor, Tensor]]  # cos and sin [T, d] of sliding (True) and full layers
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps), times a weight if there is one; statistics in float32."""
+    """Computes x / sqrt(mean(x^2) + eps) * weight, with statistics in float32."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -146,7 +156,7 @@ class RMSNorm(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """down(gelu(gate(x)) * up(x)), gate and up merged into one product."""
+    """Computes down(gelu(gate(x)) * up(x)), with gate and up merged into one product."""
 
     def __init__(self, size: int, inner: int) -> None:
         super().__init__()
@@ -159,7 +169,7 @@ class GatedMLP(nn.Module):
 
 
 class SelfConditioning(nn.Module):
-    """Adds what the step before thought of each position to the canvas' embeddings."""
+    """Adds the previous step's prediction for each position to the canvas' embeddings."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -168,14 +178,17 @@ class SelfConditioning(nn.Module):
         self.mlp = GatedMLP(config.dimensions.hidden_size, config.dimensions.mlp_size)
 
     def forward(self, embeddings: Tensor, soft_embeddings: Tensor | None) -> Tensor:
-        """[C, D] -> [C, D]. None stands for zeros, which the MLP (it has no bias) keeps zero."""
+        """Returns the conditioned embeddings: [R, D], [R, D] -> [R, D].
+
+        `soft_embeddings` of None stand for zeros, which the MLP keeps zero because it has no bias.
+        """
         if soft_embeddings is not None:
             embeddings = embeddings + self.mlp(self.pre_norm(soft_embeddings))
         return F.rms_norm(embeddings, embeddings.shape[-1:], eps=self.eps)
 
 
 class Attention(nn.Module):
-    """The projections and norms around attention; where full layers use keys as values."""
+    """The projections and norms around attention. Full layers use their keys as values."""
 
     def __init__(self, config: ModelConfig, shape: LayerShape) -> None:
         super().__init__()
@@ -190,22 +203,25 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(self.head_size, config.norm_eps)
 
     def project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """[T, D] -> queries [H, T, d], keys and values [K, T, d], normed and rotated."""
+        """Returns queries [H, T, d], keys [K, T, d] and values [K, T, d] of x [T, D].
+
+        Queries and keys are normed and rotated, values are normed without a weight.
+        """
         heads = linear(x, self.qkv).view(x.shape[0], -1, self.head_size).transpose(0, 1)
-        queries, rest = heads[: self.query_heads], heads[self.query_heads :]
-        keys, values = rest.chunk(2) if self.sliding else (rest, rest)
+        queries, kv_heads = heads[: self.query_heads], heads[self.query_heads :]
+        keys, values = kv_heads.chunk(2) if self.sliding else (kv_heads, kv_heads)
         queries = apply_rope(self.q_norm(queries), *rope)
         keys = apply_rope(self.k_norm(keys), *rope)
         values = F.rms_norm(values, (self.head_size,), eps=self.k_norm.eps)
         return queries, keys, values
 
     def merge(self, attended: Tensor) -> Tensor:
-        """[H, T, d] -> [T, D]."""
+        """Returns the output projection of all heads: [H, T, d] -> [T, D]."""
         return linear(attended.transpose(0, 1).flatten(1), self.out)
 
 
 class Layer(nn.Module):
-    """Attention, then a dense MLP beside the experts, each in its sandwich of norms."""
+    """Attention, then a dense MLP beside the experts, each with a norm before and after it."""
 
     encoder_scalar: Tensor
     decoder_scalar: Tensor
@@ -238,14 +254,17 @@ class Layer(nn.Module):
         self.register_buffer("decoder_scalar", torch.empty(1))
 
     def finish(self, x: Tensor, attended: Tensor, encoded: int) -> Tensor:
-        """What follows attention, [T, D] -> [T, D]; the first `encoded` rows are the encoder's."""
+        """Returns the layer's output [T, D], given its input x [T, D] and the attention [T, D].
+
+        The first `encoded` rows are the encoder's.
+        """
         x = self._feed_forward(x + self.post_attention_norm(attended))
         x[:encoded] *= self.encoder_scalar
         x[encoded:] *= self.decoder_scalar
         return x
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        """Residual included. The router sees the input without a weight."""
+        """Returns x [T, D] plus both MLPs. The router's input is normed without a weight."""
         dense = self.post_mlp_norm(self.mlp(self.mlp_norm(x)))
         routing = self.router(F.rms_norm(x, x.shape[-1:], eps=self.router_eps))
         sparse = self.post_experts_norm(self.experts(self.experts_norm(x), routing))
@@ -254,7 +273,7 @@ class Layer(nn.Module):
 
 
 class DiffusionGemma(nn.Module):
-    """The network. Built empty; `engine.model.checkpoint` fills it."""
+    """The network. It is built with empty weights, which `engine.model.checkpoint` fills."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -273,7 +292,7 @@ class DiffusionGemma(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of activations, and of weights that are not quantised."""
+        """Returns the dtype of activations, and of weights that are not quantised."""
         return self.norm.weight.dtype
 
     @property
@@ -282,11 +301,11 @@ class DiffusionGemma(nn.Module):
 
     @cached_property
     def embedding_scale(self) -> float:
-        """sqrt(D), rounded to the weights' dtype as in training."""
+        """Returns sqrt(D), rounded to the weights' dtype as in training."""
         return float(torch.tensor(self.dimensions.hidden_size**0.5, dtype=self.dtype))
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """[T] int64 -> [T, D]."""
+        """Returns the scaled embeddings of tokens, [T] int64 -> [T, D]."""
         return look_up(self.embedding, tokens, self.dtype) * self.embedding_scale
 
     def run(
@@ -294,15 +313,17 @@ class DiffusionGemma(nn.Module):
         segments: Sequence[Segment],
         soft_embeddings: Tensor | None = None,
     ) -> Tensor:
-        """One pass over all segments' rows together: hidden states [R, D] of the canvases' rows.
+        """Make one pass over all segments' rows. Returns the canvases' hidden states [R, D].
 
-        `soft_embeddings` [R, D] are the canvases' self-conditioning in the segments' order, zeros
-        where there is none yet; None if no canvas has any. In each layer the segments write and
-        read their caches one after another, so that a canvas may stand behind tokens which this
-        same pass encodes. Nothing is added to a cache: its owner says so with `advance`.
+        `soft_embeddings` [R, D] are the canvases' self-conditioning in the segments' order, with
+        zeros for a canvas before its first step. They are None if all canvases are before it.
 
-        Of encoded rows the last layer computes only keys and values, so a pass without a canvas
-        gives no rows.
+        In each layer the segments write and read their caches one after another, so that a canvas
+        can see tokens that the same pass encodes. The caches store nothing of the pass until their
+        owner calls `advance`.
+
+        The last layer computes only keys and values of encoded rows, so a pass without a canvas
+        returns no rows.
         """
         rows = PassRows.of(segments)
         x = self.embed(rows.tokens)
@@ -329,7 +350,10 @@ class DiffusionGemma(nn.Module):
         *,
         skip_encoded: bool,
     ) -> Tensor:
-        """One layer's attention [R, D], of the canvases' rows only if encoded ones are skipped."""
+        """Returns one layer's attention [T, D] of all rows, after its output projection.
+
+        If `skip_encoded` is set, only the canvases' rows are returned, [R, D].
+        """
         window = self.dimensions.layers[index].window
         projected = layer.attention.project(layer.attention_norm(x), ropes[window is not None])
         attended: dict[int, Tensor] = {}
@@ -352,12 +376,15 @@ class DiffusionGemma(nn.Module):
         keys: Tensor,
         values: Tensor,
     ) -> Tensor:
-        """One segment's queries [H, T, d] over what they may see, [K, S, d] -> [H, T, d]."""
+        """Returns the attention of one segment's queries over the keys and values that it may see.
+
+        [H, T, d], [K, S, d], [K, S, d] -> [H, T, d].
+        """
         segment = rows.segments[number]
         images = segment.images if self.config.bidirectional_images else ()
-        # Ours knows no places that are seen out of order, as those of images are.
+        # Triton's kernel has no mask, which the tokens of an image need to see later ones.
         if self.attention_kernel == "triton" and not images:
-            # Here: triton is there only where it is needed, and slow to import.
+            # Imported here because triton is slow to import, and not installed everywhere.
             from engine.kernels.prefix_attention import prefix_attention
 
             window = window if segment.causal else None
@@ -371,9 +398,9 @@ class DiffusionGemma(nn.Module):
         return list(self.layers)  # type: ignore[arg-type]  # ModuleList forgets its element type
 
     def ropes(self, spans: Spans, x: Tensor) -> Ropes:
-        """cos and sin [T, d] for sliding (True) and full layers.
+        """Returns cos and sin [T, d] at the positions of `spans`, in the dtype of x.
 
-        The last ones are kept: all steps of a block stand at the same positions.
+        The last result is cached, because all steps of a block have the same positions.
         """
         if self._last_ropes is None or self._last_ropes[0] != spans:
             self._last_ropes = (spans, self._new_ropes(spans, x))
@@ -389,7 +416,7 @@ class DiffusionGemma(nn.Module):
         return self.ropes_at(positions, x.dtype)
 
     def ropes_at(self, positions: Tensor, dtype: torch.dtype) -> Ropes:
-        """cos and sin [T, d] for sliding (True) and full layers; positions [T] float32."""
+        """Returns cos and sin [T, d] at positions [T] float32."""
         ropes = {}
         for shape in dict.fromkeys(self.dimensions.layers):
             sliding = shape.window is not None

@@ -1,11 +1,13 @@
-"""The token embedding, which is lm_head too: looked up, multiplied with, averaged; in full or not.
+"""The operations on the token embedding, which is lm_head too, dense or quantised.
 
-A quantised one has 8 bits and one scale a token. That scale commutes with the products, so that
-codes are multiplied as they are, an integer or e4m3 being a number of the activations' type: some
-tokens' at a time, so that it is never in full. What waits in memory is half as much, what a
-product reads and writes is not less.
+A quantised embedding has 8 bits a number and one scale a token. The scale commutes with the
+products, so the codes are multiplied without their scales: the activations' dtype holds every int8
+and e4m3 number exactly. They are widened to it for one chunk of tokens at a time, so that the
+embedding never exists in full. It takes half as much memory, but a product does not read and write
+less.
 
-Letters: R rows, V tokens, D hidden size, G groups of neighbouring tokens.
+Letters: R rows, T tokens to look up, V tokens of the vocabulary, D hidden size, G groups of
+neighbouring tokens, P tokens of a chunk.
 """
 
 from collections.abc import Iterator
@@ -17,46 +19,49 @@ from torch.nn import functional as F
 from engine.sizing.chunks import VOCAB_CHUNK
 from engine.weights.quantization import QuantizedWeight
 
-Embedding = Tensor | QuantizedWeight  # [V, D]; quantised in int8 or fp8, a scale a row
+Embedding = Tensor | QuantizedWeight  # [V, D]; quantised to int8 or fp8, with a scale for each row
 
 
 def look_up(embedding: Embedding, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    """[T] int64 -> [T, D] of this type, which is the embedding's own if it is in full."""
+    """Returns the embeddings of tokens [T] int64: [T, D] of `dtype`.
+
+    `dtype` has to be the embedding's own if it is not quantised.
+    """
     if isinstance(embedding, QuantizedWeight):
         return embedding.rows(tokens).dequantize(dtype)
     return F.embedding(tokens, embedding)
 
 
-def some(embedding: Embedding, place: slice) -> Embedding:
-    """Of neighbouring tokens."""
-    return embedding.rows(place) if isinstance(embedding, QuantizedWeight) else embedding[place]
+def token_range(embedding: Embedding, tokens: slice) -> Embedding:
+    """Returns the part of the embedding that belongs to neighbouring tokens."""
+    return embedding.rows(tokens) if isinstance(embedding, QuantizedWeight) else embedding[tokens]
 
 
 def products(hidden: Tensor, embedding: Embedding) -> Tensor:
-    """Each row's logits before the softcap: [R, D] -> [R, V] of the same type."""
+    """Returns each row's logits before the softcap: [R, D] -> [R, V] of the same dtype."""
     if not isinstance(embedding, QuantizedWeight):
         return F.linear(hidden, embedding)
-    found = hidden.new_empty(hidden.shape[0], embedding.shape[0])
-    for place, codes, scales in _widened(embedding, hidden.dtype):
-        found[:, place] = F.linear(hidden, codes).float().mul_(scales)
-    return found
+    logits = hidden.new_empty(hidden.shape[0], embedding.shape[0])
+    for tokens, codes, scales in _widened(embedding, hidden.dtype):
+        logits[:, tokens] = F.linear(hidden, codes).float().mul_(scales)
+    return logits
 
 
 def mixed(shares: Tensor, embedding: Embedding, dtype: torch.dtype) -> Tensor:
-    """Sums of embeddings, as many of each token as its share, multiplied in this type.
+    """Returns each row's sum of embeddings, weighted by its shares: [R, V] -> [R, D] float32.
 
-    [R, V] -> [R, D] float32.
+    The product is made in `dtype`.
     """
     if not isinstance(embedding, QuantizedWeight):
         return F.linear(shares.to(dtype), embedding.T).float()
     total = shares.new_zeros(shares.shape[0], embedding.shape[1], dtype=torch.float32)
-    for place, codes, scales in _widened(embedding, dtype):
-        total += F.linear((shares[:, place].float() * scales).to(dtype), codes.T)
+    for tokens, codes, scales in _widened(embedding, dtype):
+        total += F.linear((shares[:, tokens].float() * scales).to(dtype), codes.T)
     return total
 
 
 def in_groups(embedding: Embedding, size: int) -> Embedding:
-    """[V, D] -> [G, size, D]."""
+    """Returns a view of the embedding in groups of `size` tokens: [V, D] -> [G, size, D]."""
     if not isinstance(embedding, QuantizedWeight):
         return embedding.view(-1, size, embedding.shape[1])
     parts = {name: each.view(-1, size, each.shape[1]) for name, each in embedding.tensors().items()}
@@ -64,9 +69,9 @@ def in_groups(embedding: Embedding, size: int) -> Embedding:
 
 
 def picked_products(hidden: Tensor, embedding: Embedding, groups: Tensor) -> Tensor:
-    """Each row's product with its group, of which a copy is made.
+    """Returns each row's product with its group: [R, D], [G, size, D], [R] -> [R, size].
 
-    [R, D], [G, size, D] and the groups' numbers [R] -> [R, size].
+    `groups` [R] are the groups' indices. Each row's group is copied.
     """
     if not isinstance(embedding, QuantizedWeight):
         return torch.bmm(embedding[groups], hidden[:, :, None]).squeeze(2)
@@ -78,9 +83,9 @@ def picked_products(hidden: Tensor, embedding: Embedding, groups: Tensor) -> Ten
 def _widened(
     embedding: QuantizedWeight, dtype: torch.dtype
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Of some tokens at a time: which, their codes [P, D] in this type, their scales [P]."""
+    """Yields each chunk's tokens, their codes [P, D] in `dtype` and their scales [P]."""
     assert embedding.scheme in ("int8", "fp8")
     assert embedding.scales.shape[-1] == 1
     for start in range(0, embedding.shape[0], VOCAB_CHUNK):
-        place = slice(start, start + VOCAB_CHUNK)
-        yield place, embedding.codes[place].to(dtype), embedding.scales[place, 0]
+        tokens = slice(start, start + VOCAB_CHUNK)
+        yield tokens, embedding.codes[tokens].to(dtype), embedding.scales[tokens, 0]

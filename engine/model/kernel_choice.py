@@ -1,14 +1,15 @@
-"""Which kernels the model has here: chosen by the GPU, tried, and logged.
+"""Chooses the model's kernels by the GPU, tries them, and logs the choice.
 
-The experts' grouped product: PyTorch's has a kernel of its own for bfloat16 on compute capability
-9.x and 10.x. For other GPUs and types it asks the device for the groups' sizes and makes a product
-of each: the host waits in every layer, and a CUDA graph can't hold it. There Triton's comes first.
+The experts' grouped product: PyTorch has a dedicated kernel for bfloat16 on compute capability 9.x
+and 10.x. For other GPUs and dtypes it reads the groups' sizes from the device and makes one product
+for each group. In these cases the host would wait in every layer, and a CUDA graph could not hold
+the product, so Triton's kernel is preferred.
 
-Products with quantised weights: on a GPU Triton's comes first. It does not take every size of
-group, so that it is tried with a weight of each layout that the model has.
+Products with quantised weights: on a GPU Triton's kernel is preferred. It does not support every
+group size, so it is tried with one weight of each layout that the model has.
 
-Attention: PyTorch's fastest kernels take no mask and no head size above 256. On a GPU Triton's
-comes first, which needs no mask and reads only what is seen.
+Attention: PyTorch's fastest kernels accept neither a mask nor a head size above 256. On a GPU
+Triton's kernel is preferred, which needs no mask and reads only what is seen.
 """
 
 import dataclasses
@@ -29,19 +30,21 @@ from engine.weights.quantization import Kernel, QuantizedWeight, StackedWeight, 
 
 logger = logging.getLogger(__name__)
 
-# GPUs' generations with a grouped_mm for bfloat16 (_grouped_mm_cuda in PyTorch's GroupedBlas.cpp).
+# GPU generations with a grouped_mm for bfloat16 (_grouped_mm_cuda in PyTorch's GroupedBlas.cpp).
 _FAST_GENERATIONS = (9, 10)
 _FEW = 3  # rows of a trial's first group
-_ROWS = (5, 16, 22)  # a group's on average, for which ours has tiles of 16, 32 and 64 rows
-_QUERIES, _PLACES = 70, 144  # of attention's trial: more than a tile; what masks are aligned to
-_TOLERANCE = 0.02  # of the largest result; bfloat16 has 8 bits
+_ROWS = (5, 16, 22)  # average rows of a trial's groups: our kernel's tiles are 16, 32 and 64 rows
+# The attention's trial: more queries than a tile has, and a multiple of a mask's alignment.
+_QUERIES, _ENTRIES = 70, 144
+_TOLERANCE = 0.02  # relative to the largest result; bfloat16 has 8 bits
 
 
 def choose_product_kernels(model: nn.Module, dtype: torch.dtype) -> bool:
-    """Give every product the first kernel that runs here and computes what it should.
+    """Set each product's kernel to the first one that runs here and computes the right result.
 
-    Returns whether the host never waits for the device in one, which a CUDA graph demands. `dtype`
-    is the activations'. Raises DeviceError if no kernel serves experts that are not quantised.
+    `dtype` is the activations'. Returns whether no product makes the host wait for the device,
+    which CUDA graphs require. Raises DeviceError if no kernel works for experts that are not
+    quantised.
     """
     experts = [module for module in model.modules() if isinstance(module, Experts)]
     dense, quantized = _choose_for_dense(experts), _choose_for_quantized(model, dtype)
@@ -51,21 +54,26 @@ def choose_product_kernels(model: nn.Module, dtype: torch.dtype) -> bool:
 def choose_attention_kernel(
     shapes: Iterable[LayerShape], heads: int, device: torch.device, dtype: torch.dtype
 ) -> Kernel:
-    """Whose attention layers of these shapes have: on a CPU PyTorch's. `heads` are the queries'."""
+    """Returns the attention kernel for layers of these shapes, with `heads` query heads.
+
+    Triton's kernel is chosen on a GPU on which it works for all of the shapes, else PyTorch's.
+    """
     if device.type != "cuda":
         return "torch"
     try:
         for shape in dict.fromkeys(shapes):
             _try_attention(heads, shape, device, dtype)
-    except Exception:  # whatever a compiler, a driver or a missing package may raise
-        logger.warning("triton's attention can't be used here, torch's is", exc_info=True)
+    except Exception:  # a compiler, a driver or a missing package may raise anything
+        logger.warning(
+            "triton's attention can't be used here, torch's is used instead", exc_info=True
+        )
         return "torch"
     logger.info("attention: triton's")
     return "triton"
 
 
 def _choose_for_dense(experts: list[Experts]) -> bool:
-    """One kernel for all that is not quantised; whether the host never waits in it."""
+    """Choose one kernel for all dense experts. Returns whether it never makes the host wait."""
     parts = flattened([weight for each in experts for weight in (each.gate_up, each.down)])
     distinct = {part.shape: part for part in parts if isinstance(part, Tensor)}
     if not distinct:
@@ -78,7 +86,7 @@ def _choose_for_dense(experts: list[Experts]) -> bool:
                 for weights in distinct.values():
                     _try_product(kernel, weights)
                 logger.info("experts: %s's grouped product", kernel)
-        except Exception:  # whatever a compiler, a driver or a missing package may raise
+        except Exception:  # a compiler, a driver or a missing package may raise anything
             logger.warning("%s's grouped product can't be used here", kernel, exc_info=True)
             continue
         for each in experts:
@@ -88,13 +96,16 @@ def _choose_for_dense(experts: list[Experts]) -> bool:
 
 
 def _choose_for_quantized(model: nn.Module, dtype: torch.dtype) -> bool:
-    """A kernel for each layout; whether the host never waits in any of them."""
+    """Choose a kernel for each layout of quantised weights.
+
+    Returns whether none of those chosen for experts makes the host wait.
+    """
     held: list[tuple[nn.Module, str, QuantizedWeight | StackedWeight]] = [
         (module, name, whole)
         for module in model.modules()
         for name, whole in vars(module).items()
         if isinstance(whole, QuantizedWeight | StackedWeight)
-        and name != "embedding"  # whose products are the vocabulary tail's
+        and name != "embedding"  # the vocabulary tail makes its products
     ]
     parts = flattened([whole for _, _, whole in held])
     distinct = {_key(part): part for part in parts if isinstance(part, QuantizedWeight)}
@@ -107,7 +118,10 @@ def _choose_for_quantized(model: nn.Module, dtype: torch.dtype) -> bool:
 def _kernels_of(
     distinct: Mapping[Hashable, QuantizedWeight], dtype: torch.dtype
 ) -> dict[Hashable, Kernel]:
-    """Triton's for those of these weights with which it may be and works."""
+    """Returns the kernel of each weight: Triton's if the device has it and it works, or PyTorch's.
+
+    Logs the choice.
+    """
     kernels: dict[Hashable, Kernel] = dict.fromkeys(distinct, "torch")
     failures: dict[str, Exception] = {}
     for key, weight in distinct.items():
@@ -116,14 +130,14 @@ def _kernels_of(
         try:
             _try_quantized_product(weight, dtype)
             kernels[key] = "triton"
-        except Exception as error:  # whatever a compiler, a driver or a missing package may raise
+        except Exception as error:  # a compiler, a driver or a missing package may raise anything
             failures.setdefault(_name(weight), error)
     served = {_name(weight) for key, weight in distinct.items() if kernels[key] == "triton"}
     if served:
         logger.info("%s: triton's product", ", ".join(sorted(served)))
     for name, reason in failures.items():
         logger.warning(
-            "%s: triton's product can't be used here; with torch's each weight is held in full "
+            "%s: triton's product can't be used here; with torch's, each weight is held in full "
             "while it is used%s",
             name,
             ", and the host waits in each layer" if "experts" in name else "",
@@ -133,7 +147,7 @@ def _kernels_of(
 
 
 def _candidates(device: torch.device, dtype: torch.dtype) -> tuple[Kernel, ...]:
-    """What may serve, the best first if experts are not quantised."""
+    """Returns the kernels to try, in the order of preference for dense experts."""
     if device.type != "cuda":
         return ("torch",)
     generation, _ = torch.cuda.get_device_capability(device)
@@ -143,7 +157,7 @@ def _candidates(device: torch.device, dtype: torch.dtype) -> tuple[Kernel, ...]:
 
 
 def _key(weight: QuantizedWeight) -> Hashable:
-    """Equal for weights that a kernel can't tell apart."""
+    """Returns a key that is equal for weights for which a kernel works in the same way."""
     return weight.shape, *weight.layout
 
 
@@ -169,25 +183,32 @@ def _with_kernels(weight: Weight, kernels: Mapping[Hashable, Kernel]) -> Weight:
 
 @torch.inference_mode()
 def _try_product(kernel: Kernel, weights: Tensor) -> None:
-    """A few rows of the first expert, the others of the last one, none of those between them."""
+    """Compare a grouped product with plain ones.
+
+    The first expert has a few rows, the last one has all others, and those in between have none.
+    Raises ArithmeticError if the results differ, or whatever the kernel raises.
+    """
     groups, _, inputs = weights.shape
     for rows in _trial_rows(groups, inputs, weights.device, weights.dtype):
-        found = grouped_mm(rows, weights, _trial_ends(groups, rows), kernel)
+        actual = grouped_mm(rows, weights, _trial_ends(groups, rows), kernel)
         expected = F.linear(rows, weights[-1])
         if groups > 1:
             expected[:_FEW] = F.linear(rows[:_FEW], weights[0])
-        _compare(found, expected)
+        _compare(actual, expected)
 
 
 @torch.inference_mode()
 def _try_quantized_product(weight: QuantizedWeight, dtype: torch.dtype) -> None:
-    """With experts in the same way."""
+    """Compare Triton's product with the plain one. Experts have rows as in `_try_product`.
+
+    Raises ArithmeticError if the results differ, or whatever the kernel raises.
+    """
     groups = weight.shape[0] if _is_experts(weight) else 1
-    triton_s = dataclasses.replace(weight, kernel="triton")
+    with_triton = dataclasses.replace(weight, kernel="triton")
     for rows in _trial_rows(groups, weight.shape[-1], weight.device, dtype):
         ends = _trial_ends(groups, rows) if _is_experts(weight) else None
-        found = quantized_product(rows, triton_s, ends)
-        _compare(found, quantized_product(rows, weight, ends))
+        actual = quantized_product(rows, with_triton, ends)
+        _compare(actual, quantized_product(rows, weight, ends))
 
 
 def _trial_rows(
@@ -207,29 +228,33 @@ def _trial_ends(groups: int, rows: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def _try_attention(heads: int, shape: LayerShape, device: torch.device, dtype: torch.dtype) -> None:
-    """Queries of a longer cache: without some places at either end, whole, and causal."""
-    # Here: triton is there only where it is needed, and slow to import.
+    """Compare Triton's attention with PyTorch's, for queries over a longer cache.
+
+    Three ways are tried: without some entries at both ends, with all entries, and causal. Raises
+    ArithmeticError if the results differ, or whatever the kernel raises.
+    """
+    # Imported here because triton is slow to import, and not installed everywhere.
     from engine.kernels.prefix_attention import prefix_attention
 
-    sizes = (3 * shape.kv_heads, _PLACES, shape.head_size)
+    sizes = (3 * shape.kv_heads, _ENTRIES, shape.head_size)
     numbers = torch.arange(math.prod(sizes), device=device).view(sizes)
-    keys, values, rest = numbers.sin().to(dtype).chunk(3)
-    queries = rest[:, :_QUERIES].repeat(heads // shape.kv_heads, 1, 1)
+    keys, values, others = numbers.sin().to(dtype).chunk(3)
+    queries = others[:, :_QUERIES].repeat(heads // shape.kv_heads, 1, 1)
     span = torch.full((2,), 3, device=device)
-    span[1] = _PLACES - 5
-    seen = torch.zeros(_PLACES, dtype=torch.bool, device=device)
+    span[1] = _ENTRIES - 5
+    seen = torch.zeros(_ENTRIES, dtype=torch.bool, device=device)
     seen[3:-5] = True
-    found = prefix_attention(queries, keys, values, span)
-    _compare(found, bidirectional_attention(queries, keys, values, seen))
-    found = prefix_attention(queries, keys, values)
-    _compare(found, bidirectional_attention(queries, keys, values))
-    found = prefix_attention(queries, keys, values, causal=True, window=shape.window)
-    mask = causal_mask(_PLACES - _QUERIES, _QUERIES, shape.window, device)
-    _compare(found, causal_attention(queries, keys, values, mask))
+    actual = prefix_attention(queries, keys, values, span)
+    _compare(actual, bidirectional_attention(queries, keys, values, seen))
+    actual = prefix_attention(queries, keys, values)
+    _compare(actual, bidirectional_attention(queries, keys, values))
+    actual = prefix_attention(queries, keys, values, causal=True, window=shape.window)
+    mask = causal_mask(_ENTRIES - _QUERIES, _QUERIES, shape.window, device)
+    _compare(actual, causal_attention(queries, keys, values, mask))
 
 
-def _compare(found: Tensor, expected: Tensor) -> None:
-    error = float((found.float() - expected.float()).abs().max())
+def _compare(actual: Tensor, expected: Tensor) -> None:
+    error = float((actual.float() - expected.float()).abs().max())
     largest = float(expected.abs().max())
     if not error <= _TOLERANCE * largest:
         raise ArithmeticError(f"off by {error} where the largest result is {largest}")

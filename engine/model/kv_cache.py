@@ -1,12 +1,14 @@
-"""The keys and values of one sequence: allocated once, the canvas' slot at the end.
+"""The keys and values of one sequence, allocated once.
 
-Every layer's tensors hold what is stored, then room for the tokens of one pass. A pass writes
-there; a denoising pass leaves it at that, so the next one overwrites it, and an encoder pass
-makes its tokens part of what is stored with `advance`. A sliding layer keeps the window - 1 tokens
-that a later token can still see, as the reference's dynamic cache does, and some more, so that a
-snapshot can be cut back by a few tokens: to where the prompt of a conversation's next turn differs.
+Each layer's tensors hold the entries of stored tokens, followed by entries for the tokens of one
+pass. Every pass writes the latter. After an encoder pass, `advance` makes its tokens stored ones. A
+denoising pass does not call it, so the next pass overwrites its entries.
 
-Letters: K key-value heads, S tokens, d head size.
+A sliding layer keeps the window - 1 tokens that a later token can still see, as the reference's
+dynamic cache does. It keeps a few more, so that a snapshot can be cut back by that many tokens, to
+the point at which the prompt of a conversation's next turn differs.
+
+Letters: K key-value heads, T tokens of a pass, S entries of a layer, d head size.
 """
 
 from dataclasses import dataclass
@@ -17,16 +19,16 @@ from torch import Tensor
 from engine.sizing.dimensions import LayerShape
 from engine.sizing.kv import kept_tokens, scratch_elements, stored_shape
 
-_ALIGNED = 16  # elements to which attention kernels on a GPU want the rows of a mask aligned
+_ALIGNED = 16  # elements to which attention kernels on a GPU require a mask's rows to be aligned
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of what a cache held: of `position` tokens, the last ones in sliding layers."""
+    """A copy of a cache's stored entries. Sliding layers have those of the last tokens only."""
 
-    position: int
+    position: int  # tokens that were encoded
     shortest: int  # the least number of tokens, other than none, to which it can be restored
-    tensors: list[Tensor]  # each layer's keys and values, [2, K, stored, d]
+    tensors: list[Tensor]  # each layer's stored keys and values, [2, K, S, d]
 
     @property
     def nbytes(self) -> int:
@@ -34,7 +36,7 @@ class Snapshot:
 
 
 class KVCache:
-    """Room for `capacity` stored tokens and `pass_tokens` more that one pass may write."""
+    """A sequence's KV cache for up to `capacity` stored tokens and `pass_tokens` of one pass."""
 
     def __init__(
         self,
@@ -46,31 +48,31 @@ class KVCache:
         device: torch.device,
         slack: int = 0,
     ) -> None:
-        """`slack` is how many tokens more than a sliding layer needs are kept of it."""
-        self.position = 0  # tokens encoded so far: the position of the next one
+        """Allocate all entries. Sliding layers keep `slack` more tokens than they need."""
+        self.position = 0  # tokens encoded so far, which is the position of the next one
         self.capacity = capacity
         self._layers = layers
         self._slack = slack
-        self._held = [0] * len(layers)  # tokens that each layer has, the last of `position`
+        self._held = [0] * len(layers)  # tokens that each layer stores: the last of `position`
         self._tensors = []
         for layer in layers:
             shape = stored_shape(layer, capacity, pass_tokens, slack)
             self._tensors.append(torch.zeros(shape, dtype=dtype, device=device))
-        # What `advance` copies through, so that it never allocates.
+        # `advance` copies through this buffer, so that it never allocates.
         scratch = scratch_elements(layers, capacity, slack)
         self._scratch = torch.empty(scratch, dtype=dtype, device=device)
 
     def stored(self, layer: int) -> int:
-        """How many tokens, the last ones, this layer holds."""
+        """Returns the number of tokens that this layer stores. They are the last encoded ones."""
         return self._held[layer]
 
     def write(
         self, layer: int, keys: Tensor, values: Tensor, start: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Put [K, T, d] behind what is stored and `start` more; give what these tokens may see.
+        """Write a pass' keys and values [K, T, d], `start` entries behind the stored ones.
 
-        That is views of keys and values, [K, seen + T, d]: everything before them, of which a
-        sliding layer sees the last window - 1, and themselves.
+        Returns views of the keys and values that these tokens may see, [K, S, d]: their own, and
+        all entries before them (in a sliding layer the last window - 1).
         """
         window = self._layers[layer].window
         begin = self._held[layer] + start
@@ -83,10 +85,11 @@ class KVCache:
         return both[0, :, first:end], both[1, :, first:end]
 
     def entries(self, layer: int, length: int, count: int) -> tuple[Tensor, Tensor]:
-        """Views of the layer's first places, keys and values [K, S, d], to `write` into oneself.
+        """Returns views of the layer's first S entries, keys and values [K, S, d].
 
-        S does not depend on what is stored: it is `length`, or less where a layer can't have as
-        much before and in a pass of `count` tokens.
+        For callers that write into the views themselves instead of calling `write`. S does not
+        depend on how much is stored. It is `length`, or if that is less, the most entries that
+        stored tokens and a pass of `count` tokens can fill in this layer.
         """
         both = self._tensors[layer]
         most = self._most(self._layers[layer].window) + count
@@ -100,15 +103,15 @@ class KVCache:
             end = self._held[index] + count
             kept = self._held[index] = min(end, self._most(layer.window))
             if kept < end:
-                # A copy in between: source and destination may overlap.
+                # Copied through a buffer, because source and destination may overlap.
                 source = both[:, :, end - kept : end]
-                between = self._scratch[: source.numel()].view(source.shape)
-                both[:, :, :kept] = between.copy_(source)
+                buffer = self._scratch[: source.numel()].view(source.shape)
+                both[:, :, :kept] = buffer.copy_(source)
         self.position += count
 
     @property
     def shortest(self) -> int:
-        """The least number of tokens, other than none, to which a snapshot could be restored."""
+        """Returns the least number of tokens, other than 0, to which a snapshot can be restored."""
         shortest = 0
         for layer, held in zip(self._layers, self._held, strict=True):
             lost = self.position - held
@@ -118,20 +121,23 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is allocated."""
+        """Returns the bytes of all allocated tensors."""
         return sum(tensor.nbytes for tensor in [*self._tensors, self._scratch])
 
     @property
     def stored_nbytes(self) -> int:
-        """Bytes of all that is stored."""
+        """Returns the bytes of the stored entries."""
         return sum(tensor.nbytes for tensor in self._stored())
 
     def snapshot(self) -> Snapshot:
-        """A copy of all that is stored."""
+        """Returns a copy of the stored entries."""
         return Snapshot(self.position, self.shortest, [each.clone() for each in self._stored()])
 
     def restore(self, snapshot: Snapshot, length: int) -> None:
-        """Hold the first `length` tokens of a snapshot of a cache like this, and nothing else."""
+        """Store the first `length` tokens of a snapshot, and no others.
+
+        The snapshot has to be of a cache with the same layers, and `length` from its `shortest` on.
+        """
         assert snapshot.shortest <= length <= snapshot.position
         self.position = length
         for index, (both, kept) in enumerate(zip(self._tensors, snapshot.tensors, strict=True)):
@@ -139,14 +145,14 @@ class KVCache:
             both[:, :, :held] = kept[:, :, :held]
 
     def clear(self) -> None:
-        """Forget every token; the memory stays."""
+        """Forget all tokens. The memory stays allocated."""
         self.position = 0
         self._held = [0] * len(self._layers)
 
     def _most(self, window: int | None) -> int:
-        """How many tokens a layer with this window may hold."""
+        """Returns how many tokens a layer with this window may store."""
         return kept_tokens(window, self.capacity, self._slack)
 
     def _stored(self) -> list[Tensor]:
-        """Views of what each layer holds, [2, K, stored, d]."""
+        """Returns views of each layer's stored entries, [2, K, S, d]."""
         return [both[:, :, :held] for both, held in zip(self._tensors, self._held, strict=True)]

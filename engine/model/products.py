@@ -1,9 +1,9 @@
-"""Rows times a weight, whatever it is held in: by PyTorch's kernels, or by ours.
+"""Products of rows with a weight, dense or quantised, by PyTorch's kernels or by our Triton kernel.
 
-Whose a product is has been chosen once the model was loaded (`engine/model/kernel_choice.py`).
-Quantised weights have two: ours reads them in few bits and waits for nothing; the plain one holds a
-weight in full while it is used, and of experts the host has to know which have rows. Activations
-keep their type in either.
+`engine/model/kernel_choice.py` chooses the kernel of each weight once the model is loaded. For a
+quantised weight, our kernel reads the codes and never makes the host wait. The plain product holds
+the weight in full while it is used, and with experts the host waits to know which of them have
+rows. Activations keep their dtype in both.
 
 Letters: R rows, E experts, N output features, K input features.
 """
@@ -22,7 +22,7 @@ from engine.weights.quantization import (
 
 
 def linear(x: Tensor, weight: Weight) -> Tensor:
-    """[R, K] and [N, K] -> [R, N]."""
+    """Returns x @ weight.T: [R, K], [N, K] -> [R, N]."""
     match weight:
         case StackedWeight():
             return torch.cat([linear(x, part) for part in weight.parts], dim=-1)
@@ -33,9 +33,10 @@ def linear(x: Tensor, weight: Weight) -> Tensor:
 
 
 def grouped_product(rows: Tensor, weight: Weight, ends: Tensor, kernel: Kernel) -> Tensor:
-    """Each expert's rows times its weight: [R, K], [E, N, K] and where they end, [E] -> [R, N].
+    """Returns each expert's rows times its weight: [R, K], [E, N, K], [E] -> [R, N].
 
-    `kernel` is that of what is not quantised.
+    `ends` [E] int32 holds the index at which each expert's rows end. `kernel` is used for dense
+    weights; quantised ones carry their own.
     """
     match weight:
         case StackedWeight():
@@ -44,15 +45,15 @@ def grouped_product(rows: Tensor, weight: Weight, ends: Tensor, kernel: Kernel) 
         case QuantizedWeight():
             return quantized_product(rows, weight, ends)
         case _:
-            # A compiler knows grouped_mm in bfloat16 alone; as one piece it takes it in any type.
+            # The compiler knows grouped_mm for bfloat16 only. An opaque op may have any dtype.
             product = compiled_grouped_mm if torch.compiler.is_compiling() else grouped_mm
             return product(rows, weight, ends, kernel)
 
 
 def grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor, kernel: str) -> Tensor:
-    """Each expert's rows times its weight, which is not quantised."""
+    """Returns each expert's rows times its dense weight: [R, K], [E, N, K], [E] -> [R, N]."""
     if kernel == "triton":
-        # Here: triton is there only where it is needed, and slow to import.
+        # Imported here because triton is slow to import, and not installed everywhere.
         from engine.kernels.grouped_linear import grouped_linear
 
         return grouped_linear(rows, weights, ends)
@@ -61,7 +62,7 @@ def grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor, kernel: str) -> Tens
 
 @torch.library.custom_op("easel::grouped_mm", mutates_args=())
 def compiled_grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor, kernel: str) -> Tensor:
-    """The same, into which a compiler does not look."""
+    """Returns the same as `grouped_mm`. The compiler does not look into this op."""
     return grouped_mm(rows, weights, ends, kernel).contiguous()
 
 
@@ -71,16 +72,19 @@ def _(rows: Tensor, weights: Tensor, ends: Tensor, kernel: str) -> Tensor:  # no
 
 
 def quantized_product(rows: Tensor, weight: QuantizedWeight, ends: Tensor | None) -> Tensor:
-    """[R, K] and [N, K] -> [R, N]; with `ends` each expert's rows times its weight of [E, N, K]."""
+    """Returns rows @ weight.T: [R, K], [N, K] -> [R, N].
+
+    With `ends` [E], returns each expert's rows times its weight: [R, K], [E, N, K] -> [R, N].
+    """
     triton = weight.kernel == "triton"
-    # A compiler can look into the plain product of one weight only.
+    # The compiler can look into one product only: the plain one without experts.
     if torch.compiler.is_compiling() and (triton or ends is not None):
         out: Tensor = compiled_quantized_product(
             rows, ends, weight.scheme, triton, **weight.tensors()
         )
         return out
     if triton:
-        # Here: triton is there only where it is needed, and slow to import.
+        # Imported here because triton is slow to import, and not installed everywhere.
         from engine.kernels.grouped_linear import grouped_linear
 
         return grouped_linear(
@@ -108,7 +112,7 @@ def compiled_quantized_product(
     zeros: Tensor | None = None,
     global_scale: Tensor | None = None,
 ) -> Tensor:
-    """The same, into which a compiler does not look either."""
+    """Returns the same as `quantized_product`. The compiler does not look into this op."""
     kernel: Kernel = "triton" if triton else "torch"
     weight = QuantizedWeight(as_scheme(scheme), codes, scales, zeros, global_scale, kernel)
     return quantized_product(rows, weight, ends)
@@ -129,7 +133,10 @@ def _(
 
 
 def _plain_grouped_product(rows: Tensor, weight: QuantizedWeight, ends: Tensor) -> Tensor:
-    """One expert at a time is held in full, and the host waits to know how many rows each has."""
+    """Returns each expert's rows times its weight, holding one expert at a time in full.
+
+    The host waits for the device to know how many rows each expert has.
+    """
     out = rows.new_empty(rows.shape[0], weight.shape[-2])
     start = 0
     for index, end in enumerate(ends.tolist()):

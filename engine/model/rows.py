@@ -1,6 +1,6 @@
-"""The rows of one pass: of which sequences they are, where they stand, what they may see.
+"""The rows of one pass: which segment each belongs to, its position, and which tokens it sees.
 
-Letters: T tokens of a segment, D hidden size.
+Letters: T tokens of a segment, R rows of a pass, S stored and new tokens, D hidden size.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ Spans = list[tuple[int, int]]  # first position and count of each segment
 
 @dataclass(frozen=True)
 class ImageRows:
-    """PassRows of a segment that are an image, and the embeddings [T, D] that it has there."""
+    """The rows of a segment that are one image."""
 
-    start: int  # the first of them, from the segment's beginning
-    embeddings: Tensor
+    start: int  # the first of these rows, counted from the segment's first row
+    embeddings: Tensor  # [rows of the image, D]
 
     @property
     def span(self) -> slice:
@@ -29,31 +29,36 @@ class ImageRows:
 
 @dataclass(frozen=True)
 class Segment:
-    """PassRows of one pass that follow each other in one sequence and attend in one way.
+    """Consecutive tokens of one sequence in a pass, which all attend in the same way.
 
-    Causal rows are encoded (prefill, commit); the others are a canvas, each of whose rows sees
-    all of it. `start` counts the rows of the same pass between what `cache` holds and these.
+    The tokens of a causal segment are encoded (prefill, commit). Any other segment is a canvas, in
+    which each token sees the whole canvas. `start` is the number of tokens that the same pass adds
+    between the stored tokens of `cache` and this segment.
     """
 
     cache: KVCache
     tokens: Tensor  # [T] int64
     causal: bool
     start: int = 0
-    images: tuple[ImageRows, ...] = ()  # of a causal segment; each of them whole
+    images: tuple[ImageRows, ...] = ()  # whole images, of a causal segment
 
 
 @dataclass(frozen=True)
 class PassRows:
-    """Where each segment has its rows: encoded ones first, so that a kind is a slice."""
+    """The rows of all segments of a pass.
+
+    Encoded rows come first, so that they and the canvases' rows are each one slice.
+    """
 
     segments: Sequence[Segment]
-    order: list[int]  # numbers of the segments, as their rows stand
-    slices: dict[int, slice]  # by number
-    encoded: int  # rows of causal segments
-    masks: dict[tuple[int, int | None], Tensor]  # by number and window
+    order: list[int]  # the segments' indices, in the order of their rows
+    slices: dict[int, slice]  # each segment's rows, by its index
+    encoded: int  # the number of rows of causal segments
+    masks: dict[tuple[int, int | None], Tensor]  # by a segment's index and window
 
     @classmethod
     def of(cls, segments: Sequence[Segment]) -> "PassRows":
+        """Returns the layout of these segments' rows."""
         order = sorted(range(len(segments)), key=lambda number: not segments[number].causal)
         slices, end = {}, 0
         for number in order:
@@ -64,16 +69,17 @@ class PassRows:
 
     @property
     def tokens(self) -> Tensor:
+        """Returns the rows' tokens, [R] int64."""
         return torch.cat([self.segments[number].tokens for number in self.order])
 
     @property
     def spans(self) -> Spans:
-        """Where each segment is, as their rows stand."""
+        """Returns each segment's first position and number of tokens, in the order of the rows."""
         ordered = [self.segments[number] for number in self.order]
         return [(s.cache.position + s.start, s.tokens.shape[0]) for s in ordered]
 
     def put_images(self, embedded: Tensor) -> None:
-        """Put the images' embeddings, which are not scaled, into the rows' [R, D]."""
+        """Overwrite the images' rows of `embedded` [R, D] with the images' unscaled embeddings."""
         for number, segment in enumerate(self.segments):
             for image in segment.images:
                 embedded[self.slices[number]][image.span] = image.embeddings
@@ -81,10 +87,11 @@ class PassRows:
     def mask(
         self, number: int, seen: int, window: int | None, images: Sequence[ImageRows]
     ) -> Tensor:
-        """A causal segment's mask [T, seen], the same for all layers with this window.
+        """Returns the mask [T, S] bool of a causal segment, where S is `seen`.
 
-        Tokens of one of these images see all of it, however far: in full layers and beyond a
-        window, as in the reference's `generate` (and unlike in Gemma 4).
+        The mask is cached, because all layers with this window have the same one. The tokens of an
+        image see the whole image, in full layers and, even beyond the window, in sliding ones: as
+        in the reference's `generate`, and unlike in Gemma 4.
         """
         key = (number, window)
         if key not in self.masks:

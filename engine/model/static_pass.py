@@ -1,16 +1,17 @@
-"""The denoising pass in fixed shapes: what a CUDA graph can hold, and a compiler need not redo.
+"""The denoising pass in fixed shapes, which a CUDA graph can hold and a compiler compiles once.
 
-`DiffusionGemma.run` takes from the host where each sequence stands, and cuts keys and values to
-what is stored. Here that is a number on the device: new keys and values go to entries computed from
-it, attention looks at a fixed number of entries and is told on the device which of them hold
-something. The result is the same, as the tests say. Where PyTorch's attention serves, a mask hides
-the other entries, which cost time all the same, so that without a graph or a compiler this form is
-the slower one; Triton's does not read them. The host makes no tensor in it and waits for nothing.
+In `DiffusionGemma.run` the host knows how many tokens each cache stores, and cuts keys and values
+to that length. Here this number is on the device. The entries for new keys and values are computed
+from it, and so are those that attention sees, out of a fixed number of entries. The tests check
+that results are the same. With PyTorch's attention a mask hides the unseen entries, which cost time
+all the same, so that without a graph or a compiler this form is slower. Triton's attention does not
+read them. During the pass the host makes no tensor and never waits.
 
-Only for passes of nothing but whole canvases, as most are: what is encoded has any length.
+This form is only for passes that consist of whole canvases, as most do. Encoded tokens may have any
+length.
 
-Letters: N canvases, C positions of each, R = N C rows, S entries of a layer's cache that are looked
-at, D hidden size.
+Letters: N canvases, C positions of each, R = N C rows, S entries of a layer's cache that are
+attended to, D hidden size, H query heads, K key-value heads, d head size.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,15 +25,18 @@ from engine.model.kv_cache import KVCache
 from engine.model.rows import Segment
 from engine.weights.quantization import Kernel
 
-Sees = Callable[[Tensor, int, int | None], Tensor]
-Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Sees = Callable[[Tensor, int, int | None], Tensor]  # `_seen` or `_seen_span`
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # queries, keys, values, seen
 
 
 class StaticPass:
-    """The pass, and the buffers that it reads: `fill` before each `run`."""
+    """The pass and the buffers that it reads. Call `fill` before each `run`."""
 
     def __init__(self, model: DiffusionGemma, *, canvases: int, compiled: bool = False) -> None:
-        """For up to so many canvases. `compiled` layers are, at their first run."""
+        """Allocate buffers for up to `canvases` canvases.
+
+        If `compiled` is set, the layers are compiled in their first run.
+        """
         dimensions = model.dimensions
         self._model = model
         self._canvas = dimensions.canvas_length
@@ -41,38 +45,44 @@ class StaticPass:
         self._soft_embeddings = torch.zeros(
             *shape, dimensions.hidden_size, dtype=model.dtype, device=device
         )
-        # A layer of each window stands for all of them, which hold equally many tokens.
+        # One layer of each window represents all of them: they store equally many tokens.
         self._layer_of = {layer.window: index for index, layer in enumerate(dimensions.layers)}
-        # Of each canvas the position of its first token, then how many tokens the layers hold.
+        # For each canvas: the position of its first token, then the tokens stored by each layer of
+        # `_layer_of`.
         columns = 1 + len(self._layer_of)
         self._stored = torch.zeros(canvases, columns, dtype=torch.int64, device=device)
-        self._filled = [[0] * columns for _ in range(canvases)]  # the same, where the host sees it
+        self._filled = [[0] * columns for _ in range(canvases)]  # the host's copy
         self._sees, self._attention = _attention_of(model.attention_kernel)
         self._before, self._after = _before_attention, _after_attention
         if compiled:
-            # These, not the whole pass: they are compiled once for each kind of layer, not for all
-            # thirty, and neither caches nor lengths matter to them. `fullgraph`: an error where a
-            # part can't be compiled, rather than a part that is not and no word of it.
+            # These two functions, not the whole pass: they are compiled once for each kind of layer
+            # instead of for all thirty layers, and they depend neither on caches nor on lengths.
+            # With `fullgraph`, a part that cannot be compiled is an error; otherwise it would
+            # silently run uncompiled.
             self._before = torch.compile(_before_attention, fullgraph=True)
             self._after = torch.compile(_after_attention, fullgraph=True)
 
     def takes(self, segment: Segment) -> bool:
-        """Whether this part of a pass is a whole canvas, and nothing of the pass before it."""
+        """Returns whether the segment is a whole canvas that directly follows stored tokens."""
         whole = segment.tokens.shape[0] == self._canvas
         return whole and not segment.causal and segment.start == 0
 
     def length(self, segments: Sequence[Segment]) -> int:
-        """How many entries a pass of these canvases should look at.
+        """Returns how many entries a pass of these canvases should attend to.
 
-        A multiple of four canvases, and further on of a quarter of the power of two below: so one
-        graph serves many blocks, and at most a fifth of the entries are hidden for its sake.
+        It is the needed number, rounded up to a multiple of four canvases or of a quarter of the
+        power of two below the number, if that is more. So one graph serves many blocks, and in long
+        contexts at most a fifth of the entries are unseen because of the rounding.
         """
         end = max(segment.cache.position for segment in segments) + self._canvas
         step = max(4 * self._canvas, 1 << (end.bit_length() - 3))
         return -(-end // step) * step
 
     def fill(self, segments: Sequence[Segment], soft_embeddings: Sequence[Tensor | None]) -> None:
-        """Put the canvases' tokens and their self-conditioning [C, D] where the pass reads them."""
+        """Copy each canvas' tokens and self-conditioning [C, D] into the buffers.
+
+        Self-conditioning of None stands for zeros. Also updates how much each cache stores.
+        """
         for number, (segment, soft) in enumerate(zip(segments, soft_embeddings, strict=True)):
             self._tokens[number].copy_(segment.tokens)
             if soft is None:
@@ -83,14 +93,14 @@ class StaticPass:
             values = [cache.position, *(cache.stored(index) for index in self._layer_of.values())]
             for column, value in enumerate(values):
                 if self._filled[number][column] != value:  # once a block
-                    # Filled, not copied: for what the host sends it would wait.
+                    # Filled, not copied: the host would wait for the device before a copy.
                     self._stored[number, column].fill_(value)
                     self._filled[number][column] = value
 
     def run(self, caches: Sequence[KVCache], length: int) -> Tensor:
-        """Hidden states [R, D] of the canvases that were filled in, whose caches these are.
+        """Returns the hidden states [R, D] of the canvases in the buffers, which have these caches.
 
-        `length` entries are looked at, in sliding layers no more than they can hold.
+        Attention has `length` entries, or as many as the layer can hold if that is less.
         """
         model, count = self._model, len(caches)
         x = model.embed(self._tokens[:count].flatten())
@@ -98,7 +108,7 @@ class StaticPass:
         position, *stored = self._stored[:count].unbind(1)  # [N] each
         ropes = model.ropes_at(self._behind(position).flatten().float(), x.dtype)
         behind = dict(zip(self._layer_of, map(self._behind, stored), strict=True))
-        seen: dict[int | None, Tensor] = {}
+        seen: dict[int | None, Tensor] = {}  # by window
         for index, layer in enumerate(model.each_layer()):
             window = model.dimensions.layers[index].window
             entries = [cache.entries(index, length, self._canvas) for cache in caches]
@@ -110,24 +120,25 @@ class StaticPass:
         return model.norm.forward(x)
 
     def _behind(self, stored: Tensor) -> Tensor:
-        """The entries behind what is stored, [N] -> [N, C]."""
+        """Returns the indices of the C entries behind the stored ones, [N] -> [N, C]."""
         return stored[:, None] + torch.arange(self._canvas, device=stored.device)
 
 
 def _attention_of(kernel: Kernel) -> tuple[Sees, Attention]:
-    """This kernel, and what tells it which entries are seen."""
+    """Returns this kernel's attention, and the function that computes which entries it sees."""
     if kernel == "torch":
         return _seen, bidirectional_attention
-    # Here: triton is there only where it is needed, and slow to import.
+    # Imported here because triton is slow to import, and not installed everywhere.
     from engine.kernels.prefix_attention import prefix_attention
 
     return _seen_span, prefix_attention
 
 
 def _seen(behind: Tensor, count: int, window: int | None) -> Tensor:
-    """[N, count] bool: which entries a canvas at entries `behind` [N, C] sees.
+    """Returns which of the layer's first `count` entries each canvas sees, [N, count] bool.
 
-    Itself and what is stored before it, of which a sliding layer sees the last window - 1.
+    A canvas has the entries with the indices `behind` [N, C]. It sees these and the entries before
+    them, or the last window - 1 before them in a sliding layer.
     """
     entries = torch.arange(count, device=behind.device)
     seen = entries <= behind[:, -1:]
@@ -135,7 +146,7 @@ def _seen(behind: Tensor, count: int, window: int | None) -> Tensor:
 
 
 def _seen_span(behind: Tensor, _count: int, window: int | None) -> Tensor:
-    """The same as [N, 2]: the first place that is seen and the one behind the last."""
+    """Returns the same as `_seen` in the form [N, 2]: the first seen entry, and the end."""
     end = behind[:, -1:] + 1
     first = torch.zeros_like(end) if window is None else behind[:, :1] - window + 1
     return torch.cat([first.clamp(min=0), end], dim=1)
@@ -148,11 +159,12 @@ def _attend(
     seen: Tensor,
     attention: Attention,
 ) -> Tensor:
-    """Queries, keys and values of all canvases' rows -> [H, R, d]; fills in their caches.
+    """Write the canvases' keys and values into their caches. Returns their attention [H, R, d].
 
-    `entries` are keys and values [K, S, d] of each; `behind` [N, C] and `seen` [N, S] or [N, 2] as
-    above.
-    What is hidden has to be finite all the same: it is, for a cache begins as zeros.
+    `projected` are the queries [H, R, d], keys and values [K, R, d] of all canvases. `entries` are
+    the keys and values [K, S, d] of each canvas' cache. `behind` [N, C] are the indices of its own
+    entries, and `seen` is the result of `_seen` or `_seen_span`. Unseen entries have to be finite
+    too, and they are: caches start with zeros.
     """
     parts = (each.chunk(len(entries), dim=1) for each in projected)
     attended = []
@@ -167,10 +179,10 @@ def _attend(
 def _before_attention(
     layer: Layer, x: Tensor, rope: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """[R, D] -> queries [H, R, d], keys and values [K, R, d]."""
+    """Returns queries [H, R, d], keys [K, R, d] and values [K, R, d] of x [R, D]."""
     return layer.attention.project(layer.attention_norm(x), rope)
 
 
 def _after_attention(layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
-    """[R, D] and [H, R, d] -> [R, D]."""
+    """Returns the layer's output [R, D], given its input x [R, D] and the attention [H, R, d]."""
     return layer.finish(x, layer.attention.merge(attended), encoded=0)

@@ -1,8 +1,12 @@
-"""Images to embeddings: Transformers' own vision tower and projector, on the checkpoint's weights.
+"""Turns images into embeddings, by Transformers' vision tower and projector.
 
-Built only for a checkpoint that has an image processor's configuration. Of that processor the
-front end has done what reads the whole picture (turning it upright, to RGB, to its final size);
-here it scales the values and cuts the patches. Knows neither prompts nor positions.
+They have the checkpoint's weights, and exist only for a checkpoint with the configuration of an
+image processor. The front end has already done the processor's steps that need the whole picture:
+turning it upright, converting it to RGB and scaling it to its final size. The remaining steps are
+done here: scaling the values and cutting the patches. This module knows neither prompts nor
+positions.
+
+Letters: D hidden size, K input features, N output features.
 """
 
 from dataclasses import dataclass
@@ -34,31 +38,38 @@ class VisionConfig:
 
     @classmethod
     def find(cls, folder: Path, model: Any) -> "VisionConfig | None":
-        """None if the folder has no image processor. Raises UnsupportedModelError."""
+        """Returns the configurations, or None if the folder has no image processor.
+
+        Raises UnsupportedModelError if the image processor is of another type, or if it does not
+        resize images and convert them to RGB.
+        """
         from transformers.image_processing_base import ImageProcessingMixin  # slow to import
 
         if not any((folder / name).exists() for name in PROCESSOR_FILES):
             return None
         try:
-            found, _ = ImageProcessingMixin.get_image_processor_dict(folder)
-        except OSError:  # the first file alone, and for other things than images
+            processor, _ = ImageProcessingMixin.get_image_processor_dict(folder)
+        except OSError:  # only the first file exists, and it configures no image processor
             return None
-        kind = found.get("image_processor_type")
+        kind = processor.get("image_processor_type")
         if kind not in _PROCESSORS:
             allowed = " or ".join(map(repr, _PROCESSORS))
             raise UnsupportedModelError(f"image_processor_type is {kind!r}; supported: {allowed}")
         obstacles = [
             f"the image processor's {key} is False; supported: True"
             for key in ("do_resize", "do_convert_rgb")
-            if not found.get(key, True)
+            if not processor.get(key, True)
         ]
         if obstacles:
             raise UnsupportedModelError("; ".join(obstacles))
-        return cls(model, found)
+        return cls(model, processor)
 
 
 class Vision(nn.Module):
-    """Built empty; `engine.model.checkpoint` fills it through `tensors`."""
+    """The vision tower, its projector and the image processor.
+
+    They are built with empty weights, which `engine.model.checkpoint` fills.
+    """
 
     def __init__(
         self,
@@ -68,7 +79,7 @@ class Vision(nn.Module):
         dtype: torch.dtype,
         quantized: bool = False,
     ) -> None:
-        """With room for its weights in full, but where they are to be `quantized` without any.
+        """Allocate the weights, except for those that loading will quantise if `quantized` is set.
 
         Raises UnsupportedModelError if tower and image processor do not fit each other.
         """
@@ -82,8 +93,8 @@ class Vision(nn.Module):
         model = config.model
         self.processor = Gemma4ImageProcessorPil.from_dict(config.image_processor)
         _check_fit(self.processor, model.vision_config)
-        # Not on the meta device: the tower has buffers that no file holds, made as it is built,
-        # and in float32 whatever the weights are.
+        # Not on the meta device: building the tower also makes buffers that no file holds. These
+        # are float32, whatever the dtype of the weights.
         with no_init_weights(), device:
             self.tower = AutoModel.from_config(  # type: ignore[no-untyped-call]  # is untyped
                 model.vision_config, dtype=dtype
@@ -94,48 +105,48 @@ class Vision(nn.Module):
         self._projections: dict[str, Projection] = {}  # by their names in a checkpoint
         if quantized:
             for prefix, part in self._parts().items():
-                self._make_room(prefix, part)
+                self._replace_linears(prefix, part)
         self.requires_grad_(False).eval()
 
     @property
     def token_side(self) -> int:
-        """An image token stands for a square of pixels: its side."""
+        """Returns the side, in pixels, of the square that an image token stands for."""
         side: int = self.processor.patch_size * self.processor.pooling_kernel_size
         return side
 
     @property
     def most_tokens(self) -> int:
-        """Of one image."""
+        """Returns the most tokens that an image may have."""
         most: int = self.processor.max_soft_tokens
         return most
 
     def fits(self, image: Image) -> bool:
-        """Whether the image's numbers agree, and are such as the front end makes them."""
-        rows, row_rest = divmod(image.height, self.token_side)
-        columns, column_rest = divmod(image.width, self.token_side)
+        """Returns whether the image's size, tokens and pixels agree and are within the limits."""
+        rows, surplus_height = divmod(image.height, self.token_side)
+        columns, surplus_width = divmod(image.width, self.token_side)
         return (
-            row_rest == column_rest == 0
+            surplus_height == surplus_width == 0
             and 1 <= image.tokens == rows * columns <= self.most_tokens
             and len(image.pixels) == image.height * image.width * 3
         )
 
     def forward(self, image: Image) -> Tensor:
-        """An image's embeddings [its tokens, D], as they stand in for those of its tokens."""
+        """Returns an image's embeddings [image.tokens, D], which replace those of its tokens."""
         pixels = np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width, 3)
         patches = self.processor(
             [pixels], do_resize=False, input_data_format="channels_last", return_tensors="pt"
         )
         device = self.projector.embedding_projection.weight.device
         hidden = self.tower(
-            pixel_values=patches["pixel_values"].to(device),  # [1, patches, values of one]
+            pixel_values=patches["pixel_values"].to(device),  # [1, patches, values of a patch]
             pixel_position_ids=patches["image_position_ids"].to(device),
-        ).last_hidden_state  # [tokens, the tower's hidden size]: padding is gone
+        ).last_hidden_state  # [tokens, the tower's hidden size], without padding
         embeddings: Tensor = self.projector(hidden)
         assert embeddings.shape[0] == image.tokens
         return embeddings
 
     def tensors(self) -> dict[str, Tensor]:
-        """Where each tensor of a checkpoint belongs that is held in full, by its name there."""
+        """Returns the tensors that are not quantised, by their names in a checkpoint."""
         return {
             prefix + name: tensor
             for prefix, part in self._parts().items()
@@ -144,7 +155,7 @@ class Vision(nn.Module):
         }
 
     def weight_targets(self) -> list[WeightTarget]:
-        """Those of the others."""
+        """Returns the targets of the weights that loading quantises."""
         return [
             WeightTarget(projection, "weight", {name: projection.shape}, "rest")
             for name, projection in self._projections.items()
@@ -153,8 +164,11 @@ class Vision(nn.Module):
     def _parts(self) -> dict[str, nn.Module]:
         return {_TOWER: self.tower, _PROJECTOR: self.projector}
 
-    def _make_room(self, prefix: str, part: nn.Module) -> None:
-        """Projections in place of torch's, but for the patches', whose type the tower asks for."""
+    def _replace_linears(self, prefix: str, part: nn.Module) -> None:
+        """Replace torch's linears by projections that can be quantised.
+
+        The patches' linear stays, because the tower reads the dtype of its weight.
+        """
         for name, module in list(part.named_modules()):
             if isinstance(module, nn.Linear) and not name.endswith(_PATCHES):
                 projection = Projection(module.weight.shape)
@@ -163,7 +177,7 @@ class Vision(nn.Module):
 
 
 class Projection(nn.Module):
-    """A matrix in whatever it is held; without one until it is filled."""
+    """A linear without a bias, whose weight may be quantised. It is built without memory."""
 
     def __init__(self, shape: torch.Size) -> None:
         super().__init__()
@@ -171,12 +185,12 @@ class Projection(nn.Module):
         self.weight: Weight = nn.Parameter(torch.empty(shape, device="meta"))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[.., K] -> [.., N]."""
+        """Returns x @ weight.T: [.., K] -> [.., N]."""
         return linear(x.flatten(0, -2), self.weight).view(*x.shape[:-1], -1)
 
 
 def is_vision(name: str) -> bool:
-    """Whether a checkpoint's tensor is a weight of the vision tower or of its projector."""
+    """Returns whether a checkpoint's tensor is a weight of the vision tower or of its projector."""
     return name.startswith((_TOWER, _PROJECTOR))
 
 

@@ -1,6 +1,7 @@
-"""Where each tensor of a checkpoint belongs in the network: names, and which are merged into one.
+"""Maps the weights of the network to the tensors of a checkpoint from which they are made.
 
-Names are those of Transformers' unquantised checkpoint; of tied tensors the decoder's.
+Tensors have the names of Transformers' unquantised checkpoint. Tied tensors have the decoder's
+name.
 """
 
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from engine.config import Formats
 from engine.model.diffusion_gemma import DiffusionGemma, GatedMLP, Layer
 from engine.weights.quantization import FromDense, Weight
 
-# Which option quantises a target. What a checkpoint has quantised stays so in places of the first
-# three kinds; `embedding` needs one scale a row, and only quantising here makes sure of that.
+# The kind of a target decides which option quantises it. The first three kinds keep a weight as it
+# is if the checkpoint stores it quantised, the other two dequantise it. The embedding needs one
+# scale a row, which only quantising here guarantees.
 Kind = Literal["experts", "linears", "rest", "embedding", "dense"]
 
 _ENCODER = "model.encoder.language_model."
@@ -23,16 +25,16 @@ _DECODER = "model.decoder."
 
 @dataclass(frozen=True)
 class WeightTarget:
-    """A weight of ours, and by name and shape the tensors whose rows it is made of."""
+    """A weight of the network, and the checkpoint's tensors whose rows it is made of."""
 
     module: nn.Module
     attribute: str
-    parts: dict[str, torch.Size]
+    parts: dict[str, torch.Size]  # each tensor's shape by its name
     kind: Kind = "dense"
 
     @property
     def name(self) -> str:
-        """That of its first tensor."""
+        """Returns the name of the first tensor."""
         return next(iter(self.parts))
 
     @property
@@ -41,9 +43,9 @@ class WeightTarget:
         return shape
 
     def put(self, weight: Weight) -> None:
-        """Replace what is there."""
+        """Set the module's attribute to `weight`, instead of its present value."""
         if not isinstance(weight, Tensor):
-            delattr(self.module, self.attribute)  # a parameter's place takes parameters only
+            delattr(self.module, self.attribute)  # a parameter can't be set to another type
             setattr(self.module, self.attribute, weight)
         elif self.attribute in dict(self.module.named_buffers(recurse=False)):
             setattr(self.module, self.attribute, weight)
@@ -52,35 +54,41 @@ class WeightTarget:
 
 
 def scheme(kind: Kind, formats: Formats) -> FromDense | None:
-    """Returns the scheme in which such a weight is quantised while loading, or None."""
+    """Returns the scheme in which weights of this kind are quantised while loading, or None."""
     match kind:
         case "dense":
             return None
         case "experts":
-            asked = formats.experts
+            requested = formats.experts
         case "linears":
-            asked = formats.linears
+            requested = formats.linears
         case "rest" | "embedding":
-            asked = formats.rest
-    return None if asked == "none" else asked
+            requested = formats.rest
+    return None if requested == "none" else requested
 
 
 def weight_targets(model: DiffusionGemma) -> list[WeightTarget]:
-    """All of a model's, layer by layer. Their shapes are those that the model has now."""
+    """Returns the targets of all of the model's weights, layer by layer.
+
+    Their shapes are those that the model's weights have now.
+    """
     conditioning = model.self_conditioning
     prefix = f"{_DECODER}self_conditioning."
-    found = [
+    targets = [
         _one(model, "embedding", f"{_DECODER}embed_tokens.weight", "embedding"),
         _one(conditioning.pre_norm, "weight", f"{prefix}pre_norm.weight"),
         *_mlp(conditioning.mlp, prefix, "rest"),
     ]
     for index, layer in enumerate(model.each_layer()):
-        found += _layer_places(layer, f"layers.{index}.")
-    return [*found, _one(model.norm, "weight", f"{_DECODER}norm.weight")]
+        targets += _layer_targets(layer, f"layers.{index}.")
+    return [*targets, _one(model.norm, "weight", f"{_DECODER}norm.weight")]
 
 
 def canonical(name: str) -> str:
-    """One name for tied tensors: the decoder's. The scalars are the only ones that are not tied."""
+    """Returns the decoder's name for a tied tensor, and any other name unchanged.
+
+    All of the encoder's language model is tied to the decoder, except for the layers' scalars.
+    """
     if name == "lm_head.weight":
         return f"{_DECODER}embed_tokens.weight"
     if name.startswith(_ENCODER) and not name.endswith(".layer_scalar"):
@@ -88,7 +96,7 @@ def canonical(name: str) -> str:
     return name
 
 
-def _layer_places(layer: Layer, within: str) -> list[WeightTarget]:
+def _layer_targets(layer: Layer, within: str) -> list[WeightTarget]:
     prefix = _DECODER + within
     attention, router, experts = layer.attention, layer.router, layer.experts
     size = attention.head_size

@@ -1,9 +1,10 @@
 """Draws from the likeliest tokens alone: top-k and top-p.
 
-For the few rows that ask for it. Some of them at a time hold their logits over the whole
-vocabulary, which `vocab_tail` never does: where the cut is depends on all of them.
+A few rows at a time hold their logits over the whole vocabulary, which `vocab_tail` never does,
+because the cut depends on all of them.
 
-Letters: A rows that are drawn for, R rows of the pass, D hidden size, V vocabulary.
+Letters: A rows that are drawn for, R canvas positions (rows) of the pass, D hidden size, V
+vocabulary.
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,8 @@ from torch import Tensor
 from engine.model.embedding import Embedding
 from engine.tail.vocab_tail import Bias, capped, inverse_cdf
 
-_ROWS = 16  # at a time; of 1 MB each in the released vocabulary, and 2 MB in float64
-_CANDIDATES = 1024  # tokens in which a nucleus is looked for before all are sorted
+_ROWS = 16  # at a time; each takes 1 MB in the released vocabulary, and 2 MB in float64
+_CANDIDATES = 1024  # likeliest tokens that are tried as the nucleus before all are sorted
 
 
 def truncated_draw(
@@ -30,12 +31,15 @@ def truncated_draw(
     top_p: float,
     biases: Sequence[Bias] = (),
 ) -> Tensor:
-    """A token for each of `rows` ([A] int64, numbers of rows), from what the cut leaves: [A] int64.
+    """Returns a token for each of `rows`, drawn from the tokens that both cuts keep: [A] int64.
 
-    hidden [R, D] in the weights' dtype, temperatures and uniforms [R] float32, top_k 0 for all
-    tokens. Inverse CDF in the vocabulary's order over the renormalised rest. The cuts are those
-    of `TopKLogitsWarper` and `TopPLogitsWarper` in transformers, in that order, but that tokens
-    which are as likely as the last one left stay too. Waits for the device.
+    rows is [A] int64, indices into R. hidden is [R, D] in the weights' dtype, embedding [V, D],
+    temperatures and uniforms [R] float32. A top_k of 0 keeps all tokens. The token is the inverse
+    CDF at the row's uniform, over the kept tokens' renormalised probabilities in the vocabulary's
+    order.
+
+    The cuts are those of `TopKLogitsWarper` and `TopPLogitsWarper` in transformers, in that order,
+    except that tokens as likely as the last kept one are kept too. Waits for the device.
     """
     drawn = []
     for part in rows.split(_ROWS):  # type: ignore[no-untyped-call]  # torch's split has none
@@ -50,7 +54,7 @@ def truncated_draw(
 
 
 def least_kept(probs: Tensor, *, top_k: int, top_p: float) -> Tensor:
-    """The probability [A, 1] of the least likely token that the cuts leave of probs [A, V]."""
+    """Returns the probability [A, 1] of the least likely token of probs [A, V] that is kept."""
     vocab = probs.shape[1]
     if top_k:
         ordered = probs.topk(min(top_k, vocab)).values
@@ -61,5 +65,5 @@ def least_kept(probs: Tensor, *, top_k: int, top_p: float) -> Tensor:
         if (ordered.sum(-1, dtype=torch.float64) < top_p * mass).any():
             ordered = probs.sort(descending=True).values
     before = ordered.cumsum(-1, dtype=torch.float64) - ordered
-    kept = before < top_p * mass[:, None]  # the first always
+    kept = before < top_p * mass[:, None]  # the likeliest token always is
     return ordered.gather(1, kept.sum(-1, keepdim=True) - 1)

@@ -1,12 +1,12 @@
-"""From hidden states to what a denoising step needs of the vocabulary.
+"""From hidden states to the statistics and draws that a denoising step needs.
 
 lm_head -> softcap -> temperature -> softmax -> entropy, argmax, sample -> soft embedding.
 
-`vocab_tail` and `draw` walk over the vocabulary in chunks that stay in the processor's cache, so
-that the [R, V] logits never exist; where a request has a bias, it is added to its rows' chunks.
-`triton_vocab_tail` is for GPUs: there the logits exist once, in the weights' type, and one kernel
-turns them into probabilities. `plain_vocab_tail` says the same in a few lines that hold everything
-at once in float32: it is what the tests compare with.
+`vocab_tail` and `draw` process the vocabulary in chunks that stay in the processor's cache, so that
+the [R, V] logits never exist. A request's bias is added to each chunk of its rows.
+`triton_vocab_tail` is for GPUs: the logits exist once, in the weights' dtype, and one kernel turns
+them into probabilities. `plain_vocab_tail` computes the same results in a few lines, with the whole
+logits in memory. The tests compare with it.
 
 Letters: R canvas positions (rows), D hidden size, V vocabulary, G groups of the vocabulary.
 """
@@ -24,17 +24,17 @@ from engine.model.embedding import (
     mixed,
     picked_products,
     products,
-    some,
+    token_range,
 )
 from engine.model.experts import group_ends
 from engine.sizing.chunks import GATHERED_ROWS, VOCAB_CHUNK, VOCAB_GROUP
 
-_SAFE_EXPONENT = 80.0
+_SAFE_EXPONENT = 80.0  # exp(-80) is a normal float32
 
 
 @dataclass(frozen=True)
 class Bias:
-    """What is added to the softcapped logits of consecutive rows, before the temperature."""
+    """Values added to the softcapped logits of consecutive rows, before the temperature."""
 
     rows: slice
     values: Tensor  # [V] float32, finite
@@ -42,12 +42,12 @@ class Bias:
 
 @dataclass(frozen=True)
 class TailResult:
-    """One step's statistics of the distribution at each position."""
+    """Statistics of the distribution at each position, in one step."""
 
     argmax: Tensor  # [R] int64
     entropy: Tensor  # [R] float32, nats
     soft_embeddings: Tensor  # [R, D], the mean embedding under the distribution
-    group_mass: Tensor  # [R, G] float64, unnormalised probability of each group
+    group_mass: Tensor  # [R, G] float64, the unnormalised probability of each group
 
 
 def vocab_tail(
@@ -59,17 +59,18 @@ def vocab_tail(
     embedding_scale: float,
     biases: Sequence[Bias] = (),
 ) -> TailResult:
-    """Statistics of softmax((softcap * tanh(hidden @ embedding.T / softcap) + bias) / temperature).
+    """Returns the statistics of each row's distribution over the vocabulary.
 
-    hidden [R, D] in the weights' dtype, embedding [V, D], temperatures [R] float32 above 0.
-    Between the two products everything is float32 (DESIGN.md says why), and partial sums are
-    added up in float64. The reference is `DiffusionGemmaForBlockDiffusion.forward` and
-    `_denoising_step` in transformers.
+    It is softmax((softcap * tanh(hidden @ embedding.T / softcap) + bias) / temperature), and soft
+    embeddings are multiplied by `embedding_scale`. hidden is [R, D] in the weights' dtype,
+    embedding [V, D], temperatures [R] float32 above 0. Between the two products everything is
+    float32 (docs/architecture.md says why), and partial sums are added up in float64. The reference
+    is `DiffusionGemmaForBlockDiffusion.forward` and `_denoising_step` in transformers.
 
-    Exponents are taken relative to the largest logit so far, as in an online softmax (Milakov and
-    Gimelshein, arXiv 1805.02867): the constant shift softcap / temperature, which needs no
-    rescaling, would underflow at temperatures below about 0.3 and is no bound where there is a
-    bias, and the maximum is known anyway.
+    Exponents are relative to the largest logit so far, as in an online softmax (Milakov and
+    Gimelshein, arXiv 1805.02867). The constant shift softcap / temperature would need no rescaling.
+    But it would underflow at temperatures below about 0.3, and biased logits can exceed it. The
+    maximum is computed anyway, for the argmax.
     """
     rows, vocab = hidden.shape[0], embedding.shape[0]
     group = _group_size(vocab)
@@ -79,7 +80,7 @@ def vocab_tail(
     soft = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
     masses, energies, peaks = [], [], []  # of each chunk: [R, chunk / group], [R], [R]
     for start in range(0, vocab, VOCAB_CHUNK):
-        part = some(embedding, slice(start, start + VOCAB_CHUNK))
+        part = token_range(embedding, slice(start, start + VOCAB_CHUNK))
         logits = capped(hidden, part, softcap)  # [R, chunk]
         for bias in biases:
             logits[bias.rows].add_(bias.values[start : start + VOCAB_CHUNK], alpha=1 / softcap)
@@ -93,7 +94,7 @@ def vocab_tail(
         peaks.append(peak)
         soft.mul_(((last_peak - peak)[:, None] * sharpness).exp())
         soft.add_(mixed(probs, part, hidden.dtype))
-    # Every chunk's sums are relative to its own peak; from here on to the last one.
+    # Each chunk's sums are relative to the peak at that time. Rescale them to the final peak.
     shifts = (torch.stack(peaks, 1) - peak[:, None]).double() * sharpness  # [R, chunks]
     weights = shifts.exp()
     chunk_mass = torch.stack([mass.double().sum(-1) for mass in masses], 1)
@@ -117,14 +118,16 @@ def triton_vocab_tail(
     embedding_scale: float,
     least_temperature: float,
 ) -> TailResult:
-    """The same as `vocab_tail`: a cuBLAS product, one pass over the logits, a cuBLAS product.
+    """Returns the same as `vocab_tail` without a bias, by kernels for GPUs.
 
-    `least_temperature` is the host's knowledge of what `temperatures` holds. Down to one of
-    2 softcap / 80 the constant exponent shift softcap / temperature is safe: no exponent is below
-    -80, whose exponential is a normal number. Below, the rows' maxima are taken first, which is one
-    more pass of reading.
+    It makes a cuBLAS product, one pass over the logits [R, V], and a cuBLAS product.
+
+    `least_temperature` is the smallest of `temperatures`, which the host knows without reading the
+    device's tensor. From 2 softcap / 80 on, the constant exponent shift softcap / temperature is
+    safe: no exponent is below -80, whose exponential is a normal number. Below that temperature,
+    one more pass reads the logits first, for the rows' maxima.
     """
-    # Here: triton is there only where it is needed, and slow to import.
+    # Imported here because triton is slow to import, and not installed everywhere.
     from engine.kernels.vocab_statistics import vocab_statistics
 
     logits = products(hidden, embedding)  # [R, V]
@@ -134,16 +137,16 @@ def triton_vocab_tail(
     else:
         shift = (logits.amax(-1).float() / softcap).tanh()
     group = _group_size(embedding.shape[0])
-    found = vocab_statistics(logits, sharpness, shift, softcap=softcap, group=group)
-    total = found.mass.sum(-1, dtype=torch.float64)
-    entropy = total.log() - found.energy.sum(-1, dtype=torch.float64) / total
-    best = found.best.argmax(-1, keepdim=True)  # [R, 1], a group
+    statistics = vocab_statistics(logits, sharpness, shift, softcap=softcap, group=group)
+    total = statistics.mass.sum(-1, dtype=torch.float64)
+    entropy = total.log() - statistics.energy.sum(-1, dtype=torch.float64) / total
+    best = statistics.best.argmax(-1, keepdim=True)  # [R, 1], a group
     soft = mixed(logits, embedding, hidden.dtype) * (embedding_scale / total)[:, None]
     return TailResult(
-        argmax=(best * group + found.place.gather(1, best)).squeeze(1),
+        argmax=(best * group + statistics.best_index.gather(1, best)).squeeze(1),
         entropy=entropy.clamp_(min=0.0).float(),
         soft_embeddings=soft.to(hidden.dtype),
-        group_mass=found.mass.double(),
+        group_mass=statistics.mass.double(),
     )
 
 
@@ -158,11 +161,12 @@ def draw(
     softcap: float,
     biases: Sequence[Bias] = (),
 ) -> Tensor:
-    """A token for each row from the distribution behind `result`: [R] int64.
+    """Returns a token for each row, drawn from the distribution that `result` describes: [R] int64.
 
-    Inverse CDF with one uniform number in [0, 1) a row (uniforms [R] float32): first the group,
-    by the kept sums, then the token in it, for which only that group's logits are computed again.
-    Rows that are not `wanted` ([R] bool) get some token and cost next to nothing.
+    The draw is the inverse CDF at one number in [0, 1) a row (uniforms [R] float32). First the
+    group is drawn, from `result.group_mass`. Then the token in the group is drawn, for which only
+    that group's logits are computed again. Rows that are not `wanted` [R] bool get an arbitrary
+    token and cost next to nothing. The other arguments are those of `vocab_tail`.
     """
     size = _group_size(embedding.shape[0])
     running = result.group_mass.cumsum(-1)
@@ -170,7 +174,7 @@ def draw(
     groups = torch.searchsorted(running, targets[:, None], right=True)
     groups = groups.clamp_(max=running.shape[1] - 1).where(wanted[:, None], 0)  # [R, 1]
     mass = result.group_mass.gather(1, groups)
-    rest = (targets[:, None] - running.gather(1, groups) + mass) / mass
+    within = (targets[:, None] - running.gather(1, groups) + mass) / mass  # in [0, 1]
     groups = groups.squeeze(1)
     grouped = in_groups(embedding, size)
     if isinstance(grouped, Tensor) and not hidden.is_cuda:
@@ -182,13 +186,13 @@ def draw(
         values = bias.values.view(-1, size)[groups[bias.rows]]
         logits[bias.rows].add_(values, alpha=1 / softcap)
     logits.mul_(softcap / temperatures[:, None])
-    return groups * size + inverse_cdf(logits.softmax(-1), rest.squeeze(1))
+    return groups * size + inverse_cdf(logits.softmax(-1), within.squeeze(1))
 
 
 def grouped_products(hidden: Tensor, embedding: Tensor, groups: Tensor) -> Tensor:
-    """Each row's product with its group of the embedding: [R, D], [G, size, D], [R] -> [R, size].
+    """Returns each row's product with its group: [R, D], [G, size, D], [R] -> [R, size].
 
-    One product with each group's rows, as experts have it: nothing is copied.
+    A grouped product like that of the experts: no group of the embedding is copied.
     """
     order = groups.argsort(stable=True)
     ends = group_ends(groups[order], embedding.shape[0])
@@ -198,10 +202,10 @@ def grouped_products(hidden: Tensor, embedding: Tensor, groups: Tensor) -> Tenso
 
 
 def gathered_products(hidden: Tensor, embedding: Embedding, groups: Tensor) -> Tensor:
-    """The same from a copy of each row's group, some rows at a time: for GPUs, and if quantised.
+    """Returns the same as `grouped_products`, from a copy of each row's group.
 
-    On a GPU grouped_mm takes fewer than 1,024 groups (PyTorch's GroupMM.cu), which is just what the
-    released vocabulary has.
+    For GPUs and quantised embeddings. On a GPU grouped_mm takes fewer than 1,024 groups (PyTorch's
+    GroupMM.cu), and the released vocabulary has 1,024. A few rows at a time limit the memory.
     """
     parts = zip(hidden.split(GATHERED_ROWS), groups.split(GATHERED_ROWS), strict=True)  # type: ignore[no-untyped-call]  # torch's split has none
     return torch.cat([picked_products(h, embedding, g) for h, g in parts])
@@ -216,7 +220,10 @@ def plain_vocab_tail(
     softcap: float,
     embedding_scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """argmax, entropy, soft embeddings and samples, with the whole logits in memory."""
+    """Returns argmax [R], entropy [R], soft embeddings [R, D] and samples [R].
+
+    Holds the whole logits [R, V] in memory. Arguments are those of `vocab_tail` and `draw`.
+    """
     logits = capped(hidden, embedding, softcap) * (softcap / temperatures)[:, None]  # [R, V]
     probs = logits.double().softmax(-1)
     soft = mixed(probs, embedding, hidden.dtype) * embedding_scale
@@ -225,9 +232,10 @@ def plain_vocab_tail(
 
 
 def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
-    """The token at which each row's running sum first exceeds uniform * sum. [R, V], [R] -> [R].
+    """Returns the token at which each row's running sum first exceeds uniform * its whole sum.
 
-    The sum takes the place of 1, so that rounding can never push a draw past the last token.
+    [R, V], [R] -> [R] int64. Using the sum instead of 1 keeps rounding from pushing a draw past the
+    last token.
     """
     running = probs.cumsum(-1, dtype=torch.float64)
     targets = uniforms[:, None] * running[:, -1:]
@@ -236,10 +244,10 @@ def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def capped(hidden: Tensor, embedding: Embedding, softcap: float) -> Tensor:
-    """tanh(logit / softcap), float32."""
+    """Returns tanh(logit / softcap), [R, V] float32, of hidden [R, D] and embedding [V, D]."""
     return products(hidden, embedding).float().div_(softcap).tanh_()
 
 
 def _group_size(vocab: int) -> int:
-    """The largest power of two up to VOCAB_GROUP that divides the vocabulary."""
+    """Returns the largest power of two up to VOCAB_GROUP that divides the vocabulary size."""
     return min(VOCAB_GROUP, vocab & -vocab)

@@ -1,4 +1,4 @@
-"""Each checkpoint twice: in Transformers and in Easel."""
+"""Fixtures that load each checkpoint twice: in Transformers and in Easel."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ from tests.parity.tiny_models import SHAPES
 
 @dataclass(frozen=True)
 class Pair:
-    """One checkpoint, loaded by both, float32 on the CPU."""
+    """One checkpoint, loaded by Transformers and by Easel, in float32 on the CPU."""
 
     reference: DiffusionGemmaForBlockDiffusion
     denoiser: Denoiser
 
     def answer(self, request: GenerateRequest, end_tokens: frozenset[int]) -> list[Block]:
-        """Easel's answer, with these end tokens instead of the checkpoint's."""
+        """Returns the blocks of Easel's answer, with these end tokens for the checkpoint's."""
         sampler = self.denoiser.sampler
         self.denoiser.sampler = dataclasses.replace(sampler, end_tokens=end_tokens)
         try:
@@ -38,7 +38,7 @@ class Pair:
         return blocks
 
     def prompt(self, length: int = 29, seed: int = 0) -> list[int]:
-        """Random tokens, none of them special."""
+        """Returns random tokens that are not special ones."""
         vocab = self.denoiser.model.dimensions.vocab_size
         generator = torch.Generator().manual_seed(seed)
         return torch.randint(6, vocab, (length,), generator=generator).tolist()
@@ -54,7 +54,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def same_noise(pair, monkeypatch):
-    """Make the reference draw its numbers where Easel draws them; gives a function of the seed."""
+    """Make the reference use Easel's random numbers. Returns a function that sets the seed."""
     reference, sampler = pair.reference, pair.denoiser.sampler
     dimensions = pair.denoiser.model.dimensions
     state = {"block": -1, "canvas": 0, "uniforms": 0}

@@ -1,4 +1,4 @@
-"""Whole answers against Transformers' `generate`, both fed the same random numbers."""
+"""Compares whole answers with Transformers' `generate`, which has the same random numbers."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from engine.messages import GenerateRequest, Sampling
 
 BLOCKS = 3
-END_NOWHERE = -1  # the reference falls back to its checkpoint's end tokens if it is given none
+END_NOWHERE = -1  # without an end token, the reference would use those of its checkpoint
 
 
 def request(prompt, length, seed):
@@ -29,22 +29,23 @@ def test_answers_of_three_blocks_are_token_identical(pair, same_noise, seed):
     tokens = [token for block in blocks for token in block.tokens]
     assert tokens == generated.sequences[0, len(prompt) :].tolist()
     steps = sum(block.denoising_steps for block in blocks)
-    pad = pair.reference.generation_config.pad_token_id  # which the reference does not count
+    pad = pair.reference.generation_config.pad_token_id  # the reference does not count it
     counted = sum(token != pad for token in tokens)
     assert counted / steps == pytest.approx(generated.tokens_per_forward.item())
 
 
 def answer_with_an_end(pair, seed):
-    """A prompt, a seed and a token that is known to come up, but not as the first of all.
+    """Returns a prompt, a length, a seed, and a token that the answer contains.
 
-    There Easel begins again, where the reference gives an empty answer.
+    The token is not the answer's first one: then Easel would make the block again, whereas the
+    reference returns an empty answer.
     """
     length = BLOCKS * pair.denoiser.model.dimensions.canvas_length
     while True:
         prompt = pair.prompt(seed=seed)
         free = pair.answer(request(prompt, length, seed), end_tokens=frozenset())
         tokens = [token for block in free for token in block.tokens]
-        # The later the better: in the second block, if that has one.
+        # Preferably a token of the second block.
         middle = len(free[0].tokens) + 3
         for token in (*tokens[middle:], *tokens[:middle]):
             if token != tokens[0]:

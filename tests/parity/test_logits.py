@@ -1,4 +1,4 @@
-"""The network's numbers against Transformers', in float32: 1e-4 absolute."""
+"""Compares the network's numbers with Transformers', in float32 and within 1e-4 absolute."""
 
 import torch
 from transformers import DynamicCache
@@ -20,7 +20,7 @@ def new_cache(pair, capacity=256, pass_tokens=64):
 
 
 def encode_both(pair, prompt, chunks):
-    """The same tokens in both caches; ours in chunks of these sizes."""
+    """Encode the prompt into both caches, and return these. Ours is filled in these chunks."""
     theirs = DynamicCache(config=pair.reference.config.get_text_config())
     ours = new_cache(pair)
     with torch.inference_mode():
@@ -55,7 +55,7 @@ def test_a_prompt_shorter_than_every_window_is_kept_whole(pair):
 
 
 def decoder_logits(pair, soft, theirs_logits):
-    """Both models' logits for one random canvas after the same prompt."""
+    """Returns both models' logits for one random canvas after the same prompt."""
     theirs, ours = encode_both(pair, pair.prompt(), chunks=[29])
     model = pair.denoiser.model
     canvas = torch.randint(

@@ -1,7 +1,7 @@
-"""Prompts with images against Transformers, from the data URL on.
+"""Compares prompts with images with Transformers, from the data URL on.
 
-The reference's masks are made as its `generate` makes them: its encoder, called by itself, computes
-the mask of image tokens and then does not use it.
+The reference's masks are made as in its `generate`: its encoder, when called directly, computes the
+mask of image tokens but does not use it.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ def pair(folder):
 
 @dataclass(frozen=True)
 class Prompt:
-    """The same prompt for both: ours, and the reference's inputs."""
+    """The same prompt as tokens and images for Easel, and as inputs for the reference."""
 
     tokens: list[int]
     images: list[Image]
@@ -54,7 +54,7 @@ class Prompt:
 
 @pytest.fixture
 def make_prompt(pair, folder):
-    """A function of the pictures' sizes: random words, a picture, words, the next one, words."""
+    """Returns a function that makes a prompt with pictures of these sizes between random words."""
     reader, processor = (
         ImageReader.find(str(folder)),
         Gemma4ImageProcessorPil.from_pretrained(folder),
@@ -83,7 +83,7 @@ def make_prompt(pair, folder):
 
 
 def encode_both(pair, prompt, ends=()):
-    """The prompt in both caches; ours in chunks that end at these positions."""
+    """Encode the prompt into both caches, and return these. Our chunks end at `ends`."""
     tokens, encoder = torch.tensor([prompt.tokens]), pair.reference.model.encoder
     theirs = DynamicCache(config=pair.reference.config.get_text_config())
     ours, start = new_cache(pair, capacity=512, pass_tokens=512), 0
@@ -162,7 +162,7 @@ def test_answers_of_three_blocks_are_token_identical(pair, same_noise, make_prom
 
 @pytest.fixture
 def run(pair):
-    """Make one block of an answer, with this prefill chunk; gives its `Block`."""
+    """Returns a function that makes one block of an answer and returns its `Block`."""
     pair.denoiser.forget_prefixes()
 
     def one_block(prompt, prefill_chunk=512):
@@ -192,14 +192,14 @@ def test_the_same_images_are_not_encoded_again(make_prompt, run):
     assert again.tokens == first.tokens
 
 
-def test_another_image_in_the_same_place_is_not_taken_for_a_kept_one(pair, make_prompt, run):
+def test_another_image_at_the_same_position_is_not_taken_for_a_kept_one(pair, make_prompt, run):
     prompt, other = make_prompt(TWO), make_prompt(TWO, picture_seed=9)
     assert prompt.tokens == other.tokens
     alone = run(other)
     pair.denoiser.forget_prefixes()
     run(prompt)
     beside = run(other)
-    # Where a sliding layer has lost what is before the image, nothing can be restored.
+    # If a sliding layer has lost the tokens before the image, nothing can be restored.
     lost = any((shape.window or 512) < 200 for shape in pair.denoiser.model.dimensions.layers)
     assert beside.cached_tokens == (0 if lost else prompt.images[0].start)
     assert beside.tokens == alone.tokens
@@ -210,7 +210,7 @@ def test_images_change_the_answer(pair, make_prompt, run):
     assert len(answers) == 2
 
 
-def test_tags_stand_around_each_image(make_prompt):
+def test_each_image_is_between_its_tags(make_prompt):
     prompt = make_prompt(TWO)
     for image in prompt.images:
         around = prompt.tokens[image.start - 1], prompt.tokens[image.end]

@@ -1,4 +1,4 @@
-"""The tiny random models that parity is held on."""
+"""The tiny random models for which parity is tested."""
 
 from pathlib import Path
 
@@ -15,16 +15,16 @@ SHAPES = {
     ),
     "one-expert-a-token": Shape(layers="f", experts=3, per_token=1, canvas=24),
 }
-# Where the tokens of one image are more than a window, and where they are fewer.
+# An image has more tokens than a window, or fewer.
 SEEING_SHAPES = {
     "window-shorter-than-an-image": Shape(),
     "window-longer-than-the-images": Shape(layers="sf", window=256),
 }
-IMAGE, BEGIN_OF_IMAGE, END_OF_IMAGE = 3, 4, 5  # their ids in all of these
+IMAGE, BEGIN_OF_IMAGE, END_OF_IMAGE = 3, 4, 5  # token ids in all of these models
 
 
 def write_seeing_model(folder: Path, shape: Shape) -> Path:
-    """Write a checkpoint of this shape that takes images, of 70 tokens at most."""
+    """Write a checkpoint of this shape that accepts images of up to 70 tokens."""
     write_random_model(folder, shape)
     write_image_processor(folder)
     return folder

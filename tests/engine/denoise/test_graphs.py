@@ -1,6 +1,6 @@
-"""What runs as a graph, which graphs are kept, and what becomes of a failure: without a GPU.
+"""CUDA graphs, tested without a GPU: which passes use them, which are kept, how failures end.
 
-In place of a CUDA graph stands one that runs the captured work again, which is what a replay is.
+A CUDA graph is replaced by a function that runs the captured work again, as a replay would.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ CANVASES = 2
 
 
 class Repeated:
-    """Counts what is captured and what is replayed."""
+    """Stands in for `Capture`, and counts the captures and replays."""
 
     def __init__(self):
         self.captured = self.replayed = 0
@@ -71,7 +71,7 @@ REQUESTS = (
 
 
 def answers(denoiser, requests=REQUESTS, **config):
-    """The tokens of each request's answer; the requests share their passes."""
+    """Returns the tokens of each request's answer. The requests share their passes."""
     worker = Worker(denoiser, EngineConfig(prefill_chunk=64, max_active=CANVASES, **config))
     messages = [message for request in requests for message in worker.handle(request)]
     while not worker.idle:
@@ -95,13 +95,13 @@ def test_a_second_answer_captures_nothing_new(dynamic, capture):
     assert capture.replayed == 2 * replayed
 
 
-def test_the_least_recently_used_graph_goes(dynamic, capture, monkeypatch):
+def test_the_least_recently_used_graph_is_dropped(dynamic, capture, monkeypatch):
     monkeypatch.setattr(graphs, "MOST_GRAPHS", 1)
     denoiser = like(dynamic, cuda_graphs=True)
     assert answers(denoiser) == answers(like(dynamic))
     captured = capture.captured
     answers(denoiser)
-    assert capture.captured > captured  # what the first answers began with had gone
+    assert capture.captured > captured  # the first graphs had been dropped
 
 
 def warnings_of(caplog):
@@ -109,7 +109,7 @@ def warnings_of(caplog):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a graph can be captured here")
-def test_where_there_is_no_gpu_the_log_says_so_once_and_the_answers_are_the_same(dynamic, caplog):
+def test_without_a_gpu_one_log_line_says_so_and_answers_are_the_same(dynamic, caplog):
     denoiser = like(dynamic, cuda_graphs=True)
     assert answers(denoiser) == answers(like(dynamic))
     (line,) = warnings_of(caplog)
@@ -118,7 +118,7 @@ def test_where_there_is_no_gpu_the_log_says_so_once_and_the_answers_are_the_same
     assert "\n" not in line
 
 
-def test_a_replay_that_fails_in_the_middle_of_an_answer_changes_no_token(
+def test_a_replay_that_fails_during_an_answer_changes_no_token(
     dynamic, capture, monkeypatch, caplog
 ):
     def run_out(work):
@@ -137,9 +137,7 @@ def test_a_replay_that_fails_in_the_middle_of_an_answer_changes_no_token(
     assert line.endswith("RuntimeError: the device is gone")
 
 
-def test_what_cannot_be_compiled_is_logged_once_and_the_answers_are_the_same(
-    dynamic, monkeypatch, caplog
-):
+def test_a_failed_compilation_is_logged_once_and_answers_are_the_same(dynamic, monkeypatch, caplog):
     def compile_nothing(function, **_options):
         def compiled(*_args):
             raise RuntimeError("no compiler")
@@ -152,7 +150,7 @@ def test_what_cannot_be_compiled_is_logged_once_and_the_answers_are_the_same(
     assert line.endswith("RuntimeError: no compiler")
 
 
-def test_on_a_cpu_graphs_are_off_unless_asked_for(dynamic, caplog):
+def test_graphs_are_off_on_a_cpu_by_default(dynamic, caplog):
     answers(dynamic)
     assert dynamic._graphs is None
     assert not warnings_of(caplog)

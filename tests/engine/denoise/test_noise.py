@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
         ),
     ],
 )
-def test_philox_gives_the_published_known_answers(counter, key, expected):
+def test_philox_returns_the_published_known_answers(counter, key, expected):
     words = philox(tuple(torch.tensor([c]) for c in counter), key)
     assert tuple(int(w) for w in words) == expected
 
@@ -40,14 +40,14 @@ def noise(seed, block, stream=0, steps=48, canvas_length=256, vocab_size=262144)
     )
 
 
-def test_a_step_of_a_position_has_the_same_number_however_many_are_asked_for():
+def test_numbers_do_not_depend_on_the_number_of_steps_and_positions():
     whole, part = noise(7, 3), noise(7, 3, steps=5, canvas_length=10)
     assert torch.equal(whole.canvases[:6, :10], part.canvases)
     assert torch.equal(whole.uniforms[:5, :10], part.uniforms)
 
 
 @pytest.mark.parametrize("other", [(8, 3), (7, 4), (7 + 2**32, 3), (7, 3, 1), (7, 3, 2**32 - 1)])
-def test_another_seed_block_or_stream_gives_other_numbers(other):
+def test_another_seed_block_or_stream_has_other_numbers(other):
     equal = (noise(7, 3).uniforms == noise(*other).uniforms).float().mean()
     assert equal < 0.001
 

@@ -33,7 +33,7 @@ def test_the_least_uncertain_position_is_always_accepted():
     assert accepted.tolist() == [[False, True, False]]
 
 
-def test_each_canvas_is_accepted_up_to_its_own_bound():
+def test_each_canvas_has_its_own_entropy_bound():
     entropy = torch.tensor([[0.3, 0.1, 0.2]] * 3)
     configs = [SamplerConfig(entropy_bound=bound) for bound in (0.0, 0.15, 1.0)]
     accepted = accept(entropy, configs)
@@ -46,21 +46,25 @@ def test_each_canvas_has_its_own_stopping_rule():
     configs = [SamplerConfig(confidence_threshold=nats) for nats in (0.004, 0.006, 0.001)]
     stable, mean = torch.tensor([1, 1, 1]), torch.tensor([0.005, 0.005, 0.005])
     assert converged(stable, mean, configs).tolist() == [False, True, False]
-    assert nearly_converged(mean, configs).tolist() == [True, True, False]  # below five times
+    assert nearly_converged(mean, configs).tolist() == [
+        True,
+        True,
+        False,
+    ]  # below five times the threshold
 
 
-def test_a_request_s_numbers_replace_the_checkpoint_s_and_the_others_stay():
+def test_numbers_of_a_request_replace_those_of_the_checkpoint_and_others_stay():
     config = SamplerConfig(t_min=0.3, end_tokens=frozenset({9}))
-    assert config.of_request(Sampling(seed=0)) is config
+    assert config.for_request(Sampling(seed=0)) is config
     own = Sampling(
         seed=0, max_denoising_steps=4, entropy_bound=0.0, confidence_threshold=0.0, ignore_eos=True
     )
-    assert config.of_request(own) == SamplerConfig(
+    assert config.for_request(own) == SamplerConfig(
         max_denoising_steps=4, entropy_bound=0.0, confidence_threshold=0.0, t_min=0.3
     )
 
 
-def test_stable_steps_count_equal_canvases_and_start_again_at_a_change():
+def test_stable_steps_count_equal_canvases_and_restart_at_a_change():
     a, b = [1, 2], [1, 3]
     count, previous = torch.tensor([0, 0]), torch.tensor([[-1, -1], [-1, -1]])
     counts = []
@@ -77,12 +81,12 @@ def test_a_block_is_done_when_stable_and_confident():
     assert converged(torch.tensor([2, 1, 2]), mean, [config] * 3).tolist() == [True, False, False]
 
 
-def test_the_mean_entropy_of_a_narrower_canvas_is_over_its_own_positions():
+def test_the_mean_entropy_of_a_narrow_canvas_covers_its_own_positions_only():
     entropy = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.1, 0.3, 0.0, 0.0]])
     assert mean_entropy(entropy, [4, 2]).tolist() == pytest.approx([0.25, 0.2])
 
 
-def test_with_early_end_only_positions_up_to_the_end_token_hold_a_canvas_open():
+def test_with_early_end_the_stopping_rule_ignores_positions_behind_an_end_token():
     config = SamplerConfig(early_end=True, end_tokens=frozenset({8, 9}))
     argmax = torch.tensor([[1, 9, 3, 9], [1, 2, 3, 4], [8, 1, 2, 3]])
     counted = counted_positions(argmax, [config] * 3)
@@ -95,9 +99,9 @@ def test_with_early_end_only_positions_up_to_the_end_token_hold_a_canvas_open():
     assert converged(stable, mean, [config] * 3).tolist() == [True, False, False]
 
 
-def test_a_canvas_whose_request_ignores_end_tokens_is_open_to_its_end():
+def test_all_positions_count_if_the_request_ignores_end_tokens():
     config = SamplerConfig(early_end=True, end_tokens=frozenset({9}))
-    ignoring = config.of_request(Sampling(seed=0, ignore_eos=True))
+    ignoring = config.for_request(Sampling(seed=0, ignore_eos=True))
     argmax = torch.tensor([[9, 1, 1], [9, 1, 1]])
     counted = counted_positions(argmax, [ignoring, config])
     assert counted.tolist() == [[True] * 3, [True, False, False]]
@@ -109,7 +113,7 @@ def test_without_early_end_every_position_counts():
     assert counted_positions(torch.tensor([[9, 1]]), [config]) is None
 
 
-def test_generation_config_fills_the_sampler_and_what_it_leaves_out_is_the_release_s():
+def test_numbers_missing_in_generation_config_are_those_of_the_released_model():
     config = SamplerConfig.from_generation_config(
         {
             "eos_token_id": [1, 106],
@@ -123,12 +127,12 @@ def test_generation_config_fills_the_sampler_and_what_it_leaves_out_is_the_relea
     )
 
 
-def test_one_end_token_may_stand_without_a_list():
+def test_a_single_end_token_needs_no_list():
     config = SamplerConfig.from_generation_config({"eos_token_id": 1})
     assert config.end_tokens == {1}
 
 
-def test_another_sampler_is_refused_by_its_name():
+def test_another_sampler_is_refused_and_named():
     with pytest.raises(UnsupportedSamplerError, match="'MaskedSamplerConfig'; supported"):
         SamplerConfig.from_generation_config(
             {"sampler_config": {"_cls_name": "MaskedSamplerConfig"}}

@@ -1,4 +1,4 @@
-"""What each field of `Sampling` does to whole answers, on a tiny random model."""
+"""The effect of each field of `Sampling` on whole answers of a tiny random model."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ from tests.engine.plain_answer import plain_answer
 PROMPT = list(range(6, 30))
 CANVAS, VOCAB, STEPS = 8, 160, 6
 SHAPE = Shape(layers="sf", canvas=CANVAS, vocab=VOCAB, steps=STEPS, entropy_bound=6.0)
-FEW_ENDS = frozenset(range(150, 160))  # that come up now and then
+FEW_ENDS = frozenset(range(150, 160))  # tokens that are drawn now and then
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def denoiser(tmp_path_factory):
 
 @pytest.fixture
 def with_ends(denoiser, monkeypatch):
-    """Give the model other end tokens."""
+    """Returns a function that replaces the model's end tokens."""
     return lambda ends: monkeypatch.setattr(
         denoiser, "sampler", dataclasses.replace(denoiser.sampler, end_tokens=frozenset(ends))
     )
@@ -129,7 +129,7 @@ def test_answers_are_those_of_plain_float64_arithmetic(denoiser, worker, with_en
 
 
 @pytest.mark.parametrize("name", sorted({*OPTIONS} - {"nothing", "top_logprobs"}))
-def test_each_option_changes_some_answer(worker, with_ends, name):
+def test_each_option_changes_an_answer(worker, with_ends, name):
     with_ends(FEW_ENDS)
     options = OPTIONS[name]
     kept = {"max_tokens", "logit_bias"} - {name}
@@ -141,7 +141,7 @@ def test_each_option_changes_some_answer(worker, with_ends, name):
 
 
 @pytest.mark.parametrize("speculate", [False, True])
-def test_an_answer_does_not_depend_on_the_options_of_others_in_its_passes(
+def test_answers_do_not_depend_on_the_options_of_others_in_their_passes(
     denoiser, with_ends, speculate
 ):
     with_ends(FEW_ENDS)
@@ -161,7 +161,7 @@ def test_an_answer_does_not_depend_on_the_options_of_others_in_its_passes(
 
 
 @pytest.mark.parametrize("options", [OPTIONS["penalties"], OPTIONS["everything"]])
-def test_speculation_changes_no_answer_with_options(denoiser, with_ends, options):
+def test_speculation_changes_no_answer_that_has_options(denoiser, with_ends, options):
     with_ends(FEW_ENDS)
     sure = {**options, "confidence_threshold": 0.8}
     won, made = 0, {}
@@ -174,7 +174,7 @@ def test_speculation_changes_no_answer_with_options(denoiser, with_ends, options
     assert won > 0
 
 
-def test_choices_differ_and_each_is_the_same_again(worker):
+def test_choices_differ_and_each_one_is_reproducible(worker):
     first = [tokens_of(answer(worker, choice=choice)[0]) for choice in range(3)]
     again = [tokens_of(answer(worker, choice=choice)[0]) for choice in range(3)]
     assert first == again
@@ -192,20 +192,20 @@ def test_a_bias_of_minus_100_bans_a_token_and_one_of_100_forces_it(worker):
     ("penalties", "expected"),
     [
         ({}, [77, 77, 77]),
-        ({"presence_penalty": 300.0}, [77, 77, 77]),  # however often
+        ({"presence_penalty": 300.0}, [77, 77, 77]),  # it does not grow with the count
         ({"presence_penalty": 500.0}, [77, 78, 77]),
         ({"frequency_penalty": 30.0}, [77, 77, 78]),  # 240 a block
         ({"frequency_penalty": 60.0}, [77, 78, 77]),
         ({"presence_penalty": 200.0, "frequency_penalty": 30.0}, [77, 78, 77]),
     ],
 )
-def test_penalties_count_the_tokens_of_the_answer_s_blocks(worker, penalties, expected):
-    likely = {77: 1000.0, 78: 600.0}  # so much that no hidden state matters
+def test_penalties_count_the_tokens_of_all_blocks_so_far(worker, penalties, expected):
+    likely = {77: 1000.0, 78: 600.0}  # so large that hidden states do not matter
     blocks, _ = answer(worker, logit_bias=likely, **penalties)
     assert [set(block.tokens) for block in blocks] == [{token} for token in expected]
 
 
-def test_end_tokens_come_no_earlier_than_min_tokens(worker, with_ends):
+def test_no_answer_ends_before_min_tokens(worker, with_ends):
     with_ends({150})
     eager = {"logit_bias": {150: 100.0}}
     assert tokens_of(answer(worker, **eager)[0]) == [150]
@@ -215,7 +215,7 @@ def test_end_tokens_come_no_earlier_than_min_tokens(worker, with_ends):
         assert (tokens.index(150), len(tokens), reason) == (least, least + 1, "stop")
 
 
-def test_ignored_end_tokens_are_tokens_like_others(worker, with_ends):
+def test_ignored_end_tokens_are_ordinary_tokens(worker, with_ends):
     with_ends({150})
     blocks, reason = answer(worker, logit_bias={150: 100.0}, ignore_eos=True)
     assert (tokens_of(blocks), reason) == ([150] * 20, "length")
@@ -246,9 +246,9 @@ def test_ignored_end_tokens_do_not_end_a_canvas_early(denoiser, monkeypatch, ear
         {"max_denoising_steps": 11, "entropy_bound": 2.5, "confidence_threshold": 0.1},
     ],
 )
-def test_a_request_s_numbers_are_as_if_the_checkpoint_had_them(worker, denoiser, numbers):
+def test_numbers_of_a_request_work_like_those_of_a_checkpoint(worker, denoiser, numbers):
     own = [answer(worker, seed=seed, **numbers) for seed in range(3)]
-    for seed in range(3):  # in one pass with others that have other numbers
+    for seed in range(3):  # in the same passes as requests with other numbers
         worker.handle(request(f"own {seed}", seed=seed, **numbers))
         worker.handle(request(f"other {seed}", seed=seed))
     messages = until_idle(worker)
@@ -280,7 +280,7 @@ def test_log_probabilities_are_the_log_softmax_of_the_raw_logits(denoiser, worke
             assert [value for _, value in each.top] == pytest.approx(values.tolist(), abs=1e-4)
 
 
-def test_log_probabilities_come_only_if_asked_for_and_may_be_without_others(worker):
+def test_log_probabilities_are_optional_and_so_are_those_of_other_tokens(worker):
     assert all(block.logprobs is None for block in answer(worker)[0])
     assert all(each.top == [] for b in answer(worker, top_logprobs=0)[0] for each in b.logprobs)
 
@@ -289,21 +289,21 @@ def test_log_probabilities_change_no_token(worker):
     assert tokens_of(answer(worker, top_logprobs=20)[0]) == tokens_of(answer(worker)[0])
 
 
-def test_a_suffix_stands_behind_the_free_positions_of_every_pass(worker, denoiser, monkeypatch):
-    suffix, canvases, told, run = [40, 41, 42], [], [], denoiser.model.run
+def test_a_suffix_follows_the_free_positions_in_every_pass(worker, denoiser, monkeypatch):
+    suffix, canvases, conditionings, run = [40, 41, 42], [], [], denoiser.model.run
 
-    def looked_at(segments, soft):
+    def recorded(segments, soft):
         canvases.extend(s.tokens.tolist() for s in segments if not s.causal)
-        told.append(soft)
+        conditionings.append(soft)
         return run(segments, soft)
 
-    monkeypatch.setattr(denoiser.model, "run", looked_at)
+    monkeypatch.setattr(denoiser.model, "run", recorded)
     biases = {77: 12.0, 78: 12.0, 79: 12.0}
     blocks, reason = answer(worker, suffix=suffix, max_tokens=5, logit_bias=biases)
     assert (len(blocks), len(blocks[0].tokens), reason) == (1, 5, "length")
     assert all(len(canvas) == 8 and canvas[5:] == suffix for canvas in canvases)
     assert len({tuple(canvas[:5]) for canvas in canvases}) > 1
-    later = [soft for soft in told if soft is not None]
+    later = [soft for soft in conditionings if soft is not None]
     assert len(later) == len(canvases) - 1
     expected = denoiser.model.embedding[suffix] * denoiser.model.embedding_scale
     for soft in later:
@@ -311,8 +311,8 @@ def test_a_suffix_stands_behind_the_free_positions_of_every_pass(worker, denoise
 
 
 def test_a_suffix_is_certain(worker, monkeypatch):
-    """So only the free positions hold the canvas open, and share the bound."""
-    biases = {77: 100.0, 78: 100.0, 79: 100.0}  # between which the model is not sure
+    """So only the free positions keep the canvas open, and they share the whole entropy bound."""
+    biases = {77: 100.0, 78: 100.0, 79: 100.0}  # the model is uncertain between these
     entropies = []
     monkeypatch.setattr(
         "engine.denoise.denoising_step.accept",
@@ -332,7 +332,7 @@ def test_an_infilled_block_is_cut_at_an_end_token_and_may_be_empty(worker, with_
     assert not blocks[0].rerolled
 
 
-def test_a_first_block_that_comes_out_empty_is_made_again_once(worker, with_ends):
+def test_an_empty_first_block_is_made_again_once(worker, with_ends):
     with_ends(range(VOCAB))  # every block is empty
     for _ in range(2):
         (block,), reason = answer(worker, max_denoising_steps=3, confidence_threshold=0.0)
@@ -340,7 +340,7 @@ def test_a_first_block_that_comes_out_empty_is_made_again_once(worker, with_ends
         assert reason == "stop"
 
 
-def test_what_is_made_again_has_other_noise_and_is_the_same_each_time(worker, with_ends):
+def test_a_block_made_again_has_other_noise_and_is_reproducible(worker, with_ends):
     first = {seed: tokens_of(answer(worker, seed=seed)[0])[0] for seed in range(12)}
     rerolled = 0
     for seed, token in first.items():
@@ -349,7 +349,7 @@ def test_what_is_made_again_has_other_noise_and_is_the_same_each_time(worker, wi
         assert blocks[0].rerolled
         assert [b.tokens for b in blocks] == [b.tokens for b in answer(worker, seed=seed)[0]]
         rerolled += blocks[0].tokens[0] != token
-    assert rerolled > 0  # some come out otherwise
+    assert rerolled > 0  # some now begin with another token
 
 
 @pytest.mark.parametrize(
@@ -369,14 +369,14 @@ def test_what_is_made_again_has_other_noise_and_is_the_same_each_time(worker, wi
         ("temperature", {"temperature": float("nan")}),
     ],
 )
-def test_what_cannot_be_done_fails_and_says_what(worker, name, options):
+def test_an_impossible_option_fails_and_is_named(worker, name, options):
     (failed,) = worker.handle(request(**options))
     assert isinstance(failed, Failed)
     assert name in failed.message
     assert worker.idle
 
 
-def test_kernels_that_rely_on_the_softcap_have_no_pass_with_a_bias(worker, denoiser, monkeypatch):
+def test_kernels_that_rely_on_the_softcap_are_not_used_with_a_bias(worker, denoiser, monkeypatch):
     used = []
 
     def kernels(*args, least_temperature, **scales):

@@ -1,7 +1,7 @@
-"""What Triton's compiler makes of the kernels for GPUs that need not be there: run as a program.
+"""Compiles the kernels with Triton's compiler, for GPUs that this machine need not have.
 
-The interpreter takes more of Python than the compiler does, and knows no limit of shared memory.
-Prints a line of JSON for each launch and compute capability.
+Triton's interpreter accepts more of Python than the compiler does, and has no limit of shared
+memory. Run as a program, this module prints a line of JSON for each launch and compute capability.
 """
 
 import json
@@ -25,7 +25,8 @@ TYPES = {
     torch.uint8: "u8",
 }
 CAPABILITIES = (89, 90, 120)
-# Of weights of 2,816 inputs: scheme, scales a row and their type, whether there are zeros.
+# Formats of weights with 2,816 inputs: name, scheme, scales a row and their dtype, and if there are
+# zeros.
 LAYOUTS: tuple[tuple[str, Scheme, int | None, torch.dtype, bool], ...] = (
     ("dense", "dense", None, torch.bfloat16, False),
     ("int8", "int8", 1, torch.float32, False),
@@ -39,7 +40,7 @@ LAYOUTS: tuple[tuple[str, Scheme, int | None, torch.dtype, bool], ...] = (
 
 
 class Launches:
-    """Stands in a module for its kernel and keeps what the kernel is launched with."""
+    """Replaces a module's kernel, and records the arguments of its launches."""
 
     def __init__(self, module: Any) -> None:
         self.kernel, module._kernel = module._kernel, self
@@ -49,26 +50,28 @@ class Launches:
         return lambda *args, **options: self.calls.append((args, options))
 
     def compiled(self, capability: int) -> Iterator[Any]:
-        """Each launch's kernel, for tensors whose addresses are multiples of 16."""
+        """Yields each launch's compiled kernel, for tensors with addresses that 16 divides."""
         for args, options in self.calls:
             signature, constants, attributes = {}, {}, {}
-            for place, (parameter, value) in enumerate(zip(self.kernel.params, args, strict=True)):
+            for index, (parameter, value) in enumerate(zip(self.kernel.params, args, strict=True)):
                 if parameter.is_constexpr or value is None:
-                    signature[parameter.name], constants[place,] = "constexpr", value
+                    signature[parameter.name], constants[index,] = "constexpr", value
                     continue
                 tensor = isinstance(value, torch.Tensor)
                 number = "fp32" if isinstance(value, float) else "i32"
                 signature[parameter.name] = f"*{TYPES[value.dtype]}" if tensor else number
                 known = number == "i32" and not parameter.do_not_specialize
                 if tensor or (known and value % 16 == 0):
-                    attributes[place,] = [["tt.divisibility", 16]]
+                    attributes[index,] = [["tt.divisibility", 16]]
             source = ASTSource(self.kernel, signature, constants, attributes)
             yield triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def launch_grouped_linear() -> list[str]:
-    """The released model's experts' gate and up as a canvas has them and as four do, and a sliding
-    layer's queries, keys and values for a canvas: in the layouts of the formats that are read.
+    """Launch the released model's products in the layouts of the formats that are read.
+
+    They are the experts' gate and up for one canvas and for four, and a sliding layer's queries,
+    keys and values for one canvas. Returns the launches' names.
     """
     names = []
     for name, scheme, columns, scale_type, zeros in LAYOUTS:
@@ -96,7 +99,7 @@ def launch_grouped_linear() -> list[str]:
 
 
 def launch_prefix_attention() -> list[str]:
-    """The released model's layers: a canvas, and a prompt's causal part."""
+    """Launch the released model's attention for a canvas and for a prompt, and return names."""
     names = []
     for kv_heads, size, window in ((8, 256, 1024), (2, 512, None)):
         for causal in (False, True):
@@ -111,7 +114,7 @@ def launch_prefix_attention() -> list[str]:
 
 
 def launch_vocab_statistics() -> list[str]:
-    """The released vocabulary for a canvas."""
+    """Launch the released vocabulary's statistics for a canvas, and return the launch's name."""
     with torch.device("meta"):
         logits = torch.empty(256, 262144, dtype=torch.bfloat16)
         rows = torch.empty(256)

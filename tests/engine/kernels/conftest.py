@@ -1,4 +1,4 @@
-"""Triton's interpreter, mended where it computes something else than a GPU."""
+"""Corrects Triton's interpreter where its results differ from a GPU's."""
 
 import pytest
 import triton.language as tl
@@ -7,15 +7,15 @@ from triton.runtime.interpreter import InterpreterBuilder
 
 @pytest.fixture(autouse=True)
 def numbers_in_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton 3.9's interpreter multiplies the bit patterns of bfloat16 matrices."""
+    """Multiply numbers: Triton 3.9's interpreter multiplies bfloat16 matrices' bit patterns."""
     create_dot = InterpreterBuilder.create_dot
 
-    def mended(self, a, b, *rest):
+    def corrected(self, a, b, *others):
         def number(handle):
             if handle.dtype.scalar == tl.bfloat16:
                 return self.create_fp_ext(handle, tl.float32)
             return handle
 
-        return create_dot(self, number(a), number(b), *rest)
+        return create_dot(self, number(a), number(b), *others)
 
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", mended)
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", corrected)

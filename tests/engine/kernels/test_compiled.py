@@ -9,13 +9,13 @@ import pytest
 from tests.engine.kernels import compiled
 
 ROOT = Path(__file__).resolve().parents[3]
-# What one block may have (CUDA C++ Programming Guide, technical specifications).
+# The limit of a thread block (CUDA C++ Programming Guide, technical specifications).
 SHARED_BYTES = {89: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}
 
 
 @pytest.mark.timeout(600)
-def test_every_kernel_compiles_and_fits_each_gpu_s_shared_memory():
-    """In a process of its own: here is the interpreter."""
+def test_every_kernel_compiles_and_fits_the_shared_memory_of_each_gpu():
+    """Compiles in a process of its own, because this one runs Triton's interpreter."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", compiled.__name__],
         env={**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)},

@@ -1,4 +1,4 @@
-"""Dynamic passes with Triton's attention: as if this were a GPU where it was chosen."""
+"""Dynamic passes with Triton's attention, as on a GPU on which it was chosen."""
 
 import pytest
 import torch
@@ -38,14 +38,18 @@ def image(model, start, count):
 
 
 def passes(model):
-    """Prompts in chunks, two at once, then canvases behind what the same pass encodes."""
-    caches, found = [new_cache(model), new_cache(model)], []
+    """Returns the results of passes over two sequences.
+
+    They encode both prompts in chunks, then run canvases, one of them behind tokens that the same
+    pass encodes.
+    """
+    caches, results = [new_cache(model), new_cache(model)], []
     for first, second in ((37, 1), (5, 70), (40, 40)):
         segments = [
             Segment(cache, tokens(count), causal=True)
             for cache, count in zip(caches, (first, second), strict=True)
         ]
-        found.append(encoder_states(model, segments))
+        results.append(encoder_states(model, segments))
         for cache, segment in zip(caches, segments, strict=True):
             cache.advance(segment.tokens.shape[0])
     canvas = model.dimensions.canvas_length
@@ -54,11 +58,11 @@ def passes(model):
         Segment(caches[0], tokens(canvas, 1), causal=False, start=7),
         Segment(caches[1], tokens(canvas // 2, 2), causal=False),
     ]
-    return [*found, model.run(segments)]
+    return [*results, model.run(segments)]
 
 
 @torch.inference_mode()
-def test_passes_that_encode_give_the_same(model, monkeypatch):
+def test_passes_that_encode_have_the_same_results(model, monkeypatch):
     plain = passes(model)
     launches, attend = [], prefix_attention.prefix_attention
 
@@ -68,15 +72,15 @@ def test_passes_that_encode_give_the_same(model, monkeypatch):
 
     monkeypatch.setattr(model, "attention_kernel", "triton")
     monkeypatch.setattr(prefix_attention, "prefix_attention", counted)
-    for found, expected in zip(passes(model), plain, strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0.0)
+    for actual, expected in zip(passes(model), plain, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0.0)
     layers = len(model.dimensions.layers)
-    # Of what is encoded before a canvas, the last layer needs keys and values only.
+    # The last layer needs only keys and values of the tokens encoded before a canvas.
     assert len(launches) == (3 * 2 + 3) * layers - 1
 
 
 @torch.inference_mode()
-def test_an_image_whose_tokens_see_each_other_gives_the_same(model, monkeypatch):
+def test_images_whose_tokens_see_each_other_have_the_same_results(model, monkeypatch):
     assert model.config.bidirectional_images
     images = (image(model, 3, 20), image(model, 30, 9))
 

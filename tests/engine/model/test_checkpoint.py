@@ -1,4 +1,4 @@
-"""Checkpoints that must be refused, each with a message that says what is wrong."""
+"""Checkpoints that are refused with a message that says why, and checkpoints that are loaded."""
 
 import json
 
@@ -20,7 +20,7 @@ def folder(tmp_path):
 
 
 def change_config(folder, **changes):
-    """Set keys of config.json, of its text_config where a key stands there."""
+    """Set keys of config.json, or of its text_config for keys that exist there."""
     file = folder / "config.json"
     config = json.loads(file.read_text())
     for key, value in changes.items():
@@ -49,7 +49,7 @@ def load(folder):
         ({"canvas_length": None}, "canvas_length is None"),
     ],
 )
-def test_an_unsupported_config_is_refused_by_its_key(folder, changes, named):
+def test_an_unsupported_config_is_refused_and_its_key_named(folder, changes, named):
     change_config(folder, **changes)
     with pytest.raises(UnsupportedModelError, match=named):
         find_checkpoint(str(folder))
@@ -61,7 +61,7 @@ def test_every_obstacle_of_a_config_is_named_at_once(folder):
         find_checkpoint(str(folder))
 
 
-def test_a_config_is_refused_before_the_weights_are_looked_at(folder):
+def test_a_config_is_refused_before_weight_files_are_looked_for(folder):
     change_config(folder, attention_bias=True)
     (folder / "model.safetensors").unlink()
     with pytest.raises(UnsupportedModelError):
@@ -75,7 +75,7 @@ def test_another_architecture_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("model", ["./nowhere", "/nowhere/at/all", "nowhere"])
-def test_a_path_that_is_not_there_is_named(model):
+def test_a_missing_path_is_named(model):
     with pytest.raises(CheckpointError, match=model):
         find_checkpoint(model)
 
@@ -105,7 +105,7 @@ def test_missing_weight_files_are_listed(folder):
         load(folder)
 
 
-def test_a_checkpoint_in_shards_under_the_encoder_s_names_loads_the_same(folder):
+def test_a_sharded_checkpoint_with_encoder_names_loads_the_same_weights(folder):
     whole = load(folder).state_dict()
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -127,13 +127,15 @@ def test_a_checkpoint_in_shards_under_the_encoder_s_names_loads_the_same(folder)
 
 
 def test_progress_rises_to_the_bytes_of_all_tensors(folder):
-    told = []
+    progress = []
     load_model(
         find_checkpoint(str(folder)),
         device=torch.device("cpu"),
         dtype=torch.float32,
-        on_progress=lambda loaded, total: told.append((loaded, total)),
+        on_progress=lambda loaded, total: progress.append((loaded, total)),
     )
-    assert told == sorted(told)
-    assert told[-1][0] == sum(t.nbytes for t in load_file(folder / "model.safetensors").values())
-    assert told[-1][0] <= told[-1][1]
+    assert progress == sorted(progress)
+    assert progress[-1][0] == sum(
+        t.nbytes for t in load_file(folder / "model.safetensors").values()
+    )
+    assert progress[-1][0] <= progress[-1][1]

@@ -1,4 +1,4 @@
-"""Which kernels are chosen, on a CPU that Triton's interpreter makes a GPU of."""
+"""The choice of kernels, on a CPU on which Triton's interpreter stands in for a GPU."""
 
 import logging
 
@@ -45,7 +45,7 @@ def choose(model):
     ],
     ids=str,
 )
-def test_pytorch_s_product_comes_first_where_it_does_not_wait_for_the_host(
+def test_torch_product_is_preferred_if_it_never_makes_the_host_wait(
     monkeypatch, capability, dtype, best
 ):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
@@ -54,7 +54,7 @@ def test_pytorch_s_product_comes_first_where_it_does_not_wait_for_the_host(
     assert {first, second} == {"torch", "triton"}
 
 
-def test_on_a_cpu_nothing_is_tried_and_nothing_logged(experts, caplog):
+def test_on_a_cpu_no_kernel_is_tried_and_nothing_is_logged(experts, caplog):
     caplog.set_level(logging.INFO)
     choose(experts)
     assert {each.kernel for each in experts} == {"torch"}
@@ -62,12 +62,12 @@ def test_on_a_cpu_nothing_is_tried_and_nothing_logged(experts, caplog):
 
 
 @pytest.mark.parametrize("order", [("triton", "torch"), ("torch", "triton")], ids=str)
-def test_the_first_that_runs_is_every_layer_s_and_the_log_names_it(
+def test_all_layers_have_the_first_kernel_that_runs_and_it_is_logged(
     experts, caplog, monkeypatch, order
 ):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(kernel_choice, "_candidates", lambda *_: order)
-    assert choose(experts)  # the host waits in neither
+    assert choose(experts)  # the host waits in neither kernel
     assert {each.kernel for each in experts} == {order[0]}
     (line,) = caplog.records
     assert order[0] in line.getMessage()
@@ -86,19 +86,19 @@ def not_numbers(rows, weights, ends):
 
 
 @pytest.mark.parametrize("broken", [raising, wrong, not_numbers])
-def test_a_kernel_that_fails_or_computes_something_else_is_passed_over(
+def test_a_kernel_that_fails_or_computes_wrong_results_is_passed_over(
     experts, caplog, monkeypatch, broken
 ):
     monkeypatch.setattr(kernel_choice, "_candidates", lambda *_: ("triton", "torch"))
     monkeypatch.setattr(grouped_linear, "grouped_linear", broken)
-    assert not choose(experts)  # in torch's the host waits, or it would have come first
+    assert not choose(experts)  # the host waits in torch's: it would be preferred otherwise
     assert {each.kernel for each in experts} == {"torch"}
     (line,) = caplog.records
     assert line.levelno == logging.WARNING
     assert "triton" in line.getMessage()
 
 
-def test_where_none_runs_the_worker_cannot_start(experts, monkeypatch):
+def test_an_error_is_raised_if_no_kernel_runs(experts, monkeypatch):
     monkeypatch.setattr(kernel_choice, "_candidates", lambda *_: ("triton", "torch"))
     monkeypatch.setattr(kernel_choice, "grouped_mm", raising)
     with pytest.raises(DeviceError, match="cpu"):
@@ -106,18 +106,18 @@ def test_where_none_runs_the_worker_cannot_start(experts, monkeypatch):
 
 
 @torch.inference_mode()
-def test_experts_give_the_same_with_either_product(experts):
+def test_experts_have_the_same_results_with_either_product(experts):
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(33, 48, generator=generator)
     scores = torch.rand(33, 5, generator=generator)
-    scores[:, 3] = 0.0  # an expert that nobody chooses
-    choice = Routing(scores.topk(2).indices, torch.rand(33, 2, generator=generator))
-    plain = experts[0](x, choice)
+    scores[:, 3] = 0.0  # no token chooses this expert
+    routing = Routing(scores.topk(2).indices, torch.rand(33, 2, generator=generator))
+    plain = experts[0](x, routing)
     experts[0].kernel = "triton"
-    torch.testing.assert_close(experts[0](x, choice), plain)
+    torch.testing.assert_close(experts[0](x, routing), plain)
 
 
-def test_a_loaded_model_s_layers_have_the_chosen_product(tmp_path, monkeypatch):
+def test_the_layers_of_a_loaded_model_have_the_chosen_product(tmp_path, monkeypatch):
     monkeypatch.setattr(kernel_choice, "_candidates", lambda *_: ("triton", "torch"))
     folder = write_random_model(tmp_path, Shape(layers="sf", canvas=8))
     model = build_denoiser(EngineConfig(model=str(folder), device="cpu")).model
@@ -127,12 +127,14 @@ def test_a_loaded_model_s_layers_have_the_chosen_product(tmp_path, monkeypatch):
 LAYERS = (LayerShape(2, 16, 32), LayerShape(1, 32, None), LayerShape(2, 16, 32))
 
 
-def test_on_a_cpu_attention_is_pytorch_s(caplog):
+def test_attention_on_a_cpu_is_that_of_pytorch(caplog):
     assert choose_attention_kernel(LAYERS, 4, CPU, torch.float32) == "torch"
     assert not caplog.records
 
 
-def test_on_a_gpu_attention_is_triton_s_if_it_runs_in_every_kind_of_layer(caplog, monkeypatch):
+def test_attention_on_a_gpu_is_that_of_triton_if_it_runs_in_all_kinds_of_layers(
+    caplog, monkeypatch
+):
     caplog.set_level(logging.INFO)
     tried = []
 
@@ -154,22 +156,22 @@ def zeros(queries, *_args, **_kwargs):
 
 
 def zeros_if_causal(queries, *args, causal=False, **options):
-    found = attend(queries, *args, causal=causal, **options)
-    return torch.zeros_like(found) if causal else found
+    attended = attend(queries, *args, causal=causal, **options)
+    return torch.zeros_like(attended) if causal else attended
 
 
 attend = prefix_attention.prefix_attention
 
 
 @pytest.mark.parametrize("broken", [raising, zeros, zeros_if_causal])
-def test_attention_that_fails_or_computes_something_else_is_not_taken(monkeypatch, broken):
+def test_attention_that_fails_or_computes_wrong_results_is_not_chosen(monkeypatch, broken):
     kernel_choice._try_attention(4, LAYERS[0], CPU, torch.float32)
     monkeypatch.setattr(prefix_attention, "prefix_attention", broken)
     with pytest.raises((RuntimeError, ArithmeticError)):
         kernel_choice._try_attention(4, LAYERS[0], CPU, torch.float32)
 
 
-def test_where_triton_s_attention_cannot_run_the_log_says_so(caplog, monkeypatch):
+def test_a_warning_is_logged_if_the_attention_of_triton_cannot_run(caplog, monkeypatch):
     monkeypatch.setattr(kernel_choice, "_try_attention", raising)
     assert choose_attention_kernel(LAYERS, 4, CUDA, torch.float32) == "torch"
     (line,) = caplog.records

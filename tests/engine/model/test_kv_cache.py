@@ -1,4 +1,4 @@
-"""Snapshots: a restored cache goes on as one that had never held anything else."""
+"""The KV cache and its snapshots: a restored cache works as if it had never held anything else."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def new_cache():
 
 
 def token_rows(index, tokens):
-    """Keys and values that tell tokens and layers apart, [K, T, d]."""
+    """Returns keys and values [K, T, d] that differ for each token and layer."""
     layer = LAYERS[index]
     rows = torch.tensor(tokens, dtype=torch.float32)[None, :, None] + 0.25 * index
     keys = rows.expand(layer.kv_heads, -1, layer.head_size)
@@ -37,13 +37,13 @@ def encode(cache, tokens):
 
 
 def seen(cache):
-    """What a token behind the stored ones sees in each layer."""
-    found = []
+    """Returns the stored keys that a new token sees in each layer."""
+    layers = []
     for index in range(len(LAYERS)):
         keys, values = cache.write(index, *token_rows(index, [99]))
         assert torch.equal(keys, -values)
-        found.append(keys[0, :-1, 0].tolist())
-    return found
+        layers.append(keys[0, :-1, 0].tolist())
+    return layers
 
 
 def expected(length):
@@ -59,16 +59,16 @@ def cache_of(length, chunk=3):
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 12, 13, 30])
-def test_a_sliding_layer_sees_its_window_and_a_full_one_everything(length):
+def test_a_sliding_layer_sees_its_window_and_a_full_layer_sees_everything(length):
     assert seen(cache_of(length)) == expected(length)
 
 
 @pytest.mark.parametrize("length", [1, 7, 12, 13, 30])
-def test_a_snapshot_can_be_restored_to_every_length_that_it_says(length):
+def test_a_snapshot_can_be_restored_to_every_length_from_its_shortest_on(length):
     snapshot = cache_of(length).snapshot()
     assert snapshot.shortest == (0 if length <= WINDOW - 1 + SLACK else length - SLACK)
     for cut in range(max(snapshot.shortest, 1), length + 1):
-        cache = cache_of(23)  # which held something else
+        cache = cache_of(23)  # other tokens, which have to go
         cache.restore(snapshot, cut)
         assert seen(cache) == expected(cut)
         for start in range(cut, 40, 4):
@@ -76,11 +76,11 @@ def test_a_snapshot_can_be_restored_to_every_length_that_it_says(length):
             assert seen(cache) == expected(start + 4)
 
 
-def test_a_snapshot_of_a_cache_that_was_cut_knows_how_far_it_reaches():
+def test_a_snapshot_of_a_cut_cache_knows_its_shortest_length():
     cache = new_cache()
     cache.restore(cache_of(30).snapshot(), 26)
     snapshot = cache.snapshot()
-    assert snapshot.shortest == 25  # as before: the first token that is kept is the same
+    assert snapshot.shortest == 25  # as before the cut: the first stored token is the same
     cache.restore(snapshot, 25)
     assert seen(cache) == expected(25)
 
@@ -95,7 +95,7 @@ def test_a_snapshot_does_not_change_with_its_cache():
     assert snapshot.nbytes == cache.stored_nbytes
 
 
-def test_to_advance_allocates_nothing():
+def test_advance_allocates_nothing():
     cache, operations = cache_of(30), []
 
     class Watch(TorchDispatchMode):

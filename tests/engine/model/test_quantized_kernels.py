@@ -1,5 +1,6 @@
-"""Triton's kernel for quantised weights: where it is chosen, and that a model's passes are the same
-with it. On a CPU that Triton's interpreter makes a GPU of.
+"""Triton's kernel for quantised weights: its choice, and the passes of models that have it.
+
+Triton's interpreter stands in for a GPU.
 """
 
 import logging
@@ -84,7 +85,7 @@ def model(request, tmp_path):
 
 
 def behind_tokens(model):
-    """A canvas behind some tokens."""
+    """Returns the segment of a canvas behind 40 encoded tokens."""
     config = model.config
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(6, 160, (40 + config.dimensions.canvas_length,), generator=generator)
@@ -107,7 +108,7 @@ def run_fixed(model, segment, **options):
 
 
 @torch.inference_mode()
-def test_passes_give_the_same_with_every_layout_that_is_read(model):
+def test_passes_have_the_same_results_with_every_layout_that_is_read(model):
     segment, plain = behind_tokens(model), hidden(model)
     plain_fixed = run_fixed(model, segment)
     assert choose(model)
@@ -116,7 +117,7 @@ def test_passes_give_the_same_with_every_layout_that_is_read(model):
     torch.testing.assert_close(run_fixed(model, segment), plain_fixed, **TOLERANCE)
 
 
-def test_every_weight_is_contiguous_as_the_kernel_wants_it(model):
+def test_every_weight_is_contiguous_as_the_kernel_requires(model):
     for part in quantized_parts(model):
         assert all(tensor.is_contiguous() for tensor in part.tensors().values())
 
@@ -149,7 +150,7 @@ def int4_and_int8(tmp_path):
     return load(tmp_path / "model", experts="int4", linears="int8")
 
 
-def test_each_layout_is_tried_once_and_a_line_of_the_log_names_what_serves(
+def test_each_layout_is_tried_once_and_one_log_line_names_those_that_work(
     int4_and_int8, monkeypatch, caplog
 ):
     caplog.set_level(logging.INFO)
@@ -169,10 +170,10 @@ def test_each_layout_is_tried_once_and_a_line_of_the_log_names_what_serves(
 
 
 @pytest.mark.parametrize("kind", ["experts", "linears"])
-def test_a_trial_has_tiles_of_every_height_so_that_no_request_is_the_first(kind, monkeypatch):
+def test_a_trial_has_tiles_of_every_height_so_that_no_request_compiles_one(kind, monkeypatch):
     shape = (5, 24, 64) if kind == "experts" else (24, 64)
     weight = quantize(torch.randn(shape), "int4", CPU)
-    monkeypatch.setattr(grouped_linear, "_kernel", grouped_linear._kernel)  # to be put back
+    monkeypatch.setattr(grouped_linear, "_kernel", grouped_linear._kernel)  # so that it is restored
     launches = Launches(grouped_linear)
     monkeypatch.setattr(kernel_choice, "_compare", lambda *_: None)  # nothing is computed
     kernel_choice._try_quantized_product(weight, torch.float32)
@@ -180,7 +181,7 @@ def test_a_trial_has_tiles_of_every_height_so_that_no_request_is_the_first(kind,
     assert heights == [16, 32, 64]
 
 
-def test_on_a_cpu_nothing_is_tried_and_nothing_logged(int4_and_int8, monkeypatch, caplog):
+def test_on_a_cpu_no_kernel_is_tried_and_nothing_is_logged(int4_and_int8, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(kernel_choice, "_candidates", lambda *_: ("torch",))
     choose(int4_and_int8)
@@ -200,24 +201,24 @@ def filled(value):
 
 
 @pytest.mark.parametrize("broken", [raising, filled(0.0), filled(torch.nan)])
-def test_a_kernel_that_fails_or_computes_something_else_is_passed_over_and_its_cost_told(
+def test_a_failing_or_wrong_kernel_is_passed_over_and_the_cost_logged(
     int4_and_int8, monkeypatch, caplog, broken
 ):
     plain = hidden(int4_and_int8)
     monkeypatch.setattr(grouped_linear, "grouped_linear", broken)
     assert not choose(int4_and_int8)
     assert torch.equal(hidden(int4_and_int8), plain)
-    told = {record.getMessage().split(":")[0]: record for record in caplog.records}
-    assert set(told) == {"int4 experts in groups of 32", "int8 linears"}
-    for name, record in told.items():
+    warnings = {record.getMessage().split(":")[0]: record for record in caplog.records}
+    assert set(warnings) == {"int4 experts in groups of 32", "int8 linears"}
+    for name, record in warnings.items():
         assert record.levelno == logging.WARNING
         assert "held in full" in record.getMessage()
         assert ("the host waits" in record.getMessage()) == ("experts" in name)
 
 
 @pytest.mark.parametrize("kind", ["linear", "experts"])
-def test_groups_that_the_kernel_can_t_take_are_known_at_start(kind, caplog):
-    """As a w4a16 checkpoint may have them; the parts beside them keep the kernel."""
+def test_unsupported_group_sizes_are_detected_at_start(kind, caplog):
+    """A w4a16 checkpoint may have such groups. The parts beside them still have the kernel."""
     shape = (2, 8, 96) if kind == "experts" else (8, 96)
     codes = torch.full((*shape[:-1], 48), 0x5A, dtype=torch.uint8)
     strange = QuantizedWeight("int4", codes, torch.full((*shape[:-1], 2), 0.25))
@@ -232,9 +233,7 @@ def test_groups_that_the_kernel_can_t_take_are_known_at_start(kind, caplog):
 
 
 @pytest.mark.parametrize("never_waits", [True, False])
-def test_where_the_host_waits_in_a_pass_nothing_is_captured_and_one_line_says_so(
-    never_waits, caplog
-):
+def test_no_graph_is_captured_if_the_host_waits_in_a_pass_and_this_is_logged(never_waits, caplog):
     config = EngineConfig()
     assert use_cuda_graphs(config, torch.device("cuda"), never_waits=never_waits) == never_waits
     assert len(caplog.records) == (not never_waits)

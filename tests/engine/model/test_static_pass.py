@@ -1,4 +1,4 @@
-"""The pass in fixed shapes against the dynamic one, and against what a CUDA graph can't hold."""
+"""The pass in fixed shapes: its results are the dynamic pass', and a CUDA graph can hold it."""
 
 import dataclasses
 import shutil
@@ -25,7 +25,7 @@ from tests.parity.tiny_models import SHAPES
 
 CAPACITY = 256
 TOLERANCE = {"atol": 1e-5, "rtol": 0.0}
-# Nothing, less than any window, more than the window and its slack, and several together.
+# Stored tokens: none, fewer than any window, more than a window and its slack, several caches.
 STORED = [[0], [5], [CAPACITY], [29], [170, 3], [60, 250, 0, 33]]
 
 
@@ -36,12 +36,12 @@ def model(request, tmp_path_factory):
 
 @pytest.fixture(params=["torch", "triton"])
 def attention(request):
-    """Whose attention the pass has, as if this were a GPU where it was chosen."""
+    """Returns the attention kernel of the pass. Triton's is interpreted instead of run on a GPU."""
     return request.param
 
 
 def with_attention(kernel, model, canvases):
-    """The dynamic pass keeps PyTorch's."""
+    """Returns a static pass with this attention kernel. The dynamic pass keeps PyTorch's."""
     model.attention_kernel = kernel
     static = StaticPass(model, canvases=canvases)
     model.attention_kernel = "torch"
@@ -54,7 +54,7 @@ def load(shape, tmp_path_factory):
 
 
 def behind(model, stored):
-    """A random canvas and its self-conditioning behind so many random tokens, for each number."""
+    """Returns a random canvas behind each number of random tokens, and their self-conditioning."""
     generator = torch.Generator().manual_seed(0)
     config = model.config
 
@@ -85,24 +85,24 @@ def run(static, segments, soft):
 
 @pytest.mark.parametrize("stored", STORED, ids=str)
 @torch.inference_mode()
-def test_it_gives_what_the_dynamic_pass_gives(model, attention, stored):
+def test_results_are_those_of_the_dynamic_pass(model, attention, stored):
     segments, soft = behind(model, stored)
-    found = run(with_attention(attention, model, 4), segments, list(soft))
-    torch.testing.assert_close(found, model.run(segments, soft.flatten(0, 1)), **TOLERANCE)
+    hidden = run(with_attention(attention, model, 4), segments, list(soft))
+    torch.testing.assert_close(hidden, model.run(segments, soft.flatten(0, 1)), **TOLERANCE)
 
 
 @torch.inference_mode()
-def test_a_pass_does_not_remember_the_one_before(model, attention):
+def test_a_pass_does_not_depend_on_the_previous_one(model, attention):
     static = with_attention(attention, model, 4)
     for stored in STORED:
         segments, soft = behind(model, stored)
         run(static, segments, list(soft))
-        found = run(static, segments, [None] * len(stored))
-        torch.testing.assert_close(found, model.run(segments), **TOLERANCE)
+        hidden = run(static, segments, [None] * len(stored))
+        torch.testing.assert_close(hidden, model.run(segments), **TOLERANCE)
 
 
 @torch.inference_mode()
-def test_places_behind_the_canvas_and_before_the_window_do_not_matter(model, attention):
+def test_entries_behind_the_canvas_and_before_the_window_do_not_matter(model, attention):
     segments, soft = behind(model, [100])
     static, cache = with_attention(attention, model, 1), segments[0].cache
     before = run(static, segments, list(soft))
@@ -110,14 +110,14 @@ def test_places_behind_the_canvas_and_before_the_window_do_not_matter(model, att
         stored = cache.stored(index)
         first = 0 if layer.window is None else max(0, stored - layer.window + 1)
         for tensor in cache.entries(index, CAPACITY, model.dimensions.canvas_length):
-            # Triton's does not even read them.
+            # Triton's attention does not even read them.
             anything = 1e3 if attention == "torch" else torch.nan
             tensor[:, :first] = anything
             tensor[:, stored + model.dimensions.canvas_length :] = anything
     assert torch.equal(run(static, segments, list(soft)), before)
 
 
-def test_a_length_has_room_for_the_canvas_and_serves_for_a_while(model):
+def test_a_length_includes_the_canvas_and_serves_several_blocks(model):
     static, canvas = StaticPass(model, canvases=1), model.dimensions.canvas_length
     segments, _ = behind(model, [0])
     lengths = []
@@ -141,8 +141,10 @@ def test_only_whole_canvases_are_taken(model):
 
 
 def meta_pass(change=None):
-    """Counts of a pass on the meta device, where no value exists that could be asked for and no
-    other device's tensor is taken. It knows grouped_mm in bfloat16, as a GPU has it.
+    """Returns the counts of a pass on the meta device, after `change` was applied to the model.
+
+    On this device no value can be read, and no tensor of another device is accepted. It supports
+    grouped_mm for bfloat16, as a GPU does.
     """
     layers = (LayerShape(2, 16, 16), LayerShape(1, 32, None))
     dimensions = Dimensions(
@@ -170,7 +172,7 @@ def meta_pass(change=None):
     device = torch.device("meta")
     with device:
         model = DiffusionGemma(config).bfloat16()
-    model.__dict__["embedding_scale"] = 5.0  # otherwise read off a tensor, once
+    model.__dict__["embedding_scale"] = 5.0  # otherwise a tensor's value is read, once
     if change is not None:
         change(model)
     cache = KVCache(layers, capacity=128, pass_tokens=32, dtype=torch.bfloat16, device=device)
@@ -182,14 +184,14 @@ def meta_pass(change=None):
 
 
 @torch.inference_mode()
-def test_the_host_waits_for_nothing_and_sends_nothing():
+def test_the_host_never_waits_and_sends_nothing():
     work = meta_pass()
     assert work.launches > 50
     assert work.syncs == 0
 
 
 def quantise(model, kernel):
-    """In place of all weights that can be quantised, room for quantised ones."""
+    """Replace the experts' and linears' weights by empty quantised ones with this kernel."""
     for target in weight_targets(model):
         if target.kind in ("experts", "linears"):
             scheme = "int4" if target.kind == "experts" else "int8"
@@ -198,28 +200,28 @@ def quantise(model, kernel):
 
 
 @torch.inference_mode()
-def test_with_quantised_weights_it_waits_for_nothing_if_the_kernel_is_triton_s(monkeypatch):
-    """All but the launches themselves runs, and they are counted instead."""
-    monkeypatch.setattr(grouped_linear, "_kernel", grouped_linear._kernel)  # to be put back
+def test_the_host_never_waits_in_triton_products_with_quantised_weights(monkeypatch):
+    """Everything runs except for the kernel's launches, which are counted."""
+    monkeypatch.setattr(grouped_linear, "_kernel", grouped_linear._kernel)  # so it is restored
     launches = Launches(grouped_linear)
     assert meta_pass(lambda model: quantise(model, "triton")).syncs == 0
     assert len(launches.calls) == 2 * 6
 
 
 @torch.inference_mode()
-def test_the_plain_product_of_quantised_experts_waits_for_the_groups_sizes():
+def test_the_host_waits_for_group_sizes_in_plain_products_of_quantised_experts():
     with pytest.raises(NotImplementedError, match="meta tensor"):
         meta_pass(lambda model: quantise(model, "torch"))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @torch.inference_mode()
-def test_compiled_it_gives_the_same(tmp_path_factory):
+def test_a_compiled_pass_has_the_same_results(tmp_path_factory):
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler on a CPU, and there is no g++")
     model = load(Shape(layers="f"), tmp_path_factory)
     static = StaticPass(model, canvases=1, compiled=True)
     for stored in ([5], [200]):
         segments, soft = behind(model, stored)
-        found = run(static, segments, list(soft))
-        torch.testing.assert_close(found, model.run(segments, soft.flatten(0, 1)), **TOLERANCE)
+        hidden = run(static, segments, list(soft))
+        torch.testing.assert_close(hidden, model.run(segments, soft.flatten(0, 1)), **TOLERANCE)

@@ -1,4 +1,4 @@
-"""Images in the worker: which are taken, and checkpoints whose vision can't be run."""
+"""Images in the worker: which are accepted, and checkpoints whose vision is refused."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ from engine.worker import Worker
 from tests.parity.tiny_models import IMAGE, write_image_processor, write_seeing_model
 
 SHAPE = Shape(confidence_threshold=1e-9, entropy_bound=6.0)
-SIDE = 6  # pixels of an image token's square
+SIDE = 6  # pixels, of the square that an image token stands for
 
 
 def new_image(rows=5, columns=7, start=3, seed=0):
@@ -65,38 +65,39 @@ def worker(folder):
 
 
 @pytest.mark.parametrize("scheme", ["int8", "fp8"])
-def test_a_quantised_tower_sees_what_one_of_its_dequantised_weights_sees(folder, worker, scheme):
+def test_a_quantised_tower_works_like_one_with_its_dequantised_weights(folder, worker, scheme):
     config = EngineConfig(
         model=str(folder), device="cpu", quantize_rest=scheme, quantized_cache=False
     )
     vision = build_denoiser(config).vision
     quantised = [module for module in vision.modules() if isinstance(module, Projection)]
-    assert len(quantised) == 2 * 7 + 1  # of two layers, and what leads to the language model
+    assert len(quantised) == 2 * 7 + 1  # two layers, and the projector to the language model
     with torch.inference_mode():
-        found = vision(new_image())
+        embeddings = vision(new_image())
         for module in quantised:
             whole = module.weight.dequantize(torch.float32)
             delattr(module, "weight")
             module.weight = torch.nn.Parameter(whole)
-        torch.testing.assert_close(found, vision(new_image()), rtol=1e-4, atol=1e-5)
-        in_full = worker._denoiser.vision(new_image())
-    assert 0 < (found - in_full).norm() < 0.1 * in_full.norm()
+        torch.testing.assert_close(embeddings, vision(new_image()), rtol=1e-4, atol=1e-5)
+        unquantised = worker._denoiser.vision(new_image())
+    assert 0 < (embeddings - unquantised).norm() < 0.1 * unquantised.norm()
 
 
-def test_a_request_with_images_crosses_the_boundary_as_it_is():
+def test_a_request_with_images_reaches_the_worker_unchanged():
     sent = request(new_image())
     assert decode_to_worker(encode(sent)) == sent
 
 
 def test_an_image_larger_than_a_prefill_chunk_fits_the_kv_cache(folder, worker):
-    # Behind what a sliding layer stores at most, so that there is no other room for it.
+    # The tokens before the image fill a sliding layer's entries for stored tokens, so that the
+    # image only has the entries for a pass.
     seeing = request(new_image(rows=7, columns=10, start=80), length=152)
     expected = tokens_of(worker.generate(seeing))
     assert len(expected) == 20
     assert tokens_of(build_worker(folder, prefill_chunk=1).generate(seeing)) == expected
 
 
-def test_a_request_with_images_changes_nothing_for_those_who_share_its_passes(worker):
+def test_a_request_with_images_changes_no_answer_of_others_in_its_passes(worker):
     each = [
         request(new_image(), request_id="a"),
         request(request_id="b"),
@@ -115,7 +116,7 @@ def test_a_request_with_images_changes_nothing_for_those_who_share_its_passes(wo
     assert {one.id: tokens_of(messages, one.id) for one in each} == alone
 
 
-def test_a_model_without_an_image_processor_has_no_tower_and_fails_requests_with_images(tmp_path):
+def test_a_model_without_an_image_processor_fails_requests_with_images(tmp_path):
     blind = build_worker(write_random_model(tmp_path, SHAPE))
     (failed,) = blind.handle(request(new_image()))
     assert isinstance(failed, Failed)
@@ -127,7 +128,7 @@ def test_a_model_without_an_image_processor_has_no_tower_and_fails_requests_with
     [
         [{"tokens": 36}],
         [{"tokens": 0, "height": 0, "pixels": b""}],
-        [{"height": 31, "pixels": bytes(31 * 42 * 3)}],  # no whole number of tokens
+        [{"height": 31, "pixels": bytes(31 * 42 * 3)}],  # not a whole number of tokens
         [{"pixels": b"too few"}],
         [{"start": 26}],  # beyond the prompt
         [{"start": -1}],
@@ -136,7 +137,7 @@ def test_a_model_without_an_image_processor_has_no_tower_and_fails_requests_with
         [{"tokens": 77, "height": 66, "pixels": bytes(66 * 42 * 3)}],  # more than 70
     ],
 )
-def test_images_that_the_model_cannot_take_fail(worker, images):
+def test_images_that_the_model_cannot_accept_fail(worker, images):
     good = new_image()
     fields = {name: getattr(good, name) for name in Image.__struct_fields__}
     wrong = [Image(**{**fields, **changes}) for changes in images]
@@ -146,7 +147,7 @@ def test_images_that_the_model_cannot_take_fail(worker, images):
     assert worker.idle
 
 
-def test_out_of_memory_in_the_tower_fails_the_request_and_the_next_one_runs(worker, monkeypatch):
+def test_out_of_memory_in_the_tower_fails_only_the_current_request(worker, monkeypatch):
     expected = tokens_of(worker.generate(request(new_image())))
 
     def exhausted(self, image):
@@ -176,7 +177,7 @@ def change(folder, name, **changes):
         ({"do_resize": False, "do_convert_rgb": False}, "do_resize is False.*do_convert_rgb is"),
     ],
 )
-def test_an_image_processor_that_is_not_gemma_s_is_refused(own_folder, changes, named):
+def test_an_image_processor_of_another_model_is_refused(own_folder, changes, named):
     change(own_folder, "preprocessor_config.json", **changes)
     with pytest.raises(UnsupportedModelError, match=named):
         find_checkpoint(str(own_folder))
@@ -186,19 +187,19 @@ def build_vision(folder, dtype=torch.float32):
     return Vision(find_checkpoint(str(folder)).vision, device=torch.device("cpu"), dtype=dtype)
 
 
-def test_a_tower_and_an_image_processor_that_do_not_fit_are_refused(own_folder):
+def test_an_image_processor_that_does_not_fit_the_tower_is_refused(own_folder):
     write_image_processor(own_folder, patch_size=4)
     with pytest.raises(UnsupportedModelError, match="patch_size is 4, vision_config's 2"):
         build_vision(own_folder)
 
 
-def test_more_patches_in_a_row_than_there_are_positions_are_refused(own_folder):
+def test_more_patches_in_a_row_than_the_tower_has_positions_are_refused(own_folder):
     change(own_folder, "preprocessor_config.json", max_soft_tokens=140)
     with pytest.raises(UnsupportedModelError, match="140 needs 420 positions"):
         build_vision(own_folder)
 
 
-def test_a_processor_for_other_things_than_images_is_none_for_images(own_folder):
+def test_a_processor_for_something_else_does_not_count_as_an_image_processor(own_folder):
     (own_folder / "preprocessor_config.json").unlink()
     (own_folder / "processor_config.json").write_text('{"feature_extractor": {}}')
     assert find_checkpoint(str(own_folder)).vision is None
@@ -218,12 +219,12 @@ def test_a_missing_vision_tensor_is_listed(own_folder):
         )
 
 
-def test_every_vision_tensor_of_the_file_has_its_place(own_folder):
+def test_every_vision_tensor_of_the_file_belongs_to_a_tensor_of_the_tower(own_folder):
     names = [n for n in load_file(own_folder / "model.safetensors") if is_vision(n)]
     assert sorted(build_vision(own_folder).tensors()) == sorted(names)
 
 
-def test_in_half_precision_the_tower_s_frequencies_stay_in_float32(own_folder):
+def test_the_frequencies_of_a_tower_in_half_precision_stay_float32(own_folder):
     vision = build_vision(own_folder, torch.bfloat16)
     assert {each.dtype for each in vision.parameters()} == {torch.bfloat16}
     assert vision.tower.encoder.rotary_emb.inv_freq.dtype == torch.float32

@@ -10,7 +10,7 @@ CUTS = [(1, 1.0), (2, 1.0), (7, 1.0), (0, 0.05), (0, 0.6), (0, 0.999), (7, 0.5),
 
 
 def kept_by_hand(probs, top_k, top_p):
-    """Of one row, the tokens that are left, one by one."""
+    """Returns the tokens of one row that the cuts keep, computed one by one."""
     order = probs.argsort(descending=True).tolist()
     order = order[: top_k or len(order)]
     mass, kept, spent = float(probs[order].double().sum()), set(), 0.0
@@ -22,10 +22,8 @@ def kept_by_hand(probs, top_k, top_p):
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), CUTS)
-@pytest.mark.parametrize("vocab", [160, 3000])  # flat rows of the second have a wide nucleus
-def test_the_cut_leaves_the_best_k_and_of_them_the_least_number_with_p_of_their_mass(
-    vocab, top_k, top_p
-):
+@pytest.mark.parametrize("vocab", [160, 3000])  # flat rows of 3000 have a wide nucleus
+def test_cuts_keep_the_best_k_and_the_fewest_of_them_with_mass_p(vocab, top_k, top_p):
     generator = torch.Generator().manual_seed(vocab)
     flatness = torch.tensor([[5.0], [1.0], [0.1]])
     probs = (torch.randn(3, vocab, generator=generator) * flatness).softmax(-1)
@@ -35,17 +33,17 @@ def test_the_cut_leaves_the_best_k_and_of_them_the_least_number_with_p_of_their_
         assert set(kept[row].nonzero().flatten().tolist()) == by_hand
 
 
-def test_tokens_as_likely_as_the_last_one_left_stay():
+def test_tokens_as_likely_as_the_last_kept_one_are_kept_too():
     probs = torch.tensor([[0.4, 0.2, 0.2, 0.1, 0.1]])
     for cut in ({"top_k": 2, "top_p": 1.0}, {"top_k": 0, "top_p": 0.55}):
         assert float(least_kept(probs, **cut)) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(5, 1.0), (0, 0.7), (9, 0.8)])
-def test_draws_follow_what_is_left_of_the_distribution_with_its_bias(top_k, top_p):
+def test_draws_follow_the_kept_part_of_the_biased_distribution(top_k, top_p):
     vocab, draws = 2 * VOCAB_CHUNK, 300
     generator = torch.Generator().manual_seed(1)
-    rows = torch.arange(20).expand(draws, 20).flatten()  # several parts of rows
+    rows = torch.arange(20).expand(draws, 20).flatten()  # more rows than are drawn at a time
     hidden = torch.randn(20, 16, generator=generator)[rows]
     embedding = torch.randn(vocab, 16, generator=generator)
     temperatures = torch.linspace(0.4, 1.6, 20)[rows]
@@ -74,12 +72,12 @@ def test_draws_follow_what_is_left_of_the_distribution_with_its_bias(top_k, top_
         chi_square += float(((counts[kept] - expected) ** 2 / expected)[often].sum())
         freedom += max(int(often.sum()) - 1, 0)
     assert freedom > 20
-    # The normal approximation of 0.1 % of a chi-square (Wilson and Hilferty).
+    # Normal approximation of the 0.1 % point of a chi-square distribution (Wilson and Hilferty).
     bound = freedom * (1 - 2 / (9 * freedom) + 3.1 * (2 / (9 * freedom)) ** 0.5) ** 3
     assert chi_square < bound
 
 
-def test_a_row_is_drawn_the_same_whichever_others_are_and_others_biases_do_not_touch_it():
+def test_a_draw_depends_neither_on_the_other_rows_nor_on_their_biases():
     generator = torch.Generator().manual_seed(2)
     hidden = torch.randn(40, 16, generator=generator)
     inputs = (
@@ -90,11 +88,11 @@ def test_a_row_is_drawn_the_same_whichever_others_are_and_others_biases_do_not_t
     )
     cut = {"softcap": SOFTCAP, "top_k": 20, "top_p": 0.9}
     every = truncated_draw(*inputs, torch.arange(40), **cut)
-    some = torch.tensor([3, 17, 39])
+    picked = torch.tensor([3, 17, 39])
     forced = torch.zeros(320)
     forced[5] = 1000.0
     biases = [Bias(slice(10, 18), forced)]
-    expected = every[some].tolist()
-    assert truncated_draw(*inputs, some, **cut).tolist() == expected
+    expected = every[picked].tolist()
+    assert truncated_draw(*inputs, picked, **cut).tolist() == expected
     expected[1] = 5
-    assert truncated_draw(*inputs, some, biases=biases, **cut).tolist() == expected
+    assert truncated_draw(*inputs, picked, biases=biases, **cut).tolist() == expected

@@ -19,13 +19,13 @@ from engine.weights.quantization import quantize
 
 ROWS, HIDDEN = 24, 16
 SOFTCAP = 30.0
-# One group, several groups, several chunks, a last chunk that is cut short, no common factor.
+# One group, several groups, several chunks, a shorter last chunk, no factor of two.
 VOCABS = [160, 1280, 2 * VOCAB_CHUNK, 2 * VOCAB_CHUNK + 256, 301]
 EVERY = torch.ones(ROWS, dtype=torch.bool)
 
 
 class Case:
-    """The same distributions, computed in both ways; row i has its own temperature."""
+    """The same distributions, computed in both ways. Each row has its own temperature."""
 
     def __init__(self, vocab, temperature=0.7, sharp=3.0):
         generator = torch.Generator().manual_seed(vocab)
@@ -70,7 +70,7 @@ def test_entropy_is_within_5e_5_of_float64(vocab, temperature, sharp):
 
 
 @pytest.mark.parametrize(("temperature", "sharp"), CASES)
-def test_argmax_is_the_plain_one_s(vocab, temperature, sharp):
+def test_argmax_equals_the_plain_one(vocab, temperature, sharp):
     case = Case(vocab, temperature, sharp)
     assert torch.equal(case.result.argmax, case.argmax)
     assert torch.equal(case.result.argmax, case.probs.argmax(-1))
@@ -84,12 +84,12 @@ def test_soft_embedding_is_the_scaled_mean_embedding(vocab, temperature, sharp):
 
 
 @pytest.mark.parametrize(("temperature", "sharp"), CASES)
-def test_a_draw_is_the_plain_one_s_for_the_same_uniform_numbers(vocab, temperature, sharp):
+def test_draws_equal_the_plain_ones_for_the_same_uniform_numbers(vocab, temperature, sharp):
     case = Case(vocab, temperature, sharp)
     assert torch.equal(case.draw(case.uniforms), case.sample)
 
 
-def test_a_temperature_at_which_a_constant_exponent_shift_underflows_is_exact_too(vocab):
+def test_results_are_exact_where_a_constant_exponent_shift_would_underflow(vocab):
     case = Case(vocab, temperature=0.02, sharp=0.1)  # 30 / 0.01 is beyond exp's range in float32
     expected = torch.special.entr(case.probs).sum(-1)
     torch.testing.assert_close(case.result.entropy.double(), expected, atol=5e-5, rtol=0)
@@ -97,45 +97,47 @@ def test_a_temperature_at_which_a_constant_exponent_shift_underflows_is_exact_to
     assert torch.equal(case.draw(case.uniforms), case.sample)
 
 
-def test_rows_that_are_wanted_are_drawn_the_same_whatever_others_are(vocab):
+def test_draws_of_wanted_rows_do_not_depend_on_which_others_are_wanted(vocab):
     case = Case(vocab)
     wanted = torch.arange(ROWS) % 3 == 0
-    some = case.draw(case.uniforms, wanted)
-    assert torch.equal(some[wanted], case.sample[wanted])
+    drawn = case.draw(case.uniforms, wanted)
+    assert torch.equal(drawn[wanted], case.sample[wanted])
 
 
 @pytest.mark.parametrize("banned", [-100.0, -1e9])
-def test_a_bias_is_part_of_its_rows_distribution_and_of_no_other(vocab, banned):
+def test_a_bias_changes_the_distribution_of_its_own_rows_only(vocab, banned):
     plain = Case(vocab)
     values, others = torch.randn(2, vocab, generator=torch.Generator().manual_seed(1)) * 3
-    values[: vocab // 2] = banned  # whole chunks among them
+    values[: vocab // 2] = banned  # which includes whole chunks
     values[-1] = 25.0
     biases = [Bias(slice(4, 9), values), Bias(slice(8, 12), others)]
-    logits = plain.probs.log() * plain.temperatures.double()[:, None]  # but for a constant a row
+    logits = (
+        plain.probs.log() * plain.temperatures.double()[:, None]
+    )  # up to a constant in each row
     for bias in biases:
         logits[bias.rows] += bias.values
     probs = (logits / plain.temperatures.double()[:, None]).softmax(-1)
     inputs = (plain.hidden, plain.embedding, plain.temperatures)
     scale = {"softcap": SOFTCAP, "embedding_scale": 4.0}
-    found = vocab_tail(*inputs, **scale, biases=biases)
+    result = vocab_tail(*inputs, **scale, biases=biases)
     entropy = torch.special.entr(probs).sum(-1)
-    torch.testing.assert_close(found.entropy.double(), entropy, atol=2e-4, rtol=0)
-    assert torch.equal(found.argmax, probs.argmax(-1))
+    torch.testing.assert_close(result.entropy.double(), entropy, atol=2e-4, rtol=0)
+    assert torch.equal(result.argmax, probs.argmax(-1))
     soft = 4.0 * probs @ plain.embedding.double()
-    torch.testing.assert_close(found.soft_embeddings.double(), soft, atol=1e-3, rtol=0)
-    drawn = draw(found, *inputs, plain.uniforms, EVERY, softcap=SOFTCAP, biases=biases)
+    torch.testing.assert_close(result.soft_embeddings.double(), soft, atol=1e-3, rtol=0)
+    drawn = draw(result, *inputs, plain.uniforms, EVERY, softcap=SOFTCAP, biases=biases)
     assert torch.equal(drawn, inverse_cdf(probs, plain.uniforms))
-    rest = torch.cat([torch.arange(4), torch.arange(12, ROWS)])
+    unbiased = torch.cat([torch.arange(4), torch.arange(12, ROWS)])
     for name in ("argmax", "entropy", "soft_embeddings", "group_mass"):
-        assert torch.equal(getattr(found, name)[rest], getattr(plain.result, name)[rest])
-    assert torch.equal(drawn[rest], plain.sample[rest])
+        assert torch.equal(getattr(result, name)[unbiased], getattr(plain.result, name)[unbiased])
+    assert torch.equal(drawn[unbiased], plain.sample[unbiased])
 
 
 def test_draws_follow_the_distribution():
     case, rounds = Case(2 * VOCAB_CHUNK, sharp=0.6), 400
     generator = torch.Generator().manual_seed(0)
     drawn = torch.stack([case.draw(torch.rand(ROWS, generator=generator)) for _ in range(rounds)])
-    # Tokens by rank in sixteen bins of equal expected count, over all rows together.
+    # All rows' tokens, sorted by rank into sixteen bins with equal expected counts.
     ranks = case.probs.argsort(-1, descending=True)
     below = case.probs.gather(1, ranks).cumsum(-1)
     middle = below - case.probs.gather(1, ranks) / 2
@@ -165,14 +167,14 @@ def test_samples_follow_the_distribution():
     assert chi_square < 16.3  # 0.1 % of a chi-square with 3 degrees of freedom
 
 
-def test_the_largest_uniform_number_draws_a_token_that_is_possible():
-    probs = torch.tensor([[0.1] * 10 + [0.0]])  # whose float32 sum is not exactly one
+def test_the_largest_uniform_number_draws_a_possible_token():
+    probs = torch.tensor([[0.1] * 10 + [0.0]])  # the float32 sum is not exactly 1
     assert inverse_cdf(probs, torch.tensor([1 - 2.0**-24])).item() == 9
 
 
-def test_both_ways_to_multiply_rows_with_their_groups_give_the_same():
+def test_grouped_and_gathered_products_are_equal():
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(150, HIDDEN, generator=generator)  # several parts of gathered rows
+    hidden = torch.randn(150, HIDDEN, generator=generator)  # more rows than are gathered at a time
     embedding = torch.randn(9, 32, HIDDEN, generator=generator)
     groups = torch.randint(0, 9, (150,), generator=generator)
     expected = torch.einsum("rd,rsd->rs", hidden, embedding[groups])
@@ -182,18 +184,18 @@ def test_both_ways_to_multiply_rows_with_their_groups_give_the_same():
 
 @pytest.mark.parametrize("scheme", ["int8", "fp8"])
 @pytest.mark.parametrize("vocab", VOCABS)
-def test_a_quantised_embedding_is_what_it_stands_for(vocab, scheme):
+def test_a_quantised_embedding_works_like_its_dequantised_values(vocab, scheme):
     case = Case(vocab)
     quantised = quantize(case.embedding, scheme, torch.device("cpu"))
     case.embedding = quantised.dequantize(torch.float32)
     inputs = (case.hidden, case.temperatures, case.uniforms)
-    found, expected = (steps(*inputs, each) for each in (quantised, case.embedding))
+    results, expected = (steps(*inputs, each) for each in (quantised, case.embedding))
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4, msg=name)
+        torch.testing.assert_close(results[name], value, rtol=1e-4, atol=1e-4, msg=name)
 
 
 def steps(hidden, temperatures, uniforms, embedding):
-    """All that a step wants of the vocabulary."""
+    """Returns all results of a step that depend on the embedding."""
     scale = {"softcap": SOFTCAP, "embedding_scale": 4.0}
     tail = vocab_tail(hidden, embedding, temperatures, **scale)
     rows = torch.arange(ROWS)
@@ -212,5 +214,5 @@ def steps(hidden, temperatures, uniforms, embedding):
     }
 
 
-def test_groups_end_where_the_next_begins():
+def test_group_ends_include_empty_groups():
     assert group_ends(torch.tensor([0, 0, 2, 2, 2, 4]), 6).tolist() == [2, 2, 5, 5, 6, 6]
