@@ -38,7 +38,8 @@ def rewrite(folder: Path, store, chosen, quantization, metadata="config.json"):
     `store(weight)` returns the stored tensors, by their last names, and the dequantised weight.
     """
     file = folder / "model.safetensors"
-    tensors, dense = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    dense: dict[str, torch.Tensor] = {}
     for name, tensor in linearised(load_file(file)).items():
         module = name.removesuffix(".weight")
         if name.endswith("_proj.weight") and not any(i in name for i in IGNORED) and chosen(name):

@@ -171,7 +171,7 @@ def test_no_weight_is_a_view_of_the_files(published):
     model = load(folder)
     expected = hidden(model)
     file = folder / "model.safetensors"
-    file.write_bytes(bytes(file.stat().st_size))  # in place, so that a view would change
+    file.write_bytes(bytes(file.stat().st_size))  # overwritten, so that a view would change
     assert torch.equal(hidden(model), expected)
 
 

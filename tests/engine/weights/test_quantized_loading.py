@@ -58,7 +58,7 @@ def everything(model):
 
 
 def put_in_full(model):
-    """Replace each quantised weight of the model, in place, by its dequantised values."""
+    """Replace each quantised weight of this model by its dequantised values. Returns the model."""
     for module in model.modules():
         for name, weight in list(vars(module).items()):
             if isinstance(weight, QuantizedWeight):
