@@ -108,7 +108,7 @@ class GgufWeights:
         return stack_experts([_UNPACK[kind](expert) for expert in data])
 
     def pass_over(self, is_idle: Callable[[str], bool]) -> None:
-        """Count as read the tensors that are not needed: those whose names `is_idle` accepts."""
+        """Count as read what is not needed: the tensor `IDLE` and names that `is_idle` accepts."""
         for name in sorted(self._left):
             if name == IDLE or is_idle(name):
                 self._count(name, self._stored(name)[1].nbytes)

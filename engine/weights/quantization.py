@@ -224,7 +224,10 @@ def copy_weight(target: QuantizedWeight, weight: QuantizedWeight) -> None:
 
 
 def stack(parts: Sequence[Tensor | QuantizedWeight]) -> Weight:
-    """Join weights along the output features; parts of unequal layout become a `StackedWeight`."""
+    """Join weights along the output features.
+
+    Parts that differ in layout or in global scale become a `StackedWeight`.
+    """
     first = parts[0]
     if len(parts) == 1:
         return first

@@ -2,8 +2,8 @@
 
 A folder belongs to one checkpoint and one choice of schemes. The checkpoint is identified by its
 files' paths, sizes and modification times. Files are written to a temporary folder, which gets the
-final name once it is complete. An interrupted start therefore leaves only a temporary folder: it
-is never read, and the next start that writes removes it.
+final name once it is complete. A killed start therefore leaves only a temporary folder: it is never
+read, and the next start that writes removes it.
 """
 
 import contextlib
