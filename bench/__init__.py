@@ -1,1 +1,1 @@
-"""Measurements, one question a file: `easel bench NAME`; see docs/performance.md."""
+"""Measurements, one per file. `easel bench NAME` runs one; docs/performance.md has the results."""

@@ -1,4 +1,4 @@
-"""`python -m bench NAME`, which `easel bench NAME` calls: run one measurement."""
+"""The command `python -m bench NAME`, which `easel bench NAME` calls. It runs one measurement."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,9 +25,11 @@ from bench.compare import LEAST_ROUNDS, Output, report
 
 main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-Json = Annotated[Path | None, typer.Option("--json", help="Write the rows to this file.")]
-Plot = Annotated[Path | None, typer.Option("--plot", help="Draw them into this PNG.")]
-Rounds = Annotated[int, typer.Option(min=1, help="Pairs of runs, of which the median counts.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the rows to this JSON file.")]
+Plot = Annotated[Path | None, typer.Option("--plot", help="Draw the rows into this PNG file.")]
+Rounds = Annotated[
+    int, typer.Option(min=1, help="Pairs of runs to measure. The results are medians.")
+]
 
 _SIDES = ["easel_ms", "transformers_ms", "ratio"]
 
@@ -44,62 +46,67 @@ def bench(
         typer.Option(
             min=1,
             max=len(synthetic.SIZES["26b"].layers),
-            help="With --synthetic: only so many layers. All; without a GPU as many as fit.",
+            help="With --synthetic: measure only this many layers. "
+            "By default all of them, or without a GPU as many as fit in memory.",
         ),
     ] = None,
     rounds: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="With --synthetic: blocks of each form, of which the median counts. "
-            f"{LEAST_ROUNDS}; without a GPU 1.",
+            help="With --synthetic: blocks to measure for each format. The results are medians. "
+            f"By default {LEAST_ROUNDS}, or without a GPU 1.",
         ),
     ] = None,
     json: Json = None,
     plot: Plot = None,
 ) -> None:
-    """Measure Easel. Both sides of each comparison alternate in one process, on one thread.
+    """Measure Easel, most often in comparison with Transformers.
 
-    A model of the released size needs no comparison and no weights: --synthetic 26b.
+    The two sides of a comparison run alternately in one process, on one thread.
+
+    --synthetic 26b measures a model of the released size with random weights, without a download.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    alone = {"--layers": layers, "--rounds": rounds, "--json": json, "--plot": plot}
-    given = [name for name, value in alone.items() if value is not None]
+    options = {"--layers": layers, "--rounds": rounds, "--json": json, "--plot": plot}
+    given = [name for name, value in options.items() if value is not None]
     if context.invoked_subcommand is None and size is not None:
         output = Output(json, plot)
         trial = synthetic.choose_trial(size, layers=layers, rounds=rounds)
         print(trial)
         report(f"{size}, random weights", synthetic.rows(trial), synthetic.COLUMNS, output)
     elif context.invoked_subcommand is None:
-        raise typer.BadParameter("goes with --synthetic or behind a command", param_hint=given)
+        raise typer.BadParameter(
+            "can only be used with --synthetic or after a command", param_hint=given
+        )
     elif size is not None or given:
         misplaced = ["--synthetic"] * (size is not None) + given
-        raise typer.BadParameter("does not go before a command", param_hint=misplaced)
+        raise typer.BadParameter("can't be used before a command", param_hint=misplaced)
     else:
         torch.set_num_threads(1)
 
 
 @main.command("tail")
 def tail_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
-    """The vocabulary tail against Transformers' ops, V = 262144."""
+    """Compare the vocabulary tail with Transformers' operations, at V = 262144."""
     report("Vocabulary tail", tail.rows(rounds), [*_SIDES, "bound"], Output(json, plot))
 
 
 @main.command("step")
 def step_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
-    """A whole denoising step against Transformers'."""
+    """Compare a whole denoising step with Transformers'."""
     report("Denoising step", step.rows(rounds), _SIDES, Output(json, plot))
 
 
 @main.command("graphs")
 def graphs_command(
     rounds: Rounds = LEAST_ROUNDS,
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile the layers, too.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Also compile the layers.")] = False,
     json: Json = None,
     plot: Plot = None,
 ) -> None:
-    """A denoising step in fixed shapes, a CUDA graph on a GPU, against the dynamic one."""
+    """Compare a denoising step in fixed shapes, on a GPU a CUDA graph, with a dynamic one."""
     columns = ["fixed_ms", "dynamic_ms", "ratio"]
     rows = graphs.rows(rounds, compiled=compiled)
     report("Fixed shapes", rows, columns, Output(json, plot))
@@ -107,7 +114,7 @@ def graphs_command(
 
 @main.command("generate")
 def generate_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
-    """Whole answers of the demo model against `generate`; memory of a step."""
+    """Compare whole answers of the demo model, and a step's memory, with Transformers'."""
     columns = [
         "easel_tokens_s",
         "transformers_tokens_s",
@@ -120,7 +127,7 @@ def generate_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plo
 
 @main.command("turns")
 def turns_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
-    """Ten turns of a conversation, with and without kept prefixes."""
+    """Time ten turns of a conversation, with and without kept prefixes."""
     columns = [
         "encoded_kept",
         "encoded_not_kept",
@@ -135,7 +142,7 @@ def turns_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot =
 def interactive_command(
     rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None
 ) -> None:
-    """A person's first block while four jobs run, against an idle worker."""
+    """Time the first block of a request while four jobs run, and on an idle worker."""
     columns = ["idle_ms", "busy_ms", "step_ms", "target_ms", "ratio"]
     report("First block among jobs", interactive.rows(rounds), columns, Output(json, plot))
 
@@ -144,7 +151,7 @@ def interactive_command(
 def autoregressive_command(
     rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None
 ) -> None:
-    """Blocks against the same weights token by token."""
+    """Compare block diffusion with token-by-token decoding by the same weights."""
     columns = [
         "diffusion_tokens_s",
         "autoregressive_tokens_s",
@@ -157,7 +164,7 @@ def autoregressive_command(
 
 @main.command("roofline")
 def roofline_command(json: Json = None, plot: Plot = None) -> None:
-    """The least time of a step of the released model, by device: arithmetic."""
+    """Compute the least time of a step of the released model on each device."""
     columns = [
         "step_ms",
         "bound",
@@ -170,22 +177,26 @@ def roofline_command(json: Json = None, plot: Plot = None) -> None:
 
 @main.command("quality")
 def quality_command(
-    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts of each task.")] = 20,
+    prompts: Annotated[
+        int, typer.Option(min=1, help="Held-out prompts to answer for each task.")
+    ] = 20,
     json: Json = None,
     plot: Plot = None,
 ) -> None:
-    """Answers and logits of the demo model, and the released one's size, by weights' scheme."""
+    """Compare weight formats: the demo model's answers and logits, the released model's size."""
     columns = ["exact_match", "steps_a_block", "logit_error", "released_gb"]
     report("Quantised weights", quality.rows(prompts), columns, Output(json, plot))
 
 
 @main.command("devices")
 def devices_command(
-    markdown: Annotated[bool, typer.Option(help="What docs/devices.md has.")] = False,
+    markdown: Annotated[
+        bool, typer.Option(help="Print the part of docs/devices.md that is generated.")
+    ] = False,
     json: Json = None,
     plot: Plot = None,
 ) -> None:
-    """The device profiles, what they need and what they give at best: arithmetic."""
+    """Compute what each device profile needs and how fast it can be at best."""
     if markdown:
         print(devices.table(), devices.reasons(), sep="\n\n")
         return
@@ -195,7 +206,7 @@ def devices_command(
 
 @main.command("counts")
 def counts_command(json: Json = None, plot: Plot = None) -> None:
-    """Launches, syncs and vocabulary-sized tensors a step, passes an answer."""
+    """Count the launches, syncs and vocabulary-sized tensors of a step, and an answer's passes."""
     columns = ["launches", "syncs", "vocab_tensors", "blocks", "steps", "passes"]
     report("Counts", counts.rows(), columns, Output(json, plot))
 

@@ -1,8 +1,12 @@
-"""The same weights token by token, through the encoder with its KV cache, against blocks."""
+"""Block diffusion compared with token-by-token decoding by the same weights.
+
+The autoregressive side decodes greedily with the encoder and its KV cache.
+"""
 
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from bench.compare import Row, alternate
 from bench.generate import ROOM
@@ -27,7 +31,7 @@ def rows(rounds: int) -> Iterator[Row]:
     worker = Worker(denoiser, EngineConfig())
     for case, question in QUESTIONS.items():
         prompt = demo_prompt(question)
-        lengths = {}
+        lengths: dict[str, int] = {}
 
         def blocks(prompt: list[int] = prompt, lengths: dict[str, int] = lengths) -> None:
             denoiser.forget_prefixes()
@@ -40,7 +44,7 @@ def rows(rounds: int) -> Iterator[Row]:
             lengths["tokens"] = len(token_by_token(denoiser, prompt, ROOM))
 
         row = alternate(blocks, tokens, rounds=rounds)
-        # Per token: the two need not give the same answer.
+        # The ratio is per token, because the two answers may differ in length.
         scale = lengths["blocks"] / lengths["tokens"]
         yield {
             "case": f"{case}: {lengths['blocks']} tokens",
@@ -54,8 +58,9 @@ def rows(rounds: int) -> Iterator[Row]:
 
 @torch.inference_mode()
 def token_by_token(denoiser: Denoiser, prompt: list[int], room: int) -> list[int]:
-    """Greedy autoregressive decoding with the encoder, up to an end token."""
+    """Decode greedily with the encoder, up to an end token or `room` tokens. Returns the answer."""
     model = denoiser.model
+    assert isinstance(model.embedding, Tensor), "the demo model is not quantised"
     cache = KVCache(
         model.dimensions.layers,
         capacity=len(prompt) + room,
@@ -64,11 +69,11 @@ def token_by_token(denoiser: Denoiser, prompt: list[int], room: int) -> list[int
         device=model.device,
     )
     answer: list[int] = []
-    following = torch.tensor(prompt)
+    tokens = torch.tensor(prompt)
     while len(answer) < room:
-        hidden = encode(model, following, cache)[-1]
-        following = (model.embedding @ hidden).argmax()[None]
-        answer.append(int(following))
+        hidden = encode(model, tokens, cache)[-1]
+        tokens = (model.embedding @ hidden).argmax()[None]
+        answer.append(int(tokens))
         if answer[-1] in denoiser.sampler.end_tokens:
             break
     return answer

@@ -1,4 +1,4 @@
-"""Whole blocks of one model, timed pass by pass, as the worker's loop would run them."""
+"""Times whole blocks of one model pass by pass, in passes as the worker's loop runs them."""
 
 from dataclasses import dataclass
 from time import perf_counter
@@ -12,17 +12,17 @@ from engine.schedule.sequence import Sequence
 
 @dataclass(frozen=True)
 class Answers:
-    """What canvases that denoise together took."""
+    """The timings of canvases that were denoised together."""
 
     prefill_tokens_s: float
-    passes_s: list[float]  # of their block; the first one also encodes as many tokens
+    passes_s: list[float]  # of each pass; the first also encodes a canvas' worth of tokens
 
 
 def timed_answers(denoiser: Denoiser, prompt: list[int], *, canvases: int, chunk: int) -> Answers:
-    """A block behind this prompt for each of so many requests, all in the same passes.
+    """Time a block behind this prompt for each of `canvases` requests, all in the same passes.
 
-    The prompt is encoded in chunks but for its last canvas' worth of tokens: these go into the
-    block's first pass, as those of the block before would.
+    The prompt is encoded in chunks, except for its last canvas' worth of tokens. The first pass of
+    the block encodes those, as it would encode the previous block of an answer.
     """
     canvas = denoiser.model.dimensions.canvas_length
     ahead = len(prompt) - canvas
@@ -36,7 +36,7 @@ def timed_answers(denoiser: Denoiser, prompt: list[int], *, canvases: int, chunk
             run_pass(denoiser, [sequence], min(chunk, ahead - sequence.encoded))
         sequences.append(sequence)
     device = denoiser.model.device
-    if device.type == "cuda":  # nothing has waited for these passes
+    if device.type == "cuda":  # so far nothing has waited for the prefill
         torch.cuda.synchronize(device)
     prefill_s = perf_counter() - started
     passes_s = []
@@ -50,7 +50,7 @@ def timed_answers(denoiser: Denoiser, prompt: list[int], *, canvases: int, chunk
 
 
 def run_pass(denoiser: Denoiser, sequences: list[Sequence], most_tokens: int) -> None:
-    """What each of them needs next, in one pass; of its tokens at most so many."""
+    """Do the next work of each sequence in one pass, encoding at most `most_tokens` of each."""
     works = [work for each in sequences if (work := each.next_work(most_tokens)) is not None]
     for work, step in zip(works, denoiser.run(works), strict=True):
         work.sequence.record(work, step, frozenset())

@@ -1,7 +1,7 @@
-"""Two sides measured fairly, and what comes of it: a table, JSON, a plot.
+"""Measures two sides fairly and reports rows of results as a table, as JSON and as a plot.
 
-Machines are noisy, so both sides run in one process, by turns, and each round is a pair: the ratio
-is that of the medians, and its spread is that of the rounds.
+Machines are noisy, so both sides run alternately in one process, and each round runs both. The
+ratio is that of the medians, and its spread is that of the rounds.
 """
 
 import gc
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-Row = dict[str, Any]  # has at least `case`; with two sides also `ratio` and its spread
+Row = dict[str, Any]  # has at least `case`; a comparison also has `ratio` and its spread
 
 LEAST_ROUNDS = 7
 _CPU = torch.device("cpu")
@@ -29,13 +29,13 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Output:
-    """Where the rows go besides the terminal."""
+    """The files that the rows are written to, besides the terminal."""
 
     json: Path | None = None
     plot: Path | None = None
 
     def __post_init__(self) -> None:
-        """Raise now, not after the measuring, if the plot can't be drawn."""
+        """Raises typer.BadParameter, before anything is measured, if the plot can't be drawn."""
         if self.plot and not find_spec("matplotlib"):
             raise typer.BadParameter("needs matplotlib: pip install 'easel-server[bench]'")
 
@@ -43,10 +43,13 @@ class Output:
 def alternate(
     ours: Callable[[], object], theirs: Callable[[], object], *, rounds: int = LEAST_ROUNDS
 ) -> Row:
-    """Run both once to warm up, then by turns; medians in milliseconds, ratio = theirs / ours."""
+    """Run both sides once to warm up, then alternately in `rounds` rounds.
+
+    Returns the medians in milliseconds, and their ratio theirs / ours with its spread.
+    """
     sides = [ours, theirs]
-    for side in sides:
-        side()
+    for run in sides:
+        run()
     seconds: list[list[float]] = [[], []]
     for turn in range(rounds):
         for side in [0, 1] if turn % 2 else [1, 0]:
@@ -67,9 +70,9 @@ def alternate(
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device = _CPU) -> int:
-    """How much of the device's memory `work` has in tensors at most, above what there is before.
+    """Returns the most bytes of tensors that `work` holds at any moment, less those held before it.
 
-    As torch's allocator counts it: the process' own size is moved by more than tensors.
+    torch's allocator counts them, because the size of the process depends on more than tensors.
     """
     gc.collect()
     if device.type == "cuda":
@@ -84,14 +87,15 @@ def peak_bytes(work: Callable[[], object], device: torch.device = _CPU) -> int:
         for event in profiled.profiler.kineto_results.events()
         if event.name() == "[memory]"
     )
-    return max(accumulate((nbytes for _, nbytes in changes), initial=0))
+    held: Iterator[int] = accumulate((nbytes for _, nbytes in changes), initial=0)
+    return max(held)
 
 
 def report(title: str, rows: Iterable[Row], columns: list[str], output: Output) -> None:
-    """Tell the cases as they come, print a table; then write what was asked for.
+    """Print each case once it is measured, then a table; then write the requested files.
 
-    Where the terminal is too narrow for all columns it is several tables. Those that no row has a
-    value for are left out.
+    If the terminal is too narrow for all columns, several tables are printed. Columns for which no
+    row has a value are left out.
     """
     console = Console()
     done = []
@@ -99,7 +103,7 @@ def report(title: str, rows: Iterable[Row], columns: list[str], output: Output) 
         console.print(f"[dim]{row['case']}", markup=True)
         done.append(row)
     columns = [column for column in columns if any(_cell(row, column) for row in done)]
-    # A case may take two or three lines.
+    # A long case wraps to two or three lines.
     case_width = min(2 * console.width // 5, max((len(row["case"]) for row in done), default=0))
     for some in _fitting(columns, done, console.width - case_width - 4):
         table = Table(title=title, title_justify="left")
@@ -116,7 +120,7 @@ def report(title: str, rows: Iterable[Row], columns: list[str], output: Output) 
 
 
 def _fitting(columns: list[str], rows: list[Row], room: int) -> Iterator[list[str]]:
-    """The columns in groups, each of which has room."""
+    """Yield the columns in groups that each fit into a table of this width."""
     some: list[str] = []
     left = room
     for column in columns:
@@ -130,7 +134,7 @@ def _fitting(columns: list[str], rows: list[Row], room: int) -> Iterator[list[st
 
 
 def _width(column: str, rows: list[Row]) -> int:
-    """The least that cuts no word of the heading and no cell."""
+    """Returns the least width that cuts no word of the heading and no cell."""
     return max(map(len, [*_heading(column).split(), *(_cell(row, column) for row in rows)]))
 
 
@@ -168,8 +172,8 @@ def _plot(title: str, rows: list[Row], file: Path) -> None:
         ]
         axes.errorbar(values, cases, xerr=errors, fmt="none", ecolor="black", capsize=3)
         axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
-    for place, row in enumerate(rows):
-        end = (row.get("ratio_high", row[number]), place)  # behind the spread
+    for index, row in enumerate(rows):
+        end = (row.get("ratio_high", row[number]), index)  # at the end of the error bar
         axes.annotate(_shown(row[number]), end, (6, 0), textcoords="offset points", va="center")
     axes.margins(x=0.12)
     axes.invert_yaxis()

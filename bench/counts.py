@@ -1,6 +1,6 @@
-"""Figures that do not depend on the machine: passes, syncs, launches, vocabulary-sized tensors.
+"""Counts that do not depend on the machine: passes, syncs, launches, vocabulary-sized tensors.
 
-A test holds them (tests/bench/test_counts.py), so that they cannot grow unseen.
+tests/bench/test_counts.py bounds them, so that they cannot grow unnoticed.
 """
 
 import tempfile
@@ -24,7 +24,7 @@ from engine.messages import Block, GenerateRequest, Sampling
 from engine.sizing.chunks import VOCAB_CHUNK
 from engine.worker import Worker
 
-# What the host has to wait for the device for: results, and tensors that it makes and sends.
+# Calls that make the host wait for the device: they read a result or send a tensor there.
 _SYNCS = {
     Tensor.tolist,
     Tensor.item,
@@ -39,22 +39,21 @@ _SYNCS = {
     torch.tensor,
 }
 
-
-# A vocabulary of several chunks, so that a whole row of it is told from a chunk.
+# The vocabulary has several chunks, so that a whole row of it differs from a chunk in size.
 SHAPE = Shape(layers="sssssf", canvas=32, vocab=4 * VOCAB_CHUNK, steps=48)
 
 
 @dataclass
 class Counts:
-    """What one piece of work did."""
+    """The counts of one piece of work."""
 
-    launches: int = 0  # operations that write a tensor; a view is none
+    launches: int = 0  # operations that write a tensor; views are not counted
     syncs: int = 0
-    vocab_tensors: int = 0  # tensors written that hold the whole vocabulary for every row
+    vocab_tensors: int = 0  # written tensors that hold the whole vocabulary for every row
 
 
 def count(work: Callable[[], object], *, rows: int, vocab: int) -> Counts:
-    """Run `work` and count."""
+    """Run `work`, with passes of `rows` rows and a vocabulary of `vocab` tokens, and count."""
     counts = Counts()
 
     class Dispatched(TorchDispatchMode):
@@ -83,7 +82,7 @@ def count(work: Callable[[], object], *, rows: int, vocab: int) -> Counts:
 
 
 def answer_passes(prompt: list[int], *, speculate: bool = False) -> tuple[int, int, int]:
-    """Blocks, denoising steps and passes of one answer of the demo model."""
+    """Returns the blocks, denoising steps and passes of one answer of the demo model."""
     config = EngineConfig(device="cpu", threads=1, speculate=speculate)
     denoiser = build_denoiser(config)
     run, passes = denoiser.run, 0
@@ -93,7 +92,7 @@ def answer_passes(prompt: list[int], *, speculate: bool = False) -> tuple[int, i
         passes += 1
         return run(works)
 
-    denoiser.run = counted  # type: ignore[method-assign]  # to look on
+    denoiser.run = counted  # type: ignore[method-assign]  # to count calls
     worker = Worker(denoiser, config)
     request = GenerateRequest("counts", prompt, max_tokens=256, sampling=Sampling(seed=0))
     blocks = [m for m in worker.generate(request) if isinstance(m, Block)]
@@ -101,7 +100,7 @@ def answer_passes(prompt: list[int], *, speculate: bool = False) -> tuple[int, i
 
 
 def step_counts() -> dict[str, Counts]:
-    """One denoising step of a model of six layers, by side."""
+    """Returns the counts of one denoising step of a model of six layers, for both sides."""
     with tempfile.TemporaryDirectory() as folder:
         denoiser, reference = load_both(write_random_model(Path(folder), SHAPE))
     prompt = random_prompt(SHAPE.vocab, 64)
@@ -122,5 +121,5 @@ def rows() -> Iterator[Row]:
         blocks, steps, passes = answer_passes(prompt, speculate=speculate)
         answer = {"blocks": blocks, "steps": steps}
         yield {"case": f"Easel: {case}", **answer, "passes": passes}
-    # generate encodes the prompt, and every block but the last, in passes of their own.
+    # `generate` encodes the prompt, and every block but the last, in separate passes.
     yield {"case": "Transformers: the same answer", **answer, "passes": steps + blocks}

@@ -1,8 +1,8 @@
-"""The device profiles in one table: what each sets for the released model, and what that gives.
+"""A table of the device profiles: their settings for the released model and the resulting figures.
 
-The numbers are arithmetic, not measured: `engine/sizing/roofline.py` and `engine/sizing/plan.py`
-compute them. docs/devices.md has the table and the profiles' reasons as they are written here; a
-test compares.
+The figures are not measured: `engine/sizing/roofline.py` and `engine/sizing/plan.py` compute them.
+docs/devices.md contains the table and the profiles' reasons exactly as this module writes them, and
+a test compares the two.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from engine.sizing.profiles import apply_profile
 from engine.sizing.roofline import device_step_s, step_cost
 
 TOKENS_A_STEP = 15
-_WIDTH = 104  # of the page's lines
+_WIDTH = 104  # of the lines in docs/devices.md
 COLUMNS = [
     "experts",
     "linears",
@@ -59,7 +59,7 @@ def rows() -> Iterator[Row]:
 
 
 def table() -> str:
-    """In Markdown, one line a device."""
+    """Returns the rows as a Markdown table."""
     heads = ["profile", *(column.replace("_", " ") for column in COLUMNS)]
     lines = [heads, ["---"] * len(heads)]
     for row in rows():
@@ -69,7 +69,7 @@ def table() -> str:
 
 
 def reasons() -> str:
-    """In Markdown, a heading for each profile and its reasons below."""
+    """Returns the profiles' reasons in Markdown, under one heading for each profile."""
     sections = []
     for name in sorted(profile_names(), key=lambda name: (name != "demo", name)):
         reasons = DeviceProfile.read(name).why.model_dump()

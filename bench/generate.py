@@ -1,4 +1,4 @@
-"""Whole answers of the demo model against `model.generate`, and a step's memory at V = 262144."""
+"""Whole answers of the demo model and a step's memory at V = 262144, against Transformers."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,15 +25,15 @@ QUESTIONS = (
     "Make JSON with name Anna and age 30",
     "Sort these numbers: 9 31 7 24",
 )
-ROOM = 256  # tokens; the longest answer has 100
+ROOM = 256  # the most tokens of an answer; the longest has 100
 
 
 def rows(rounds: int) -> Iterator[Row]:
     denoiser, reference = load_both(DEMO_MODEL_PATH)
     prompts = [demo_prompt(question) for question in QUESTIONS]
     for cache in ("dynamic", "static"):
-        # Transformers compiles with its static cache, for which a C++ compiler must be there;
-        # without compiling it is the same cache, run eagerly.
+        # With its static cache Transformers compiles the model, for which it needs a C++ compiler.
+        # Compilation is therefore disabled, and the static cache is used eagerly.
         tokens = {"easel": 0, "transformers": 0}
         ours = _easel(denoiser, prompts, tokens)
         theirs = _transformers(reference, prompts, tokens, cache)
@@ -47,11 +47,13 @@ def rows(rounds: int) -> Iterator[Row]:
     yield _memory()
 
 
-def _easel(denoiser: Denoiser, prompts: list[list[int]], tokens: dict[str, int]) -> Callable:
+def _easel(
+    denoiser: Denoiser, prompts: list[list[int]], tokens: dict[str, int]
+) -> Callable[[], None]:
     worker = Worker(denoiser, EngineConfig())
 
     def answer_all() -> None:
-        denoiser.forget_prefixes()  # `generate` keeps none either
+        denoiser.forget_prefixes()  # Transformers keeps none either
         tokens["easel"] = 0
         for seed, prompt in enumerate(prompts):
             for message in worker.generate(GenerateRequest("bench", prompt, ROOM, Sampling(seed))):
@@ -66,7 +68,7 @@ def _transformers(
     prompts: list[list[int]],
     tokens: dict[str, int],
     cache: str,
-) -> Callable:
+) -> Callable[[], None]:
     more = {} if cache == "dynamic" else {"cache_implementation": "static", "disable_compile": True}
     pad = model.generation_config.pad_token_id
 
@@ -98,7 +100,7 @@ def _memory() -> Row:
     prompt = [7] * 64
     ours, theirs = easel_step(denoiser, prompt), transformers_step(reference, prompt)
     for step in (ours, theirs):
-        step()  # so that what is kept from step to step is there
+        step()  # allocates what is kept from step to step
     our_peak, their_peak = peak_bytes(ours), peak_bytes(theirs)
     return {
         "case": "memory of a step, d=256, V=262144",

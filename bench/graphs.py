@@ -1,6 +1,7 @@
-"""A denoising step in fixed shapes against the dynamic one: as a CUDA graph where there is a GPU.
+"""A denoising step in fixed shapes compared with a dynamic one.
 
-On a CPU nothing is captured: there it shows what fixed shapes cost by themselves.
+On a GPU the step in fixed shapes is captured as a CUDA graph. On a CPU nothing is captured, and the
+comparison shows what fixed shapes cost by themselves.
 """
 
 import tempfile
@@ -37,7 +38,7 @@ def rows(rounds: int, *, compiled: bool) -> Iterator[Row]:
         fixed._graphs = Graphs(model, canvases=1, capture=capture, compiled=compiled)
         prompt = random_prompt(model.dimensions.vocab_size, length)
         times = alternate(easel_step(fixed, prompt), easel_step(dynamic, prompt), rounds=rounds)
-        assert fixed._graphs.on, "the log says why these were dynamic passes"
+        assert fixed._graphs.on, "the passes were dynamic; the log says why"
         yield {
             "case": f"{case}, {'a CUDA graph' if capture else 'not captured'}",
             "fixed_ms": times.pop("easel_ms"),

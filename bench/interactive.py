@@ -1,4 +1,4 @@
-"""How soon a person's first block comes while four background jobs run, against an idle worker."""
+"""The time to first block of a person's request while four jobs run, and on an idle worker."""
 
 from collections.abc import Iterator
 from statistics import median
@@ -21,7 +21,7 @@ def rows(rounds: int) -> Iterator[Row]:
         idle: list[float] = []
         busy: list[float] = []
         steps: list[float] = []
-        for turn in range(rounds + 1):  # the first is to warm up
+        for turn in range(rounds + 1):  # the first turn warms up
             worker = Worker(denoiser, config)
             person = _request(f"idle {turn}", turn, 32, priority)
             idle.append(_time_to_first_block(worker, person))
@@ -29,7 +29,7 @@ def rows(rounds: int) -> Iterator[Row]:
             jobs = [_request(f"job {turn} {i}", i, JOB_TOKENS, 10) for i in range(JOBS)]
             for job in jobs:
                 worker.handle(job)
-            for _ in range(20 + turn):  # a request comes at any point of a block
+            for _ in range(20 + turn):  # so that requests arrive at different points of a block
                 started = perf_counter()
                 worker.step()
                 steps.append(perf_counter() - started)

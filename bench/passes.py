@@ -1,4 +1,4 @@
-"""Single passes of a network, without a request: what measurements and tests run one by one."""
+"""Single passes of a network without a request, for measurements and tests."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,9 @@ from engine.model.rows import PassRows, Segment
 
 
 def encode(model: DiffusionGemma, tokens: Tensor, cache: KVCache) -> Tensor:
-    """Read tokens [T] causally behind what `cache` holds, and add them to it.
+    """Encode tokens [T] causally behind the entries of `cache`, and add them to it.
 
-    Returns their last hidden states [T, D], which only a token-by-token decoder needs.
+    Returns their last hidden states [T, D], which only token-by-token decoding needs.
     """
     hidden = encoder_states(model, [Segment(cache, tokens, causal=True)])
     cache.advance(tokens.shape[0])
@@ -29,7 +29,8 @@ def decode(
 def encoder_states(model: DiffusionGemma, segments: Sequence[Segment]) -> Tensor:
     """Returns the last hidden states [R, D] of causal segments. Adds nothing to their caches.
 
-    The engine never computes them: of encoded rows its last layer needs keys and values only.
+    The engine never computes them, because the last layer needs only the keys and values of encoded
+    rows.
     """
     rows = PassRows.of(segments)
     x = model.embed(rows.tokens)

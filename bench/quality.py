@@ -1,10 +1,11 @@
-"""What quantising costs in quality and saves in memory, by scheme.
+"""The loss of quality and the savings of memory for each choice of weight formats.
 
-Quality on the demo model: exact match on its held-out prompts, and how far a first denoising step's
-logits are from those of its own weights, float32 both. Its products are 128 to 256 wide, where the
-released model's are 704 to 8192: it says whether a scheme works, not how well it does there.
+Quality is measured on the demo model in float32, by exact match on its held-out prompts and by the
+relative error of a first denoising step's logits against those of the unquantised weights. The demo
+model's products are 128 to 256 wide, and the released model's are 704 to 8192. So the measurement
+shows whether a scheme works, not how well it does on the released model.
 
-Memory for the released dimensions: the plan's arithmetic.
+Memory is computed for the released dimensions with the plan's arithmetic.
 """
 
 from collections.abc import Iterator
@@ -44,16 +45,16 @@ FORMATS = (
 
 
 def case_of(formats: Formats) -> str:
-    """Returns how a row names these formats."""
+    """Returns the name of these formats in a row."""
     if not formats.quantized:
         return "unquantised"
-    named = {kind: "BF16" if form == "none" else form for kind, form in asdict(formats).items()}
+    named = {kind: "BF16" if name == "none" else name for kind, name in asdict(formats).items()}
     case = f"experts {named['experts']}, linears {named['linears']}"
     return case if formats.rest == "none" else f"{case}, rest {formats.rest}"
 
 
 def rows(prompts: int) -> Iterator[Row]:
-    """`prompts` of each task are answered."""
+    """Yield one row for each choice of formats, answering `prompts` prompts of each task."""
     tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL_PATH)
     expected: list[Tensor] = []
     for formats in FORMATS:
@@ -65,8 +66,8 @@ def rows(prompts: int) -> Iterator[Row]:
             **formats.options,
         )
         denoiser = build_denoiser(config)
-        found = [first_logits(denoiser, demo_prompt(question)) for question in QUESTIONS]
-        expected = expected or found
+        logits = [first_logits(denoiser, demo_prompt(question)) for question in QUESTIONS]
+        expected = expected or logits
         scores = [
             evaluate(task, Worker(denoiser, config), tokenizer, prompts=prompts, temperature=1.0)
             for task in TASKS
@@ -75,14 +76,14 @@ def rows(prompts: int) -> Iterator[Row]:
             "case": case_of(formats),
             "exact_match": sum(s.right for s in scores) / sum(s.prompts for s in scores),
             "steps_a_block": sum(s.denoising_steps for s in scores) / sum(s.blocks for s in scores),
-            "logit_error": _relative_error(torch.cat(found), torch.cat(expected)),
+            "logit_error": _relative_error(torch.cat(logits), torch.cat(expected)),
             "released_gb": released_bytes(formats) / 1e9,
         }
 
 
 @torch.inference_mode()
 def first_logits(denoiser: Denoiser, prompt: list[int]) -> Tensor:
-    """[C, V] of the first denoising step behind a prompt, softcapped."""
+    """Returns the softcapped logits [C, V] of the first denoising step behind a prompt."""
     model = denoiser.model
     canvas = model.dimensions.canvas_length
     noise = block_noise(
@@ -108,9 +109,9 @@ def first_logits(denoiser: Denoiser, prompt: list[int]) -> Tensor:
 
 
 def released_bytes(formats: Formats) -> int:
-    """Of all weights of the released model on the device, the unquantised ones in BF16."""
+    """Returns the bytes of the released model's weights, with the unquantised ones in BF16."""
     return sum(weight_bytes(released(), formats, element_bytes=2).values())
 
 
-def _relative_error(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
+def _relative_error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())

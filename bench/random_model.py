@@ -1,8 +1,9 @@
-"""DiffusionGemma checkpoints with random weights, of any shape, written by Transformers.
+"""Writes DiffusionGemma checkpoints of any shape with random weights, through Transformers.
 
-Where only the shape matters, as for speed and for parity, nothing need be trained. Projections
-have std 1/sqrt(fan-in) so that every layer matters, norm weights and scales are not one, and
-encoder and decoder have different layer scalars: mistakes show.
+Measurements of speed and tests of parity depend on the shape only, so they need no trained weights.
+The weights are chosen so that mistakes show. Projections have a standard deviation of
+1/sqrt(fan-in), so that every layer matters. Norm weights and scales differ from 1. Encoder and
+decoder have different layer scalars.
 """
 
 from dataclasses import dataclass
@@ -23,9 +24,9 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's dimensions and its sampler; the defaults are tiny."""
+    """A model's dimensions and its sampler's settings. The defaults are tiny."""
 
-    layers: str = "ssfsf"  # s sliding, f full
+    layers: str = "ssfsf"  # one letter per layer: s for sliding attention, f for full
     hidden: int = 48
     mlp: int = 64
     window: int = 8
@@ -46,9 +47,9 @@ class Shape:
     stability_threshold: int = 1
 
 
-# Attention's scale is 1.0, so the norms of queries and keys set how sharp it is. The norms behind
-# a sublayer set how much it adds: with ones a random network is chaotic, and a denoising loop
-# turns one rounding error of 1e-6 into another token within a dozen steps.
+# Attention's scale is 1.0, so the norms of queries and keys determine how sharp it is. The norms
+# behind a sublayer determine how much it adds. If these were 1, a random network would be chaotic:
+# within a dozen denoising steps a rounding error of 1e-6 would change a token.
 _NORM_MEANS = {
     "q_norm": 0.5,
     "k_norm": 0.5,
@@ -57,19 +58,19 @@ _NORM_MEANS = {
     "self_conditioning.pre_norm": 0.4,
 }
 _SCALES = ("layer_scalar", "std_scale", "std_bias")
-# It sets the logits' size: at tiny widths neither flat nor certain.
+# Determines the size of the logits, so that at tiny widths they are neither flat nor certain.
 _EMBEDDING_STD = 0.4
 
 
 def write_random_model(folder: Path, shape: Shape, seed: int = 0) -> Path:
-    """Write a checkpoint of this shape into `folder` in the released layout, float32."""
+    """Write a checkpoint of this shape into `folder`, in the released layout and in float32."""
     new_random_model(shape, seed).save_pretrained(folder)
     return folder
 
 
 def new_random_model(shape: Shape, seed: int = 0) -> DiffusionGemmaForBlockDiffusion:
-    """A model of this shape in Transformers, float32 on the CPU."""
-    text = DiffusionGemmaTextConfig(
+    """Returns a Transformers model of this shape, in float32 on the CPU."""
+    text = DiffusionGemmaTextConfig(  # type: ignore[call-arg]  # it does not declare all fields
         vocab_size=shape.vocab,
         hidden_size=shape.hidden,
         intermediate_size=shape.mlp,
@@ -98,7 +99,7 @@ def new_random_model(shape: Shape, seed: int = 0) -> DiffusionGemmaForBlockDiffu
         num_key_value_heads=2,
         head_dim=16,
         patch_size=2,
-        position_embedding_size=70 * 3,  # a strip of the fewest tokens an image can be limited to
+        position_embedding_size=70 * 3,  # a strip of 70 tokens, the lowest limit of an image
         standardize=True,
     )
     config = DiffusionGemmaConfig(
@@ -109,7 +110,7 @@ def new_random_model(shape: Shape, seed: int = 0) -> DiffusionGemmaForBlockDiffu
         boi_token_id=4,
         eoi_token_id=5,
     )
-    model = DiffusionGemmaForBlockDiffusion(config).eval()
+    model: DiffusionGemmaForBlockDiffusion = DiffusionGemmaForBlockDiffusion(config).eval()
     _randomise(model, torch.Generator().manual_seed(seed))
     model.generation_config.update(
         eos_token_id=[1],
@@ -128,7 +129,7 @@ def new_random_model(shape: Shape, seed: int = 0) -> DiffusionGemmaForBlockDiffu
 def fill(
     name: str, tensor: Tensor, generator: torch.Generator, *, embedding_std: float = _EMBEDDING_STD
 ) -> None:
-    """Random values for a tensor of a checkpoint, by its name there; in place, in its own type."""
+    """Overwrite a checkpoint's tensor of this name with random values."""
     if name.endswith(_SCALES):
         tensor.uniform_(0.5, 1.0, generator=generator)
     elif tensor.dim() == 1:
@@ -144,5 +145,5 @@ def _randomise(model: torch.nn.Module, generator: torch.Generator) -> None:
     for name, parameter in model.named_parameters():
         fill(name, parameter, generator)
     for name, buffer in model.named_buffers():
-        if name.endswith(_SCALES):  # the others are computed
+        if name.endswith(_SCALES):  # the other buffers are computed
             fill(name, buffer, generator)

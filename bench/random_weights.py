@@ -1,10 +1,10 @@
-"""A network of any shape with random weights, made where it runs and in the form that it runs in.
+"""Makes a network of any shape with random weights, on its device and in its final formats.
 
-For what only depends on the shape: speed and memory. Nothing is written or read, and there is
-never more than the network: each weight's room is taken in its own form and then filled, a
-quantised one with random codes, so that a model of 4 bits is never one of 16.
+It serves to measure speed and memory, which depend on the shape only. Nothing is written or read,
+and no more memory is used than for the network itself. Each weight is allocated in its final format
+and then filled, a quantised one with random codes, so that a 4-bit model never exists in 16 bits.
 
-The values are those of `bench/random_model.py`, by the same names.
+The values are distributed as in `bench/random_model.py`, by the same names.
 """
 
 import torch
@@ -17,16 +17,17 @@ from engine.config import Formats
 from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig, Rope
 from engine.model.weight_map import scheme, weight_targets
 from engine.sizing.dimensions import Dimensions
-from engine.weights.quantization import FromDense, QuantizedWeight, Weight, empty_quantized
+from engine.weights.quantization import FromDense, QuantizedWeight, empty_quantized
 
-# Of logits: far from the softcap, and neither flat nor certain after it.
+# The logits' standard deviation: far below the softcap, and neither flat nor certain after it.
 LOGITS_STD = 2.8
 
 
 def network_config(dimensions: Dimensions) -> ModelConfig:
-    """The network of these dimensions; what they do not say is the released model's.
+    """Returns the configuration of a network of these dimensions.
 
-    That is the default of transformers' `DiffusionGemmaTextConfig`.
+    All other values are those of the released model, which are the defaults of Transformers'
+    `DiffusionGemmaTextConfig`.
     """
     return ModelConfig(
         dimensions,
@@ -46,9 +47,10 @@ def random_network(
     dtype: torch.dtype,
     title: str,
 ) -> DiffusionGemma:
-    """What is not quantised is in `dtype`; a line on stderr tells how far it is.
+    """Returns a network of random weights, with the unquantised ones in `dtype`.
 
-    Raises UnquantizableError if a weight's shape has no place in its scheme.
+    Progress is shown on stderr, labelled with `title`. Raises UnquantizableError if a weight's
+    shape does not suit its scheme.
     """
     generator = torch.Generator(device).manual_seed(0)
     with torch.device("meta"):
@@ -61,46 +63,47 @@ def random_network(
         console=Console(stderr=True),
     )
     for target in targets_left:
-        asked = scheme(target.kind, formats)
-        if asked is None:
-            weight: Weight = torch.empty(target.shape, device=device, dtype=dtype)
+        weight_scheme = scheme(target.kind, formats)
+        if weight_scheme is None:
+            weight = torch.empty(target.shape, device=device, dtype=dtype)
             fill(target.name, weight, generator, embedding_std=embedding_std)
+            target.put(weight)
         else:
             std = embedding_std if target.kind == "embedding" else target.shape[-1] ** -0.5
-            weight = _random_quantized(target.shape, asked, std, generator)
-        target.put(weight)
-    # The embedding is also the lm_head: in a model of few layers each position would be certain of
-    # the token that it has, if what comes out pointed where that went in.
+            target.put(_random_quantized(target.shape, weight_scheme, std, generator))
+    # The embedding is also the lm_head. In a model of few layers the last hidden states still point
+    # towards the embeddings of their own tokens, so every position would be certain of its token.
+    # Random signs prevent that.
     network.norm.weight.mul_(_signs(network.norm.weight, generator))
     return network.requires_grad_(False).eval()
 
 
 def weights_bytes(network: DiffusionGemma) -> int:
-    """Of all its weights as they are held."""
+    """Returns the bytes of all its weights as they are held."""
     return sum(
         getattr(target.module, target.attribute).nbytes for target in weight_targets(network)
     )
 
 
 def _random_quantized(
-    shape: torch.Size, asked: FromDense, std: float, generator: torch.Generator
+    shape: torch.Size, weight_scheme: FromDense, std: float, generator: torch.Generator
 ) -> QuantizedWeight:
-    """[N, K] or [E, N, K] of random codes, scaled to what `fill` gives a dense one.
+    """Returns a weight [N, K] or [E, N, K] of random codes with this standard deviation.
 
-    Half of the scales are negative, since int4's codes are not centred on their zero.
+    Half of the scales are negative, because int4's codes are not centred on their zero.
     """
-    weight = empty_quantized(shape, asked, generator.device)
-    allowed = 0xFE if asked == "fp8" else 0xFF  # 0x7F and 0xFF are NaN
+    weight = empty_quantized(shape, weight_scheme, generator.device)
+    allowed = 0xFE if weight_scheme == "fp8" else 0xFF  # in fp8 the codes 0x7F and 0xFF are NaN
     codes = weight.codes.view(torch.uint8)
     codes.random_(0, 256, generator=generator)
     codes &= allowed
     each = (torch.arange(256, dtype=torch.uint8) & allowed)[None]
-    plain = QuantizedWeight(asked, each.view(weight.codes.dtype), torch.ones(1, 1))
+    plain = QuantizedWeight(weight_scheme, each.view(weight.codes.dtype), torch.ones(1, 1))
     codes_std = float(plain.dequantize(torch.float32).square().mean().sqrt())
     weight.scales.copy_(_signs(weight.scales, generator)).mul_(std / codes_std)
     return weight
 
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    """1 or -1, as often each."""
+    """Returns random numbers 1 and -1 of equal probability, in the shape and type of `like`."""
     return torch.empty_like(like).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)

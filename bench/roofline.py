@@ -1,4 +1,4 @@
-"""The least time that a denoising step of the released model can take, by device: arithmetic.
+"""Computes the least time that a denoising step of the released model can take on each device.
 
 `engine/sizing/roofline.py` has the formulas. The devices are those of `configs/profiles/` and the
 H200.
@@ -20,18 +20,17 @@ RELEASED_MODEL = "google/diffusiongemma-26B-A4B-it"
 
 @dataclass(frozen=True)
 class PeakFigures:
-    """Peak figures as the maker gives them, dense: bytes/s and floating-point operations/s."""
+    """The maker's peak figures for dense products: bytes/s and floating-point operations/s."""
 
     bandwidth: float
     bf16: float
     fp8: float
 
 
-# NVIDIA's data sheet.
+# From NVIDIA's data sheet.
 _H200, _H200_FIGURES = "H200", PeakFigures(4.8e12, 989e12, 1979e12)
 
-
-# By name: the weights' formats, and whether their products are in FP8, which has a peak of its own.
+# Name: the weights' formats, and whether their products run in FP8, which has its own peak.
 FORMATS = {
     "BF16": (Formats(), False),
     "FP8": (Formats("fp8", "fp8"), True),
@@ -40,17 +39,17 @@ FORMATS = {
 
 
 def devices() -> dict[str, PeakFigures]:
-    """The profiles' devices and the H200, which has none of its own."""
-    found = {_H200: _H200_FIGURES}
+    """Returns the devices of the profiles, and the H200, which has no profile of its own."""
+    figures = {_H200: _H200_FIGURES}
     for profile in map(DeviceProfile.read, profile_names()):
         if profile.hardware is not None:
-            found[profile.title] = _device(profile.hardware)
-    return dict(sorted(found.items()))
+            figures[profile.title] = _device(profile.hardware)
+    return dict(sorted(figures.items()))
 
 
 def find_device(gpu_name: str) -> PeakFigures | None:
-    """By the driver's name for it, if its figures are known."""
-    if _H200 in gpu_name:  # which the H100's profile takes for one of its own
+    """Returns the figures of a GPU by its name in the driver, or None if they are unknown."""
+    if _H200 in gpu_name:  # before the loop, because the H100's profile also matches it
         return _H200_FIGURES
     for profile in map(DeviceProfile.read, profile_names()):
         if profile.hardware is not None and profile.hardware.is_of(gpu_name):
@@ -65,32 +64,32 @@ def _device(hardware: Hardware) -> PeakFigures:
 
 
 def released() -> Dimensions:
-    """The released model's dimensions."""
+    """Returns the released model's dimensions."""
     dimensions = known_dimensions(RELEASED_MODEL)
     assert dimensions is not None
     return dimensions
 
 
 def compute_bound_from(cost: StepCost, *, bandwidth: float, peak: float) -> int | None:
-    """Returns from how many canvases on the operations take longer than the bytes, if ever."""
+    """Returns the least number of canvases with which a step is bound by operations, not by bytes.
+
+    It is None if a step is bound by bytes with any number of canvases.
+    """
     spare = cost.canvas_flops / peak - cost.canvas_bytes / bandwidth
     return ceil(cost.fixed_bytes / bandwidth / spare) if spare > 0 else None
 
 
 def rows() -> Iterator[Row]:
     for name, device in devices().items():
-        for form, (formats, fp8_products) in FORMATS.items():
+        for label, (formats, fp8_products) in FORMATS.items():
             cost = step_cost(released(), formats, context=CONTEXT)
-            speed = {
-                "bandwidth": device.bandwidth,
-                "peak": device.fp8 if fp8_products else device.bf16,
-            }
-            least_s = cost.seconds(**speed)
-            memory_s = cost.memory_seconds(bandwidth=device.bandwidth)
+            bandwidth, peak = device.bandwidth, device.fp8 if fp8_products else device.bf16
+            least_s = cost.seconds(bandwidth=bandwidth, peak=peak)
+            memory_s = cost.memory_seconds(bandwidth=bandwidth)
             yield {
-                "case": f"{name}, {form}",
+                "case": f"{name}, {label}",
                 "step_ms": least_s * 1e3,
                 "bound": "memory" if memory_s >= least_s else "compute",
                 **{f"tokens_s_at_{n}": n / least_s for n in TOKENS_A_STEP},
-                "compute_bound_from": compute_bound_from(cost, **speed),
+                "compute_bound_from": compute_bound_from(cost, bandwidth=bandwidth, peak=peak),
             }

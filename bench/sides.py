@@ -1,6 +1,6 @@
-"""The two sides of a denoising step, each ready to be run again and again.
+"""The two sides of a denoising step, Easel's and Transformers', each ready to run repeatedly.
 
-Transformers' side is its own `generate`'s parts, called as `generate` calls them.
+Transformers' side consists of the parts of its `generate`, called as `generate` calls them.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from engine.loading import build_denoiser
 from engine.messages import GenerateRequest, Sampling
 from engine.schedule.sequence import Sequence, Work
 
-STEP = 4  # which step is repeated: one with self-conditioning, as all but the first have
+STEP = 4  # the repeated step; like all but the first it has self-conditioning
 
 
 def load_both(
     folder: Path, *, max_context: int = 32768
 ) -> tuple[Denoiser, DiffusionGemmaForBlockDiffusion]:
-    """The same checkpoint in Easel and in Transformers, float32 on the CPU."""
+    """Returns the same checkpoint in Easel and in Transformers, in float32 on the CPU."""
     config = EngineConfig(
         model=str(folder), device="cpu", dtype="float32", threads=1, max_context=max_context
     )
@@ -37,12 +37,12 @@ def load_both(
 
 
 def random_prompt(vocab: int, length: int) -> list[int]:
-    """Tokens that are not special."""
+    """Returns random tokens that are not special."""
     return torch.randint(6, vocab, (length,), generator=torch.Generator().manual_seed(0)).tolist()
 
 
 def demo_prompt(*turns: str) -> list[int]:
-    """A conversation with the demo model, the user's turns and its own by turns."""
+    """Returns the tokens of a conversation with the demo model; the user has the first turn."""
     tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL_PATH)
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
@@ -52,7 +52,7 @@ def demo_prompt(*turns: str) -> list[int]:
 
 
 def easel_step(denoiser: Denoiser, prompt: list[int]) -> Callable[[], object]:
-    """A denoising step behind this prompt; the canvas is never finished."""
+    """Returns a function that runs a denoising step behind this prompt. It finishes no canvas."""
     denoiser.sampler = dataclasses.replace(denoiser.sampler, confidence_threshold=-1.0)
     request = GenerateRequest("bench", prompt, max_tokens=1, sampling=Sampling(seed=0))
     sequence = Sequence.start(request)
@@ -75,14 +75,15 @@ def transformers_step(
     prompt: list[int],
     forward: Callable[..., Any] | None = None,
 ) -> Callable[[], object]:
-    """The same of Transformers; `forward` in place of the whole network's."""
+    """Returns the same function for Transformers; `forward` can replace the network's forward."""
     cache = DynamicCache(config=model.config.get_text_config())
     tokens = torch.tensor([prompt])
     model.model.encoder(input_ids=tokens, cache=cache)
-    config = model.generation_config
-    sampler = model._prepare_sampler(config)
-    stopping = model._prepare_diffusion_stopping_criteria(config)
-    canvas, logits, masks, finished = model._prepare_denoiser_inputs(
+    parts: Any = model  # the annotations of its private methods are too narrow
+    config = parts.generation_config
+    sampler = parts._prepare_sampler(config)
+    stopping = parts._prepare_diffusion_stopping_criteria(config)
+    canvas, logits, masks, finished = parts._prepare_denoiser_inputs(
         decoder_attention_mask=None,
         cache=cache,
         sampler=sampler,
@@ -92,11 +93,11 @@ def transformers_step(
         model_kwargs={},
     )
     state = {"current_canvas": canvas, "argmax": canvas, "logits": logits}
-    processor = model._prepare_logits_processor(config, None)
+    processor = parts._prepare_logits_processor(config, None)
 
     @torch.inference_mode()
     def step() -> None:
-        state["current_canvas"], state["argmax"], state["logits"], _ = model._denoising_step(
+        state["current_canvas"], state["argmax"], state["logits"], _ = parts._denoising_step(
             decoder_forward=forward or model.forward,
             current_canvas=state["current_canvas"],
             argmax_canvas=state["argmax"],
@@ -116,10 +117,11 @@ def transformers_step(
 
 
 def transformers_tail(model: DiffusionGemmaForBlockDiffusion, hidden: Tensor) -> Callable[..., Any]:
-    """What its forward does with the vocabulary, behind given hidden states [1, C, D]."""
+    """Returns a forward of the vocabulary's part alone, from given hidden states [1, C, D]."""
     embedding = model.model.decoder.embed_tokens.weight
-    scale = model.config.text_config.hidden_size**0.5
-    cap = model.config.text_config.final_logit_softcapping
+    text: Any = model.config.text_config
+    scale = text.hidden_size**0.5
+    cap = text.final_logit_softcapping
 
     def forward(self_conditioning_logits: Tensor | None, **_others: Any) -> Any:
         if self_conditioning_logits is not None:

@@ -1,4 +1,4 @@
-"""One whole denoising step against Transformers', on one thread, for models of several shapes."""
+"""A whole denoising step compared with Transformers', for models of several shapes."""
 
 import tempfile
 from collections.abc import Iterator
@@ -25,8 +25,8 @@ def _shape(width: int, layers: str, vocab: int) -> Shape:
     )
 
 
-# Name: shape and length of the prompt. The first two are what the tail matters most in, the others
-# what it matters least in: many layers of many experts, wide layers, a long prefix.
+# Name: the model's shape and the prompt's length. The vocabulary tail matters most in the first two
+# cases and least in the others, which have many layers and experts, wide layers or a long prefix.
 CASES = {
     "d=256, V=262144": (_shape(256, "sf", 262144), 64),
     "d=512, V=262144": (_shape(512, "sf", 262144), 64),

@@ -1,10 +1,10 @@
-"""A published model's size on this machine, with random weights: what each form of them gives.
+"""Measures a model of a published size with random weights on this machine, in each weight format.
 
-Steps and blocks are real ones of the engine, behind a prompt that it has encoded, on the path that
-a server would take. Random weights never finish a block early, so each has all its steps. How many
-a real answer would take is not said, but what it would be worth at 10, 15 and 20 tokens a step.
+The engine runs real steps and blocks behind a prompt that it has encoded, by the same code path as
+a server. Random weights never finish a block early, so every block has all its steps. They cannot
+show how many steps a real answer needs. Instead, the speed at 10, 15 and 20 tokens a step is given.
 
-Without a GPU the model gets only as many layers as there is memory for, all else as it is.
+Without a GPU the model has only as many layers as fit in memory, with everything else unchanged.
 """
 
 import gc
@@ -37,7 +37,7 @@ from engine.sizing.plan import gb, make_plan
 from engine.sizing.profiles import NO_PROFILE, apply_profile, choose_profile
 from engine.sizing.roofline import step_cost
 
-# Pictures would say nothing of random weights: without the vision tower.
+# The vision tower is left out, because it takes no part in a step.
 SIZES = {"26b": replace(released(), tower=None)}
 COLUMNS = [
     "weights_gb",
@@ -51,27 +51,31 @@ COLUMNS = [
     "roofline_ms",
     "roofline_share",
 ]
-_SAMPLER = SamplerConfig(confidence_threshold=-1.0)  # no entropy is below it: no block ends early
-_WARM_UP_STEPS = 2  # one that also encodes, and one that only denoises: what is captured
-# Without a GPU a step takes seconds: fewer of them, behind less, each block once.
+# No entropy is below this threshold, so no block ends early.
+_SAMPLER = SamplerConfig(confidence_threshold=-1.0)
+_WARM_UP_STEPS = 2  # one that also encodes, and one that only denoises and is captured
+# Without a GPU a step takes seconds, so blocks are fewer and have fewer steps and less context.
 _CPU_CONTEXT, _CPU_STEPS, _CPU_ROUNDS = 1024, 4, 1
-_CPU_SHARE = 0.75  # of free memory: a machine that swaps measures nothing and serves nobody
+_CPU_SHARE = 0.75  # of free memory; on a machine that swaps the results would be useless
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is measured, and where. `context` are the tokens in front of the canvas."""
+    """A measurement to run. `context` is the number of tokens in front of the canvas."""
 
     size: str
     layers: int
     device: torch.device
     context: int = CONTEXT
     steps: int = _SAMPLER.max_denoising_steps  # of a block
-    rounds: int = LEAST_ROUNDS  # blocks, of which the median counts
+    rounds: int = LEAST_ROUNDS  # blocks to measure, whose medians are the results
 
     @property
     def dimensions(self) -> Dimensions:
-        """The first layers and, as in every such model, a full one as the last."""
+        """The size's dimensions with `layers` layers.
+
+        These are the first ones and the last one, which is a full layer in every such model.
+        """
         whole = SIZES[self.size]
         return replace(whole, layers=(*whole.layers[: self.layers - 1], whole.layers[-1]))
 
@@ -84,12 +88,16 @@ class Trial:
         return (
             f"{'No GPU that torch can use. ' if cpu else ''}{self.size}, {self.layers} of {of} "
             f"layers, random weights, on {device_name(self.device)}: blocks of {self.steps} steps "
-            f"behind {self.context:,} tokens, {self.rounds} of each form"
+            f"behind {self.context:,} tokens, {self.rounds} for each format"
         )
 
 
 def choose_trial(size: str, *, layers: int | None, rounds: int | None) -> Trial:
-    """On the GPU; without one on the CPU, with as many unquantised layers as there is room for."""
+    """Returns the measurement for this machine.
+
+    It runs on the GPU with all layers. Without a GPU it runs on the CPU, with as many layers as fit
+    in memory unquantised. `layers` and `rounds` override these choices.
+    """
     device = choose_device(EngineConfig())
     if device.type == "cuda":
         whole = len(SIZES[size].layers)
@@ -99,14 +107,18 @@ def choose_trial(size: str, *, layers: int | None, rounds: int | None) -> Trial:
 
 
 def most_layers(trial: Trial, memory_bytes: int) -> int:
-    """With how many the unquantised model fits; one if with none."""
+    """Returns the most layers with which the unquantised model fits in memory, at least one."""
     trials = [replace(trial, layers=n + 1) for n in range(len(SIZES[trial.size].layers))]
     needs = [(_needs_bytes(each, Formats()), each.layers) for each in trials]
     return max((layers for need, layers in needs if need <= memory_bytes), default=1)
 
 
 def rows(trial: Trial) -> Iterator[Row]:
-    """One a form that doesn't fit; else one for a canvas alone, one for as many as a server has."""
+    """Yield the rows of each format.
+
+    A format that fits has one row for a canvas alone and, if a server would run several, one for so
+    many canvases. A format that does not fit has one row that says so.
+    """
     for formats in FORMATS:
         case = _case(trial, formats)
         needs, memory = _needs_bytes(trial, formats), _memory_bytes(trial.device)
@@ -175,21 +187,22 @@ def _measured(trial: Trial, formats: Formats) -> Iterator[Row]:
 
 
 def _config(trial: Trial, formats: Formats) -> EngineConfig:
-    """A server's: by the device's profile, if it has one, its canvases and chunks of a prompt.
+    """Returns the configuration of a server, with canvases and prefill chunks by its profile.
 
-    Nothing is bet and no prefix kept, which are no part of a step.
+    Without a profile it has one canvas. Speculation and kept prefixes are off, because neither is
+    part of a step.
     """
-    told = EngineConfig(
+    config = EngineConfig(
         model=RELEASED_MODEL,
         max_context=trial.context + trial.dimensions.canvas_length,
         prefix_cache_mib=0,
         speculate=False,
         **formats.options,
     )
-    profile = choose_profile(told, find_gpu(trial.device))
+    profile = choose_profile(config, find_gpu(trial.device))
     if profile == NO_PROFILE:
-        return told.model_copy(update={"max_active": 1})
-    return apply_profile(told, profile, quantized=False)
+        return config.model_copy(update={"max_active": 1})
+    return apply_profile(config, profile, quantized=False)
 
 
 def _needs_bytes(trial: Trial, formats: Formats) -> int:
@@ -198,7 +211,7 @@ def _needs_bytes(trial: Trial, formats: Formats) -> int:
 
 
 def _memory_bytes(device: torch.device) -> int:
-    """What may be taken now that the form before is gone."""
+    """Returns the bytes that may be used, after freeing those of the previous format."""
     gc.collect()
     if device.type == "cpu":
         return round(_CPU_SHARE * free_memory(device))
@@ -207,7 +220,7 @@ def _memory_bytes(device: torch.device) -> int:
 
 
 def _roofline_s(trial: Trial, formats: Formats, canvases: int) -> float | None:
-    """The least time of a step, products in 16 bits; None if the device's figures aren't known."""
+    """Returns the least time of a step with 16-bit products; None if the device is unknown."""
     gpu = find_gpu(trial.device)
     device = None if gpu is None else find_device(gpu.name)
     if device is None:

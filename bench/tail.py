@@ -1,4 +1,4 @@
-"""The vocabulary tail alone, at the released vocabulary and canvas, against Transformers' ops."""
+"""The vocabulary tail alone, at the released vocabulary and canvas, against Transformers."""
 
 from collections.abc import Callable, Iterator
 
@@ -50,7 +50,7 @@ def _easel_tail(hidden: Tensor, embedding: Tensor) -> Callable[[], object]:
 
 
 def _products(hidden: Tensor, embedding: Tensor) -> Callable[[], object]:
-    """The two products alone, chunk by chunk too, which nothing of this form can beat."""
+    """Returns a function with the tail's two products alone, in chunks too: a lower bound."""
 
     @torch.inference_mode()
     def run() -> None:

@@ -1,4 +1,4 @@
-"""A ten-turn conversation: what each turn encodes and how soon its first block comes."""
+"""A conversation of ten turns: the tokens each turn encodes and its time to first block."""
 
 import tempfile
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ SHAPE = Shape(
     canvas=64,
     vocab=8192,
     positions=8192,
-    steps=4,  # random weights are never confident, so every block has as many
+    steps=4,  # random weights are never confident, so every block has all steps
 )
 
 

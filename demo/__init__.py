@@ -1,1 +1,1 @@
-"""The demo model: a small trained DiffusionGemma, and everything that made it."""
+"""The demo model: a small trained DiffusionGemma and the code that trains it."""

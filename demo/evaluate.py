@@ -1,7 +1,7 @@
-"""Measure the demo model: exact match on held-out prompts, per task, by Easel's own engine.
+"""Measures the demo model's exact match on held-out prompts of each task, on Easel's engine.
 
-`python -m demo.evaluate` prints the table of demo/README.md. This is the yardstick for every
-change to the sampler or the engine: the same options give the same answers.
+`python -m demo.evaluate` prints the table of demo/README.md. The same options always give the same
+answers, so the table shows the effect of any change to the sampler or the engine.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from demo.tasks import TASKS, held_out
 from demo.tokenizer import encode_example
@@ -24,7 +24,7 @@ from engine.worker import Worker
 
 @dataclass(frozen=True)
 class Score:
-    """How one task went."""
+    """The results of one task."""
 
     task: str
     prompts: int
@@ -44,17 +44,20 @@ class Score:
 def evaluate(
     task: str,
     worker: Worker,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     prompts: int,
     temperature: float,
     show_mistakes: bool = False,
 ) -> Score:
-    """Answer `prompts` held-out prompts of a task; right means token for token."""
+    """Answer `prompts` held-out prompts of a task. Returns its score.
+
+    An answer is right if it equals the expected one token for token.
+    """
     right = blocks = steps = 0
     for index, example in enumerate(held_out(task, prompts)):
         prompt, expected = encode_example(tokenizer, example)
-        room = 2 * len(expected) + 64  # enough to be seen to go wrong
+        room = 2 * len(expected) + 64  # leaves room for an answer that is too long
         request = GenerateRequest(f"{task}-{index}", prompt, room, Sampling(index, temperature))
         made = [m for m in worker.generate(request) if isinstance(m, Block)]
         answer = [token for block in made for token in block.tokens]
@@ -68,11 +71,20 @@ def evaluate(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=DEMO_MODEL, help="'demo' or a checkpoint's folder")
-    parser.add_argument("--prompts", type=int, default=50, help="held-out prompts per task")
-    parser.add_argument("--temperature", type=float, default=1.0, help="1 is the schedule's own")
+    parser.add_argument("--model", default=DEMO_MODEL, help="'demo', or the folder of a checkpoint")
+    parser.add_argument(
+        "--prompts", type=int, default=50, help="held-out prompts to answer for each task"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        help="multiplies the sampler's temperature schedule",
+    )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--early-end", action="store_true", help="the engine's option of that name")
+    parser.add_argument(
+        "--early-end", action="store_true", help="enable the engine's option early_end"
+    )
     parser.add_argument("--mistakes", action="store_true", help="print every wrong answer")
     parser.add_argument("--json", type=Path, help="write the scores to this file")
     options = parser.parse_args()

@@ -1,8 +1,8 @@
-"""Muon: momentum whose step is made orthogonal, for matrices inside a network.
+"""Muon, an optimiser for matrices inside a network: momentum with orthogonalised steps.
 
 Source: Keller Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024), with its
-quintic Newton-Schulz iteration. PyTorch's own works in bfloat16, which is slow on a CPU, and
-takes no stacks of matrices, which experts are.
+quintic Newton-Schulz iteration. PyTorch's own Muon computes in bfloat16, which is slow on a CPU,
+and it does not accept stacks of matrices such as the experts.
 """
 
 from collections import defaultdict
@@ -16,13 +16,13 @@ _ITERATIONS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Parameters are matrices [.., rows, columns]; each of a stack has a step of its own."""
+    """Optimises parameters [.., rows, columns]. Each matrix of a stack has a step of its own."""
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]  # no closure is taken
+    def step(self) -> None:  # type: ignore[override]  # it takes no closure
         for group in self.param_groups:
             updates: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for parameter in group["params"]:
@@ -45,10 +45,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """[N, rows, columns] with all singular values brought near 1."""
+    """Returns matrices [N, rows, columns] whose singular values have been moved near 1."""
     a, b, c = _COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
+    x: Tensor = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(_ITERATIONS):
         gram = x @ x.mT

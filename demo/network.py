@@ -1,10 +1,12 @@
-"""The training forward pass: batches of examples through Transformers' own modules' weights.
+"""The forward pass for training: batches of examples, with the parameters of Transformers' modules.
 
-Transformers' model is built for one canvas after one cache; training wants many of both in one
-pass. So this computes the same function over the same parameters (`demo/train.py` checks that it
-is the same before it starts), with masks in place of a cache and every expert for every token.
+A pass of Transformers' model takes one canvas after one cache. Training needs many canvases with
+many prefixes in one pass. This module therefore computes the same function with the same
+parameters, but with masks instead of a cache and with every expert for every token.
+`demo/train.py` checks before each training that both compute the same.
 
-Letters: B examples, P prefix tokens (padded at the right), C canvas, D hidden, E experts.
+Letters: B examples, P prefix tokens (padded at the right), C canvas, D hidden size, E experts,
+V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -26,9 +28,12 @@ CANVAS = 32
 
 
 def new_config(*, image_positions: int = 64) -> DiffusionGemmaConfig:
-    """The demo model's shape; a vision tower as small as it can be, since one must be there."""
+    """Returns the demo model's configuration.
+
+    The architecture requires a vision tower, so it has one of the least size.
+    """
     layer_types = ["sliding", "sliding", "full", "sliding", "full"]
-    text = DiffusionGemmaTextConfig(
+    text = DiffusionGemmaTextConfig(  # type: ignore[call-arg]  # it does not declare all fields
         vocab_size=VOCAB_SIZE,
         hidden_size=128,
         intermediate_size=256,
@@ -71,9 +76,10 @@ def new_config(*, image_positions: int = 64) -> DiffusionGemmaConfig:
 def new_model(
     seed: int, config: DiffusionGemmaConfig | None = None
 ) -> DiffusionGemmaForBlockDiffusion:
-    """Fresh weights of the demo model's shape, or of another.
+    """Returns a model with fresh random weights, by default in the demo model's shape.
 
-    Attention's scale is 1.0, so q and k norms make q.k about 1 at the start.
+    Attention's scale is 1.0, so the norms of queries and keys are chosen such that their products
+    are about 1 at the start.
     """
     model = DiffusionGemmaForBlockDiffusion(config or new_config())
     generator = torch.Generator().manual_seed(seed)
@@ -86,25 +92,37 @@ def new_model(
     return model
 
 
+def text_config(model: DiffusionGemmaForBlockDiffusion) -> DiffusionGemmaTextConfig:
+    """Returns the language model's part of a model's configuration."""
+    config = model.config.text_config
+    assert isinstance(config, DiffusionGemmaTextConfig)
+    return config
+
+
 @dataclass
 class Pass:
-    """Where the tokens of one pass are, and what they may see."""
+    """The positions and attention masks of the tokens of one pass."""
 
     positions: Tensor  # [B, T]
-    masks: dict[str, Tensor]  # by layer type: [B, 1, T, S] bool
+    masks: dict[str, Tensor]  # [B, 1, T, S] bool, by layer type
 
 
 class Network:
-    """Encoder and decoder over batches. Collects the router's balance loss as it goes."""
+    """Encoder and decoder for batches. Every pass adds to the router's loss `balance`."""
 
     def __init__(self, model: DiffusionGemmaForBlockDiffusion) -> None:
         self.decoder = model.model.decoder
-        self.text = model.config.text_config
+        self.text = text_config(model)
+        assert self.text.layer_types is not None
+        self._layer_types = self.text.layer_types
         self.embedding = self.decoder.embed_tokens.weight
         self.balance = torch.zeros(())
 
     def encode(self, tokens: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """[B, P] -> last hidden states [B, P, D] and each layer's keys and values."""
+        """Encode tokens [B, P].
+
+        Returns the last hidden states [B, P, D], and the keys and values of each layer.
+        """
         length = tokens.shape[1]
         positions = torch.arange(length)
         causal = positions[:, None] >= positions[None, :]
@@ -130,11 +148,14 @@ class Network:
         cache: list[tuple[Tensor, Tensor]],
         soft_embeddings: Tensor | None,
     ) -> Tensor:
-        """Canvas [B, C] behind prefixes of these lengths [B] -> capped logits [B, C, V]."""
+        """Denoise canvases [B, C] behind prefixes of these lengths [B].
+
+        Returns the softcapped logits [B, C, V].
+        """
         size = canvas.shape[1]
         keys = torch.arange(cache[0][0].shape[2])
-        seen = keys < lengths[:, None]  # [B, P]
-        near = seen & (keys > lengths[:, None] - self.text.sliding_window)
+        visible = keys < lengths[:, None]  # [B, P]
+        near = visible & (keys > lengths[:, None] - self.text.sliding_window)
         whole = torch.ones(canvas.shape, dtype=torch.bool)
 
         def mask(prefix: Tensor) -> Tensor:
@@ -142,7 +163,7 @@ class Network:
 
         shape = Pass(
             lengths[:, None] + torch.arange(size),
-            {"full_attention": mask(seen), "sliding_attention": mask(near)},
+            {"full_attention": mask(visible), "sliding_attention": mask(near)},
         )
         x = F.embedding(canvas, self.embedding) * self.text.hidden_size**0.5
         if soft_embeddings is None:
@@ -157,15 +178,19 @@ class Network:
         return (F.linear(hidden, self.embedding) / cap).tanh() * cap
 
     def soft_embeddings(self, logits: Tensor, temperature: Tensor) -> Tensor:
-        """What the next step is told: the mean embedding at this temperature [B, 1, 1]."""
+        """Returns the mean embeddings [B, C, D] with which the next step is self-conditioned.
+
+        `temperature` is [B, 1, 1].
+        """
         probs = (logits / temperature).softmax(-1)
-        return probs @ self.embedding * self.text.hidden_size**0.5
+        soft: Tensor = probs @ self.embedding * self.text.hidden_size**0.5
+        return soft
 
     def _layer(
         self, index: int, x: Tensor, shape: Pass, cached: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         layer = self.decoder.layers[index]
-        kind = self.text.layer_types[index]
+        kind = self._layer_types[index]
         attended, keys_values = self._attend(
             layer.self_attn, layer.input_layernorm(x), shape, kind, cached
         )
@@ -179,10 +204,12 @@ class Network:
         self, attention: Any, x: Tensor, shape: Pass, kind: str, cached: Any
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         size = attention.head_dim
-        cos, sin = self.decoder.rotary_emb(x, shape.positions, kind)
+        rope: tuple[Tensor, Tensor] = self.decoder.rotary_emb(x, shape.positions, kind)
+        cos, sin = rope
 
         def heads(y: Tensor) -> Tensor:
-            return y.unflatten(-1, (-1, size)).transpose(1, 2)
+            split: Tensor = y.unflatten(-1, (-1, size))
+            return split.transpose(1, 2)
 
         def rotate(y: Tensor) -> Tensor:
             first, second = y.chunk(2, -1)
@@ -207,10 +234,11 @@ class Network:
         return attention.o_proj(out.transpose(1, 2).flatten(2)), new
 
     def _experts(self, layer: Any, x: Tensor) -> Tensor:
-        """All experts for all tokens: with four, cheaper than sorting tokens by expert."""
+        """Run all experts for all tokens: with four, sorting tokens by expert would cost more."""
         flat = x.flatten(0, 1)
         probs, weights, chosen = layer.router(flat)
         gates = torch.zeros_like(probs).scatter(1, chosen, weights)  # [T, E]
+        assert self.text.top_k_experts is not None
         share = (gates.detach() > 0).float().mean(0) / self.text.top_k_experts
         self.balance = self.balance + probs.shape[1] * (share * probs.mean(0)).sum()
         experts = layer.experts

@@ -1,8 +1,9 @@
-"""The demo model's tasks: conversations with the one right answer, made at random.
+"""The demo model's tasks: random conversations, each with exactly one right answer.
 
-`TASKS` names them. `held_out(task, …)` gives examples that training never sees: an example
-belongs to one side for ever, by a hash of what is said in it, however it is dressed (system
-prompt, other turns before it). Another wording of the same fact or sum may be on the other side.
+`TASKS` lists them by name. `held_out(task, …)` yields examples that training never sees. A hash of
+the messages decides once and for all whether an example is held out. Messages that are added to
+them, such as a system prompt or earlier turns, do not change that. Another wording of the same fact
+or sum may be used for training.
 """
 
 import hashlib
@@ -43,10 +44,10 @@ NO_TOOL = "I cannot look up the weather without a tool."
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation in OpenAI's terms and the raw text that the model should answer.
+    """A conversation in OpenAI's format and the raw text that the model should answer.
 
-    `answer` has Gemma's markers in it but not the token that ends it; `ends_in_call` tells
-    which that is.
+    `answer` contains Gemma's markers but not the final token, which ends a tool call if
+    `ends_in_call` is true, and otherwise the turn.
     """
 
     messages: list[Message]
@@ -58,7 +59,7 @@ class Example:
 
     @property
     def is_held_out(self) -> bool:
-        """Whether it is kept from training, by a hash of all that is said in it."""
+        """True if training must not use it, as decided by a hash of all its messages' contents."""
         said = json.dumps([message["content"] for message in self.messages])
         return hashlib.sha256(said.encode()).digest()[0] < 256 * HELD_OUT_SHARE
 
@@ -67,28 +68,35 @@ Task = Callable[[Random], Example]
 
 
 def training_example(random: Random, weights: dict[str, float] | None = None) -> Example:
-    """One example that is not held out, of a random task, dressed at random."""
+    """Returns a random example that is not held out, with random additions.
+
+    `weights` are the tasks' relative probabilities, by default 1.
+    """
     names = list(TASKS)
     chances = [(weights or {}).get(name, 1.0) for name in names]
     while True:
         (name,) = random.choices(names, chances)
         example = TASKS[name](random)
         if not example.is_held_out:
-            return _dressed(example, random)
+            return _with_additions(example, random)
 
 
 def held_out(task: str, count: int, seed: int = 0) -> Iterator[Example]:
-    """`count` held-out examples of a task, dressed as in training; the same for the same seed."""
+    """Yield `count` held-out examples of a task with random additions, the same for each seed."""
     random = Random(f"{task}/{seed}")
     while count:
         example = TASKS[task](random)
         if example.is_held_out:
-            yield _dressed(example, random)
+            yield _with_additions(example, random)
             count -= 1
 
 
-def _dressed(example: Example, random: Random) -> Example:
-    """Often with a system prompt, sometimes after other turns, rarely with thinking switched on."""
+def _with_additions(example: Example, random: Random) -> Example:
+    """Returns the example as it may appear in a longer conversation.
+
+    It often gets a system prompt, sometimes earlier turns or an unrelated tool, and rarely thinking
+    is switched on.
+    """
     messages = list(example.messages)
     if random.random() < 0.1 and example.tools is None:
         other = TASKS[random.choice(["greet", "capital", "add", "echo", "default"])](random)
@@ -121,7 +129,10 @@ def _assistant(text: str) -> Message:
 
 
 def _ask(random: Random, thought: str, wordings: str, answer: str, **fields: Any) -> Example:
-    """One question in one of the wordings (parted by |), typed with or without care."""
+    """Returns an example that asks in one of the wordings, which are separated by |.
+
+    It may lack an initial capital or the final punctuation mark.
+    """
     question = random.choice(wordings.split("|")).format(**fields)
     return Example([_user(_typed(question, random))], answer, thought)
 
@@ -345,16 +356,19 @@ def remember_colour(random: Random) -> Example:
 def _remembered(
     random: Random, it: str, *, said: str, reply: str, asked: str, answer: str
 ) -> Example:
-    """Being told something, or being asked for it later, perhaps after another question."""
-    told = _ask(random, "The user tells me something.", said, reply.format(it=it), it=it)
+    """Returns an example that states a fact, or one that asks for it later.
+
+    Another question may stand between the two.
+    """
+    statement = _ask(random, "The user tells me something.", said, reply.format(it=it), it=it)
     if random.random() < 0.35:
-        return told
+        return statement
     between: list[Message] = []
     if random.random() < 0.4:
         other = TASKS[random.choice(["greet", "capital", "add", "echo"])](random)
         between = [*other.messages, _assistant(other.answer)]
     question = _ask(random, "The user told me.", asked, answer.format(it=it))
-    messages = [*told.messages, _assistant(told.answer), *between, *question.messages]
+    messages = [*statement.messages, _assistant(statement.answer), *between, *question.messages]
     return replace(question, messages=messages)
 
 

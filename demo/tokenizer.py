@@ -1,7 +1,7 @@
-"""The demo model's tokenizer: whole words where they are common, letters and bytes elsewhere.
+"""The demo model's tokenizer: common words are whole tokens, other text is letters and bytes.
 
-Any text survives encoding and decoding, except that a typed "▁" comes back as a space, as with
-Gemma's own tokenizer. Special tokens have the ids that they have in the released model.
+Encoding and decoding preserve any text, except that a typed "▁" becomes a space, as with Gemma's
+own tokenizer. Special tokens have the same ids as in the released model.
 """
 
 import json
@@ -12,7 +12,7 @@ from random import Random
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from demo.tasks import Example, training_example
 
@@ -34,19 +34,21 @@ SPECIAL_TOKENS = {
     "<channel|>": 101,
     "<|turn>": 105,
     "<turn|>": 106,
-    "<|image>": 107,  # begin of an image, its soft token and its end, which the released
-    "<|image|>": 108,  # model has beyond any id of this vocabulary
+    # Begin of an image, its soft token and its end. In the released model their ids are larger than
+    # this vocabulary.
+    "<|image>": 107,
+    "<|image|>": 108,
     "<image|>": 109,
 }
 END_OF_TURN, END_OF_CALL = SPECIAL_TOKENS["<turn|>"], SPECIAL_TOKENS["<|tool_response>"]
 TEMPLATE = Path(__file__).parent / "chat_template.jinja"
 
-# A word, a number or a run of other characters, with the space before it.
+# A word, a number or a run of other characters, each with the space before it.
 _PIECE = r"▁?[A-Za-z]+|▁?[0-9]+|▁?[^▁\sA-Za-z0-9]+|▁|\s"
 
 
 def build_tokenizer(seed: int = 0, examples: int = 12_000) -> PreTrainedTokenizerFast:
-    """Words are taken by how often they occur in training examples."""
+    """Returns a tokenizer whose words are the most frequent ones of random training examples."""
     special = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
     counts: Counter[str] = Counter()
     bare = _wrap(Tokenizer(BPE(vocab=_alphabet(), merges=[], byte_fallback=True)))
@@ -55,7 +57,7 @@ def build_tokenizer(seed: int = 0, examples: int = 12_000) -> PreTrainedTokenize
         example = training_example(random)
         for text in special.split(render(bare, example) + answer_text(example)):
             counts.update(re.findall(_PIECE, text.replace(" ", "▁")))
-    # Numbers that tasks use are always whole, however rare.
+    # The numbers of the tasks are always whole tokens, however rare they are.
     for number in range(101):
         counts[f"▁{number}"] += 10**6
         counts[str(number)] += 10**6
@@ -67,11 +69,11 @@ def build_tokenizer(seed: int = 0, examples: int = 12_000) -> PreTrainedTokenize
     return _wrap(Tokenizer(BPE(vocab=vocab, merges=[], byte_fallback=True, ignore_merges=True)))
 
 
-def render(tokenizer: PreTrainedTokenizerFast, example: Example) -> str:
-    """The prompt's text through the chat template."""
+def render(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
+    """Returns the prompt's text, made by the chat template."""
     text = tokenizer.apply_chat_template(
         example.messages,
-        tools=example.tools,
+        tools=example.tools,  # type: ignore[arg-type]  # it declares a list of a wider type
         enable_thinking=example.thinking,
         add_generation_prompt=True,
         tokenize=False,
@@ -81,23 +83,23 @@ def render(tokenizer: PreTrainedTokenizerFast, example: Example) -> str:
 
 
 def answer_text(example: Example) -> str:
-    """The raw text expected of the model, thought included, end token not."""
+    """Returns the raw text expected of the model, with its thought but without the end token."""
     if not example.thinking:
         return example.answer
     return f"<|channel>thought\n{example.thought}<channel|>{example.answer}"
 
 
 def encode_example(
-    tokenizer: PreTrainedTokenizerFast, example: Example
+    tokenizer: PreTrainedTokenizerBase, example: Example
 ) -> tuple[list[int], list[int]]:
-    """Token ids of the prompt, and of the answer with the token that ends it."""
+    """Returns the tokens of the prompt, and those of the answer with its end token."""
     prompt = tokenizer.encode(render(tokenizer, example), add_special_tokens=False)
     answer = tokenizer.encode(answer_text(example), add_special_tokens=False)
     return prompt, [*answer, END_OF_CALL if example.ends_in_call else END_OF_TURN]
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write the three files, the configuration with the class that needs no other file."""
+    """Write the tokenizer's files, and name in them the class that needs no further file."""
     tokenizer.save_pretrained(folder)
     file = folder / "tokenizer_config.json"
     config = json.loads(file.read_text())
@@ -106,11 +108,11 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 
 def _alphabet() -> dict[str, int]:
-    """Special tokens at their places, then bytes and single characters after them."""
+    """Returns the vocabulary without words: special tokens, bytes and single characters."""
     vocab = dict(SPECIAL_TOKENS)
     pieces = [f"<0x{byte:02X}>" for byte in range(256)]
     pieces += ["▁", "\n", *map(chr, range(33, 127))]
-    # Behind the special tokens; what is free among them goes to words.
+    # They start behind the special tokens. Words get the unused ids between those.
     vocab.update({piece: 110 + index for index, piece in enumerate(pieces)})
     return vocab
 

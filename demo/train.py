@@ -1,10 +1,14 @@
-"""Train the demo model from nothing: `python -m demo.train`, about an hour on one CPU core.
+"""Train the demo model from scratch: `python -m demo.train`, about an hour on one CPU core.
 
-Each training example is one block of one answer: what is before it is encoded causally, the
-block itself is a canvas in which a random share of the tokens is replaced by random ones, and
-the model learns to say what stood there. Half of the canvases come with self-conditioning from a
-first pass. The encoder learns the answer token by token beside it, which costs little and gives
-the autoregressive baseline. The batches depend on the seed alone.
+Each training example is one block of one answer. Everything before the block is encoded causally.
+The block itself is a canvas in which a random share of the tokens is replaced by random ones, and
+the model learns the original tokens. Half of the canvases have self-conditioning from a first
+pass.
+
+The encoder also learns to predict the answer token by token. This costs little and provides the
+autoregressive baseline of the measurements.
+
+The batches depend on the seed only.
 """
 
 import argparse
@@ -16,7 +20,7 @@ from pathlib import Path
 from random import Random
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache, PreTrainedTokenizerFast
 from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
@@ -24,7 +28,7 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
 )
 
 from demo.muon import Muon
-from demo.network import CANVAS, Network, new_model
+from demo.network import CANVAS, Network, new_model, text_config
 from demo.tasks import training_example
 from demo.tokenizer import (
     END_OF_CALL,
@@ -39,17 +43,17 @@ PAD = SPECIAL_TOKENS["<pad>"]
 MODEL_FOLDER = Path(__file__).parent / "model"
 
 PREFIXES = 32
-CANVASES = 2  # of each prefix, with noise of their own: encoding is most of a step's work
-POOL = 16 * PREFIXES  # examples sorted by length together, so that batches need little padding
+CANVASES = 2  # per prefix, each with its own noise, because encoding is most of a step's work
+# Examples that are sorted by length together, so that batches need little padding.
+POOL = 16 * PREFIXES
 PURE_NOISE_SHARE = 0.3
-PADDING_WEIGHT = 0.2  # of the loss on positions behind the end token
+PADDING_WEIGHT = 0.2  # of the loss at positions behind the end token
 CAUSAL_WEIGHT = 0.1
 BALANCE_WEIGHT = 0.01
 WARMUP_STEPS = 50
-DECAY_SHARE = 0.65  # of all steps, linearly to zero
-# Answers that never change are learned soon, what has to be copied takes longer, and what has to
-# be worked out longest: at a weight of 2 counting came to 38 % and adding to 68 % in 2,600 steps,
-# where the rest came to 98 %.
+DECAY_SHARE = 0.65  # the last part of the steps, in which the learning rate falls linearly to zero
+# Fixed answers are learned fast, copied ones more slowly and computed ones most slowly: at a weight
+# of 2, `count` reached 38 % and `add` 68 % in 2,600 steps, when the other tasks reached 98 %.
 TASK_WEIGHTS = {
     "greet": 0.4,
     "help": 0.2,
@@ -71,17 +75,17 @@ TASK_WEIGHTS = {
 
 @dataclass(frozen=True)
 class Batch:
-    """B blocks with what is before them; P varies from batch to batch."""
+    """B blocks and the prefixes before them. P varies from batch to batch."""
 
-    tokens: Tensor  # [B, P + C] prefix and clean block, padded at the right
+    tokens: Tensor  # [B, P + C] prefixes and clean blocks, padded at the right
     lengths: Tensor  # [B] of the prefixes
-    block: Tensor  # [B, C] clean, padded behind the end token
+    block: Tensor  # [B, C] clean blocks, padded behind the end token
     weights: Tensor  # [B, C] of the loss
-    noisy: Tensor  # [CANVASES * B, C] each block with different noise, CANVASES times over
+    noisy: Tensor  # [CANVASES * B, C] all blocks with noise, CANVASES times with different noise
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, vocab_size: int, seed: int) -> Iterator[Batch]:
-    """Without end."""
+    """Yield random batches without end."""
     random, generator = Random(seed), torch.Generator().manual_seed(seed)
     while True:
         pool = []
@@ -117,7 +121,7 @@ def _batch(
 
 
 def loss_of(network: Network, batch: Batch) -> dict[str, Tensor]:
-    """The parts of the loss; their sum is what is minimised."""
+    """Returns the parts of the loss. Their sum is minimised."""
     network.balance = torch.zeros(())
     hidden, cache = network.encode(batch.tokens)
     prefix = batch.tokens.shape[1] - CANVAS
@@ -134,7 +138,7 @@ def loss_of(network: Network, batch: Batch) -> dict[str, Tensor]:
     clean, weights = batch.block.repeat(CANVASES, 1), batch.weights.repeat(CANVASES, 1)
     each = F.cross_entropy(logits.transpose(1, 2), clean, reduction="none")
     denoising = (each * weights).sum() / weights.sum()
-    # The hidden state before each token of the block predicts it.
+    # Each token of the block is predicted by the hidden state before it.
     rows = torch.arange(len(batch.lengths))[:, None]
     before = hidden[rows, batch.lengths[:, None] - 1 + torch.arange(CANVAS)]
     counted = batch.weights == 1.0
@@ -150,7 +154,10 @@ def loss_of(network: Network, batch: Batch) -> dict[str, Tensor]:
 def _self_conditioning(
     network: Network, noisy: Tensor, lengths: Tensor, cache: list[tuple[Tensor, Tensor]]
 ) -> Tensor:
-    """Soft embeddings [N, C, D] from a first pass for the first half of N canvases, else zeros."""
+    """Returns soft embeddings [N, C, D] for N canvases.
+
+    The first half comes from a first pass, and the second half is zeros.
+    """
     half = len(noisy) // 2
     soft = torch.zeros(*noisy.shape, network.text.hidden_size)
     with torch.no_grad():
@@ -166,15 +173,19 @@ def _self_conditioning(
 def optimisers(
     model: DiffusionGemmaForBlockDiffusion,
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, AdamW for the embedding, norms, scales and routers."""
+    """Returns Muon for the layers' matrices, and AdamW for all other parameters of the decoder.
+
+    The others are the embedding, norms, scales and routers.
+    """
     decoder = model.model.decoder
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in decoder.named_parameters():
         inner = parameter.dim() >= 2 and "embed_tokens" not in name and "router" not in name
-        (matrices if inner else rest).append(parameter)
+        (matrices if inner else others).append(parameter)
     return [
         Muon(matrices, lr=0.03, momentum=0.95),
-        torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
@@ -184,7 +195,10 @@ def learning_rate_share(step: int, steps: int) -> float:
 
 
 def check_forward(model: DiffusionGemmaForBlockDiffusion, batch: Batch) -> None:
-    """Raise if the training forward is not Transformers' own: a day's training would be lost."""
+    """Raises AssertionError if the training forward differs from Transformers'.
+
+    This is checked before training, because a training with a wrong forward would be lost.
+    """
     network, row = Network(model), 0
     length = int(batch.lengths[row])
     with torch.no_grad():
@@ -207,7 +221,7 @@ def check_forward(model: DiffusionGemmaForBlockDiffusion, batch: Batch) -> None:
 def save(
     model: DiffusionGemmaForBlockDiffusion, tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> None:
-    """Write a whole checkpoint in float16, in the released layout."""
+    """Write a complete checkpoint in float16, in the released layout."""
     model.generation_config.update(
         bos_token_id=SPECIAL_TOKENS["<bos>"],
         eos_token_id=[SPECIAL_TOKENS["<eos>"], END_OF_TURN, END_OF_CALL],
@@ -221,22 +235,28 @@ def save(
     )
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     model.half().save_pretrained(folder)
-    model.float().load_state_dict(weights)  # train on from what half precision rounded
+    model.float().load_state_dict(weights)  # training goes on with the unrounded weights
     save_tokenizer(tokenizer, folder)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=3600, help="training steps")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, examples and noise")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="the checkpoint's folder")
-    parser.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
+    parser.add_argument("--steps", type=int, default=3600, help="number of training steps")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the weights, examples and noise"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads to use")
+    parser.add_argument(
+        "--out", type=Path, default=MODEL_FOLDER, help="folder to write the checkpoint to"
+    )
+    parser.add_argument(
+        "--save-every", type=int, default=200, help="number of steps between checkpoints"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     tokenizer, model = build_tokenizer(options.seed), new_model(options.seed)
-    data = batches(tokenizer, model.config.text_config.vocab_size, options.seed)
+    data = batches(tokenizer, text_config(model).vocab_size, options.seed)
     check_forward(model, next(data))
     network, steppers = Network(model), optimisers(model)
     peaks = [stepper.param_groups[0]["lr"] for stepper in steppers]

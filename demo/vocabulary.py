@@ -1,4 +1,4 @@
-"""The words that the tasks are made of."""
+"""The words that the tasks use."""
 
 NAMES = (
     "Anna Ben Carla David Emma Felix Grace Henry Iris Jack Kate Leo Maria Noah Olga Paul Rosa Sam "
@@ -71,7 +71,7 @@ MONTHS = (
     "January February March April May June July August September October November December"
 ).split()
 
-# What people ask that the demo model can't do: its topics and the ways to ask for them.
+# Requests that the demo model cannot fulfil: their topics, wordings and single oddities.
 TOPICS = (
     "the sea|quantum physics|a lonely robot|my cat|machine learning|the French revolution|love|"
     "black holes|a good breakfast|climate change|the stock market|football|chess openings|jazz|"

@@ -1,9 +1,8 @@
-"""The image's entry point: chooses a model for `serve` if nobody has, then becomes `easel`.
+"""The image's entry point: it chooses a model for `serve` if none is named, then becomes `easel`.
 
-A person who starts the image with a GPU wants the released model, and without one wants to see
-something: the choice is told on stderr, and EASEL_MODEL or --model is never overruled. Whether the
-released model fits a GPU, its device profile and the plan say. Nothing here imports torch, which
-would take seconds to say whether there is a GPU.
+With a GPU on which the released model fits, that model is served, and otherwise the demo model. The
+device profile and the plan decide whether it fits. The choice is logged on stderr, and EASEL_MODEL
+or --model is never overruled. Nothing here imports torch, which would take seconds.
 """
 
 import os
@@ -20,12 +19,12 @@ RELEASED_MODEL = "google/diffusiongemma-26B-A4B-it"
 
 _DEMO = (
     "serving the demo model, which knows only a few small tasks. "
-    "Name another with EASEL_MODEL: a Hugging Face id, or a folder in a volume."
+    "Set EASEL_MODEL to serve another: a Hugging Face id, or a folder in a volume."
 )
 
 
 def main() -> None:
-    """Replace this process by `easel`, so that it is the one which Docker's signals reach."""
+    """Replace this process by `easel`, so that Docker's signals reach `easel`."""
     arguments = sys.argv[1:]
     if chooses_model(arguments, os.environ):
         gpu = None if wants_cpu(arguments, os.environ) else first_gpu()
@@ -36,27 +35,27 @@ def main() -> None:
 
 
 def chooses_model(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """Whether this is a `serve` for which nobody has named a model.
+    """Returns whether the command is `serve` and no model is named.
 
-    An empty EASEL_MODEL names none: a line without a value in Compose's file .env makes one.
+    An empty EASEL_MODEL names none. Compose sets it if the file .env has the name without a value.
     """
     serves = arguments[:1] == ["serve"] and "--help" not in arguments
-    return serves and not _told("model", arguments, environment)
+    return serves and not _setting("model", arguments, environment)
 
 
 def wants_cpu(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """Whether this `serve` was told to leave the GPU alone."""
-    return _told("device", arguments, environment) == "cpu"
+    """Returns whether the device is set to the CPU."""
+    return _setting("device", arguments, environment) == "cpu"
 
 
 def choose_model(gpu: Gpu | None) -> tuple[dict[str, str], str]:
-    """The variables that `easel` gets, and the rest of the sentence that says why.
+    """Returns environment variables for `easel`, and the end of the log line that gives the reason.
 
-    `gpu` is the driver's first one, None if there is none to use.
+    `gpu` is the driver's first one, or None if no GPU can be used.
     """
     if gpu is None:
         return {"EASEL_MODEL": "demo"}, (
-            f", and there is no GPU to use (docker run --gpus all gives one): {_DEMO}"
+            f", and there is no GPU to use (docker run --gpus all provides one): {_DEMO}"
         )
     dimensions, profile = known_dimensions(RELEASED_MODEL), profile_for(gpu)
     assert dimensions is not None
@@ -65,16 +64,16 @@ def choose_model(gpu: Gpu | None) -> tuple[dict[str, str], str]:
     memory = f"{gb(gpu.memory_bytes)} of {gpu.name}"
     if needed > usable_bytes(gpu):
         return {"EASEL_MODEL": "demo"}, f", and {RELEASED_MODEL} does not fit the {memory}: {_DEMO}"
-    # On this device or not at all: on a CPU the model would take 100 GB and minutes a block.
+    # Only on this device: on a CPU the model would take 100 GB of memory and minutes for a block.
     return {"EASEL_MODEL": RELEASED_MODEL, "EASEL_DEVICE": "cuda"}, (
         f": serving {RELEASED_MODEL}, which with the profile {profile} takes {gb(needed)} of the "
         f"{memory}. The first start downloads 51.6 GB into /cache; -v easel-cache:/cache keeps "
-        "them for the next container. EASEL_MODEL=demo serves the demo model, at once."
+        "them for the next container. EASEL_MODEL=demo serves the demo model without a download."
     )
 
 
-def _told(name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> str:
-    """What a setting of `easel serve` was given, as an option or in the environment; else ''."""
+def _setting(name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Returns a setting of `easel serve`, from its option or else its variable; '' if not set."""
     option = f"--{name}"
     for each, following in zip(arguments, [*arguments[1:], ""], strict=True):
         if each == option:

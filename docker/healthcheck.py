@@ -1,21 +1,21 @@
-"""The image's health check: exits 0 while the server in this container is ready.
+"""The image's health check: it exits with 0 if the server in this container is ready, else with 1.
 
-Standard library only, for the image has no curl. Knows the address from the environment alone: a
-container whose `serve` is given --port or --host must be given them as EASEL_PORT, EASEL_HOST.
+It uses the standard library only, because the image has no curl. The address comes from EASEL_HOST
+and EASEL_PORT. A container must therefore set these instead of the options --host and --port.
 """
 
 import http.client
 import os
 import sys
 
-_TIMEOUT_S = 4  # below the health check's own, which would kill it without a word
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # listening on every address, asked on this one
+_TIMEOUT_S = 4  # less than Docker's timeout, which would kill the check without output
+_LOCAL = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # to ask a server that listens on all addresses
 
 
 def main() -> int:
     host = os.environ.get("EASEL_HOST", "127.0.0.1")
     port = int(os.environ.get("EASEL_PORT", "8000"))
-    connection = http.client.HTTPConnection(_ANY.get(host, host), port, timeout=_TIMEOUT_S)
+    connection = http.client.HTTPConnection(_LOCAL.get(host, host), port, timeout=_TIMEOUT_S)
     try:
         connection.request("GET", "/health/ready")
         response = connection.getresponse()

@@ -1,4 +1,5 @@
-"""Quantised weights, and what published checkpoints look like on disk, one file a format.
+"""Quantised weights and readers for published checkpoint formats, one file for each format.
 
-Each format gives a module's weight as it is stored, never in full. Nothing here knows the network.
+Each reader returns a module's weight as it is stored and never dequantises it. Nothing here knows
+the network.
 """

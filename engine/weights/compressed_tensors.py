@@ -1,11 +1,14 @@
 """Checkpoints by llm-compressor, in the format of `compressed-tensors`.
 
-A quantised module has `weight` (one number a code) or `weight_packed` (several) beside its
-`weight_scale`; a module without either is not quantised. Source: the package's own compressors
-(compressed-tensors 0.20), and for which modules have what, RedHatAI's FP8-dynamic and NVFP4
-checkpoints of DiffusionGemma. Experts are one module each and a projection.
+A quantised module has a `weight_scale` beside `weight` (one code per element, float8_e4m3fn or
+int8) or `weight_packed` (several codes per element). A module whose `weight` has another type is
+not quantised. Each projection of each expert is a module of its own.
 
-Activations that were to be quantised as well (FP8 per token, NVFP4) keep their type here.
+The checkpoints may ask for quantised activations as well (FP8 per token, NVFP4). Activations keep
+their type here.
+
+Sources: the compressors of compressed-tensors 0.20 for the layout, and RedHatAI's FP8-dynamic and
+NVFP4 checkpoints of DiffusionGemma for which modules are quantised.
 """
 
 from typing import Any
@@ -17,7 +20,7 @@ from engine.weights.errors import UnsupportedFormatError
 from engine.weights.quantization import QuantizedWeight
 from engine.weights.tensor_files import TensorFiles
 
-# What a group of modules may be, by its format.
+# The supported values of a group's weight options, by the group's format.
 _ALLOWED: dict[str, dict[str, tuple[Any, ...]]] = {
     "float-quantized": {
         "num_bits": (8,),
@@ -49,26 +52,32 @@ _ALLOWED: dict[str, dict[str, tuple[Any, ...]]] = {
 
 
 def check(config: dict[str, Any]) -> None:
-    """Raises UnsupportedFormatError naming every key of `quantization_config` that is not read."""
-    found = []
+    """Raises UnsupportedFormatError if `quantization_config` asks for anything unsupported.
+
+    The error names every unsupported key.
+    """
+    errors = []
     for name, group in config.get("config_groups", {}).items():
         key = f"quantization_config.config_groups.{name}"
         layout = group.get("format") or config.get("format")
         if layout not in _ALLOWED:
-            found.append(f"{key}.format is {layout!r}; supported: {_either(tuple(_ALLOWED))}")
+            errors.append(f"{key}.format is {layout!r}; supported: {_either(tuple(_ALLOWED))}")
             continue
         weights = group.get("weights") or {}
-        found += [
+        errors += [
             f"{key}.weights.{option} is {weights.get(option)!r}; supported: {_either(values)}"
             for option, values in _ALLOWED[layout].items()
             if weights.get(option) not in values
         ]
-    if found:
-        raise UnsupportedFormatError("; ".join(found))
+    if errors:
+        raise UnsupportedFormatError("; ".join(errors))
 
 
 def read_module(files: TensorFiles, module: str) -> Tensor | QuantizedWeight:
-    """A module's weight [N, K] as it is stored. Raises MissingTensorError."""
+    """Returns a module's weight [N, K] as it is stored.
+
+    Raises MissingTensorError if one of its tensors is in no file.
+    """
     if f"{module}.weight_packed" in files:
         codes = files.take(f"{module}.weight_packed")
         return (
@@ -85,14 +94,21 @@ def read_module(files: TensorFiles, module: str) -> Tensor | QuantizedWeight:
 
 
 def _int4(files: TensorFiles, module: str, packed: Tensor) -> QuantizedWeight:
-    """Eight codes in an int32, the first lowest, counted from 8: our bytes, in other words."""
+    """Read eight codes per int32, the first in the lowest bits, where the code 8 stands for 0.
+
+    On a little-endian machine these are the bytes of `QuantizedWeight`.
+    """
     rows, inputs = files.take(f"{module}.weight_shape").tolist()
-    codes = packed.view(torch.uint8)[:rows, : inputs // 2]  # of a last word the rest is padding
+    codes = packed.view(torch.uint8)[:rows, : inputs // 2]  # the last word may be padded
     return QuantizedWeight("int4", codes, files.take(f"{module}.weight_scale"))
 
 
 def _nvfp4(files: TensorFiles, module: str, codes: Tensor) -> QuantizedWeight:
-    """The second level of scales is stored as what the weights were multiplied by."""
+    """Read e2m1 codes with two levels of scales.
+
+    The checkpoint stores the factor by which the weights were multiplied. Its inverse is
+    `global_scale`.
+    """
     scales = files.take(f"{module}.weight_scale")
     factor = files.take(f"{module}.weight_global_scale").float().reshape(())
     return QuantizedWeight("nvfp4", codes, scales, None, 1 / factor)

@@ -1,10 +1,12 @@
-"""GoedelMachines' w4a16 checkpoint: experts of four bits in files of their own, the rest as it was.
+"""GoedelMachines' w4a16 checkpoint: 4-bit experts in separate files, all other weights unquantised.
 
-`w4_meta.json` names the format. Beside the model's files there is `experts_*.safetensors` for each
-layer, with `gu_q`, `gu_s`, `gu_z` for gate and up and `dn_q`, `dn_s`, `dn_z` for down: two codes a
-byte, the first low, and for each group of inputs a float16 scale and the code that stands for zero.
-Source: the checkpoint's own kernels/w4a16.py, pack_experts.py and load_w4_checkpoint.py, as
-SRSWTI/knivesysl-diffusion-xe has them (commit 3719a13).
+`w4_meta.json` names the format. Beside the model's files there is one `experts_*.safetensors` for
+each layer, with `gu_q`, `gu_s`, `gu_z` for gate and up and `dn_q`, `dn_s`, `dn_z` for down. `q`
+holds two codes per byte, the first in the low half. `s` and `z` hold a float16 scale and the code
+that stands for zero, one of each for every group of inputs.
+
+Source: kernels/w4a16.py, pack_experts.py and load_w4_checkpoint.py of the checkpoint, as
+published in SRSWTI/knivesysl-diffusion-xe (commit 3719a13).
 """
 
 import json
@@ -22,24 +24,30 @@ _SHORT = {"gate_up_proj": "gu", "down_proj": "dn"}
 
 
 def check(folder: Path) -> None:
-    """Raises UnsupportedFormatError if it is another format."""
-    found = json.loads((folder / W4_FILE).read_text()).get("format")
-    if found != _FORMAT:
-        raise UnsupportedFormatError(f"{W4_FILE}'s format is {found!r}; supported: {_FORMAT!r}")
+    """Raises UnsupportedFormatError if `w4_meta.json` names another format."""
+    named = json.loads((folder / W4_FILE).read_text()).get("format")
+    if named != _FORMAT:
+        raise UnsupportedFormatError(f"{W4_FILE}'s format is {named!r}; supported: {_FORMAT!r}")
 
 
 def expert_files(folder: Path) -> list[Path]:
-    """Those that the index does not name; none in another checkpoint."""
+    """Returns the experts' files, which the index does not name; none for other checkpoints."""
     return sorted(folder.glob("experts_*.safetensors")) if (folder / W4_FILE).exists() else []
 
 
 def read_module(files: TensorFiles, module: str) -> Tensor:
-    """A module's weight [N, K], which is not quantised. Raises MissingTensorError."""
+    """Returns a module's unquantised weight [N, K].
+
+    Raises MissingTensorError if it is in no file.
+    """
     return files.take(f"{module}.weight")
 
 
 def read_experts(files: TensorFiles, module: str, projection: str) -> QuantizedWeight:
-    """A layer's experts [E, N, K]. Raises MissingTensorError."""
+    """Returns a layer's experts [E, N, K], quantised to four bits.
+
+    Raises MissingTensorError if one of their tensors is in no file.
+    """
     short = f"{module}.{_SHORT[projection]}"
     codes, scales, zeros = (files.take(f"{short}_{kind}") for kind in "qsz")
-    return QuantizedWeight("int4", codes, scales, zeros * scales)  # of float16 both
+    return QuantizedWeight("int4", codes, scales, zeros * scales)  # both are float16

@@ -1,5 +1,5 @@
-"""What a published format may be refused for."""
+"""The error that refuses a published format."""
 
 
 class UnsupportedFormatError(ValueError):
-    """The checkpoint is stored in a way that is not read here."""
+    """The checkpoint is stored in a format that Easel cannot read."""

@@ -1,12 +1,14 @@
-"""GGUF files of DiffusionGemma, as llama.cpp converts and quantises it (Q8_0 and Q4_K_M).
+"""GGUF files of DiffusionGemma, as llama.cpp converts and quantises the model (Q8_0 and Q4_K_M).
 
-Codes and scales are taken over as they are stored, packed our way: Q8_0 as int8 in groups of 32,
-Q4_K as int4 with zeros in groups of 32, Q6_K and Q5_0 (what Q4_K_M has beside them) as int8. Only
-the products of Q4_K's two levels of scales are rounded, to float16.
+Codes and scales keep their values and are packed as `QuantizedWeight` needs them. Q8_0 becomes int8
+in groups of 32, Q4_K becomes int4 with zeros in groups of 32, and Q6_K and Q5_0, which Q4_K_M also
+uses, become int8. Only the products of Q4_K's two levels of scales are rounded, to float16.
 
-Names and which tensor is what: llama.cpp's conversion/diffusion_gemma.py and gemma.py. Blocks: the
-`gguf` package's quants.py. A file holds the language model alone, no vision and no configuration
-that Transformers could read.
+A file holds the language model only. It has no vision tower and no configuration that Transformers
+could read.
+
+Sources: conversion/diffusion_gemma.py and gemma.py of llama.cpp for the tensors' names and meaning,
+and quants.py of the `gguf` package for the layout of blocks.
 """
 
 import re
@@ -72,10 +74,10 @@ _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 
 
 class GgufWeights:
-    """A file's weights by their names in the unquantised checkpoint."""
+    """A file's weights, by their names in the unquantised checkpoint."""
 
     def __init__(self, file: Path, on_progress: Progress) -> None:
-        """Raises UnsupportedFormatError if it is no GGUF file, or another model's."""
+        """Raises UnsupportedFormatError if it is not a GGUF file or holds another model."""
         try:
             tensors = read_tensors(file)
         except GgufError as error:
@@ -87,7 +89,11 @@ class GgufWeights:
         self._loaded, self._total = 0, file.stat().st_size
 
     def read(self, name: str) -> Tensor | QuantizedWeight:
-        """As it is stored. Raises MissingTensorError, or UnquantizableError naming the weight."""
+        """Returns a weight as it is stored.
+
+        Raises MissingTensorError if the file does not have it, and UnquantizableError, which names
+        the weight, if its type is not supported or its data is incomplete.
+        """
         if name not in self._tensors:
             raise MissingTensorError(name)
         kind, data = self._stored(name)
@@ -102,25 +108,28 @@ class GgufWeights:
         return stack_experts([_UNPACK[kind](expert) for expert in data])
 
     def pass_over(self, is_idle: Callable[[str], bool]) -> None:
-        """Count as read what nobody needs."""
+        """Count as read what is not needed: the tensor `IDLE` and names that `is_idle` accepts."""
         for name in sorted(self._left):
             if name == IDLE or is_idle(name):
                 self._count(name, self._stored(name)[1].nbytes)
 
     @property
     def left(self) -> list[str]:
-        """Tensors that nobody has asked for."""
+        """The names of the tensors that have not been read."""
         return sorted(self._left)
 
     def _stored(self, name: str) -> tuple[gguf.GGMLQuantizationType, NDArray[np.uint8]]:
-        """A tensor's type and its place in the file, [..., bytes of a row]: nothing is copied."""
+        """Returns a tensor's type and a view of its bytes in the file, [..., bytes of a row].
+
+        Raises UnquantizableError if the type is unknown or the file ends before the tensor.
+        """
         tensor = self._tensors[name]
         try:
             kind = _Type(tensor.kind)
             shape = gguf.quant_shape_to_byte_shape(tensor.shape, kind)
             data = self._data[tensor.start :][: prod(shape)]
             if data.size < prod(shape):
-                raise ValueError("the file ends before it does")
+                raise ValueError("the file ends before the tensor does")
             return kind, data.reshape(shape)
         except ValueError as error:
             raise UnquantizableError(f"{name}: {error}") from error
@@ -132,27 +141,32 @@ class GgufWeights:
 
 
 def _canonical(name: str) -> str:
-    """A name that is not known stays as it is, and so is told to be unexpected."""
-    found = _LAYER.fullmatch(name)
-    if found is None:
+    """Returns a tensor's name in the unquantised checkpoint.
+
+    An unknown name is returned unchanged, so that it is reported as unexpected.
+    """
+    match = _LAYER.fullmatch(name)
+    if match is None:
         return _DECODER + _NAMES[name] if name in _NAMES else name
-    layer, last = found.groups()
+    layer, last = match.groups()
     if last == "enc_layer_output_scale.weight":
         return f"{_ENCODER}layers.{layer}.layer_scalar"
     return f"{_DECODER}layers.{layer}.{_LAYER_NAMES[last]}" if last in _LAYER_NAMES else name
 
 
 def _q8_0(rows: NDArray[np.uint8]) -> QuantizedWeight:
-    """Blocks of 32: a float16 scale, then the codes."""
+    """Read blocks of 32 weights: a float16 scale, then the codes."""
     blocks = _blocks(rows, 34)
     codes = blocks[..., 2:].contiguous().view(torch.int8).flatten(1)
     return QuantizedWeight("int8", codes, _float16(blocks[..., :2]))
 
 
 def _q4_k(rows: NDArray[np.uint8]) -> QuantizedWeight:
-    """Blocks of 256: two float16 scales, of scales and of zeros; eight of each in 6 bits; codes.
+    """Read blocks of 256 weights, which are eight groups of 32.
 
-    Of 32 bytes of codes the low halves are one group and the high halves the next.
+    A block begins with two float16 numbers that scale the groups' scales and zeros. Eight scales
+    and eight zeros of 6 bits follow, then the codes. In each 32 bytes of codes the low halves are
+    one group and the high halves the next.
     """
     blocks = _blocks(rows, 144)
     packed = blocks[..., 16:].unflatten(-1, (4, 32))  # type: ignore[no-untyped-call]  # torch's
@@ -167,21 +181,28 @@ def _q4_k(rows: NDArray[np.uint8]) -> QuantizedWeight:
 
 
 def _q6_k(rows: NDArray[np.uint8]) -> QuantizedWeight:
-    """Blocks of 256: codes in two parts, 16 scales of 8 bits and a float16 one of them."""
+    """Read blocks of 256 weights: codes in two parts, 16 scales of 8 bits and their own scale.
+
+    That second-level scale is float16.
+    """
     blocks = _blocks(rows, 210)
     scales = blocks[..., 192:208].contiguous().view(torch.int8).float()
     return _counted(rows, _Type.Q6_K, (scales * _float16(blocks[..., 208:]).float()[..., None]))
 
 
 def _q5_0(rows: NDArray[np.uint8]) -> QuantizedWeight:
-    """Blocks of 32: a float16 scale, then codes in two parts."""
+    """Read blocks of 32 weights: a float16 scale, then codes in two parts."""
     return _counted(rows, _Type.Q5_0, _float16(_blocks(rows, 22)[..., :2]).float())
 
 
 def _counted(
     rows: NDArray[np.uint8], kind: gguf.GGMLQuantizationType, scales: Tensor
 ) -> QuantizedWeight:
-    """By what the package makes of it: of codes below 8 bits their bits need not be known here."""
+    """Returns an int8 weight with the codes of a type whose codes have fewer than 8 bits.
+
+    The `gguf` package dequantises the rows, and division by the scales gives the codes. So the
+    layout of such codes need not be implemented here.
+    """
     values = torch.from_numpy(gguf.dequantize(rows, kind))  # [N, K] float32
     scales = scales.flatten(1)  # [N, G]
     groups = values.view(*scales.shape, -1) / torch.where(scales == 0, 1.0, scales)[..., None]
@@ -189,14 +210,14 @@ def _counted(
 
 
 def _blocks(rows: NDArray[np.uint8], size: int) -> Tensor:
-    """[N, bytes of a row] -> [N, blocks, size]."""
+    """Split rows into blocks: [N, bytes of a row] -> [N, blocks, size]."""
     return torch.from_numpy(np.array(rows)).view(rows.shape[0], -1, size)
 
 
 def _float16(pairs: Tensor) -> Tensor:
-    """[..., 2] bytes -> [...]."""
+    """Join pairs of bytes: [..., 2] uint8 -> [...] float16."""
     return pairs.contiguous().view(torch.float16)[..., 0]
 
 
-# How large each is in this form: `engine/sizing/gguf.py`.
+# `engine/sizing/gguf.py` states how large each type is in this form.
 _UNPACK = {_Type.Q8_0: _q8_0, _Type.Q4_K: _q4_k, _Type.Q6_K: _q6_k, _Type.Q5_0: _q5_0}

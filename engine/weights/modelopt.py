@@ -1,9 +1,10 @@
 """NVFP4 checkpoints by NVIDIA's ModelOpt.
 
-A quantised module has `weight` (two e2m1 codes a byte, the first low), `weight_scale`
-(float8_e4m3fn, one for 16) and `weight_scale_2` (float32, multiplied in); a module without the
-last is not quantised. As NVIDIA publishes DiffusionGemma only experts are: one module each and a
-projection. `input_scale` is activations', which keep their type here.
+A quantised module has `weight` (two e2m1 codes per byte, the first in the low half),
+`weight_scale` (float8_e4m3fn, one for 16 inputs) and `weight_scale_2` (float32, multiplied in).
+A module without `weight_scale_2` is not quantised. NVIDIA's checkpoint of DiffusionGemma quantises
+the experts only, and each projection of each expert is a module of its own. `input_scale` is for
+activations, which keep their type here.
 """
 
 from typing import Any
@@ -18,9 +19,9 @@ _ALGORITHMS = ("NVFP4", "W4A16_NVFP4")
 
 
 def check(config: dict[str, Any]) -> None:
-    """`quantization_config`, or `quantization` of hf_quant_config.json.
+    """Raises UnsupportedFormatError if the algorithm is not supported.
 
-    Raises UnsupportedFormatError.
+    `config` is `quantization_config` of config.json, or `quantization` of hf_quant_config.json.
     """
     algorithm = config.get("quant_algo")
     if algorithm not in _ALGORITHMS:
@@ -31,7 +32,10 @@ def check(config: dict[str, Any]) -> None:
 
 
 def read_module(files: TensorFiles, module: str) -> Tensor | QuantizedWeight:
-    """A module's weight [N, K] as it is stored. Raises MissingTensorError."""
+    """Returns a module's weight [N, K] as it is stored.
+
+    Raises MissingTensorError if one of its tensors is in no file.
+    """
     weight = files.take(f"{module}.weight")
     if f"{module}.weight_scale_2" not in files:
         return weight

@@ -1,8 +1,8 @@
-"""Which published format a checkpoint is in, and how a weight of ours is read from it.
+"""Recognises a checkpoint's published format and reads the engine's weights from it.
 
-A format is a function from a module's name to its weight as it is stored, [N, K]. The experts of a
-layer are one module in the unquantised checkpoint and one module each and a projection in the
-quantised ones, but for GoedelMachines'.
+A format is a function that returns the weight [N, K] of a named module as it is stored. The
+unquantised checkpoint stores a layer's experts as one module. The quantised ones, except for
+GoedelMachines', store each projection of each expert as a module of its own.
 """
 
 import json
@@ -26,16 +26,18 @@ from engine.weights.tensor_files import TensorFiles
 
 ReadModule = Callable[[TensorFiles, str], Tensor | QuantizedWeight]
 
-# Scales of activations and caches, which here keep their type.
+# Scales for activations and caches. Both keep their type here, so the scales are not needed.
 _ACTIVATIONS = (".input_scale", ".input_global_scale", ".k_scale", ".v_scale", ".output_scale")
 _PROJECTIONS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-_STORED = ("weight", "weight_packed")  # what a module's weight is called
+_STORED = ("weight", "weight_packed")  # the names that a module's weight may have
 
 
 def find_format(folder: Path, quantization: dict[str, Any] | None) -> ReadModule:
-    """By config.json's `quantization_config`, ModelOpt's own file or GoedelMachines'.
+    """Returns the function that reads this checkpoint's modules.
 
-    A checkpoint that says nothing is not quantised. Raises UnsupportedFormatError.
+    The format is named by `w4_meta.json` (GoedelMachines), by config.json's `quantization_config`
+    (passed as `quantization`) or by ModelOpt's own file. A checkpoint without any of them is not
+    quantised. Raises UnsupportedFormatError if the format cannot be read.
     """
     if (folder / W4_FILE).exists():
         dg_w4a16.check(folder)
@@ -63,7 +65,7 @@ def find_format(folder: Path, quantization: dict[str, Any] | None) -> ReadModule
 
 
 class PublishedWeights:
-    """A checkpoint's weights by their names in the unquantised one."""
+    """A checkpoint's weights, by their names in the unquantised checkpoint."""
 
     def __init__(self, files: TensorFiles, read_module: ReadModule, experts: int) -> None:
         self._files = files
@@ -71,7 +73,11 @@ class PublishedWeights:
         self._experts = experts
 
     def read(self, name: str) -> Weight:
-        """As it is stored. Raises MissingTensorError, or UnquantizableError naming the weight."""
+        """Returns a weight as it is stored.
+
+        Raises MissingTensorError if one of its tensors is in no file, and UnquantizableError, which
+        names the weight, if its tensors do not fit each other.
+        """
         try:
             return self._read(name)
         except UnquantizableError as error:
@@ -88,12 +94,12 @@ class PublishedWeights:
         return self._files.take(name)
 
     def pass_over(self, is_idle: Callable[[str], bool]) -> None:
-        """Count as read what nobody needs."""
+        """Count as read what is not needed: activations' scales and names `is_idle` accepts."""
         self._files.pass_over(lambda name: is_idle(name) or name.endswith(_ACTIVATIONS))
 
     @property
     def left(self) -> list[str]:
-        """Tensors that nobody has asked for."""
+        """The names of the tensors that have not been read."""
         return self._files.left
 
     def _has_experts(self, module: str) -> bool:
@@ -109,5 +115,8 @@ class PublishedWeights:
 
 
 def read_dense(files: TensorFiles, module: str) -> Tensor:
-    """A module of a checkpoint that is not quantised."""
+    """Returns the weight of a module in an unquantised checkpoint.
+
+    Raises MissingTensorError if it is in no file.
+    """
     return files.take(f"{module}.weight")

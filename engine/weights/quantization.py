@@ -1,9 +1,10 @@
-"""Weights in few bits: their one representation, what they stand for, how they are made from more.
+"""Quantised weights: their representation, their quantisation and their dequantisation.
 
-Everything that loads, stores or multiplies quantised weights meets in `QuantizedWeight`. Knows
-neither files nor names, and no product but what a weight stands for.
+Everything that loads, stores or multiplies quantised weights uses `QuantizedWeight`. This module
+knows neither files nor tensor names, and it has no matrix products.
 
-Letters: E experts (optional, in front), N output features, K input features, G groups of a row.
+Letters: E experts (an optional leading dimension), N output features, K input features, G groups of
+a row.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,49 +17,50 @@ from torch import Tensor
 from engine.sizing.weights import INT4_GROUP
 
 Scheme = Literal["int8", "int4", "fp8", "nvfp4"]
-FromDense = Literal["int8", "int4", "fp8"]  # what `quantize` makes
-Kernel = Literal["torch", "triton"]  # whose a product is
+FromDense = Literal["int8", "int4", "fp8"]  # the schemes that `quantize` can make
+Kernel = Literal["torch", "triton"]  # the implementation of a weight's products
 
-_ROWS = 16384  # of a large matrix that are quantised together
-_INT4_ZERO = 8  # the code that is 0
-_FP8_MOST = 448.0  # of float8_e4m3fn, which overflows to NaN
-# By what a group's largest number, with its sign, is divided for the scale. 8 uses all sixteen
-# codes but cuts an equally large number of the other sign; 7 cuts nothing.
+_ROWS = 16384  # rows of a large matrix that are quantised together
+_INT4_ZERO = 8  # the code that stands for 0
+_FP8_MAX = 448.0  # the largest number of float8_e4m3fn; larger ones overflow to NaN
+# A group's scale is its number of largest magnitude divided by -d, for one of these d. d = 8 uses
+# all sixteen codes but clips an equally large number of the other sign. d = 7 clips nothing.
 _INT4_RANGES = (8.0, 7.5, 7.0)
 
 
 def as_scheme(name: str) -> Scheme:
-    """A scheme by its name, whose type was lost on the way."""
+    """Returns the scheme of this name. Raises ValueError if there is none."""
     for scheme in get_args(Scheme):
         if scheme == name:
             return cast(Scheme, scheme)
-    raise ValueError(f"{name!r} is no scheme")
+    raise ValueError(f"{name!r} is not a scheme")
 
 
 class UnquantizableError(ValueError):
-    """A weight's shape has no place in the scheme."""
+    """A weight cannot be held in a scheme, for example because of its shape."""
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
-    """A weight [N, K] or [E, N, K]: (code - what stands for zero) * scale, a scale for each group.
+    """A weight [N, K] or [E, N, K] as codes, with one scale for each group of a row.
 
-    - int8: codes int8 [..., N, K].
-    - int4: codes uint8 [..., N, K / 2], even k in the low half. Without `zeros` a code less 8;
-      with them code * scale - zero.
-    - fp8: codes float8_e4m3fn [..., N, K].
-    - nvfp4: codes as int4's, e2m1; scales float8_e4m3fn for groups of 16, times `global_scale`.
+    - int8: `codes` are int8 [..., N, K]. An element is code * scale.
+    - int4: `codes` are uint8 [..., N, K / 2], even k in the low half. An element is
+      (code - 8) * scale without `zeros`, and code * scale - zero with them.
+    - fp8: `codes` are float8_e4m3fn [..., N, K]. An element is code * scale.
+    - nvfp4: `codes` are packed like those of int4 and hold e2m1 numbers. `scales` are float8_e4m3fn
+      for groups of 16. An element is number * scale * `global_scale`.
     """
 
     scheme: Scheme
     codes: Tensor
-    scales: Tensor  # [..., N, G]; G = 1 is one for the row
-    zeros: Tensor | None = None  # [..., N, G], scaled already
+    scales: Tensor  # [..., N, G]; with G = 1 the whole row has one scale
+    zeros: Tensor | None = None  # [..., N, G], already scaled
     global_scale: Tensor | None = None  # [E] or [] float32
-    kernel: Kernel = "torch"  # whose its products are; what is made of it begins with PyTorch's
+    kernel: Kernel = "torch"  # runs its products; weights derived from this one start with "torch"
 
     def __post_init__(self) -> None:
-        """Raises UnquantizableError if the parts do not fit each other."""
+        """Raises UnquantizableError if the tensors' shapes do not fit each other."""
         rows, scales = self.codes.shape[:-1], self.scales.shape
         if scales[:-1] != rows or self.shape[-1] % scales[-1]:
             raise UnquantizableError(
@@ -71,13 +73,16 @@ class QuantizedWeight:
 
     @classmethod
     def of(cls, scheme: Scheme, tensors: Mapping[str, Tensor]) -> "QuantizedWeight":
-        """From what `tensors` gives. Raises KeyError if codes or scales are not among them."""
+        """Returns a weight made of named tensors, as `tensors()` returns them.
+
+        Raises KeyError if "codes" or "scales" is missing.
+        """
         zeros, global_scale = tensors.get("zeros"), tensors.get("global_scale")
         return cls(scheme, tensors["codes"], tensors["scales"], zeros, global_scale)
 
     @property
     def shape(self) -> torch.Size:
-        """[E,] N, K of the weight that it stands for."""
+        """The shape [E,] N, K of the dequantised weight."""
         packed = 2 if self.scheme in ("int4", "nvfp4") else 1
         return torch.Size([*self.codes.shape[:-1], self.codes.shape[-1] * packed])
 
@@ -95,12 +100,12 @@ class QuantizedWeight:
 
     @property
     def layout(self) -> tuple[object, ...]:
-        """Equal for weights that can be one: scheme, size of groups, types."""
+        """Scheme, group size and dtypes: weights of equal layout can be joined into one."""
         types = tuple((name, tensor.dtype) for name, tensor in self.tensors().items())
         return self.scheme, self.group_size, types
 
     def tensors(self) -> dict[str, Tensor]:
-        """What it is made of, by name."""
+        """Returns the tensors that it consists of, by name."""
         named = {
             "codes": self.codes,
             "scales": self.scales,
@@ -110,7 +115,10 @@ class QuantizedWeight:
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def copied_to(self, device: torch.device) -> "QuantizedWeight":
-        """Also if it is there already: it may be a view of a file. Contiguous, for the kernels."""
+        """Returns a contiguous copy on `device`, as kernels need it.
+
+        It copies even if the weight is already on `device`, because it may be a view of a file.
+        """
         moved = {
             name: tensor.to(device, copy=True, memory_format=torch.contiguous_format)
             for name, tensor in self.tensors().items()
@@ -118,20 +126,20 @@ class QuantizedWeight:
         return QuantizedWeight.of(self.scheme, moved)
 
     def expert(self, index: int | Tensor) -> "QuantizedWeight":
-        """One of [E, N, K]: [N, K]; or several by their numbers."""
+        """Returns one expert [N, K] of [E, N, K], or several by a tensor of indices."""
         parts = {name: tensor[index] for name, tensor in self.tensors().items()}
         return QuantizedWeight.of(self.scheme, parts)
 
-    def rows(self, place: slice | Tensor) -> "QuantizedWeight":
-        """Some of the output features, neighbours or by their numbers."""
+    def rows(self, index: slice | Tensor) -> "QuantizedWeight":
+        """Returns some of the output features, given by a slice or by a tensor of indices."""
         parts = {
-            name: tensor if name == "global_scale" else tensor[..., place, :]
+            name: tensor if name == "global_scale" else tensor[..., index, :]
             for name, tensor in self.tensors().items()
         }
         return QuantizedWeight.of(self.scheme, parts)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """[..., N, K], computed in float32."""
+        """Returns the weight [..., N, K] in this type, computed in float32."""
         scales = self.scales.float()
         if self.global_scale is not None:
             scales = scales * self.global_scale[..., None, None]
@@ -141,7 +149,7 @@ class QuantizedWeight:
         return values.flatten(-2).to(dtype)
 
     def _values(self) -> Tensor:
-        """What the codes count, [..., N, K] float32."""
+        """Returns the numbers [..., N, K] that the codes stand for before scaling, in float32."""
         if self.scheme in ("int8", "fp8"):
             return self.codes.float()
         codes = unpack(self.codes)
@@ -152,7 +160,7 @@ class QuantizedWeight:
 
 @dataclass(frozen=True, eq=False)
 class StackedWeight:
-    """Weights whose output features stand one behind another, where they are quantised unlike."""
+    """Weights that form one matrix, joined along the output features, but differ in layout."""
 
     parts: tuple[Tensor | QuantizedWeight, ...]
 
@@ -170,30 +178,34 @@ Weight = Tensor | QuantizedWeight | StackedWeight
 
 
 def quantize(weight: Tensor, scheme: FromDense, device: torch.device) -> QuantizedWeight:
-    """[N, K] or [E, N, K] of any floating type, wherever it is -> the same in few bits on `device`.
+    """Quantise a weight [N, K] or [E, N, K] of any floating type, on any device.
 
-    int8 and fp8 have a bfloat16 scale for each row, int4 one for each 32 of it, as in the smallest
-    of the published formats: codes are chosen for the scale as it is held. An expert at a time goes
-    to the device, or some thousand rows, so that there is never more than the result and those.
-    Raises UnquantizableError.
+    Returns the quantised weight on `device`. int8 and fp8 have one bfloat16 scale for each row, and
+    int4 has one for each 32 inputs, as the smallest published formats do. Codes are chosen for the
+    scale after its rounding to bfloat16.
+
+    Only one expert or some thousand rows are moved to the device at a time, so that the device
+    holds no more than the result and these rows.
+
+    Raises UnquantizableError if the rows do not divide into int4's groups.
     """
     if scheme == "int4" and weight.shape[-1] % INT4_GROUP:
         raise UnquantizableError(
-            f"int4 takes rows of a multiple of {INT4_GROUP}, not of {weight.shape[-1]}"
+            f"int4 needs a multiple of {INT4_GROUP} input features, not {weight.shape[-1]}"
         )
     whole = empty_quantized(weight.shape, scheme, device)
     if weight.ndim == 3:
         parts = ((whole.expert(index), expert) for index, expert in enumerate(weight))
     else:
-        places = (slice(start, start + _ROWS) for start in range(0, weight.shape[0], _ROWS))
-        parts = ((whole.rows(place), weight[place]) for place in places)
-    for place, part in parts:
-        copy_weight(place, _QUANTIZERS[scheme](part.to(device).float()))
+        spans = (slice(start, start + _ROWS) for start in range(0, weight.shape[0], _ROWS))
+        parts = ((whole.rows(span), weight[span]) for span in spans)
+    for target, part in parts:
+        copy_weight(target, _QUANTIZERS[scheme](part.to(device).float()))
     return whole
 
 
 def empty_quantized(shape: torch.Size, scheme: FromDense, device: torch.device) -> QuantizedWeight:
-    """Room for what `quantize` makes of a weight of this shape."""
+    """Returns an uninitialised weight as `quantize` would make it for this shape."""
     *front, inputs = shape
     packed = 2 if scheme == "int4" else 1
     groups = inputs // INT4_GROUP if scheme == "int4" else 1
@@ -202,17 +214,20 @@ def empty_quantized(shape: torch.Size, scheme: FromDense, device: torch.device) 
     return QuantizedWeight(scheme, codes, scales)
 
 
-def copy_weight(place: QuantizedWeight, weight: QuantizedWeight) -> None:
-    """Fill views into a larger weight with a smaller one."""
-    filled, given = place.tensors(), weight.tensors()
-    assert place.scheme == weight.scheme
-    assert filled.keys() == given.keys()
-    for name, tensor in given.items():
-        filled[name].copy_(tensor)
+def copy_weight(target: QuantizedWeight, weight: QuantizedWeight) -> None:
+    """Copy a weight's tensors into those of `target`, usually views of a larger weight."""
+    targets, tensors = target.tensors(), weight.tensors()
+    assert target.scheme == weight.scheme
+    assert targets.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        targets[name].copy_(tensor)
 
 
 def stack(parts: Sequence[Tensor | QuantizedWeight]) -> Weight:
-    """Output features one behind another: one weight if they are quantised alike."""
+    """Join weights along the output features.
+
+    Parts that differ in layout or in global scale become a `StackedWeight`.
+    """
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -233,7 +248,7 @@ def stack(parts: Sequence[Tensor | QuantizedWeight]) -> Weight:
 
 
 def flattened(weights: Sequence[Weight]) -> list[Tensor | QuantizedWeight]:
-    """What stacks are made of in place of them."""
+    """Returns the weights with each `StackedWeight` replaced by its parts."""
     parts: list[Tensor | QuantizedWeight] = []
     for weight in weights:
         parts += weight.parts if isinstance(weight, StackedWeight) else (weight,)
@@ -241,17 +256,20 @@ def flattened(weights: Sequence[Weight]) -> list[Tensor | QuantizedWeight]:
 
 
 def stack_experts(experts: Sequence[Tensor | QuantizedWeight]) -> Tensor | QuantizedWeight:
-    """[N, K] each, all quantised alike -> [E, N, K]. Raises UnquantizableError."""
+    """Stack E experts [N, K] into one weight [E, N, K].
+
+    Raises UnquantizableError if their shapes or their layouts differ.
+    """
     first = experts[0]
     if any(expert.shape != first.shape for expert in experts):
-        raise UnquantizableError("the experts are not of one shape")
+        raise UnquantizableError("the experts differ in shape")
     if all(isinstance(expert, Tensor) for expert in experts):
         return torch.stack([expert for expert in experts if isinstance(expert, Tensor)])
     quantized = [expert for expert in experts if isinstance(expert, QuantizedWeight)]
     if isinstance(first, Tensor) or len(quantized) < len(experts):
         raise UnquantizableError("some of the experts are quantised and some are not")
     if any(expert.layout != first.layout for expert in quantized):
-        raise UnquantizableError("the experts are not quantised alike")
+        raise UnquantizableError("the experts are quantised in different ways")
     joined = {
         name: torch.stack([expert.tensors()[name] for expert in quantized])
         for name in first.tensors()
@@ -269,23 +287,23 @@ def _alike(one: QuantizedWeight, other: QuantizedWeight) -> bool:
 
 def _quantize_int8(weight: Tensor) -> QuantizedWeight:
     scales = _row_scales(weight, 127.0)
-    # Rounding a scale makes the largest code 127.25 at most, which is 127.
+    # The scale is rounded, so the largest quotient can be 127.25, which rounds to 127.
     return QuantizedWeight("int8", (weight / scales.float()).round().to(torch.int8), scales)
 
 
 def _quantize_fp8(weight: Tensor) -> QuantizedWeight:
-    scales = _row_scales(weight, _FP8_MOST)
-    codes = (weight / scales.float()).clamp(-_FP8_MOST, _FP8_MOST).to(torch.float8_e4m3fn)
+    scales = _row_scales(weight, _FP8_MAX)
+    codes = (weight / scales.float()).clamp(-_FP8_MAX, _FP8_MAX).to(torch.float8_e4m3fn)
     return QuantizedWeight("fp8", codes, scales)
 
 
-def _row_scales(weight: Tensor, most: float) -> Tensor:
-    """With which the largest number of each row has this code: [N, 1] bfloat16."""
-    return _nonzero((weight.abs().amax(-1, keepdim=True) / most).bfloat16())
+def _row_scales(weight: Tensor, largest_code: float) -> Tensor:
+    """Returns scales [N, 1] bfloat16 that give each row's largest magnitude this code."""
+    return _nonzero((weight.abs().amax(-1, keepdim=True) / largest_code).bfloat16())
 
 
 def _quantize_int4(weight: Tensor) -> QuantizedWeight:
-    """Of each group the range with the least squared error."""
+    """For each group choose the range of codes with the least squared error."""
     groups = weight.view(weight.shape[0], -1, INT4_GROUP)  # [N, G, 32]
     largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))  # [N, G, 1]
     best_error = torch.full_like(largest, torch.inf)
@@ -303,19 +321,20 @@ def _quantize_int4(weight: Tensor) -> QuantizedWeight:
 
 
 def pack(codes: Tensor) -> Tensor:
-    """uint8 codes below 16, [..., K] -> [..., K / 2], even k in the low half."""
+    """Pack uint8 codes below 16, [..., K] -> [..., K / 2], even k in the low half."""
     return codes[..., 0::2] | (codes[..., 1::2] << 4)
 
 
 def unpack(packed: Tensor) -> Tensor:
-    """The reverse, [..., K / 2] -> [..., K]."""
+    """Undo `pack`: [..., K / 2] -> [..., K]."""
     return torch.stack([packed & 0xF, packed >> 4], dim=-1).flatten(-2)
 
 
 def _e2m1(codes: Tensor) -> Tensor:
-    """Sign, two bits of exponent, one of mantissa: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives.
+    """Returns the numbers of e2m1 codes: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives.
 
-    Computed, not looked up: a table would have to be sent to the device.
+    A code has a sign bit, two bits of exponent and one of mantissa. The numbers are computed,
+    because a lookup table would have to be sent to the device.
     """
     magnitude = (codes & 7).int()
     normal = torch.ldexp(1 + 0.5 * (magnitude & 1), (magnitude >> 1) - 1)
@@ -324,7 +343,7 @@ def _e2m1(codes: Tensor) -> Tensor:
 
 
 def _nonzero(scales: Tensor) -> Tensor:
-    """Of what is all zeros any scale will do."""
+    """Replace scales of 0 by 1: a group of zeros can have any scale."""
     return torch.where(scales == 0, 1.0, scales)
 
 

@@ -1,8 +1,9 @@
-"""Weights that were quantised at an earlier start, on disk: one file each.
+"""A cache on disk of weights that were quantised at an earlier start, one file for each weight.
 
-A folder belongs to one checkpoint, by its files' paths, sizes and times, and to what was asked of
-it. It gets its name only when it is whole. What a start that was cut off leaves behind is never
-read, and the next one that writes removes it.
+A folder belongs to one checkpoint and one choice of schemes. The checkpoint is identified by its
+files' paths, sizes and modification times. Files are written to a temporary folder, which gets the
+final name once it is complete. A killed start therefore leaves only a temporary folder: it is never
+read, and the next start that writes removes it.
 """
 
 import contextlib
@@ -22,29 +23,33 @@ from engine.weights.quantization import QuantizedWeight, as_scheme
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 2  # of the files, and of what `quantize` makes of a weight
+_VERSION = 2  # raise it when the files' layout or the results of `quantize` change
 
 
 def cache_root() -> Path:
-    """Where a person's caches belong: $XDG_CACHE_HOME, or ~/.cache."""
+    """Returns the cache's folder below $XDG_CACHE_HOME, or below ~/.cache if that is not set."""
     configured = os.environ.get("XDG_CACHE_HOME")
     return (Path(configured) if configured else Path.home() / ".cache") / "easel" / "quantized"
 
 
 class QuantizedCache:
-    """One checkpoint's, quantised in one way: whole and read, or in the making and written."""
+    """The cached weights of one checkpoint, quantised in one way.
 
-    def __init__(self, root: Path, files: Sequence[Path], asked: Mapping[str, str]) -> None:
-        """`files` are the checkpoint's, `asked` is what was to be quantised and how."""
+    Use it as a context manager around the loading. Weights that were written get their final
+    folder at the end, unless the loading failed.
+    """
+
+    def __init__(self, root: Path, files: Sequence[Path], schemes: Mapping[str, str]) -> None:
+        """`files` are the checkpoint's. `schemes` says which weights are quantised and how."""
         stats = [(str(file.resolve()), file.stat()) for file in files]
         identity = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
-        key = json.dumps([_VERSION, asked, identity], sort_keys=True)
+        key = json.dumps([_VERSION, schemes, identity], sort_keys=True)
         self._folder = root / hashlib.sha256(key.encode()).hexdigest()[:24]
-        self._making = self._folder.with_name(f"{self._folder.name}.{os.getpid()}")
+        self._temporary = self._folder.with_name(f"{self._folder.name}.{os.getpid()}")
         self._writable = True
 
     def read(self, name: str, device: torch.device) -> QuantizedWeight | None:
-        """None if there is none, or none that can be read."""
+        """Returns a cached weight, or None if there is no file for it or the file can't be read."""
         file = self._folder / f"{name}.safetensors"
         if not file.exists():
             return None
@@ -54,48 +59,51 @@ class QuantizedCache:
                 scheme = as_scheme(opened.metadata()["scheme"])
                 return QuantizedWeight.of(scheme, tensors)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            logger.warning("%s can't be read and is made again: %s", file, error)
+            logger.warning("%s can't be read and will be written again: %s", file, error)
             return None
 
     def write(self, name: str, weight: QuantizedWeight) -> None:
-        """Where there is no room, or no right to write, the log says so and nothing is kept."""
+        """Write a weight to the temporary folder.
+
+        If that fails, for lack of space or permission, log a warning and cache nothing at all.
+        """
         if not self._writable:
             return
         try:
-            if not self._making.exists():
-                _remove_leftovers(self._making.parent)
-                self._making.mkdir(parents=True)
+            if not self._temporary.exists():
+                _remove_leftovers(self._temporary.parent)
+                self._temporary.mkdir(parents=True)
             tensors = {key: tensor.cpu().contiguous() for key, tensor in weight.tensors().items()}
             save_file(
                 tensors,
-                self._making / f"{name}.safetensors",
+                self._temporary / f"{name}.safetensors",
                 metadata={"scheme": weight.scheme},
             )
         except (OSError, SafetensorError) as error:
-            logger.warning("quantised weights are not kept in %s: %s", self._folder, error)
+            logger.warning("quantised weights are not cached in %s: %s", self._folder, error)
             self._writable = False
-            shutil.rmtree(self._making, ignore_errors=True)
+            shutil.rmtree(self._temporary, ignore_errors=True)
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, error: type[BaseException] | None, *_details: object) -> None:
-        """What was written becomes what is read; if the loading failed, nothing does."""
-        with contextlib.suppress(OSError):  # another start was faster: its folder is as good
+        """Give the written files their final folder, or remove them if the loading failed."""
+        with contextlib.suppress(OSError):  # another start was faster, and its folder is as good
             if error is None and self._folder.exists():
-                for file in self._making.glob("*"):  # those that could not be read
+                for file in self._temporary.glob("*"):  # they replace files that could not be read
                     file.replace(self._folder / file.name)
-            elif error is None and self._making.exists():
-                self._making.rename(self._folder)
-        shutil.rmtree(self._making, ignore_errors=True)
+            elif error is None and self._temporary.exists():
+                self._temporary.rename(self._folder)
+        shutil.rmtree(self._temporary, ignore_errors=True)
 
 
 def _remove_leftovers(root: Path) -> None:
-    """Folders in the making whose process is gone."""
+    """Remove temporary folders whose process has ended."""
     for folder in root.glob("*.*"):
         try:
             os.kill(int(folder.suffix[1:]), 0)
         except ProcessLookupError:
             shutil.rmtree(folder, ignore_errors=True)
-        except (ValueError, PermissionError):  # none of ours; or it lives, as someone else's
+        except (ValueError, PermissionError):  # no temporary folder, or another user's process
             continue

@@ -1,7 +1,7 @@
-"""The tensors of a checkpoint's safetensors files, each read once, none forgotten.
+"""Reads a checkpoint's safetensors files and keeps account of which tensors have been read.
 
-Names are the files' own, put through a function that gives tied tensors one name. A tensor is
-mapped into memory, not copied: it costs none until it is used.
+Tensors go by their names in the files, after a function has given tied tensors one common name. A
+tensor is mapped into memory, not copied, so it takes no memory until it is used.
 """
 
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-Progress = Callable[[int, int], None]  # bytes read, and bytes in all
+Progress = Callable[[int, int], None]  # bytes read so far, and bytes in total
 
 
 class MissingTensorError(LookupError):
-    """A tensor that a weight is made of and no file has; its text is the name."""
+    """A tensor that a weight needs is in no file. The error's text is the tensor's name."""
 
 
 class TensorFiles:
-    """All files of a checkpoint as one."""
+    """All tensors of a checkpoint's files."""
 
     def __init__(
         self, files: list[Path], canonical: Callable[[str], str], on_progress: Progress
@@ -27,28 +27,28 @@ class TensorFiles:
         self._on_progress = on_progress
         self._total = sum(file.stat().st_size for file in files)
         self._loaded = 0
-        self._places: dict[str, tuple[Any, str]] = {}  # file and the name that it has there
-        self._copies: list[tuple[Any, str]] = []  # of tied tensors
+        self._sources: dict[str, tuple[Any, str]] = {}  # the open file and the tensor's name in it
+        self._copies: list[tuple[Any, str]] = []  # the second and later copies of tied tensors
         for file in files:
             opened: Any = safe_open(file, framework="pt")
             for name in opened.keys():  # noqa: SIM118  # not a dict: it can't be iterated
-                place = (opened, name)
-                if self._places.setdefault(canonical(name), place) is not place:
-                    self._copies.append(place)
-        self._left = set(self._places)
+                source = (opened, name)
+                if self._sources.setdefault(canonical(name), source) is not source:
+                    self._copies.append(source)
+        self._left = set(self._sources)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._places
+        return name in self._sources
 
     def take(self, name: str) -> Tensor:
-        """Raises MissingTensorError."""
+        """Returns a tensor and counts it as read. Raises MissingTensorError if it is in no file."""
         tensor = self._mapped(name)
         self._count(tensor.nbytes)
         self._left.discard(name)
         return tensor
 
     def pass_over(self, is_idle: Callable[[str], bool]) -> None:
-        """Count as read what nobody needs: second copies, and tensors with such a name."""
+        """Count as read what is not needed: copies of tied tensors and names `is_idle` accepts."""
         for opened, name in self._copies:
             self._count(opened.get_tensor(name).nbytes)
         self._copies.clear()
@@ -57,13 +57,13 @@ class TensorFiles:
 
     @property
     def left(self) -> list[str]:
-        """What nobody has taken."""
+        """The names of the tensors that have not been taken, sorted."""
         return sorted(self._left)
 
     def _mapped(self, name: str) -> Tensor:
-        if name not in self._places:
+        if name not in self._sources:
             raise MissingTensorError(name)
-        opened, own_name = self._places[name]
+        opened, own_name = self._sources[name]
         tensor: Tensor = opened.get_tensor(own_name)
         return tensor
 

@@ -9,7 +9,7 @@ def printed(monkeypatch, capsys, rows, columns, width):
     return capsys.readouterr().out
 
 
-def test_a_table_wider_than_the_terminal_is_several_and_nothing_is_cut(monkeypatch, capsys):
+def test_a_table_wider_than_the_terminal_is_split_and_nothing_is_cut(monkeypatch, capsys):
     columns = [f"a_long_heading_{n}" for n in range(12)]
     rows = [{"case": "a case with a name of many words", **dict.fromkeys(columns, 1234567.0)}]
     out = printed(monkeypatch, capsys, rows, columns, 80)

@@ -1,11 +1,11 @@
-"""What a step and an answer cost, in figures that no machine changes: they may not grow unseen."""
+"""Bounds on the machine-independent counts of a step and an answer, so that they cannot grow."""
 
 import pytest
 
 from bench.counts import answer_passes, step_counts
 from bench.sides import demo_prompt
 
-MOST_LAUNCHES = 550  # of six layers; a change that needs more says why
+MOST_LAUNCHES = 550  # of six layers; a change that needs more must say why
 
 
 @pytest.fixture(scope="module")
@@ -17,16 +17,16 @@ def test_a_step_waits_for_the_device_once(counts):
     assert counts["Easel"].syncs == 1
 
 
-def test_a_step_never_writes_the_vocabulary_s_logits_of_all_rows(counts):
+def test_a_step_never_writes_logits_of_the_whole_vocabulary_for_all_rows(counts):
     assert counts["Easel"].vocab_tensors == 0
-    assert counts["Transformers"].vocab_tensors > 10  # so the counting counts
+    assert counts["Transformers"].vocab_tensors > 10  # shows that the counting works
 
 
-def test_a_step_launches_no_more_kernels_than_it_did(counts):
+def test_a_step_launches_no_more_kernels_than_allowed(counts):
     assert counts["Easel"].launches <= MOST_LAUNCHES < counts["Transformers"].launches
 
 
-def test_an_answer_costs_one_pass_a_denoising_step():
+def test_an_answer_takes_one_pass_per_denoising_step():
     blocks, steps, passes = answer_passes(demo_prompt("Count to 50"))
     assert blocks == 4
     assert passes == steps

@@ -1,4 +1,4 @@
-"""The released model's sizes by scheme, and that the measurement measures."""
+"""The released model's size in each weight format, and the effect of formats on logits."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from engine.loading import build_denoiser
 
 
 @pytest.mark.parametrize(
-    ("form", "most_gb"),
+    ("formats", "most_gb"),
     [
         (UNQUANTIZED, 51.65),
         (Formats("int8", "int8"), 27.2),
@@ -20,20 +20,19 @@ from engine.loading import build_denoiser
         (Formats("int4", "int8", "int8"), 15.9),
     ],
 )
-def test_the_released_model_has_room_where_it_has_to(form, most_gb):
-    assert 0.97 * most_gb < released_bytes(form) / 1e9 <= most_gb
+def test_the_released_model_is_as_large_as_expected(formats, most_gb):
+    assert 0.97 * most_gb < released_bytes(formats) / 1e9 <= most_gb
 
 
-def test_every_form_moves_the_logits_a_little_and_a_worse_one_more():
-    prompt, errors = demo_prompt("Count to 20"), []
-    for form in FORMATS:
-        config = EngineConfig(device="cpu", quantized_cache=False, **form.options)
-        logits = first_logits(build_denoiser(config), prompt)
-        errors.append(logits)
-    found = [float((each - errors[0]).norm() / errors[0].norm()) for each in errors]
-    by_form = dict(zip(FORMATS, found, strict=True))
-    int8, fp8, int4 = (by_form[Formats(each, each)] for each in ("int8", "fp8", "int4"))
-    assert by_form[UNQUANTIZED] == 0 < int8 < fp8 < int4 < 0.3
-    rest_int8, rest_fp8 = (by_form[Formats(rest=each)] for each in ("int8", "fp8"))
+def test_every_format_changes_the_logits_a_little_and_coarser_ones_more():
+    prompt, logits = demo_prompt("Count to 20"), []
+    for formats in FORMATS:
+        config = EngineConfig(device="cpu", quantized_cache=False, **formats.options)
+        logits.append(first_logits(build_denoiser(config), prompt))
+    relative = [float((each - logits[0]).norm() / logits[0].norm()) for each in logits]
+    errors = dict(zip(FORMATS, relative, strict=True))
+    int8, fp8, int4 = (errors[Formats(each, each)] for each in ("int8", "fp8", "int4"))
+    assert errors[UNQUANTIZED] == 0 < int8 < fp8 < int4 < 0.3
+    rest_int8, rest_fp8 = (errors[Formats(rest=each)] for each in ("int8", "fp8"))
     assert 0 < rest_int8 < rest_fp8 < int4
-    assert torch.isfinite(torch.stack(errors)).all()
+    assert torch.isfinite(torch.stack(logits)).all()

@@ -1,4 +1,4 @@
-"""The measurement of a whole model with random weights, on a small one and on a CPU."""
+"""The measurement of a model with random weights, run with a small one on the CPU."""
 
 import json
 from dataclasses import replace
@@ -64,44 +64,45 @@ def tiny(monkeypatch):
     monkeypatch.setitem(synthetic.SIZES, "tiny", TINY)
 
 
-def network(form, dimensions=TINY):
+def network(formats, dimensions=TINY):
     return random_network(
         network_config(dimensions),
-        formats=form,
+        formats=formats,
         device=CPU,
         dtype=torch.float32,
         title="test",
     )
 
 
-def denoiser(form, dimensions=TINY):
+def denoiser(formats, dimensions=TINY):
     config = EngineConfig(max_context=256, prefix_cache_mib=0, max_active=2)
-    return new_denoiser(network(form, dimensions), SamplerConfig(confidence_threshold=-1.0), config)
+    sampler = SamplerConfig(confidence_threshold=-1.0)
+    return new_denoiser(network(formats, dimensions), sampler, config)
 
 
-def size(form, dimensions=TINY):
-    return sum(weight_bytes(dimensions, form, element_bytes=4).values())
+def size(formats, dimensions=TINY):
+    return sum(weight_bytes(dimensions, formats, element_bytes=4).values())
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=case_of)
-def test_a_network_is_as_large_as_its_form_says(form):
-    assert weights_bytes(network(form)) == size(form)
+@pytest.mark.parametrize("formats", FORMATS, ids=case_of)
+def test_a_network_is_as_large_as_computed_for_its_formats(formats):
+    assert weights_bytes(network(formats)) == size(formats)
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=case_of)
-def test_no_form_is_made_from_a_larger_one(form):
+@pytest.mark.parametrize("formats", FORMATS, ids=case_of)
+def test_a_network_is_not_made_from_larger_weights(formats):
     wide = replace(TINY, experts=64, expert_size=128, hidden_size=256)
-    assert peak_bytes(lambda: network(form, wide)) < 1.05 * size(form, wide)
+    assert peak_bytes(lambda: network(formats, wide)) < 1.05 * size(formats, wide)
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=case_of)
-def test_quantised_codes_stand_for_what_a_dense_weight_would_be(form):
+@pytest.mark.parametrize("formats", FORMATS, ids=case_of)
+def test_quantised_random_weights_are_distributed_like_dense_ones(formats):
     held = [
         (target, getattr(target.module, target.attribute))
-        for target in weight_targets(network(form))
+        for target in weight_targets(network(formats))
     ]
     quantized = [each for each in held if isinstance(each[1], QuantizedWeight)]
-    assert bool(quantized) == (form != UNQUANTIZED)
+    assert bool(quantized) == (formats != UNQUANTIZED)
     for target, weight in quantized:
         values = weight.dequantize(torch.float32)
         assert values.isfinite().all()
@@ -111,53 +112,53 @@ def test_quantised_codes_stand_for_what_a_dense_weight_would_be(form):
         assert values.std() == pytest.approx(times * weight.shape[-1] ** -0.5, rel=0.2)
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=case_of)
+@pytest.mark.parametrize("formats", FORMATS, ids=case_of)
 @pytest.mark.parametrize("layers", [1, 4])
-def test_every_form_gives_logits_that_are_neither_flat_nor_certain(form, layers):
+def test_random_weights_give_logits_that_are_neither_flat_nor_certain(formats, layers):
     wide = replace(TINY, hidden_size=1024, layers=TINY.layers[-layers:])
-    logits = first_logits(denoiser(form, wide), random_prompt(TINY.vocab_size, 64))
+    logits = first_logits(denoiser(formats, wide), random_prompt(TINY.vocab_size, 64))
     assert logits.isfinite().all()
     spread = torch.distributions.Categorical(logits=logits).entropy()
     assert spread.mean() < log(TINY.vocab_size) - 1
     assert spread.mean() > 0.5
 
 
-def test_a_block_has_all_its_steps_whoever_else_has_one():
+def test_a_block_has_all_its_steps_with_any_number_of_canvases():
     some = denoiser(UNQUANTIZED)
     some.sampler = replace(some.sampler, max_denoising_steps=3)
     prompt = random_prompt(TINY.vocab_size, 128)
-    for canvases in (1, 2, 1):  # again: the caches are free by then
+    for canvases in (1, 2, 1):  # 1 again, to see that the caches are free by then
         answers = timed_answers(some, prompt, canvases=canvases, chunk=40)
         assert len(answers.passes_s) == 3
         assert answers.prefill_tokens_s > 0
 
 
-def test_the_command_measures_every_form_and_says_that_there_is_no_gpu(monkeypatch, tmp_path):
+def test_the_command_measures_every_format_and_reports_that_there_is_no_gpu(monkeypatch, tmp_path):
     monkeypatch.setitem(synthetic.SIZES, "26b", TINY)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     file, plot = tmp_path / "rows.json", tmp_path / "plot.png"
     options = ["--synthetic", "26b", "--layers", "2", "--json", str(file), "--plot", str(plot)]
     result = CliRunner().invoke(main, options)
     assert result.exit_code == 0, result.output
-    said = "No GPU that torch can use. 26b, 2 of 4 layers, random weights, on cpu"
-    assert result.output.strip().startswith(said)
+    announcement = "No GPU that torch can use. 26b, 2 of 4 layers, random weights, on cpu"
+    assert result.output.strip().startswith(announcement)
     assert plot.stat().st_size > 0
-    found = json.loads(file.read_text())
-    assert len(found) == len(FORMATS)
-    for form, row in zip(FORMATS, found, strict=True):
+    written = json.loads(file.read_text())
+    assert len(written) == len(FORMATS)
+    for formats, row in zip(FORMATS, written, strict=True):
         assert row["layers"] == 2
-        assert row["weights_gb"] == size(form, replace(TINY, layers=TINY.layers[-2:])) / 1e9
+        assert row["weights_gb"] == size(formats, replace(TINY, layers=TINY.layers[-2:])) / 1e9
         assert 0 < row["above_weights_gb"] < row["planned_gb"]
         assert row["tokens_s_at_10"] == pytest.approx(10 * row["steps"] / row["block_ms"] * 1e3)
         assert 0 < row["step_ms"] < row["block_ms"]
         assert isfinite(row["prefill_tokens_s"])
-        assert row["roofline_share"] is None  # nobody has given a CPU's bandwidth
+        assert row["roofline_share"] is None  # a CPU's bandwidth is not known
         assert row["path"] == "dynamic"
 
 
-def test_a_form_that_does_not_fit_has_a_row_that_says_what_it_needs(monkeypatch):
+def test_a_format_that_does_not_fit_has_a_row_with_its_needs(monkeypatch):
     monkeypatch.setattr(synthetic, "FORMATS", SOME_FORMATS)
-    needs = [synthetic._needs_bytes(TRIAL, form) for form in SOME_FORMATS]
+    needs = [synthetic._needs_bytes(TRIAL, formats) for formats in SOME_FORMATS]
     free = (max(needs) - 1) / synthetic._CPU_SHARE
     monkeypatch.setattr(synthetic, "free_memory", lambda _device: free)
     refused, other = rows(TRIAL)
@@ -166,22 +167,22 @@ def test_a_form_that_does_not_fit_has_a_row_that_says_what_it_needs(monkeypatch)
     assert other["step_ms"] > 0
 
 
-def test_a_form_that_runs_out_of_memory_does_not_end_the_others(monkeypatch):
-    made = random_network
+def test_a_format_that_runs_out_of_memory_does_not_stop_the_others(monkeypatch):
+    make_network = random_network
 
-    def full(*args, formats, **others):
+    def run_out_of_memory(*args, formats, **others):
         if not formats.quantized:
-            torch.empty(2**60)  # what an allocator says when there is no more
-        return made(*args, formats=formats, **others)
+            torch.empty(2**60)  # raises the allocator's out-of-memory error
+        return make_network(*args, formats=formats, **others)
 
-    monkeypatch.setattr(synthetic, "random_network", full)
+    monkeypatch.setattr(synthetic, "random_network", run_out_of_memory)
     monkeypatch.setattr(synthetic, "FORMATS", SOME_FORMATS)
     refused, other = rows(TRIAL)
     assert refused["case"] == "float32: out of memory"
     assert other["step_ms"] > 0
 
 
-def test_on_a_known_gpu_the_profile_s_batch_has_a_row_and_each_step_its_share(monkeypatch):
+def test_on_a_known_gpu_the_batch_of_its_profile_has_a_row_and_shares_are_given(monkeypatch):
     monkeypatch.setattr(synthetic, "FORMATS", SOME_FORMATS[:1])
     monkeypatch.setattr(synthetic, "find_gpu", lambda _device: H100)
     one, three = rows(replace(TRIAL, rounds=1))
@@ -191,16 +192,16 @@ def test_on_a_known_gpu_the_profile_s_batch_has_a_row_and_each_step_its_share(mo
         assert row["roofline_share"] == pytest.approx(row["roofline_ms"] / row["step_ms"])
 
 
-def test_the_roofline_is_that_of_the_table_of_devices(monkeypatch):
+def test_the_roofline_equals_that_of_the_roofline_table(monkeypatch):
     monkeypatch.setattr(synthetic, "find_gpu", lambda _device: H100)
-    found = {row["case"]: row["step_ms"] for row in roofline_rows()}
-    for form, case in {UNQUANTIZED: "BF16", Formats("int4"): "4-bit experts"}.items():
-        step_s = synthetic._roofline_s(Trial("26b", 30, CPU), form, 1)
-        assert step_s * 1e3 == pytest.approx(found[f"H100 SXM, {case}"])
+    table = {row["case"]: row["step_ms"] for row in roofline_rows()}
+    for formats, case in {UNQUANTIZED: "BF16", Formats("int4"): "4-bit experts"}.items():
+        step_s = synthetic._roofline_s(Trial("26b", 30, CPU), formats, 1)
+        assert step_s * 1e3 == pytest.approx(table[f"H100 SXM, {case}"])
 
 
 @pytest.mark.parametrize("memory_gb", [8, 16, 40])
-def test_a_cpu_gets_as_many_layers_as_fit_beside_the_embedding(memory_gb):
+def test_a_cpu_gets_as_many_layers_as_fit_in_memory(memory_gb):
     def needs(layers):
         trial = Trial("26b", layers, CPU, context=1024)
         config = EngineConfig(max_context=1280, max_active=1, prefix_cache_mib=0)
@@ -210,7 +211,7 @@ def test_a_cpu_gets_as_many_layers_as_fit_beside_the_embedding(memory_gb):
     assert needs(most) <= memory_gb * 10**9 < needs(most + 1)
 
 
-def test_fewer_layers_leave_all_else_as_it_is():
+def test_fewer_layers_leave_all_other_dimensions_unchanged():
     whole, some = released(), Trial("26b", 7, CPU).dimensions
     assert replace(some, layers=whole.layers) == replace(whole, tower=None)
     assert some.layers == (*whole.layers[:6], whole.layers[-1])
@@ -226,7 +227,7 @@ def test_fewer_layers_leave_all_else_as_it_is():
         ("NVIDIA GeForce GTX 1080", None),
     ],
 )
-def test_a_gpu_s_roofline_is_its_own(gpu, bandwidth):
+def test_a_gpu_has_the_bandwidth_of_its_own_model(gpu, bandwidth):
     device = find_device(gpu)
     assert (None if device is None else device.bandwidth) == bandwidth
 
@@ -236,12 +237,12 @@ def test_a_gpu_s_roofline_is_its_own(gpu, bandwidth):
     [
         (["--synthetic", "7b"], "'26b'"),
         (["--synthetic", "26b", "--layers", "31"], "30"),
-        (["--layers", "2"], "goes with --synthetic"),
-        (["--synthetic", "26b", "tail"], "does not go before a command"),
-        (["--json", "rows.json", "counts"], "does not go before a command"),
+        (["--layers", "2"], "can only be used with --synthetic"),
+        (["--synthetic", "26b", "tail"], "can't be used before a command"),
+        (["--json", "rows.json", "counts"], "can't be used before a command"),
     ],
 )
-def test_what_makes_no_sense_is_refused(arguments, expected):
+def test_contradictory_options_are_refused(arguments, expected):
     result = CliRunner().invoke(main, arguments, env={"COLUMNS": "200"})
     assert result.exit_code == 2
     assert expected in result.output

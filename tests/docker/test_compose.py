@@ -1,4 +1,4 @@
-"""docker-compose.yml, as Docker Compose itself reads it."""
+"""docker-compose.yml, as Docker Compose reads it."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def compose(*arguments: str, **environment: str) -> str:
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""  # Compose warns there of variables that are not set
+    assert done.stderr == ""  # Compose warns here about variables that are not set
     return done.stdout
 
 
@@ -43,19 +43,19 @@ def test_compose_accepts_it(files, profile):
     assert compose(*files, *profile, "config", "-q") == ""
 
 
-def test_monitoring_comes_only_when_asked_for():
+def test_monitoring_starts_only_on_request():
     assert set(services()) == {"easel"}
     assert set(services(*MONITORING)) == {"easel", "prometheus", "grafana"}
 
 
-def test_the_server_gets_a_gpu_unless_told_otherwise():
+def test_the_server_reserves_a_gpu_unless_cpu_yml_is_added():
     (device,) = services()["easel"]["deploy"]["resources"]["reservations"]["devices"]
     assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", 1, ["gpu"])
     assert "deploy" not in services(*CPU)["easel"]
 
 
 @pytest.mark.parametrize("name", ["easel", "prometheus", "grafana"])
-def test_a_container_comes_back_and_may_write_nothing_but_its_volumes(name):
+def test_a_container_restarts_and_can_write_only_its_volumes(name):
     service = services(*MONITORING)[name]
     assert service["restart"] == "unless-stopped"
     assert service["read_only"] is True
@@ -67,11 +67,11 @@ def test_a_container_comes_back_and_may_write_nothing_but_its_volumes(name):
     }
 
 
-def test_the_worker_s_socket_has_a_place_to_be():
+def test_there_is_a_tmpfs_for_the_socket_of_the_worker():
     assert services()["easel"]["tmpfs"] == ["/tmp"]
 
 
-def test_answers_get_their_grace_before_the_container_is_killed():
+def test_the_container_is_killed_later_than_the_grace_period_of_answers():
     service = services()["easel"]
     grace = re.fullmatch(r"(\d+)s", service["stop_grace_period"])
     assert grace
@@ -79,28 +79,28 @@ def test_answers_get_their_grace_before_the_container_is_killed():
 
 
 @pytest.mark.parametrize("name", ["easel", "prometheus", "grafana"])
-def test_a_port_is_published_to_this_machine_alone(name):
+def test_a_port_is_published_to_this_machine_only(name):
     (port,) = services(*MONITORING)[name]["ports"]
     assert port["host_ip"] == "127.0.0.1"
 
 
-def test_others_reach_the_server_when_told_so():
+def test_the_server_can_be_published_to_other_machines():
     (port,) = services(PUBLISH="8000")["easel"]["ports"]
     assert (port["published"], port.get("host_ip")) == ("8000", None)
 
 
-def test_the_key_and_the_model_are_those_of_the_shell():
+def test_the_key_and_the_model_come_from_the_shell():
     given = {"EASEL_API_KEY": "secret", "EASEL_MODEL": "demo"}
     environment = services(**given)["easel"]["environment"]
     assert {name: environment[name] for name in given} == given
 
 
-def test_every_variable_of_easel_s_is_a_setting():
+def test_every_easel_variable_is_a_setting():
     variables = services()["easel"]["environment"]
     ours = {name for name in variables if name.startswith("EASEL_")}
     assert ours - {f"EASEL_{name.upper()}" for name in Settings.model_fields} == set()
 
 
-def test_the_health_check_is_the_image_s_own():
+def test_the_health_check_is_that_of_the_image():
     assert "healthcheck" not in services()["easel"]
     assert "\nHEALTHCHECK " in (ROOT / "Dockerfile").read_text()

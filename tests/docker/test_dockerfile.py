@@ -1,4 +1,4 @@
-"""The Dockerfile: linted, and in step with what else names the same things."""
+"""The Dockerfile is linted, and agrees with other files that name the same things."""
 
 import json
 import re
@@ -24,34 +24,34 @@ def test_hadolint_finds_nothing():
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_the_image_has_the_torch_of_the_makefile():
+def test_the_image_and_the_makefile_install_the_same_torch():
     makefile = (ROOT / "Makefile").read_text()
     ours = re.search(r'^ARG TORCH="(.+)"$', DOCKERFILE, re.M)
     assert ours
     assert ours[1] == re.search(r"^TORCH := (.+)$", makefile, re.M)[1]
 
 
-def test_the_image_is_labelled_with_this_version():
+def test_the_image_is_labelled_with_the_version_of_the_project():
     label = re.search(r'image\.version="(.+)"', DOCKERFILE)
     assert label
     assert label[1] == PROJECT["project"]["version"]
 
 
-def test_every_package_of_the_wheel_reaches_the_build():
+def test_every_package_of_the_wheel_is_in_the_build_context():
     allowed = (ROOT / ".dockerignore").read_text().splitlines()
     packages = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert {f"!{package}" for package in packages} - set(allowed) == set()
 
 
-def test_the_image_runs_without_root_and_its_commands_get_the_signals_themselves():
+def test_the_image_runs_without_root_and_its_commands_get_signals_directly():
     stage = last_stage()
     assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", stage, re.M)
     assert re.search(r"^STOPSIGNAL SIGTERM$", stage, re.M)
     assert re.search(r"^VOLUME /cache$", stage, re.M)
     for command in re.findall(r"^(?:ENTRYPOINT|CMD| +CMD) (.+)$", stage, re.M):
-        assert json.loads(command)  # the exec form: a shell would be process 1 and keep them
+        assert json.loads(command)  # the exec form; a shell would be process 1 and keep the signals
 
 
-def test_no_stage_but_those_before_installs_python_packages():
+def test_the_last_stage_installs_no_python_packages():
     assert "pip install" not in last_stage()
     assert " install --no-deps" in DOCKERFILE

@@ -1,4 +1,4 @@
-"""Which model a container serves that was told none, and how it learns of its GPU."""
+"""The model that a container serves if none is named, and the detection of its GPU."""
 
 import importlib.util
 import os
@@ -14,13 +14,15 @@ from engine.sizing.gpu import Gpu
 
 SCRIPT = Path(__file__).parents[2] / "docker" / "entrypoint.py"
 _spec = importlib.util.spec_from_file_location("entrypoint", SCRIPT)
+assert _spec is not None
+assert _spec.loader is not None
 entrypoint = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(entrypoint)
 
 GIB = 2**30
 SPARK = Gpu("NVIDIA GB10", 128_524_000_000)
 RTX_4070 = Gpu("NVIDIA GeForce RTX 4070", 12_878_000_000)
-# What the entry point asks of NVIDIA's driver, answered by a driver of the test's own.
+# A fake NVIDIA driver with the functions that the entry point calls.
 DRIVER = """
 #include <stddef.h>
 #include <stdlib.h>
@@ -38,7 +40,7 @@ int cuDeviceTotalMem_v2(size_t *bytes, int device) {
 """
 
 
-def test_without_a_gpu_it_is_the_demo_model_and_the_log_says_so_and_how_to_change_it():
+def test_without_a_gpu_the_demo_model_is_served_and_the_log_explains_it():
     chosen, why = entrypoint.choose_model(None)
     assert chosen == {"EASEL_MODEL": "demo"}
     assert "no GPU" in why
@@ -46,7 +48,7 @@ def test_without_a_gpu_it_is_the_demo_model_and_the_log_says_so_and_how_to_chang
     assert "demo model" in why
 
 
-def test_a_gpu_too_small_gets_the_demo_model_and_the_log_says_so():
+def test_a_gpu_that_is_too_small_gets_the_demo_model_and_the_log_explains_it():
     chosen, why = entrypoint.choose_model(RTX_4070)
     assert chosen == {"EASEL_MODEL": "demo"}
     assert "does not fit the 12.9 GB of NVIDIA GeForce RTX 4070" in why
@@ -59,7 +61,7 @@ def gpu_of(profile):
 
 
 @pytest.mark.parametrize("profile", [name for name in profile_names() if name != "demo"])
-def test_a_gpu_that_has_a_profile_gets_the_released_model_and_never_the_cpu(profile):
+def test_a_gpu_with_a_profile_gets_the_released_model_and_never_the_cpu(profile):
     chosen, why = entrypoint.choose_model(gpu_of(profile))
     assert chosen == {"EASEL_MODEL": entrypoint.RELEASED_MODEL, "EASEL_DEVICE": "cuda"}
     assert f"with the profile {profile} takes" in why
@@ -69,17 +71,17 @@ def test_a_gpu_that_has_a_profile_gets_the_released_model_and_never_the_cpu(prof
 @pytest.mark.parametrize(
     ("name", "gib", "served"),
     [
-        # As much as drivers report of them.
+        # The memory that drivers report for them.
         ("NVIDIA GeForce RTX 4090", 23.6, True),
         ("NVIDIA GeForce RTX 5090", 31.4, True),
         ("NVIDIA H100 80GB HBM3", 79.2, True),
-        # No profile is made for these, but there is one for as much memory, or for more.
+        # No profile is made for these. One for as much memory exists for all but the last.
         ("NVIDIA GeForce RTX 3090", 23.6, True),
         ("NVIDIA L40S", 44.4, True),
         ("NVIDIA L4", 22.0, False),
     ],
 )
-def test_what_the_driver_reports_of_a_gpu_decides(name, gib, served):
+def test_the_name_and_memory_reported_by_the_driver_decide(name, gib, served):
     chosen, _why = entrypoint.choose_model(Gpu(name, round(gib * GIB)))
     assert (chosen["EASEL_MODEL"] == entrypoint.RELEASED_MODEL) == served
 
@@ -99,7 +101,7 @@ def test_what_the_driver_reports_of_a_gpu_decides(name, gib, served):
         ([], {}, False),
     ],
 )
-def test_a_model_that_a_person_names_is_never_overruled(arguments, environment, chooses):
+def test_a_model_that_was_named_is_never_overruled(arguments, environment, chooses):
     assert entrypoint.chooses_model(arguments, environment) is chooses
 
 
@@ -114,14 +116,14 @@ def test_a_model_that_a_person_names_is_never_overruled(arguments, environment, 
         (["serve", "--device", "auto"], {"EASEL_DEVICE": "cpu"}, False),
     ],
 )
-def test_a_person_who_wants_the_cpu_gets_no_model_that_needs_the_gpu(
+def test_with_the_device_set_to_cpu_no_model_that_needs_a_gpu_is_chosen(
     arguments, environment, forbids
 ):
     assert entrypoint.wants_cpu(arguments, environment) is forbids
 
 
 def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The entry point, with an `easel` that tells what it was started as."""
+    """Run the entry point with a fake `easel` that prints its model, device and arguments."""
     easel = folder / "easel"
     easel.write_text('#!/bin/sh\necho "$EASEL_MODEL|$EASEL_DEVICE|$*"\n')
     easel.chmod(0o755)
@@ -136,8 +138,8 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
     )
 
 
-def answers(driver: Path, gpu: Gpu, code: str = "0") -> dict[str, str]:
-    """Variables with which the driver of the test's own has this GPU."""
+def driver_variables(driver: Path, gpu: Gpu, code: str = "0") -> dict[str, str]:
+    """Returns environment variables with which the fake driver reports this GPU."""
     return {
         "LD_LIBRARY_PATH": str(driver),
         "DRIVER_CODE": code,
@@ -148,10 +150,10 @@ def answers(driver: Path, gpu: Gpu, code: str = "0") -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a libcuda.so.1 that has one GPU."""
+    """A folder with the fake driver as libcuda.so.1, which reports one GPU."""
     compiler = shutil.which("cc")
     if compiler is None:
-        pytest.skip("no C compiler here to make a driver with")
+        pytest.skip("there is no C compiler to build the fake driver with")
     folder = tmp_path_factory.mktemp("driver")
     source = folder / "driver.c"
     source.write_text(DRIVER)
@@ -161,24 +163,24 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("profile", ["rtx-4090", "dgx-spark"])
-def test_the_driver_is_asked_for_name_and_memory(driver, tmp_path, profile):
-    answer = run(tmp_path, "serve", "--port", "9000", **answers(driver, gpu_of(profile)))
+def test_name_and_memory_of_the_gpu_come_from_the_driver(driver, tmp_path, profile):
+    answer = run(tmp_path, "serve", "--port", "9000", **driver_variables(driver, gpu_of(profile)))
     assert answer.stdout == f"{entrypoint.RELEASED_MODEL}|cuda|serve --port 9000\n"
     assert f"with the profile {profile} takes" in answer.stderr
 
 
-def test_a_driver_without_a_gpu_is_told(driver, tmp_path):
-    answer = run(tmp_path, "serve", **answers(driver, SPARK, code="100"))
+def test_a_driver_without_a_gpu_is_reported(driver, tmp_path):
+    answer = run(tmp_path, "serve", **driver_variables(driver, SPARK, code="100"))
     assert answer.stdout == "demo||serve\n"
     assert "CUDA error 100" in answer.stderr
 
 
-def test_the_cpu_wanted_is_the_demo_model_beside_any_gpu(driver, tmp_path):
-    answer = run(tmp_path, "serve", EASEL_DEVICE="cpu", **answers(driver, SPARK))
+def test_with_the_device_set_to_cpu_the_demo_model_is_served_despite_a_gpu(driver, tmp_path):
+    answer = run(tmp_path, "serve", EASEL_DEVICE="cpu", **driver_variables(driver, SPARK))
     assert answer.stdout == "demo|cpu|serve\n"
 
 
-def test_other_commands_are_handed_on_as_they_are(tmp_path):
+def test_other_commands_are_passed_on_unchanged(tmp_path):
     answer = run(tmp_path, "version")
     assert answer.stdout == "||version\n"
     assert answer.stderr == ""

@@ -1,4 +1,4 @@
-"""Prometheus' and Grafana's files ask for what the server has, in Prometheus' own grammar."""
+"""Prometheus' and Grafana's files: valid queries for metrics that the server has."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ DASHBOARD = json.loads((DOCKER / "grafana" / "dashboards" / "easel.json").read_t
 ALERTS = yaml.safe_load((DOCKER / "prometheus" / "alerts.yml").read_text())
 PROMETHEUS = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
-# Grafana puts a duration in their place; any one will do for the grammar.
+# Grafana replaces these variables by a duration. Any duration does for the grammar.
 GRAFANA_DURATIONS = re.compile(r"\$__(rate_interval|range|interval)\b")
 
 
@@ -37,9 +37,9 @@ QUERIES = dashboard_queries() + alert_queries()
 
 
 def exposed() -> set[str]:
-    """The name of every series that the server can have."""
+    """Returns the name of every series that the server can have."""
 
-    async def collected() -> list[Metric]:  # some count what is on the event loop
+    async def collected() -> list[Metric]:  # some metrics need a running event loop
         return list(Metrics().registry.collect())
 
     names = set()
@@ -56,31 +56,33 @@ def exposed() -> set[str]:
     return names
 
 
-def asked(query: str) -> set[str]:
+def requested(query: str) -> set[str]:
     return set(re.findall(r"\beasel_\w+", query))
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_a_query_is_in_prometheus_grammar(query):
+def test_a_query_follows_the_grammar_of_prometheus(query):
     assert promql_parser.parse(query)
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_a_query_asks_for_what_the_server_has(query):
-    assert asked(query) or re.search(r"\bup\b", query)
-    assert asked(query) - exposed() == set()
+def test_a_query_requests_metrics_that_the_server_has(query):
+    assert requested(query) or re.search(r"\bup\b", query)
+    assert requested(query) - exposed() == set()
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_a_query_names_only_ends_that_there_are(query):
+def test_a_query_names_only_outcomes_that_exist(query):
     outcomes = set(re.findall(r'outcome="(\w+)"', query))
     assert outcomes - set(get_args(Outcome)) == set()
 
 
 def test_the_dashboard_shows_every_metric():
-    shown = {re.sub(r"_(bucket|sum|count)$", "", name) for each in QUERIES for name in asked(each)}
-    there = {re.sub(r"_(bucket|sum|count)$", "", name) for name in exposed()}
-    assert there - shown == set()
+    shown = {
+        re.sub(r"_(bucket|sum|count)$", "", name) for each in QUERIES for name in requested(each)
+    }
+    existing = {re.sub(r"_(bucket|sum|count)$", "", name) for name in exposed()}
+    assert existing - shown == set()
 
 
 def test_panels_have_their_own_numbers_and_do_not_overlap():
@@ -96,7 +98,7 @@ def test_panels_have_their_own_numbers_and_do_not_overlap():
     assert max(x for x, _ in taken) < 24  # the width of Grafana's grid
 
 
-def test_prometheus_reads_the_server_where_compose_has_it():
+def test_prometheus_scrapes_the_server_at_its_address_in_compose():
     (job,) = PROMETHEUS["scrape_configs"]
     (static,) = job["static_configs"]
     (target,) = static["targets"]
@@ -107,22 +109,22 @@ def test_prometheus_reads_the_server_where_compose_has_it():
     assert (DOCKER / "prometheus" / PROMETHEUS["rule_files"][0]).is_file()
 
 
-def test_every_alert_says_what_is_wrong():
+def test_every_alert_has_its_own_name_and_a_summary():
     rules = [rule for group in ALERTS["groups"] for rule in group["rules"]]
     assert len({rule["alert"] for rule in rules}) == len(rules)
     assert all(rule["annotations"]["summary"] for rule in rules)
 
 
-def test_grafana_s_panels_ask_the_source_that_is_provisioned():
+def test_panels_query_the_data_source_that_is_provisioned():
     path = DOCKER / "grafana" / "provisioning" / "datasources" / "prometheus.yml"
     (source,) = yaml.safe_load(path.read_text())["datasources"]
     assert source["url"] == "http://prometheus:9090"
     assert source["jsonData"]["timeInterval"] == PROMETHEUS["global"]["scrape_interval"]
-    asked_of = [panel["datasource"]["uid"] for panel in DASHBOARD["panels"]]
-    assert set(asked_of) == {source["uid"]}
+    queried = [panel["datasource"]["uid"] for panel in DASHBOARD["panels"]]
+    assert set(queried) == {source["uid"]}
 
 
-def test_grafana_finds_the_dashboard_where_compose_mounts_it():
+def test_the_dashboard_is_provisioned_where_compose_mounts_it():
     path = DOCKER / "grafana" / "provisioning" / "dashboards" / "easel.yml"
     (provider,) = yaml.safe_load(path.read_text())["providers"]
     folder = provider["options"]["path"]

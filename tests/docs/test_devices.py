@@ -1,4 +1,4 @@
-"""docs/devices.md says what the profiles say."""
+"""docs/devices.md agrees with the device profiles."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from engine.config import DeviceProfile
 PAGE = (Path(__file__).parents[2] / "docs" / "devices.md").read_text()
 
 
-def test_the_table_is_the_one_that_the_profiles_give():
+def test_the_table_is_the_one_generated_from_the_profiles():
     assert f"\n{table()}\n" in PAGE
 
 
-def test_each_profile_s_reasons_are_told_as_they_stand_in_it():
+def test_the_reasons_of_each_profile_are_copied_unchanged():
     assert PAGE.endswith(f"\n{reasons()}\n")
 
 

@@ -30,7 +30,7 @@ class PlainBlock:
 @torch.inference_mode()
 def plain_answer(denoiser: Denoiser, request: GenerateRequest) -> tuple[list[PlainBlock], str]:
     """Returns the blocks, and the reason why the answer ended."""
-    sampling, blocks, answer = request.sampling, [], []
+    sampling, blocks, answer = request.sampling, list[PlainBlock](), list[int]()
     ends = set() if sampling.ignore_eos else denoiser.sampler.end_tokens
     while True:
         room = request.max_tokens - len(answer)
@@ -76,13 +76,13 @@ def plain_block(
         stream=2 * sampling.choice + stream,
     )
     cache = filled_cache(denoiser, [*request.prompt, *answer])
-    embedding = model.embedding.double()
+    embedding = model.embedding.double()  # type: ignore[union-attr]  # it is not quantised
     canvas = torch.cat([noise.canvases[0][:free], suffix])
     previous, stable, soft = None, 0, None
     for step in range(steps):
         hidden = decode(model, canvas, soft, cache).double()
         raw = model.config.softcap * (hidden @ embedding.T / model.config.softcap).tanh()
-        logits = biased(raw, request, answer, denoiser.sampler.end_tokens)
+        logits = biased(raw, request, answer, set(denoiser.sampler.end_tokens))
         argmax = torch.cat([logits.argmax(-1)[:free], suffix])
         temperature = sampler.t_min + (sampler.t_max - sampler.t_min) * (steps - step) / steps
         probs = (logits / (temperature * (sampling.temperature or 1.0))).softmax(-1)
@@ -114,7 +114,7 @@ def filled_cache(denoiser: Denoiser, tokens: list[int]) -> KVCache:
         config.dimensions.layers,
         capacity=denoiser.context_length,
         pass_tokens=len(tokens) + canvas,
-        dtype=denoiser.model.embedding.dtype,
+        dtype=denoiser.model.dtype,
         device=torch.device("cpu"),
         slack=0,
     )

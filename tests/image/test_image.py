@@ -1,9 +1,10 @@
-"""The image, built and run as a person would, without a Docker engine: `make image-test`.
+"""The image, built and run as a user would, but without a Docker engine: `make image-test`.
 
-Not part of `make test`: it needs root, Debian's buildah, podman, runc and debootstrap, and minutes.
-The base image is Debian with its Python, bootstrapped here under the base image's name, since a
-registry of images may be out of reach. Where pip is told of CPU wheels (PIP_FIND_LINKS) the build
-takes them and stays small. Everything lies in one folder that is removed at the end.
+This is not part of `make test`, because it takes minutes and needs root and Debian's buildah,
+podman, runc and debootstrap. The base image is Debian with its Python, bootstrapped here under the
+base image's name, because a registry of images may not be reachable. If PIP_FIND_LINKS names CPU
+wheels, the build uses them and stays small. All files are in one folder, which is removed at the
+end.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.timeout(3600)
 
 ROOT = Path(__file__).parents[2]
 BASE = "docker.io/library/python:3.12-slim"
-# Its Python is 3.11, the oldest that Easel runs on.
+# The suite's Python is 3.11, the oldest that Easel supports.
 SUITE, PACKAGES = "bookworm", "python3,python3-venv,ca-certificates"
 TOOLS = ("debootstrap", "buildah", "podman", "runc", "iptables")
 CERTIFICATES = "/etc/ssl/certs"
@@ -40,21 +41,24 @@ SCRAPES_S = 30
 
 @dataclass(frozen=True)
 class Machine:
-    """A folder for everything, and the containers' tools, which keep their storage in it."""
+    """A folder for all files, and the container tools, which keep their storage in it."""
 
     folder: Path
 
     def run(self, *command: str, storage: str) -> str:
-        """What it wrote; its failure is the test's. `storage`: build or run."""
-        place = self.folder / storage
-        place.mkdir(exist_ok=True)
-        configuration = place / "storage.conf"
+        """Run a command with the storage "build" or "run". Returns its standard output.
+
+        Raises AssertionError if the command fails.
+        """
+        root = self.folder / storage
+        root.mkdir(exist_ok=True)
+        configuration = root / "storage.conf"
         configuration.write_text(
-            f'[storage]\ndriver = "overlay"\ngraphroot = "{place}/graph"\nrunroot = "{place}/run"\n'
+            f'[storage]\ndriver = "overlay"\ngraphroot = "{root}/graph"\nrunroot = "{root}/run"\n'
         )
         variables = {
             "CONTAINERS_STORAGE_CONF": str(configuration),
-            "TMPDIR": str(self.folder),  # of cache mounts too
+            "TMPDIR": str(self.folder),  # also used for cache mounts
         }
         done = subprocess.run(
             command, env={**os.environ, **variables}, cwd=ROOT, capture_output=True, text=True
@@ -63,14 +67,14 @@ class Machine:
         return done.stdout
 
     def podman(self, *arguments: str) -> str:
-        """podman's standard output; on stderr it complains where there is no systemd."""
+        """Run podman. Returns its standard output; without systemd it writes warnings to stderr."""
         return self.run(
             "podman", "--runtime", "runc", "--cgroup-manager", "cgroupfs", *arguments, storage="run"
         )
 
 
 def limits() -> list[str]:
-    """Low ones: podman's defaults are more than root can set where CAP_SYS_RESOURCE is missing."""
+    """Returns low limits, because without CAP_SYS_RESOURCE root can't set podman's defaults."""
     return ["--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096"]
 
 
@@ -81,7 +85,7 @@ def free_port() -> int:
 
 
 def mounts(folder: Path) -> list[str]:
-    """What is mounted below the folder, in the order of mounting."""
+    """Returns the mount points below the folder, in the order of mounting."""
     points = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     return [point for point in points if point.startswith(f"{folder}/")]
 
@@ -91,7 +95,7 @@ def machine() -> Iterator[Machine]:
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing or os.geteuid() != 0:
         pytest.fail(
-            f"needs root, and {', '.join(missing) or 'nothing else'}; on Debian: apt-get install "
+            f"needs root, and {', '.join(missing) or 'nothing else'}. On Debian: apt-get install "
             "buildah podman runc debootstrap containernetworking-plugins iptables prometheus"
         )
     bridge_was_there = BRIDGE.exists()
@@ -103,7 +107,7 @@ def machine() -> Iterator[Machine]:
         machine.podman("rm", "--all", "--force", "--volumes")
         machine.podman("rmi", "--all", "--force")
         machine.run("buildah", "rm", "--all", storage="build")
-        for mounted in reversed(mounts(folder)):  # the storage's own, or of a step that failed
+        for mounted in reversed(mounts(folder)):  # of the storage, or of a step that failed
             subprocess.run(["umount", mounted], check=True)
         shutil.rmtree(folder)
         if BRIDGE.exists() and not bridge_was_there:
@@ -112,7 +116,7 @@ def machine() -> Iterator[Machine]:
 
 @pytest.fixture(scope="session")
 def base(machine: Machine) -> str:
-    """Debian's Python under the base image's name, where buildah looks for it."""
+    """Debian's Python, in the build storage under the name of the base image."""
     root = machine.folder / "root"
     machine.run(
         "debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(root),
@@ -130,7 +134,7 @@ def base(machine: Machine) -> str:
 
 @pytest.fixture(scope="session")
 def image(machine: Machine, base: str) -> str:
-    """Built by buildah, carried over as the archive that `docker load` takes."""
+    """The image, built by buildah and loaded into podman as an archive for `docker load`."""
     wheels = os.environ.get("PIP_FIND_LINKS", "")
     mounted = [f"--volume={wheels}:{wheels}:ro"] if Path(wheels).is_dir() and wheels else []
     cpu = ["--build-arg", f"PIP_FIND_LINKS={wheels}", "--build-arg", "C_COMPILER="]
@@ -163,7 +167,10 @@ class Container:
 
 @pytest.fixture(scope="session")
 def container(machine: Machine, image: str) -> Container:
-    """As docker-compose.yml runs it, but for the GPU, and without its init as `docker run` does."""
+    """A running container, started as by docker-compose.yml but without a GPU.
+
+    It has no init process either, as with `docker run`.
+    """
     port = free_port()
     machine.podman(
         "run", "--detach", "--name", "easel", *limits(), "--publish", f"127.0.0.1:{port}:8000",
@@ -185,13 +192,13 @@ def is_ready(url: str) -> bool:
     return False
 
 
-def test_without_a_gpu_it_says_that_it_serves_the_demo_model(container):
+def test_without_a_gpu_the_log_says_that_the_demo_model_is_served(container):
     assert "there is no GPU to use" in container.logs()
     (model,) = httpx.get(f"{container.url}/v1/models").json()["data"]
     assert model["id"] == "demo"
 
 
-def test_the_image_s_health_check_finds_it_healthy(machine, container):
+def test_the_health_check_of_the_image_succeeds(machine, container):
     machine.podman("healthcheck", "run", container.name)
     (state,) = json.loads(machine.podman("inspect", container.name))
     assert state["State"]["Health"]["Status"] == "healthy"
@@ -209,7 +216,7 @@ def test_an_answer_is_streamed_out_of_the_container(container):
     assert "".join(parts) == ", ".join(map(str, range(1, 21)))
 
 
-def test_it_runs_as_a_user_without_rights_on_a_root_that_it_cannot_write(container):
+def test_it_runs_as_an_unprivileged_user_that_can_write_only_the_cache(container):
     assert container.sh("id -u") == "10001"
     assert container.sh("touch /x 2>/dev/null || echo refused") == "refused"
     assert container.sh("touch /cache/x && rm /cache/x && echo written") == "written"
@@ -219,30 +226,30 @@ def test_easel_itself_is_process_1(container):
     assert "easel serve" in container.sh("tr '\\0' ' ' < /proc/1/cmdline")
 
 
-def test_no_build_tool_is_left(container):
+def test_no_build_tool_is_in_the_image(container):
     tools = "pip pip3 make cmake git curl wget hatchling g++ ld"
     if "PIP_FIND_LINKS" in os.environ:
-        tools += " cc gcc"  # which the image has for Triton alone, and the CPU wheel has no Triton
+        tools += " cc gcc"  # they are needed for Triton only, which the CPU wheel lacks
     assert container.sh(f"for tool in {tools}; do command -v $tool || true; done") == ""
     assert container.sh("python -m pip --version 2>/dev/null || echo none") == "none"
     assert container.sh("ls -d /source /staged /opt/build 2>/dev/null || echo none") == "none"
 
 
 def test_any_user_can_write_the_cache(machine, image):
-    said = machine.podman(
+    output = machine.podman(
         "run", "--rm", *limits(), "--user", "4242:4242", "--network", "none",
         "--entrypoint", "python", image,
         "-c", "import os, pathlib; pathlib.Path('/cache/x').touch(); print(os.getuid())",
     )  # fmt: skip
-    assert said.strip() == "4242"
+    assert output.strip() == "4242"
 
 
-def test_other_commands_than_serve_can_be_run(machine, image):
-    said = machine.podman("run", "--rm", *limits(), "--network", "none", image, "version")
-    assert re.fullmatch(r"\d+\.\d+\.\d+", said.strip())
+def test_commands_other_than_serve_can_be_run(machine, image):
+    output = machine.podman("run", "--rm", *limits(), "--network", "none", image, "version")
+    assert re.fullmatch(r"\d+\.\d+\.\d+", output.strip())
 
 
-def test_a_new_easel_is_a_small_layer(machine, image):
+def test_easel_itself_is_a_small_layer(machine, image):
     history = json.loads(machine.podman("history", "--format", "json", image))
     sizes = [(layer["size"], layer["CreatedBy"]) for layer in history if layer["size"]]
     for size, made_by in sizes:
@@ -252,10 +259,10 @@ def test_a_new_easel_is_a_small_layer(machine, image):
     assert last < 20e6
 
 
-def test_prometheus_takes_its_files():
+def test_prometheus_accepts_its_configuration():
     promtool = shutil.which("promtool")
     if promtool is None:
-        pytest.skip("no promtool here; on Debian: apt-get install prometheus")
+        pytest.skip("promtool is not installed; on Debian: apt-get install prometheus")
     done = subprocess.run(
         [promtool, "check", "config", ROOT / "docker" / "prometheus" / "prometheus.yml"],
         capture_output=True,
@@ -266,10 +273,10 @@ def test_prometheus_takes_its_files():
 
 @pytest.fixture
 def prometheus(container: Container, tmp_path: Path) -> Iterator[httpx.Client]:
-    """A real Prometheus with our files, that reads the container."""
+    """A client of a real Prometheus that scrapes the container with the project's files."""
     program = shutil.which("prometheus")
     if program is None:
-        pytest.skip("no prometheus here; on Debian: apt-get install prometheus")
+        pytest.skip("prometheus is not installed; on Debian: apt-get install prometheus")
     folder = ROOT / "docker" / "prometheus"
     ours = yaml.safe_load((folder / "prometheus.yml").read_text())
     ours["global"]["scrape_interval"] = "1s"
@@ -297,15 +304,17 @@ def prometheus(container: Container, tmp_path: Path) -> Iterator[httpx.Client]:
         process.wait(30)
 
 
-def test_prometheus_reads_the_container_and_answers_every_query(prometheus, container):
-    def asked(query: str) -> list[dict]:
+def test_prometheus_scrapes_the_container_and_answers_every_query(prometheus, container):
+    def query_result(query: str) -> list[dict]:
         answer = prometheus.get(f"query?query={urllib.parse.quote(query)}").json()
         assert answer["status"] == "success", f"{query}: {answer}"
         return answer["data"]["result"]
 
     def steps() -> float:
         with contextlib.suppress(httpx.TransportError):
-            return sum(float(one["value"][1]) for one in asked("easel_denoising_steps_total"))
+            return sum(
+                float(one["value"][1]) for one in query_result("easel_denoising_steps_total")
+            )
         return 0
 
     httpx.post(
@@ -315,22 +324,22 @@ def test_prometheus_reads_the_container_and_answers_every_query(prometheus, cont
     ).raise_for_status()
     deadline = time.monotonic() + SCRAPES_S
     while steps() == 0:
-        assert time.monotonic() < deadline, "Prometheus has read nothing"
+        assert time.monotonic() < deadline, "Prometheus has scraped nothing"
         time.sleep(0.5)
-    (up,) = asked('up{job="easel"}')
+    (up,) = query_result('up{job="easel"}')
     assert up["value"][1] == "1"
     dashboard = json.loads((ROOT / "docker" / "grafana" / "dashboards" / "easel.json").read_text())
     for panel in dashboard["panels"]:
         for target in panel["targets"]:
-            asked(re.sub(r"\$__\w+", "1m", target["expr"]))
+            query_result(re.sub(r"\$__\w+", "1m", target["expr"]))
     rules = prometheus.get("rules").json()["data"]["groups"][0]["rules"]
     assert len(rules) == 6
     assert {rule["lastError"] for rule in rules if "lastError" in rule} <= {""}
 
 
-def test_sigterm_ends_it_in_order(machine, container):
-    """The last test: the container is gone after it."""
+def test_sigterm_ends_the_container_gracefully(machine, container):
+    """This must be the last test, because it ends the container."""
     machine.podman("stop", "--time", "45", container.name)
     (state,) = json.loads(machine.podman("inspect", container.name))
-    assert state["State"]["ExitCode"] == 0  # 137 if it had to be killed
+    assert state["State"]["ExitCode"] == 0  # it would be 137 if the container had to be killed
     assert state["Config"]["StopSignal"] in (15, "SIGTERM")

@@ -35,7 +35,7 @@ class Pair:
         finally:
             self.denoiser.sampler = sampler
         assert isinstance(done, Done)
-        return blocks
+        return blocks  # type: ignore[return-value]  # only blocks come before Done
 
     def prompt(self, length: int = 29, seed: int = 0) -> list[int]:
         """Returns random tokens that are not special ones."""

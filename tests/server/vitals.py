@@ -20,21 +20,21 @@ class Vitals:
     """Of the front end and of its worker."""
 
     worker: int  # its process id
-    resident_bytes: tuple[int, int]
-    descriptors: tuple[int, int]
+    resident_bytes: tuple[int, ...]
+    descriptors: tuple[int, ...]
 
     @staticmethod
     def of(server: Server) -> "Vitals":
         worker = server.worker_pid()
         both = [Path("/proc") / str(pid) for pid in (server.process.pid, worker)]
-        resident = [re.search(r"VmRSS:\s+(\d+)", (p / "status").read_text())[1] for p in both]
+        resident = [re.findall(r"VmRSS:\s+(\d+)", (p / "status").read_text())[0] for p in both]
         open_files = [len(list((p / "fd").iterdir())) for p in both]
         return Vitals(worker, tuple(1024 * int(kib) for kib in resident), tuple(open_files))
 
 
 def in_flight(server: Server) -> float:
     metrics = httpx.get(f"{server.url}/metrics", timeout=SETTLE_S).text
-    return float(re.search(r"^easel_requests_in_flight (.+)$", metrics, re.MULTILINE)[1])
+    return float(re.findall(r"^easel_requests_in_flight (.+)$", metrics, re.MULTILINE)[0])
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def accounts(seen: Iterable[Seen], log: Sequence[Line], figures: Figures) -> lis
         for line in log
         if line["level"] in ("error", "critical")
     ]
-    totals = {
+    totals: dict[tuple[str, ...], int] = {
         **{("easel_requests_total", name): 0 for name in OUTCOMES},
         **Counter(("easel_requests_total", line["outcome"]) for line in answers),
         ("easel_prompt_tokens_total",): sum(line["prompt_tokens"] for line in answers),

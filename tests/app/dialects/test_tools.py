@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.dialects.tools import checked_schema
+from app.answer.tool_schemas import checked_schema
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from app.prompting.conversation import Turn
 from app.prompting.prompt import PromptBuilder
 from engine.config import DEMO_MODEL_PATH
 
-PROMPTS = PromptBuilder(DEMO_MODEL_PATH)
+PROMPTS = PromptBuilder(str(DEMO_MODEL_PATH))
 FOUND = SimpleNamespace(prompts=PROMPTS)
 LIMITS = SimpleNamespace(vocab_size=1280)
 CONTROLS = PROMPTS.vocabulary.controls

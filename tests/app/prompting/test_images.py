@@ -14,8 +14,7 @@ from transformers.image_utils import load_image
 from transformers.models.gemma4.image_processing_pil_gemma4 import get_aspect_ratio_preserving_size
 
 import app.prompting.images
-from app.dialects.fields import UNSUPPORTED
-from app.errors import BadRequest
+from app.errors import UNSUPPORTED, BadRequest
 from app.prompting.conversation import ImagePart, ImageUrl
 from app.prompting.images import MOST_IMAGES, ImageReader, PictureFormat
 from demo.tokenizer import SPECIAL_TOKENS, build_tokenizer, save_tokenizer

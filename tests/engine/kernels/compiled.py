@@ -107,7 +107,7 @@ def launch_prefix_attention() -> list[str]:
                 queries = torch.empty(16, 256, size, dtype=torch.bfloat16)
                 keys = torch.empty(kv_heads, 8448, size, dtype=torch.bfloat16)
                 span = torch.empty(2, dtype=torch.int64)
-            options = {"causal": True, "window": window} if causal else {}
+            options: dict[str, Any] = {"causal": True, "window": window} if causal else {}
             prefix_attention.prefix_attention(queries, keys, keys, span, **options)
             names.append(f"head size {size}, {options}")
     return names

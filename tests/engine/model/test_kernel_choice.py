@@ -13,7 +13,7 @@ from engine.loading import build_denoiser
 from engine.model import kernel_choice
 from engine.model.experts import Experts, Routing
 from engine.model.kernel_choice import choose_attention_kernel, choose_product_kernels
-from engine.model.kv_cache import LayerShape
+from engine.sizing.dimensions import LayerShape
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 

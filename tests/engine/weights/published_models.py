@@ -1,6 +1,6 @@
-"""Tiny checkpoints written in the layouts of published ones, and what their weights stand for.
+"""Writes tiny checkpoints in the layouts of published ones and returns their dequantised weights.
 
-Written here with numbers and bits spelled out, not with the code that reads them.
+The layouts are spelled out here in numbers and bits, independently of the code that reads them.
 """
 
 import json
@@ -15,45 +15,45 @@ E2M1 = torch.cat([E2M1, -E2M1])
 
 
 def linearised(tensors):
-    """The tensors with each layer's experts as a module for each of them and each projection."""
-    found = {}
+    """Returns the tensors with each projection of each expert as a module of its own."""
+    modules = {}
     for name, tensor in tensors.items():
         prefix, _, last = name.rpartition(".")
         if last == "gate_up_proj":
             for expert, weight in enumerate(tensor):
                 gate, up = weight.chunk(2)
-                found[f"{prefix}.{expert}.gate_proj.weight"] = gate
-                found[f"{prefix}.{expert}.up_proj.weight"] = up
+                modules[f"{prefix}.{expert}.gate_proj.weight"] = gate
+                modules[f"{prefix}.{expert}.up_proj.weight"] = up
         elif last == "down_proj":
             for expert, weight in enumerate(tensor):
-                found[f"{prefix}.{expert}.down_proj.weight"] = weight
+                modules[f"{prefix}.{expert}.down_proj.weight"] = weight
         else:
-            found[name] = tensor
-    return found
+            modules[name] = tensor
+    return modules
 
 
 def rewrite(folder: Path, store, chosen, quantization, metadata="config.json"):
-    """Store every chosen module's weight another way; gives back what the weights stand for.
+    """Store every chosen module's weight in another format. Returns all weights, dequantised.
 
-    `store(weight)` gives the tensors by their last names, and what they stand for.
+    `store(weight)` returns the stored tensors, by their last names, and the dequantised weight.
     """
     file = folder / "model.safetensors"
-    tensors, stood_for = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    dense: dict[str, torch.Tensor] = {}
     for name, tensor in linearised(load_file(file)).items():
         module = name.removesuffix(".weight")
         if name.endswith("_proj.weight") and not any(i in name for i in IGNORED) and chosen(name):
-            stored, dense = store(tensor)
+            stored, dense[name] = store(tensor)
             tensors |= {f"{module}.{last}": each.contiguous() for last, each in stored.items()}
-            stood_for[name] = dense
         else:
-            tensors[name] = stood_for[name] = tensor.contiguous()
+            tensors[name] = dense[name] = tensor.contiguous()
     save_file({n: t.clone() for n, t in tensors.items()}, file, metadata={"format": "pt"})
     if metadata == "config.json":
         config = json.loads((folder / metadata).read_text())
         (folder / metadata).write_text(json.dumps({**config, "quantization_config": quantization}))
     else:
         (folder / metadata).write_text(json.dumps(quantization))
-    return stood_for
+    return dense
 
 
 def store_fp8(weight):
@@ -71,22 +71,22 @@ def store_int8(weight):
 
 
 def store_int4(weight, group=32):
-    """Eight numbers -8 .. 7 in an int32, each plus 8, the first in the lowest bits."""
+    """Store eight numbers -8 .. 7 in an int32, each plus 8, the first in the lowest bits."""
     rows, inputs = weight.shape
     grouped = weight.view(rows, -1, group)
     scale = (grouped.abs().amax(-1) / 7).bfloat16()
     numbers = (grouped / scale[..., None].float()).round().clamp(-8, 7)
     dense = (numbers * scale[..., None].float()).view(rows, inputs)
     words = torch.zeros(rows, inputs // 8, dtype=torch.int64)
-    for place in range(8):
-        words += (numbers.view(rows, inputs)[:, place::8].long() + 8) << (4 * place)
+    for position in range(8):
+        words += (numbers.view(rows, inputs)[:, position::8].long() + 8) << (4 * position)
     words = torch.where(words >= 2**31, words - 2**32, words).int()
     shape = torch.tensor([rows, inputs])
     return {"weight_packed": words, "weight_scale": scale, "weight_shape": shape}, dense
 
 
 def nvfp4(weight, factor):
-    """e2m1 codes two a byte, the scales of 16, and what they stand for without the factor."""
+    """Returns packed e2m1 codes, the scales of 16 weights, and the dequantised weight * factor."""
     rows, inputs = weight.shape
     grouped = (weight * factor).view(rows, -1, 16)
     scale = (grouped.abs().amax(-1) / 6).to(torch.float8_e4m3fn)
@@ -98,7 +98,7 @@ def nvfp4(weight, factor):
 
 
 def store_compressed_nvfp4(weight):
-    """The second scale is what the weights were multiplied by."""
+    """The second scale is the factor by which the weights were multiplied."""
     factor = 448 * 6 / weight.abs().max()
     packed, scale, dense = nvfp4(weight, factor)
     return {
@@ -110,7 +110,7 @@ def store_compressed_nvfp4(weight):
 
 
 def store_modelopt_nvfp4(weight):
-    """The second scale is what they are to be multiplied by."""
+    """The second scale is the factor by which a reader has to multiply."""
     second = weight.abs().max() / (448 * 6)
     packed, scale, dense = nvfp4(weight, 1 / second)
     return {
@@ -122,7 +122,7 @@ def store_modelopt_nvfp4(weight):
 
 
 def compressed_tensors(layout, **weights):
-    """config.json's quantization_config as llm-compressor writes it."""
+    """Returns `quantization_config` of config.json as llm-compressor writes it."""
     group = {
         "format": None,
         "input_activations": None,
@@ -141,12 +141,12 @@ def compressed_tensors(layout, **weights):
 
 
 def rewrite_as_goedelmachines(folder: Path, group=32):
-    """Experts in four bits in files of their own; gives back what all weights stand for."""
+    """Move the experts, in four bits, to files of their own. Returns all weights, dequantised."""
     file = folder / "model.safetensors"
-    tensors, stood_for = load_file(file), {}
+    tensors, dense = load_file(file), {}
     for name in [name for name in tensors if ".experts." in name]:
         prefix, _, last = name.rpartition(".")
-        stored, stood_for[name] = store_asymmetric(tensors.pop(name), group)
+        stored, dense[name] = store_asymmetric(tensors.pop(name), group)
         short = {"gate_up_proj": "gu", "down_proj": "dn"}[last]
         layer = name.split(".layers.")[1].split(".")[0]
         path = folder / f"experts_{layer}.safetensors"
@@ -154,11 +154,11 @@ def rewrite_as_goedelmachines(folder: Path, group=32):
         save_file(others | {f"{prefix}.{short}_{k}": t for k, t in stored.items()}, path)
     save_file({n: t.clone() for n, t in tensors.items()}, file, metadata={"format": "pt"})
     (folder / "w4_meta.json").write_text(json.dumps({"format": "dg-w4a16-v1"}))
-    return tensors | stood_for
+    return tensors | dense
 
 
 def store_asymmetric(weight, group):
-    """[E, N, K]: codes 0 .. 15, even inputs low, less the zero's code and times the scale."""
+    """Store [E, N, K] as codes 0 .. 15, even inputs low: an element is (code - zero) * scale."""
     grouped = weight.view(*weight.shape[:-1], -1, group)
     least, most = grouped.amin(-1), grouped.amax(-1)
     scale = ((most - least) / 15).half()

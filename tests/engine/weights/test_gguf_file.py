@@ -1,6 +1,6 @@
-"""GGUF files as llama.cpp converts the model, against what the `gguf` package makes of them.
+"""GGUF files as llama.cpp converts the model, compared with the `gguf` package's reading of them.
 
-Blocks of K-quants are random bits with small scales: any bits are a block.
+Blocks of K-quants are random bits with small scales, because any bits are a valid block.
 """
 
 import struct
@@ -65,7 +65,10 @@ IN_LAYER = {
 
 
 def q4_k_m(name):
-    """What llama.cpp's mix has where; rows that are no multiple of 256 take Q8_0 or Q5_0."""
+    """Returns the type that llama.cpp's Q4_K_M has for this tensor.
+
+    Rows whose length is not a multiple of 256 are Q8_0 or Q5_0.
+    """
     if name in ("token_embd.weight", "self_cond_gate.weight") or "attn_v" in name:
         return TYPE.Q6_K
     if "attn_output" in name:
@@ -89,7 +92,7 @@ def gguf_name(name):
 
 
 def stored(weight, kind, seed):
-    """Bytes of a weight, for K-quants of another one that is about as large."""
+    """Returns a weight's bytes; for K-quants those of random blocks of about the same magnitude."""
     if kind in (TYPE.Q4_K, TYPE.Q6_K):
         size = {TYPE.Q4_K: 144, TYPE.Q6_K: 210}[kind]
         generator = np.random.default_rng(seed)
@@ -103,9 +106,9 @@ def stored(weight, kind, seed):
 
 
 def write(file, folder, kinds, *, architecture="diffusion-gemma", change=lambda tensors: tensors):
-    """Write a checkpoint's language model as GGUF; gives back what its tensors stand for."""
-    writer, stood_for = gguf.GGUFWriter(file, architecture), {}
-    writer.add_array("tokenizer.ggml.tokens", ["<pad>", "ä", ""])  # as long as they are, unread
+    """Write a checkpoint's language model as GGUF. Returns its tensors, dequantised."""
+    writer, dense = gguf.GGUFWriter(file, architecture), {}
+    writer.add_array("tokenizer.ggml.tokens", ["<pad>", "ä", ""])  # arrays that the reader skips
     writer.add_array("tokenizer.ggml.scores", [0.5, 1.5, 2.5])
     writer.add_bool("tokenizer.ggml.add_bos_token", True)
     writer.add_tensor("rope_freqs.weight", np.ones(16, dtype=np.float32))
@@ -117,12 +120,12 @@ def write(file, folder, kinds, *, architecture="diffusion-gemma", change=lambda 
         kind = kinds(own) if linear else TYPE.F32
         data = stored(weight, kind, seed)
         writer.add_tensor(own, data, raw_dtype=kind)
-        stood_for[name] = torch.from_numpy(np.array(gguf.dequantize(data, kind)))
+        dense[name] = torch.from_numpy(np.array(gguf.dequantize(data, kind)))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return stood_for
+    return dense
 
 
 @pytest.fixture
@@ -136,23 +139,23 @@ def load(folder, file, **options):
 
 
 @pytest.mark.parametrize("kinds", [q8_0, q4_k_m])
-def test_a_pass_is_that_of_the_weights_that_the_package_dequantises(folder, tmp_path, kinds):
-    stood_for = write(tmp_path / "model.gguf", folder, kinds)
-    found = load(folder, tmp_path / "model.gguf")
+def test_a_pass_equals_one_with_the_weights_that_the_package_dequantises(folder, tmp_path, kinds):
+    dense = write(tmp_path / "model.gguf", folder, kinds)
+    model = load(folder, tmp_path / "model.gguf")
     tensors = load_file(folder / "model.safetensors")
-    save_file(tensors | stood_for, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors | dense, folder / "model.safetensors", metadata={"format": "pt"})
     plain = load_model(find_checkpoint(str(folder)), device=CPU, dtype=torch.float32)
     expected = hidden(plain)
-    most = 2e-3 if kinds is q4_k_m else 1e-6  # of Q4_K's scales and zeros the products are rounded
-    assert (hidden(found) - expected).norm() < most * expected.norm()
-    experts = found.layers[0].experts
+    most = 2e-3 if kinds is q4_k_m else 1e-6  # Q4_K's scales and zeros are products and are rounded
+    assert (hidden(model) - expected).norm() < most * expected.norm()
+    experts = model.layers[0].experts
     for name, weight in (("gate_up_proj", experts.gate_up), ("down_proj", experts.down)):
-        expected = stood_for[f"model.decoder.layers.0.experts.{name}"]
+        expected = dense[f"model.decoder.layers.0.experts.{name}"]
         error = (weight.dequantize(torch.float32) - expected).norm() / expected.norm()
         assert error < 5e-4
 
 
-def test_it_stays_in_as_many_bits_as_it_has(folder, tmp_path):
+def test_loaded_weights_keep_the_number_of_bits_they_have_in_the_file(folder, tmp_path):
     write(tmp_path / "model.gguf", folder, q4_k_m)
     model = load(folder, tmp_path / "model.gguf")
     first, second = model.each_layer()
@@ -170,30 +173,30 @@ def test_it_stays_in_as_many_bits_as_it_has(folder, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [TYPE.Q8_0, TYPE.Q5_0, TYPE.Q6_K])
-def test_codes_and_scales_are_taken_over_exactly(folder, tmp_path, kind):
-    stood_for = write(
+def test_codes_and_scales_are_read_exactly(folder, tmp_path, kind):
+    dense = write(
         tmp_path / "model.gguf",
         folder,
         lambda name: kind if "attn_q" in name else TYPE.Q8_0,
     )
     queries = load(folder, tmp_path / "model.gguf").layers[1].attention.qkv
     queries = queries if kind is TYPE.Q8_0 else queries.parts[0]
-    expected = stood_for["model.decoder.layers.1.self_attn.q_proj.weight"]
-    found = queries.dequantize(torch.float32)[: expected.shape[0]]
-    assert torch.equal(found, expected)
+    expected = dense["model.decoder.layers.1.self_attn.q_proj.weight"]
+    dequantized = queries.dequantize(torch.float32)[: expected.shape[0]]
+    assert torch.equal(dequantized, expected)
 
 
-def test_every_byte_is_told_of(folder, tmp_path):
+def test_progress_counts_every_byte(folder, tmp_path):
     write(tmp_path / "model.gguf", folder, q8_0)
-    told = []
-    load(folder, tmp_path / "model.gguf", on_progress=lambda *numbers: told.append(numbers))
-    assert told == sorted(told)
+    reports = []
+    load(folder, tmp_path / "model.gguf", on_progress=lambda *numbers: reports.append(numbers))
+    assert reports == sorted(reports)
     reader = gguf.GGUFReader(tmp_path / "model.gguf")
-    assert told[-1][0] == sum(int(tensor.n_bytes) for tensor in reader.tensors)
+    assert reports[-1][0] == sum(int(tensor.n_bytes) for tensor in reader.tensors)
 
 
 def held_bytes(model):
-    """Of all weights, however they are held."""
+    """Returns the bytes of all weights, quantised or not."""
     total = sum(tensor.nbytes for tensor in model.state_dict().values())
     for module in model.modules():
         for weight in vars(module).values():
@@ -204,18 +207,18 @@ def held_bytes(model):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kinds", [q8_0, q4_k_m])
-def test_its_header_says_to_the_byte_how_large_its_weights_will_be(folder, tmp_path, kinds, dtype):
+def test_the_header_predicts_the_size_of_the_weights_to_the_byte(folder, tmp_path, kinds, dtype):
     file = tmp_path / "model.gguf"
     write(file, folder, kinds)
     checkpoint = find_checkpoint(str(folder), str(file))
     model = load_model(checkpoint, device=CPU, dtype=dtype)
     dimensions = find_dimensions(str(folder), str(file))
     assert (dimensions.quantized, dimensions.tower) == (True, None)
-    found = weight_bytes(dimensions, UNQUANTIZED, element_bytes=dtype.itemsize)
-    assert found == {"as stored": held_bytes(model)}
+    sizes = weight_bytes(dimensions, UNQUANTIZED, element_bytes=dtype.itemsize)
+    assert sizes == {"as stored": held_bytes(model)}
 
 
-def test_what_does_not_fit_is_refused_before_the_file_s_weights_are_read(
+def test_a_file_that_does_not_fit_is_refused_before_its_weights_are_read(
     folder, tmp_path, monkeypatch
 ):
     write(tmp_path / "model.gguf", folder, q8_0)
@@ -229,7 +232,7 @@ def test_what_does_not_fit_is_refused_before_the_file_s_weights_are_read(
         build_denoiser(config)
 
 
-def test_the_header_says_where_each_tensor_is_as_the_package_has_it(folder, tmp_path):
+def test_the_header_locates_each_tensor_where_the_package_does(folder, tmp_path):
     write(tmp_path / "model.gguf", folder, q4_k_m)
     reader = gguf.GGUFReader(tmp_path / "model.gguf")
     assert [(t.name, t.shape, t.kind, t.start) for t in read_tensors(tmp_path / "model.gguf")] == [
@@ -251,7 +254,7 @@ def test_missing_and_unexpected_tensors_are_listed(folder, tmp_path):
         load(folder, tmp_path / "model.gguf")
 
 
-def test_a_type_that_is_not_read_is_named(folder, tmp_path):
+def test_an_unsupported_type_is_named(folder, tmp_path):
     write(tmp_path / "model.gguf", folder, lambda _name: TYPE.Q4_1)
     with pytest.raises(CheckpointError, match=r"embed_tokens.*stored as Q4_1; supported: F32, "):
         load(folder, tmp_path / "model.gguf")
@@ -259,7 +262,7 @@ def test_a_type_that_is_not_read_is_named(folder, tmp_path):
         find_dimensions(str(folder), str(tmp_path / "model.gguf"))
 
 
-def test_another_model_s_file_is_refused(folder, tmp_path):
+def test_a_file_of_another_model_is_refused(folder, tmp_path):
     write(tmp_path / "model.gguf", folder, q8_0, architecture="gemma4")
     with pytest.raises(CheckpointError, match="architecture is 'gemma4'; supported"):
         load(folder, tmp_path / "model.gguf")
@@ -277,7 +280,7 @@ def test_another_model_s_file_is_refused(folder, tmp_path):
         (struct.pack("<4sIQQQIIQ", b"GGUF", 3, 0, 2, 0, 9, 4, 2**63), "."),
     ],
 )
-def test_what_is_no_gguf_file_is_refused(folder, tmp_path, data, why):
+def test_a_file_that_is_not_gguf_is_refused(folder, tmp_path, data, why):
     (tmp_path / "model.gguf").write_bytes(data)
     with pytest.raises(CheckpointError, match=rf"model\.gguf is not a GGUF file: .*{why}"):
         find_dimensions(str(folder), str(tmp_path / "model.gguf"))
@@ -292,11 +295,11 @@ def test_a_file_that_ends_too_soon_is_refused(folder, tmp_path):
         with pytest.raises(GgufError, match="not a GGUF file"):
             read_tensors(file)
     file.write_bytes(whole[:-100])
-    with pytest.raises(CheckpointError, match=r"weight: the file ends before it does"):
+    with pytest.raises(CheckpointError, match=r"weight: the file ends before the tensor does"):
         load(folder, file)
 
 
 @pytest.mark.parametrize("name", ["nowhere.gguf", "/nowhere/at/all.gguf", "owner/name"])
-def test_a_file_that_is_not_there_is_named(folder, name):
+def test_a_missing_file_is_named(folder, name):
     with pytest.raises(CheckpointError, match=f"gguf '{name}' is neither a file nor"):
         find_checkpoint(str(folder), name)

@@ -1,4 +1,4 @@
-"""Checkpoints as they are published, against what their weights stand for."""
+"""Loading of published checkpoint formats, compared with their dequantised weights."""
 
 import json
 
@@ -35,7 +35,7 @@ def everything(_name):
     return True
 
 
-def but_attention(name):
+def all_but_attention(name):
     return "self_attn" not in name
 
 
@@ -49,7 +49,7 @@ INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
 NVFP4 = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
 FP8 = {"num_bits": 8, "type": "float", "strategy": "channel"}
 INT8 = {"num_bits": 8, "type": "int", "strategy": "channel"}
-# How it is stored, which modules are, what the metadata says and where, our scheme.
+# Name: function that stores a weight, quantised modules, metadata, its file, resulting scheme.
 LAYOUTS = {
     "FP8-dynamic by RedHatAI": (
         store_fp8,
@@ -60,7 +60,7 @@ LAYOUTS = {
     ),
     "NVFP4 by RedHatAI": (
         store_compressed_nvfp4,
-        but_attention,
+        all_but_attention,
         compressed_tensors("nvfp4-pack-quantized", **NVFP4),
         "config.json",
         "nvfp4",
@@ -80,7 +80,7 @@ LAYOUTS = {
         "int8",
     ),
     "NVFP4 by NVIDIA": (store_modelopt_nvfp4, only_experts, MODELOPT, "config.json", "nvfp4"),
-    "NVFP4 by NVIDIA, told in its own file": (
+    "NVFP4 by NVIDIA, named in its own file": (
         store_modelopt_nvfp4,
         only_experts,
         OWN_FILE,
@@ -98,8 +98,8 @@ def folder(tmp_path):
 @pytest.fixture(params=LAYOUTS)
 def published(request, folder):
     store, chosen, quantization, metadata, scheme = LAYOUTS[request.param]
-    stood_for = rewrite(folder, store, chosen, quantization, metadata)
-    return folder, stood_for, chosen, scheme
+    dense = rewrite(folder, store, chosen, quantization, metadata)
+    return folder, dense, chosen, scheme
 
 
 def parts(weight):
@@ -116,26 +116,26 @@ def in_full(weight):
     )
 
 
-def test_a_weight_is_what_its_tensors_stand_for(published):
-    folder, stood_for, *_ = published
+def test_a_loaded_weight_equals_its_dequantised_tensors(published):
+    folder, dense, *_ = published
     model = load(folder)
     experts = "model.decoder.layers.0.experts."
     for expert in range(SHAPE.experts):
         expected = torch.cat(
-            [stood_for[f"{experts}{expert}.{name}_proj.weight"] for name in ("gate", "up")]
+            [dense[f"{experts}{expert}.{name}_proj.weight"] for name in ("gate", "up")]
         )
         gate_up = in_full(model.layers[0].experts.gate_up)[expert]
         assert torch.allclose(gate_up, expected, rtol=1e-6, atol=1e-8)
         down = in_full(model.layers[0].experts.down)[expert]
-        expected = stood_for[f"{experts}{expert}.down_proj.weight"]
+        expected = dense[f"{experts}{expert}.down_proj.weight"]
         assert torch.allclose(down, expected, rtol=1e-6, atol=1e-8)
     attention = "model.decoder.layers.1.self_attn."
-    expected = torch.cat([stood_for[f"{attention}{name}_proj.weight"] for name in "qk"])
+    expected = torch.cat([dense[f"{attention}{name}_proj.weight"] for name in "qk"])
     assert torch.allclose(in_full(model.layers[1].attention.qkv), expected, rtol=1e-6, atol=1e-8)
 
 
-def test_it_stays_in_few_bits_where_it_was_and_in_full_where_it_was(published):
-    folder, _stood_for, chosen, scheme = published
+def test_each_weight_stays_quantised_or_unquantised_as_stored(published):
+    folder, _dense, chosen, scheme = published
     model = load(folder)
     for name, weight in weights(model).items():
         kind = {"experts": ".experts.", "attention": "self_attn", "mlp": ".mlp."}
@@ -145,8 +145,8 @@ def test_it_stays_in_few_bits_where_it_was_and_in_full_where_it_was(published):
     assert isinstance(model.self_conditioning.mlp.down, torch.Tensor)
 
 
-def test_a_pass_is_that_of_the_unquantised_checkpoint_with_the_same_weights(published, tmp_path):
-    folder, stood_for, *_ = published
+def test_a_pass_equals_one_of_the_unquantised_checkpoint_with_the_same_weights(published, tmp_path):
+    folder, dense, *_ = published
     model = load(folder)
     plain = write_random_model(tmp_path / "plain", SHAPE)
     merged = dict(load_file(plain / "model.safetensors"))
@@ -156,12 +156,12 @@ def test_a_pass_is_that_of_the_unquantised_checkpoint_with_the_same_weights(publ
         if last in of_experts:
             merged[name] = torch.stack(
                 [
-                    torch.cat([stood_for[f"{prefix}.{e}.{p}.weight"] for p in of_experts[last]])
+                    torch.cat([dense[f"{prefix}.{e}.{p}.weight"] for p in of_experts[last]])
                     for e in range(SHAPE.experts)
                 ]
             )
         else:
-            merged[name] = stood_for[name].contiguous()
+            merged[name] = dense[name].contiguous()
     save_file(merged, plain / "model.safetensors", metadata={"format": "pt"})
     assert torch.allclose(hidden(model), hidden(load(plain)), atol=1e-5)
 
@@ -171,26 +171,26 @@ def test_no_weight_is_a_view_of_the_files(published):
     model = load(folder)
     expected = hidden(model)
     file = folder / "model.safetensors"
-    file.write_bytes(bytes(file.stat().st_size))  # in place: a view would see it
+    file.write_bytes(bytes(file.stat().st_size))  # overwritten, so that a view would change
     assert torch.equal(hidden(model), expected)
 
 
-def test_gate_and_up_of_one_global_scale_are_one_weight(folder):
+def test_gate_and_up_with_the_same_global_scale_become_one_weight(folder):
     def store(weight):
         packed, scale, dense = nvfp4(weight, 1 / 0.001)
         second = torch.tensor(0.001)
         return {"weight": packed, "weight_scale": scale, "weight_scale_2": second}, dense * second
 
-    stood_for = rewrite(folder, store, only_experts, MODELOPT)
+    dense = rewrite(folder, store, only_experts, MODELOPT)
     gate_up = load(folder).layers[0].experts.gate_up
     assert isinstance(gate_up, QuantizedWeight)
     experts = "model.decoder.layers.0.experts.3."
-    expected = torch.cat([stood_for[f"{experts}{name}_proj.weight"] for name in ("gate", "up")])
+    expected = torch.cat([dense[f"{experts}{name}_proj.weight"] for name in ("gate", "up")])
     assert torch.allclose(in_full(gate_up)[3], expected)
 
 
-def test_tied_copies_under_the_encoder_s_names_are_read_once(folder):
-    stood_for = rewrite(folder, store_modelopt_nvfp4, only_experts, MODELOPT)
+def test_tied_copies_under_encoder_names_are_read_once(folder):
+    dense = rewrite(folder, store_modelopt_nvfp4, only_experts, MODELOPT)
     file = folder / "model.safetensors"
     tensors = load_file(file)
     copies = {
@@ -199,20 +199,20 @@ def test_tied_copies_under_the_encoder_s_names_are_read_once(folder):
         if ".experts." in name
     }
     save_file({**tensors, **copies}, file, metadata={"format": "pt"})
-    told = []
+    reports = []
     model = load_model(
         find_checkpoint(str(folder)),
         device=torch.device("cpu"),
         dtype=torch.float32,
-        on_progress=lambda loaded, total: told.append((loaded, total)),
+        on_progress=lambda loaded, total: reports.append((loaded, total)),
     )
     down = in_full(model.layers[0].experts.down)[1]
-    assert torch.allclose(down, stood_for["model.decoder.layers.0.experts.1.down_proj.weight"])
-    assert told[-1][0] == sum(t.nbytes for t in load_file(file).values())
+    assert torch.allclose(down, dense["model.decoder.layers.0.experts.1.down_proj.weight"])
+    assert reports[-1][0] == sum(t.nbytes for t in load_file(file).values())
 
 
 @pytest.mark.parametrize("last", ["weight_packed", "weight_scale", "weight_shape"])
-def test_a_tensor_that_a_module_lacks_is_listed(folder, last):
+def test_a_missing_tensor_of_a_module_is_listed(folder, last):
     rewrite(folder, store_int4, everything, compressed_tensors("pack-quantized", **INT4))
     file = folder / "model.safetensors"
     tensors = load_file(file)
@@ -225,11 +225,11 @@ def test_a_tensor_that_a_module_lacks_is_listed(folder, last):
 
 @pytest.fixture
 def goedelmachines(folder):
-    """What its weights stand for; only products of zeros and scales are rounded, to float16."""
+    """The dequantised weights. Loading rounds only the products of zeros and scales, to float16."""
     return rewrite_as_goedelmachines(folder)
 
 
-def test_experts_in_files_of_their_own_are_what_their_tensors_stand_for(folder, goedelmachines):
+def test_experts_in_separate_files_equal_their_dequantised_tensors(folder, goedelmachines):
     model = load(folder)
     for index, layer in enumerate(model.each_layer()):
         prefix = f"model.decoder.layers.{index}.experts."
@@ -243,7 +243,7 @@ def test_experts_in_files_of_their_own_are_what_their_tensors_stand_for(folder, 
     assert isinstance(model.layers[0].attention.qkv, torch.Tensor)
 
 
-def test_they_are_the_unquantised_checkpoint_s_with_the_same_weights(
+def test_a_pass_with_experts_in_separate_files_equals_an_unquantised_one(
     folder, goedelmachines, tmp_path
 ):
     plain = write_random_model(tmp_path / "plain", SHAPE)
@@ -253,7 +253,7 @@ def test_they_are_the_unquantised_checkpoint_s_with_the_same_weights(
     assert (hidden(load(folder)) - expected).norm() < 1e-3 * expected.norm()
 
 
-def test_they_are_counted_to_the_byte(folder, goedelmachines):
+def test_experts_in_separate_files_are_counted_to_the_byte(folder, goedelmachines):
     dimensions = find_dimensions(str(folder))
     assert dimensions.quantized
     files = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
@@ -265,19 +265,19 @@ def test_they_are_counted_to_the_byte(folder, goedelmachines):
         )
 
 
-def test_a_layer_without_its_file_of_experts_is_listed(folder, goedelmachines):
+def test_a_layer_whose_file_of_experts_is_missing_is_listed(folder, goedelmachines):
     (folder / "experts_1.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"2 missing: .*layers\.1\.experts\.dn_q, .*gu_q"):
         load(folder)
 
 
-def test_another_way_to_pack_them_is_refused_by_its_name(folder, goedelmachines):
+def test_an_unknown_packing_of_experts_is_refused_by_name(folder, goedelmachines):
     (folder / "w4_meta.json").write_text('{"format": "dg-w4a16-v2"}')
     with pytest.raises(CheckpointError, match="format is 'dg-w4a16-v2'; supported: 'dg-w4a16-v1'"):
         find_checkpoint(str(folder))
 
 
-def test_a_tensor_that_no_module_has_is_listed(folder):
+def test_a_tensor_without_a_module_is_listed(folder):
     rewrite(folder, store_fp8, everything, compressed_tensors("float-quantized", **FP8))
     file = folder / "model.safetensors"
     tensors = load_file(file)
@@ -287,18 +287,18 @@ def test_a_tensor_that_no_module_has_is_listed(folder):
         load(folder)
 
 
-def test_an_expert_of_another_shape_is_told(folder):
+def test_experts_of_different_shapes_are_refused(folder):
     rewrite(folder, store_fp8, everything, compressed_tensors("float-quantized", **FP8))
     file = folder / "model.safetensors"
     tensors = load_file(file)
     name = "model.decoder.layers.0.experts.2.down_proj.weight"
     tensors[name] = tensors[name][:, :16].contiguous()
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"0\.experts\.down_proj: .* not of one shape"):
+    with pytest.raises(CheckpointError, match=r"0\.experts\.down_proj: .* differ in shape"):
         load(folder)
 
 
-def test_scales_that_do_not_fit_are_told(folder):
+def test_scales_that_do_not_fit_their_weight_are_refused(folder):
     rewrite(folder, store_int4, everything, compressed_tensors("pack-quantized", **INT4))
     file = folder / "model.safetensors"
     tensors = load_file(file)
@@ -328,7 +328,7 @@ def test_scales_that_do_not_fit_are_told(folder):
         ),
     ],
 )
-def test_a_format_that_is_not_read_is_refused_by_its_key(folder, quantization, named):
+def test_an_unsupported_format_is_refused_by_its_key(folder, quantization, named):
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = quantization
     (folder / "config.json").write_text(json.dumps(config))

@@ -1,4 +1,4 @@
-"""Weights in few bits: what they stand for, how far they are from what they were made of."""
+"""Quantised weights: their dequantised values and how far these are from the original weights."""
 
 import pytest
 import torch
@@ -25,14 +25,14 @@ def quantized(scheme, *shape, seed=0):
     return quantize(weights(*shape, seed=seed), scheme, CPU)
 
 
-def test_int8_codes_are_counted_in_their_row_s_scale():
+def test_int8_codes_are_multiplied_by_the_scale_of_their_row():
     weight = QuantizedWeight(
         "int8", torch.tensor([[-128, 3], [7, 0]], dtype=torch.int8), torch.tensor([[0.5], [2.0]])
     )
     assert weight.dequantize(torch.float32).tolist() == [[-64.0, 1.5], [14.0, 0.0]]
 
 
-def test_int4_codes_are_counted_from_8_the_low_half_first_each_group_in_its_scale():
+def test_int4_codes_less_8_are_multiplied_by_the_scale_of_their_group_low_half_first():
     codes = torch.tensor([[0x80, 0x9F]], dtype=torch.uint8)  # 0, 8, 15, 9
     weight = QuantizedWeight("int4", codes, torch.tensor([[1.0, 10.0]]))
     assert weight.shape == (1, 4)
@@ -40,14 +40,14 @@ def test_int4_codes_are_counted_from_8_the_low_half_first_each_group_in_its_scal
     assert weight.dequantize(torch.float32).tolist() == [[-8.0, 0.0, 70.0, 10.0]]
 
 
-def test_int4_with_zeros_is_counted_from_0_less_the_zero():
+def test_int4_codes_with_zeros_are_scaled_and_the_zero_is_subtracted():
     codes = torch.tensor([[0x80, 0x9F]], dtype=torch.uint8)
     scales, zeros = torch.tensor([[1.0, 10.0]]), torch.tensor([[0.5, 100.0]])
     weight = QuantizedWeight("int4", codes, scales, zeros)
     assert weight.dequantize(torch.float32).tolist() == [[-0.5, 7.5, 50.0, -10.0]]
 
 
-def test_nvfp4_codes_are_e2m1_in_two_levels_of_scales():
+def test_nvfp4_codes_are_e2m1_with_two_levels_of_scales():
     codes = pack(torch.arange(16, dtype=torch.uint8)).reshape(1, 8)
     weight = QuantizedWeight(
         "nvfp4", codes, torch.tensor([[2.0]]).to(torch.float8_e4m3fn), None, torch.tensor(0.25)
@@ -74,14 +74,14 @@ def test_int8_is_at_most_half_a_step_off():
     assert (error <= 0.5001 * step).all()
 
 
-def test_fp8_is_at_most_a_sixteenth_off_or_half_the_least_step():
+def test_fp8_is_at_most_a_sixteenth_or_half_the_least_step_off():
     dense = weights(40, 96)
     error = (quantize(dense, "fp8", CPU).dequantize(torch.float32) - dense).abs()
     least = dense.abs().amax(1, keepdim=True) / 448 * 2**-9
     assert (error <= torch.maximum(1.0001 * dense.abs() / 16, 0.5001 * least)).all()
 
 
-def test_int4_is_at_most_a_fourteenth_of_its_group_s_largest_off_or_cut_at_an_eighth():
+def test_int4_is_off_by_at_most_an_eighth_and_mostly_a_fourteenth_of_the_largest():
     dense = weights(40, 96)
     error = (quantize(dense, "int4", CPU).dequantize(torch.float32) - dense).abs()
     largest = dense.unflatten(1, (-1, 32)).abs().amax(-1).repeat_interleave(32, dim=1)
@@ -90,19 +90,19 @@ def test_int4_is_at_most_a_fourteenth_of_its_group_s_largest_off_or_cut_at_an_ei
 
 
 @pytest.mark.parametrize(("scheme", "most"), [("int8", 0.01), ("fp8", 0.03), ("int4", 0.1)])
-def test_of_normal_weights_little_is_lost(scheme, most):
+def test_normally_distributed_weights_lose_little(scheme, most):
     dense = weights(64, 256)
     error = quantize(dense, scheme, CPU).dequantize(torch.float32) - dense
     assert error.norm() / dense.norm() < most
 
 
-def test_int4_is_better_than_any_one_range_of_its_codes():
+def test_int4_is_better_than_with_one_fixed_range_of_codes():
     dense = weights(64, 256)
-    found = (quantize(dense, "int4", CPU).dequantize(torch.float32) - dense).norm()
+    error = (quantize(dense, "int4", CPU).dequantize(torch.float32) - dense).norm()
     groups = dense.unflatten(1, (-1, 32))
     scale = groups.abs().amax(-1, keepdim=True) / 7
     plain = ((groups / scale).round() * scale - groups).norm()
-    assert found < 0.97 * plain
+    assert error < 0.97 * plain
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -111,7 +111,7 @@ def test_rows_of_zeros_stay_zeros(scheme):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_experts_are_quantised_as_each_would_be_alone(scheme):
+def test_experts_are_quantised_as_if_each_were_alone(scheme):
     dense = weights(3, 8, 64)
     together = quantize(dense, scheme, CPU)
     for index in range(3):
@@ -122,35 +122,35 @@ def test_experts_are_quantised_as_each_would_be_alone(scheme):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_matrix_of_many_rows_is_quantised_as_its_parts_would_be(scheme):
+def test_a_matrix_of_many_rows_is_quantised_as_if_its_parts_were_alone(scheme):
     dense = weights(20_000, 32)
     whole = quantize(dense, scheme, CPU)
-    for place in (slice(0, 100), slice(16_300, 16_500), slice(19_900, 20_000)):
-        alone = quantize(dense[place], scheme, CPU)
-        for name, tensor in whole.rows(place).tensors().items():
+    for span in (slice(0, 100), slice(16_300, 16_500), slice(19_900, 20_000)):
+        alone = quantize(dense[span], scheme, CPU)
+        for name, tensor in whole.rows(span).tensors().items():
             assert torch.equal(tensor.float(), alone.tensors()[name].float())
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_bfloat16_is_quantised_as_the_float32_that_it_is(scheme):
+def test_bfloat16_is_quantised_like_the_same_numbers_in_float32(scheme):
     dense = weights(8, 64).bfloat16()
     one, other = quantize(dense, scheme, CPU), quantize(dense.float(), scheme, CPU)
     assert torch.equal(one.dequantize(torch.float32), other.dequantize(torch.float32))
 
 
-def test_rows_that_int4_s_groups_do_not_fill_are_refused():
-    with pytest.raises(UnquantizableError, match="a multiple of 32, not of 48"):
+def test_rows_that_do_not_divide_into_int4_groups_are_refused():
+    with pytest.raises(UnquantizableError, match="a multiple of 32 input features, not 48"):
         quantize(weights(8, 48), "int4", CPU)
 
 
 @pytest.mark.parametrize(("scheme", "bits"), [("int8", 8), ("fp8", 8), ("int4", 4.5)])
-def test_bytes_are_those_of_codes_and_scales(scheme, bits):
+def test_nbytes_counts_codes_and_scales(scheme, bits):
     weight = quantized(scheme, 16, 2816)
     assert weight.nbytes == 16 * (2816 * bits / 8 + (0 if scheme == "int4" else 2))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_parts_that_are_quantised_alike_become_one_weight(scheme):
+def test_parts_of_equal_layout_become_one_weight(scheme):
     parts = [quantized(scheme, 8, 64, seed=seed) for seed in range(3)]
     whole = stack(parts)
     assert isinstance(whole, QuantizedWeight)
@@ -159,7 +159,7 @@ def test_parts_that_are_quantised_alike_become_one_weight(scheme):
     assert torch.equal(whole.rows(slice(8, 16)).dequantize(torch.float32), expected[8:16])
 
 
-def test_parts_that_are_quantised_unlike_stay_apart():
+def test_parts_of_unequal_layout_stay_separate():
     parts = [quantized("int4", 8, 64), quantized("int8", 8, 64), weights(8, 64)]
     whole = stack(parts)
     assert isinstance(whole, StackedWeight)
@@ -167,7 +167,7 @@ def test_parts_that_are_quantised_unlike_stay_apart():
     assert whole.nbytes == sum(part.nbytes for part in parts)
 
 
-def test_parts_with_other_global_scales_stay_apart():
+def test_parts_with_different_global_scales_stay_separate():
     codes, scales = torch.zeros(2, 8, dtype=torch.uint8), torch.ones(2, 1).to(torch.float8_e4m3fn)
     one = QuantizedWeight("nvfp4", codes, scales, None, torch.tensor(1.0))
     other = QuantizedWeight("nvfp4", codes, scales, None, torch.tensor(2.0))
@@ -175,7 +175,7 @@ def test_parts_with_other_global_scales_stay_apart():
     assert isinstance(stack([one, other]), StackedWeight)
 
 
-def test_a_view_into_a_larger_weight_is_filled():
+def test_a_weight_is_copied_into_a_view_of_a_larger_weight():
     whole, part = quantized("int4", 4, 8, 64), quantized("int4", 8, 64, seed=1)
     copy_weight(whole.expert(2), part)
     assert torch.equal(whole.dequantize(torch.float32)[2], part.dequantize(torch.float32))

@@ -1,4 +1,4 @@
-"""Quantising while loading: results, memory, the cache on disk, what can't be quantised."""
+"""Quantising while loading: results, memory, the cache on disk and refused weights."""
 
 import json
 import os
@@ -43,14 +43,14 @@ def load(folder, *, dtype=torch.float32, cache_root=None, **formats):
 
 
 def weights(model):
-    """Those that can be quantised, by where they are."""
-    found = {}
+    """Returns the experts' and linears' weights by layer and name."""
+    by_name = {}
     for index, layer in enumerate(model.each_layer()):
         for part in ("attention", "mlp", "experts"):
             module = getattr(layer, part)
             for name in ("qkv", "out") if part == "attention" else ("gate_up", "down"):
-                found[f"{index}.{part}.{name}"] = getattr(module, name)
-    return found
+                by_name[f"{index}.{part}.{name}"] = getattr(module, name)
+    return by_name
 
 
 def everything(model):
@@ -58,7 +58,7 @@ def everything(model):
 
 
 def put_in_full(model):
-    """The same model with each quantised weight replaced by what it stands for."""
+    """Replace each quantised weight of this model by its dequantised values. Returns the model."""
     for module in model.modules():
         for name, weight in list(vars(module).items()):
             if isinstance(weight, QuantizedWeight):
@@ -68,7 +68,7 @@ def put_in_full(model):
 
 
 def rest(model):
-    """What neither experts nor linears are, by where it is."""
+    """Returns the matrices of the kind `rest` by name: neither experts nor linears."""
     conditioning = model.self_conditioning.mlp
     routers = {f"router {i}": layer.router.proj for i, layer in enumerate(model.each_layer())}
     return {
@@ -80,7 +80,7 @@ def rest(model):
 
 
 def hidden(model, *, soft=False):
-    """Of a canvas behind a prompt; `soft`: with some self-conditioning."""
+    """Returns the hidden states of a canvas behind a prompt, self-conditioned if `soft` is true."""
     cache = KVCache(
         model.dimensions.layers,
         capacity=128,
@@ -96,37 +96,37 @@ def hidden(model, *, soft=False):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_pass_is_that_of_the_dequantised_weights(folder, scheme):
+def test_a_quantised_pass_equals_one_with_the_dequantised_weights(folder, scheme):
     model = load(folder, experts=scheme, linears=scheme)
     assert all(weight.scheme == scheme for weight in weights(model).values())
-    found = hidden(model)
-    assert torch.allclose(found, hidden(put_in_full(model)), atol=1e-5)
-    assert not torch.allclose(found, hidden(load(folder)), atol=1e-5)
+    states = hidden(model)
+    assert torch.allclose(states, hidden(put_in_full(model)), atol=1e-5)
+    assert not torch.allclose(states, hidden(load(folder)), atol=1e-5)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_experts_and_linears_are_quantised_each_by_its_own_option(folder, scheme):
+def test_experts_and_linears_have_separate_options(folder, scheme):
     for experts, linears in ((scheme, None), (None, scheme)):
-        found = weights(load(folder, experts=experts, linears=linears))
-        for name, weight in found.items():
-            wanted = experts if "experts" in name else linears
-            assert getattr(weight, "scheme", None) == wanted, name
+        loaded = weights(load(folder, experts=experts, linears=linears))
+        for name, weight in loaded.items():
+            expected = experts if "experts" in name else linears
+            assert getattr(weight, "scheme", None) == expected, name
 
 
 @pytest.mark.parametrize("scheme", ["int8", "fp8"])
-def test_the_rest_is_quantised_by_an_option_of_its_own(folder, scheme):
+def test_the_rest_is_quantised_by_its_own_option(folder, scheme):
     model = load(folder, rest=scheme)
     assert {weight.scheme for weight in rest(model).values()} == {scheme}
     assert not any(isinstance(weight, QuantizedWeight) for weight in weights(model).values())
     left = {name for name, tensor in model.state_dict().items() if tensor.ndim > 1}
     assert len(left) == len(weights(model))
     assert all(name.startswith("layers.") and "router" not in name for name in left)
-    found = hidden(model, soft=True)
-    assert torch.allclose(found, hidden(put_in_full(model), soft=True), atol=1e-5)
-    assert not torch.allclose(found, hidden(load(folder), soft=True), atol=1e-3)
+    states = hidden(model, soft=True)
+    assert torch.allclose(states, hidden(put_in_full(model), soft=True), atol=1e-5)
+    assert not torch.allclose(states, hidden(load(folder), soft=True), atol=1e-3)
 
 
-def test_nothing_else_is_quantised(folder):
+def test_nothing_but_experts_and_linears_is_quantised_by_their_options(folder):
     dense = load(folder).state_dict()
     model = load(folder, experts="int4", linears="int8")
     kept = model.state_dict()
@@ -137,21 +137,21 @@ def test_nothing_else_is_quantised(folder):
     assert "layers.0.router.proj" in kept
 
 
-def test_the_model_s_bytes_are_those_of_its_schemes(folder):
-    found = weights(load(folder, experts="int4", linears="int8"))
-    for name, weight in found.items():
+def test_nbytes_of_loaded_weights_follow_from_their_schemes(folder):
+    loaded = weights(load(folder, experts="int4", linears="int8"))
+    for name, weight in loaded.items():
         rows = weight.shape[:-1].numel()
         expected = weight.shape.numel() * 4.5 / 8 if "experts" in name else None
         assert weight.nbytes == (expected or weight.shape.numel() + 2 * rows), name
 
 
-def test_what_has_no_place_in_the_scheme_is_refused(tmp_path):
+def test_a_weight_whose_shape_does_not_suit_the_scheme_is_refused(tmp_path):
     write_random_model(tmp_path, Shape(layers="f"))
-    with pytest.raises(CheckpointError, match="int4 takes rows of a multiple of 32, not of 48"):
+    with pytest.raises(CheckpointError, match="int4 needs a multiple of 32 input features, not 48"):
         load(tmp_path, experts="int4")
 
 
-def test_what_a_quantising_load_misses_is_listed_and_nothing_is_kept(folder, tmp_path):
+def test_a_quantising_load_lists_missing_tensors_and_caches_nothing(folder, tmp_path):
     broken = tmp_path / "model"
     broken.mkdir()
     for file in folder.iterdir():
@@ -165,13 +165,13 @@ def test_what_a_quantising_load_misses_is_listed_and_nothing_is_kept(folder, tmp
     assert list((tmp_path / "cache").rglob("*.safetensors")) == []
 
 
-def test_the_second_start_reads_what_the_first_one_kept(folder, tmp_path, monkeypatch):
-    kept = {"experts": "int4", "linears": "fp8", "rest": "int8", "cache_root": tmp_path}
-    first = everything(load(folder, **kept))
+def test_a_second_start_reads_the_weights_cached_by_the_first(folder, tmp_path, monkeypatch):
+    options = {"experts": "int4", "linears": "fp8", "rest": "int8", "cache_root": tmp_path}
+    first = everything(load(folder, **options))
     monkeypatch.setattr(
         "engine.model.checkpoint.quantize", lambda *_: pytest.fail("quantised once more")
     )
-    second = everything(load(folder, **kept))
+    second = everything(load(folder, **options))
     for name, weight in first.items():
         for part, tensor in weight.tensors().items():
             assert torch.equal(
@@ -179,7 +179,7 @@ def test_the_second_start_reads_what_the_first_one_kept(folder, tmp_path, monkey
             ), name
 
 
-def test_another_scheme_or_checkpoint_has_a_cache_of_its_own(folder, tmp_path):
+def test_each_scheme_and_each_checkpoint_has_its_own_cache(folder, tmp_path):
     load(folder, experts="int8", cache_root=tmp_path)
     load(folder, experts="fp8", cache_root=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
@@ -190,28 +190,28 @@ def test_another_scheme_or_checkpoint_has_a_cache_of_its_own(folder, tmp_path):
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_a_damaged_cache_is_made_again_and_the_log_says_so(folder, tmp_path, caplog):
+def test_a_damaged_cache_file_is_written_again_and_logged(folder, tmp_path, caplog):
     expected = weights(load(folder, experts="int8", cache_root=tmp_path))["0.experts.down"]
     file = next(tmp_path.rglob("*layers.0.experts.down_proj.safetensors"))
     file.write_bytes(file.read_bytes()[:100])
-    for warnings in (1, 1):  # the second time it has been made again
-        found = weights(load(folder, experts="int8", cache_root=tmp_path))["0.experts.down"]
-        assert torch.equal(found.codes, expected.codes)
+    for warnings in (1, 1):  # the first load has written the file again
+        loaded = weights(load(folder, experts="int8", cache_root=tmp_path))["0.experts.down"]
+        assert torch.equal(loaded.codes, expected.codes)
         assert caplog.text.count("can't be read") == warnings
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_load_that_was_cut_off_leaves_no_cache(folder, tmp_path, monkeypatch):
-    def cut(*_):
+def test_an_interrupted_load_leaves_no_cache(folder, tmp_path, monkeypatch):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("engine.model.checkpoint._Loading.report", cut)
+    monkeypatch.setattr("engine.model.checkpoint._Loading.report", interrupt)
     with pytest.raises(KeyboardInterrupt):
         load(folder, experts="int8", cache_root=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_start_left_is_removed_and_what_a_live_one_makes_is_not(folder, tmp_path):
+def test_leftovers_of_killed_starts_are_removed_and_folders_of_live_ones_are_not(folder, tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
     left, live = tmp_path / f"some.{ended.pid}", tmp_path / f"other.{os.getppid()}"
@@ -222,14 +222,14 @@ def test_what_a_killed_start_left_is_removed_and_what_a_live_one_makes_is_not(fo
     assert live.exists()
 
 
-def test_where_nothing_can_be_written_nothing_is_kept_and_the_log_says_so(folder, tmp_path, caplog):
+def test_a_cache_that_cannot_be_written_is_skipped_and_logged(folder, tmp_path, caplog):
     (tmp_path / "file").touch()
-    found = weights(load(folder, experts="int8", cache_root=tmp_path / "file"))
-    assert found["0.experts.down"].scheme == "int8"
-    assert "not kept" in caplog.text
+    loaded = weights(load(folder, experts="int8", cache_root=tmp_path / "file"))
+    assert loaded["0.experts.down"].scheme == "int8"
+    assert "not cached" in caplog.text
 
 
-def test_the_options_reach_the_load_and_the_cache_can_be_switched_off(tmp_path, monkeypatch):
+def test_the_options_reach_the_load_and_the_cache_can_be_disabled(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     options = {"quantize_experts": "int4", "quantize_linears": "int8", "device": "cpu"}
     model = build_denoiser(EngineConfig(**options, quantized_cache=False)).model
@@ -241,7 +241,7 @@ def test_the_options_reach_the_load_and_the_cache_can_be_switched_off(tmp_path, 
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_the_demo_model_s_answers_are_right_in_each_scheme(scheme):
+def test_the_demo_model_answers_correctly_in_each_scheme(scheme):
     config = EngineConfig(
         device="cpu",
         quantize_experts=scheme,
@@ -262,7 +262,7 @@ def test_the_demo_model_s_answers_are_right_in_each_scheme(scheme):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_compiled_it_answers_the_same():
+def test_a_compiled_quantised_model_gives_the_same_answers():
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler on a CPU, and there is no g++")
     answers = []
@@ -296,18 +296,18 @@ def anonymous():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) * 1024
 
-def load(scheme, told=lambda *_: None):
+def load(scheme, on_progress):
     return load_model(find_checkpoint(sys.argv[1]), device=torch.device("cpu"),
-                      dtype=torch.bfloat16, on_progress=told,
+                      dtype=torch.bfloat16, on_progress=on_progress,
                       formats=Formats(scheme, scheme))
 
 warm = load_model(find_checkpoint(sys.argv[2]), device=torch.device("cpu"), dtype=torch.bfloat16,
                   formats=Formats("int4", "int4"))
 before, most = anonymous(), 0
-def told(*_):
+def measure(*_):
     global most
     most = max(most, anonymous())
-model = load("int4", told)
+model = load("int4", measure)
 kept = sum(t.nbytes for t in model.state_dict().values())
 for layer in model.each_layer():
     for module in (layer.attention, layer.mlp, layer.experts):
@@ -317,7 +317,7 @@ print(most - before, kept)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
-def test_a_quantising_load_holds_little_more_than_the_result(folder, tmp_path):
+def test_a_quantising_load_holds_little_more_than_its_result(folder, tmp_path):
     shape = Shape(layers="s" * 7 + "f", hidden=256, mlp=128, expert=64, experts=48)
     write_random_model(tmp_path, shape)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -330,7 +330,7 @@ def test_a_quantising_load_holds_little_more_than_the_result(folder, tmp_path):
         capture_output=True,
         text=True,
         check=True,
-        # What is given back goes back at once, so that it does not look as if it were held.
+        # Freed memory is returned to the system at once, so that it is not counted as held.
         env={**os.environ, "PYTHONPATH": str(root), "MALLOC_MMAP_THRESHOLD_": "65536"},
     )
     most, kept = map(int, ran.stdout.split())
@@ -338,7 +338,7 @@ def test_a_quantising_load_holds_little_more_than_the_result(folder, tmp_path):
     assert kept < most < kept + largest < dense, (most, kept, dense)
 
 
-def test_a_checkpoint_that_is_quantised_already_is_not_quantised_again(folder, tmp_path):
+def test_an_already_quantised_checkpoint_is_not_quantised_again(folder, tmp_path):
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
