@@ -5,12 +5,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CLIENTS := .venv-clients
+LOCK := .venv-lock
+CONSTRAINTS := constraints.txt
 MINUTES ?= 10
 # torch is installed first. If pip finds a CPU build of this release, it takes that build, which also
 # satisfies the range in pyproject.toml. Otherwise it installs PyPI's CUDA build.
 TORCH := torch==2.13.0
 
-.PHONY: help serve test soak fuzz image-test check fmt demo-accuracy clean
+.PHONY: help serve test coverage soak fuzz image-test check fmt lock demo-accuracy clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -20,6 +22,12 @@ serve: $(VENV)/.installed ## Start the server with the demo model on 127.0.0.1:8
 
 test: check $(CLIENTS)/.installed ## Run lint, types, import rules and every test, on the CPU
 	$(BIN)/pytest
+
+coverage: $(VENV)/.installed-dev $(CLIENTS)/.installed ## Run every test and report which lines of app/ and engine/ they ran
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered
 
 soak: $(VENV)/.installed-dev ## Send mixed traffic for MINUTES (10), then judge the results (docs/reliability.md)
 	$(BIN)/python -m tests.soak $(MINUTES)
@@ -40,11 +48,18 @@ fmt: $(VENV)/.installed-dev ## Format the code and fix what the linter can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+lock: ## Write the newest versions that pyproject.toml allows to constraints.txt
+	rm -rf $(LOCK) && $(PYTHON) -m venv $(LOCK)
+	$(LOCK)/bin/pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(LOCK)/bin/pip install --quiet --disable-pip-version-check '$(TORCH)' --editable '.[dev]'
+	{ sed -n '/^#/p' $(CONSTRAINTS); $(LOCK)/bin/pip freeze --exclude-editable | sed 's/+cpu$$//'; } > $(LOCK)/new
+	mv $(LOCK)/new $(CONSTRAINTS) && rm -rf $(LOCK)
+
 demo-accuracy: $(VENV)/.installed ## Measure the demo model's accuracy per task (demo/README.md)
 	$(BIN)/python -m demo.evaluate
 
 clean: ## Remove the virtual environments and every cache
-	rm -rf $(VENV) $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(CLIENTS) $(LOCK) .coverage* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -54,16 +69,18 @@ $(BIN)/python:
 	@echo "Creating $(VENV) and installing Easel. This happens once and takes a few minutes."
 	$(PYTHON) -m venv $(VENV)
 
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
+
 $(VENV)/.torch: | $(BIN)/python
-	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(PIP_INSTALL) '$(TORCH)'
 	@touch $@
 
-$(VENV)/.installed: pyproject.toml $(VENV)/.torch
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) $(VENV)/.torch
+	$(PIP_INSTALL) --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml $(VENV)/.torch
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+$(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) $(VENV)/.torch
+	$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
 # The clients that docs/clients.md shows and the tests run: for Python, and for Node.

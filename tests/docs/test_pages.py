@@ -51,8 +51,8 @@ def tree() -> list[str]:
     folders: list[str] = []
     files = []
     for line in block.strip("\n").splitlines():
-        indent, name = re.match(r"( *)(\S+)", line).groups()
-        folders = folders[: len(indent) // 2]
+        name = line.split()[0]
+        folders = folders[: (len(line) - len(line.lstrip())) // 2]
         if name.endswith("/"):
             folders.append(name)
         else:
