@@ -100,7 +100,7 @@ def test_what_is_quantised_on_the_hub_is_not_planned_before_it_is_here(monkeypat
     )
     result = run("--model", "some-body/some-model")
     assert result.exit_code == 2
-    assert "is quantised, and only its files say how large it is" in result.output
+    assert "is quantised. Only its files say how large it is" in result.output
 
 
 def test_a_gguf_file_is_planned_from_its_header_alone(tmp_path):
@@ -118,10 +118,10 @@ def test_a_gguf_file_is_planned_from_its_header_alone(tmp_path):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--gguf", "some-body/some-model/file.gguf"], "known once it is downloaded"),
-        (["--gguf", "/no/such/file.gguf"], "'/no/such/file.gguf' is no file here"),
+        (["--gguf", "some-body/some-model/file.gguf"], "so download it first"),
+        (["--gguf", "/no/such/file.gguf"], "'/no/such/file.gguf' is not a file on this machine"),
         (["--gguf", __file__], "test_plan_report.py is no GGUF file"),
-        (["--device", "rtx-9090"], "there are: auto, cpu, dgx-spark"),
+        (["--device", "rtx-9090"], "allowed: auto, cpu, dgx-spark"),
         (["--device", "demo"], "device 'demo' is unknown"),
         (["--model", "/no/such/folder"], "config.json cannot be read"),
         (["--model", "some-body/some-model"], "config.json cannot be read"),

@@ -58,7 +58,7 @@ async def test_a_fault_of_ours_ends_a_stream_as_its_dialect_does(path, last):
     assert len(lines) == len(last)
     assert all(line.startswith(begun) for line, begun in zip(lines, last, strict=True))
     told = next(json.loads(line[6:]) for line in lines if line.startswith("data: {"))
-    assert "log has it" in told["error"]["message"]
+    assert "log has its traceback" in told["error"]["message"]
 
 
 @pytest.mark.parametrize(
