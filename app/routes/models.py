@@ -54,7 +54,7 @@ def _model_info(http: Request) -> dict[str, Any]:
 
 
 def _model(http: Request) -> dict[str, Any]:
-    """Returns OpenAI's fields and the lengths in tokens, which are null until the model is loaded."""
+    """Returns OpenAI's fields and the lengths in tokens, null until the model is loaded."""
     services = services_of(http)
     ready = services.worker.ready
     context_length = None if ready is None else ready.context_length

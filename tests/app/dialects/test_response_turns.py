@@ -1,4 +1,4 @@
-"""Items to the chat template's messages."""
+"""Response items become the chat template's messages."""
 
 import pytest
 
@@ -15,8 +15,8 @@ from app.errors import BadRequest
 from app.prompting.prompt import template_message
 
 
-def template_messages(earlier, said):
-    return [template_message(each) for each in conversation(earlier, said)]
+def template_messages(earlier, new):
+    return [template_message(each) for each in conversation(earlier, new)]
 
 
 def said(text, role="assistant"):
@@ -78,17 +78,17 @@ def answered(id, output="ok"):
         ),
     ],
 )
-def test_what_the_assistant_does_in_a_row_is_one_turn(items, turns):
+def test_items_of_the_assistant_in_a_row_are_one_turn(items, turns):
     for cut in range(len(items) + 1):
         assert template_messages(items[:cut], items[cut:]) == turns
 
 
-def test_a_thought_s_summary_stands_for_it_where_its_text_is_missing():
+def test_the_summary_of_a_thought_replaces_a_missing_text():
     item = ReasoningItem(type="reasoning", summary=[SummaryText(type="summary_text", text="s")])
     assert template_messages([], [item, said("a")]) == [turn("a", reasoning_content="s")]
 
 
-def test_a_result_is_blamed_at_its_place_in_the_request():
+def test_an_error_names_the_index_of_the_result_in_the_request():
     with pytest.raises(BadRequest) as error:
         template_messages([said("hi", "user"), said("a")], [said("b"), result("1")])
     assert error.value.param == "input.1.call_id"
