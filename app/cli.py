@@ -39,7 +39,7 @@ _PROGRESS_EVERY_S = 2.0
 logger = logging.getLogger("app.cli")  # also if this file runs as __main__
 
 main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-# Lines are not wrapped, because a path or a curl line could then not be pasted.
+# Lines are not wrapped, because a wrapped path or curl line could not be pasted.
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

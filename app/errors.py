@@ -19,9 +19,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-UNSUPPORTED = (
-    "unsupported_parameter"  # the error code for a field or value that Easel does not support
-)
+# The error code for a field or value that Easel does not support.
+UNSUPPORTED = "unsupported_parameter"
 
 Dialect = Literal["openai", "responses", "anthropic"]
 
@@ -38,7 +37,7 @@ _ANTHROPIC_TYPES = {  # by status
 
 
 class ApiError(Exception):
-    """An error that is sent to the client. `param` names the request's field that caused it."""
+    """An error that is sent to the client. `param` is the field of the request that caused it."""
 
     status = 500
     type = "server_error"
@@ -160,7 +159,7 @@ def error_body(
         name = _ANTHROPIC_TYPES.get(error.status, "api_error")
         described: dict[str, Any] = {"type": name, "message": error.message}
         if error.code == UNSUPPORTED and error.param == "thread":
-            # The SDK's tool runner first asks for a thread. After this answer it goes on without.
+            # The SDK's tool runner first asks for a thread. After this error it does without one.
             described["details"] = {
                 "error_code": "thread_unsupported_request",
                 "unsupported": ["thread"],

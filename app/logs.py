@@ -1,7 +1,7 @@
 """The log: its two formats, the request ids in it, and one line for each answer.
 
 Everything goes to stderr, including uvicorn's lines and the worker's, as text or as one JSON object
-a line. Prompts and answers are never logged at any level. Libraries may log what they send,
+per line. Prompts and answers are never logged at any level. Libraries may log what they send,
 so their level is never below info.
 """
 
@@ -37,7 +37,7 @@ def configure_logs(level: str, log_format: LogFormat) -> None:
     logging.captureWarnings(True)
     if log_format == "json":
         sys.excepthook = lambda *error: logging.critical(
-            "the server ends with an unexpected error", exc_info=error
+            "unexpected error, exiting", exc_info=error
         )
 
 

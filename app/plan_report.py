@@ -170,7 +170,7 @@ def print_report(report: Report, console: Console) -> None:
         "KV cache",
         gb(plan.kv),
         f"{plan.canvases} x {gb(plan.kv_slot)} for {plan.context_tokens} tokens, "
-        f"{plan.kv_token} bytes for each more",
+        f"{plan.kv_token} bytes for each further token",
     )
     table.add_row("activations", gb(plan.activations), "upper estimate")
     table.add_row("CUDA graphs", gb(plan.graphs), "upper estimate")
@@ -229,7 +229,7 @@ def _quantized_on_hub(model: str) -> bool:
 
 
 def _config_dimensions(model: str) -> Dimensions:
-    """Returns the dimensions that `config.json` alone tells. Raises PlanError."""
+    """Returns the dimensions that `config.json` alone gives. Raises PlanError."""
     known = known_dimensions(model)
     if known is not None:
         return known

@@ -2,8 +2,8 @@
 
 `Settings` inherits the worker's options, so that one environment variable reaches the process that
 uses it. An option comes from the command line (`--port`), else from the environment (`EASEL_PORT`).
-A worker's option that neither sets comes from the device profile, else it has its default. Settings
-do not change after the start.
+If neither sets one of the worker's options, the device profile may. Otherwise its default applies.
+Settings do not change after the start.
 """
 
 import os
@@ -44,7 +44,7 @@ class Settings(EngineConfig, BaseSettings):
     )
     api_key_file: Path | None = Field(
         default=None,
-        description="File with further API keys, one a line, in the same form. Lines that begin "
+        description="File with further API keys, one per line, in the same form. Lines that begin "
         "with # are skipped.",
     )
     metrics_open: bool = Field(
@@ -103,11 +103,11 @@ class Settings(EngineConfig, BaseSettings):
     )
     log_format: LogFormat = Field(
         default="text",
-        description="Format of the log: text for people, or json for one JSON object a line.",
+        description="Format of the log: text for people, or json for one JSON object per line.",
     )
 
     def engine_config(self) -> EngineConfig:
-        """Returns the worker's options, only those set explicitly: a device profile sets others."""
+        """Returns the worker's options that are set explicitly. A device profile may set others."""
         explicit = self.model_fields_set & set(EngineConfig.model_fields)
         return EngineConfig(**self.model_dump(include=explicit))
 

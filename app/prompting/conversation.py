@@ -14,7 +14,7 @@ from app.errors import BadRequest
 
 Role = Literal["system", "developer", "user", "assistant"]
 
-# Limits of free JSON, such as a tool's parameters. Chat templates can render much more.
+# Limits of free JSON, such as a tool's parameters. Chat templates can render JSON far beyond them.
 MAX_JSON_LEVELS = 64
 MAX_JSON_VALUES = 100_000
 

@@ -1,6 +1,7 @@
 """Fetches images, but only from hosts that the configuration names.
 
-Otherwise any client could make this machine send requests to others in its network.
+Otherwise any client could make this machine send requests to other machines in its
+network.
 """
 
 from collections.abc import Sequence

@@ -6,7 +6,7 @@ from pathlib import Path
 def model_file(model: str, name: str) -> Path:
     """Returns the file's path, in a folder even if it does not exist there.
 
-    Raises OSError if the hub does not have it.
+    Raises OSError if the hub can't provide it.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():

@@ -56,7 +56,7 @@ class Vocabulary:
         return frozenset(name[:size] for name in names for size in range(1, len(name)))
 
     def encode(self, text: str) -> list[int]:
-        """Returns the token ids of a text in which names of control tokens stand for them."""
+        """Returns the token ids of a text in which names of control tokens become these tokens."""
         return _ids(self.tokenizer, _encodable(text))
 
     def encode_literally(self, text: str) -> list[int]:
@@ -81,7 +81,7 @@ class Vocabulary:
         return self.tokenizer.decode([token], skip_special_tokens=False)
 
     def token_bytes(self, token: int) -> bytes:
-        """Returns the bytes of a token in an answer's text. A control token is its name."""
+        """Returns a token's bytes in an answer's text. A control token has those of its name."""
         return self.byte(token) or self.word(token).encode()
 
     def decode(self, tokens: list[int]) -> str:

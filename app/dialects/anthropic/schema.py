@@ -170,7 +170,7 @@ _ALLOWED_BLOCKS = {
 
 
 class InputMessage(Strict):
-    """One message. System messages may come anywhere, because Claude Code sends them in between."""
+    """One message. System messages may come anywhere, because Claude Code sends them later too."""
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"clear_at": ("never",), "output_config": ()}
 

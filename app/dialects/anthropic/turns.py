@@ -88,7 +88,7 @@ def _assistant_turn(blocks: Sequence[AnyBlock]) -> Turn:
 def _user_turns(blocks: Sequence[AnyBlock], calls: Mapping[str, int]) -> list[Turn | ToolResult]:
     """Returns the results, then a turn with everything else that the user says.
 
-    The results are in the order of their calls, by which the model knows their calls.
+    The results have the order of their calls, because the model matches them by their order.
     """
     results = [block for block in blocks if isinstance(block, ToolResultBlock)]
     for result in results:
@@ -102,8 +102,8 @@ def _user_turns(blocks: Sequence[AnyBlock], calls: Mapping[str, int]) -> list[Tu
         ToolResult(result.tool_use_id, _result(result), _FIELD)
         for result in sorted(results, key=lambda result: calls[result.tool_use_id])
     ]
-    said = [block for block in blocks if not isinstance(block, ToolResultBlock)]
-    return [*turns, Turn("user", _content(said))] if said else turns
+    others = [block for block in blocks if not isinstance(block, ToolResultBlock)]
+    return [*turns, Turn("user", _content(others))] if others else turns
 
 
 def _result(result: ToolResultBlock) -> Content:
@@ -116,7 +116,7 @@ def _result(result: ToolResultBlock) -> Content:
 def _content(blocks: Iterable[AnyBlock]) -> Content:
     """Returns the texts and images of the blocks.
 
-    Adjacent texts are joined by line breaks, because a template would join them without.
+    Adjacent texts are joined by line breaks, because a template would put nothing between.
     """
     parts: list[Part] = []
     shown = [block for block in blocks if isinstance(block, TextBlock | ImageBlock)]

@@ -92,11 +92,11 @@ class ChatMessage(Strict):
             for field in ("tool_calls", "reasoning_content", "reasoning"):
                 if getattr(self, field):
                     raise unsupported(
-                        field, f"a message of role {self.role!r} can't have it, only 'assistant'"
+                        field, f"only a message of role 'assistant' may have it, not {self.role!r}"
                     )
         if (self.role == "tool") != (self.tool_call_id is not None):
             raise unsupported(
-                "tool_call_id", "a message of role 'tool' needs it, and no other may have it"
+                "tool_call_id", "messages of role 'tool' need it, and no others may have it"
             )
         if self.content is None and not self.tool_calls:
             raise PydanticCustomError(

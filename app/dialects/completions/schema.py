@@ -50,7 +50,9 @@ class CompletionRequest(ApiRequest):
         if self.echo and self.logprobs is not None:
             raise unsupported("logprobs", "it is not supported together with echo")
         if self.suffix and self.max_tokens is None:
-            raise unsupported("max_tokens", "it is required with suffix, as the room between")
+            raise unsupported(
+                "max_tokens", "it is required with suffix, as the room between prompt and suffix"
+            )
         return self
 
     @property

@@ -113,7 +113,7 @@ class MessageItem(Item):
         images = [part for part in self.content if isinstance(part, InputImage)]
         if images and self.role != "user":
             raise unsupported(
-                "content", f"a message of role {self.role!r} can't have images, only 'user'"
+                "content", f"only a message of role 'user' may have images, not {self.role!r}"
             )
         return self
 

@@ -76,7 +76,8 @@ def _kept(http: Request, id: str) -> KeptResponse:
 
 def _not_kept(id: str) -> NotFound:
     return NotFound(
-        f"Response with id {id!r} not found: it was never kept, was deleted or is too old."
+        f"Response with id {id!r} not found: it was never kept, was deleted, or was removed to "
+        "make room for others."
     )
 
 

@@ -17,15 +17,15 @@ from app.dialects.responses.items import InputItem
 
 @dataclass(frozen=True)
 class KeptResponse:
-    """A response. `read` is the conversation before the answer, `said` are the answer's items."""
+    """A response. `read` is the conversation before the answer, `answer` are its own items."""
 
     response: dict[str, Any]
     read: Sequence[InputItem]
-    said: Sequence[InputItem]
+    answer: Sequence[InputItem]
 
     @property
     def conversation(self) -> list[InputItem]:
-        return [*self.read, *self.said]
+        return [*self.read, *self.answer]
 
     def size_bytes(self) -> int:
         """Returns the size as JSON. The memory is less, because responses share their items."""
@@ -39,9 +39,8 @@ class ResponseStore:
     def __init__(self, most: int, most_bytes: int) -> None:
         self._most = most
         self._most_bytes = most_bytes
-        self._kept: OrderedDict[str, tuple[KeptResponse, int]] = (
-            OrderedDict()
-        )  # least recently used first
+        # By id, with their sizes; the least recently used response is the first.
+        self._kept: OrderedDict[str, tuple[KeptResponse, int]] = OrderedDict()
         self._bytes = 0
 
     def keep(self, response: KeptResponse) -> None:

@@ -79,8 +79,8 @@ def _content(item: MessageItem, field: str) -> Content:
 def _assistant_turn(turns: list[Turn | ToolResult], item: InputItem) -> Turn:
     """Returns the assistant's turn that the item belongs to, which is then the last of `turns`.
 
-    The item continues the last turn, unless that already has a text; then a new turn is added. A
-    turn with calls continues until the first result, because results must follow their calls.
+    A call always continues the assistant's last turn. Other items do so if it has no text yet, or
+    if it has calls, because only results may follow calls. Otherwise a new turn is added.
     """
     last = turns[-1] if turns else None
     if isinstance(last, Turn) and last.role == "assistant":

@@ -236,12 +236,12 @@ def test_without_tools_everything_but_markers_and_headers_is_text(answer):
     events, calls = parse_all_ways(outside, calls=False)
     ends = [outside.index(Control(end)) for end in ("<turn|>", "<|tool_response>")
             if Control(end) in outside]  # fmt: skip
-    said = [
+    texts = [
         '"' if piece == Control('<|"|>') else piece
         for piece in outside[: min(ends, default=None)]
         if isinstance(piece, str) or piece.text == '<|"|>'
     ]
-    assert events == ([TextDelta("".join(said))] if "".join(said) else [])
+    assert events == ([TextDelta("".join(texts))] if "".join(texts) else [])
     assert calls == []
 
 

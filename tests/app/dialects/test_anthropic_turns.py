@@ -38,8 +38,8 @@ def assistant(*blocks):
     return {"role": "assistant", "content": [*blocks]}
 
 
-def text(said):
-    return {"type": "text", "text": said}
+def text(value):
+    return {"type": "text", "text": value}
 
 
 def use(name):
@@ -90,7 +90,7 @@ def test_the_attribution_line_of_claude_code_is_not_shown_to_the_model(system):
     assert first == {"role": "system", "content": "You are kind."}
 
 
-def test_results_have_the_order_of_their_calls_and_come_before_the_users_text():
+def test_results_have_the_order_of_their_calls_and_come_before_the_text():
     hello, call, *following = turns(
         user(text("Hello")),
         assistant(
