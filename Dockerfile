@@ -18,10 +18,10 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /source
 # pip has an environment of its own, which is not copied into the image.
 RUN python -m venv /opt/build && python -m venv --without-pip /opt/easel
-COPY pyproject.toml .
+COPY pyproject.toml constraints.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt \
-    && /opt/build/bin/pip --python /opt/easel/bin/python install "$TORCH" -r requirements.txt
+    && /opt/build/bin/pip --python /opt/easel/bin/python install -c constraints.txt "$TORCH" -r requirements.txt
 
 FROM dependencies AS easel
 COPY . .

@@ -11,6 +11,8 @@ MINUTES ?= 10
 # torch is installed first. If pip finds a CPU build of this release, it takes that build, which also
 # satisfies the range in pyproject.toml. Otherwise it installs PyPI's CUDA build.
 TORCH := torch==2.13.0
+# PyPI's CUDA build of that release asks for exactly this one; a CPU build brings none.
+TRITON := triton==3.7.1
 
 .PHONY: help serve test coverage soak fuzz image-test check fmt lock demo-accuracy clean
 
@@ -51,7 +53,7 @@ fmt: $(VENV)/.installed-dev ## Format the code and fix what the linter can fix
 lock: ## Write the newest versions that pyproject.toml allows to constraints.txt
 	rm -rf $(LOCK) && $(PYTHON) -m venv $(LOCK)
 	$(LOCK)/bin/pip install --quiet --disable-pip-version-check '$(TORCH)'
-	$(LOCK)/bin/pip install --quiet --disable-pip-version-check '$(TORCH)' --editable '.[dev]'
+	$(LOCK)/bin/pip install --quiet --disable-pip-version-check '$(TORCH)' '$(TRITON)' --editable '.[dev]'
 	{ sed -n '/^#/p' $(CONSTRAINTS); $(LOCK)/bin/pip freeze --exclude-editable | sed 's/+cpu$$//'; } > $(LOCK)/new
 	mv $(LOCK)/new $(CONSTRAINTS) && rm -rf $(LOCK)
 

@@ -1,1 +1,1 @@
-"""The front end: HTTP, text and the event loop. Holds no tensor and never imports torch."""
+"""The front end: HTTP, text and the event loop. It holds no tensor and never imports torch."""

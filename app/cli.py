@@ -1,4 +1,4 @@
-"""The command `easel`. Each command parses its options and calls one function elsewhere."""
+"""The command line `easel`, with the commands `serve`, `plan`, `bench` and `version`."""
 
 import asyncio
 import inspect
@@ -17,6 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 import uvicorn
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.markup import escape
 
@@ -28,16 +29,17 @@ from app.settings import PREFIX, Settings, unknown_variables
 from engine.config import EngineConfig
 from engine.messages import Loading, Ready
 
-_BACKLOG = 2048  # connections that may wait to be accepted, as uvicorn has it
-_LONGEST_STALL_MS = 2**31 - 1  # what the system's option holds
-# Longer than clients keep idle connections (httpx 5 s), so that no request meets their close.
+_BACKLOG = 2048  # connections that may wait to be accepted; uvicorn's default
+_LONGEST_STALL_MS = 2**31 - 1  # the largest value of the socket option TCP_USER_TIMEOUT
+# Clients close idle connections sooner (httpx after 5 s). So no client sends a request on a
+# connection that the server is about to close.
 _KEEP_ALIVE_S = 75
 _PROGRESS_EVERY_S = 2.0
 
-logger = logging.getLogger("app.cli")  # which is run as __main__, too
+logger = logging.getLogger("app.cli")  # also if this file runs as __main__
 
 main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-# What may be long, a path or a curl line, is not wrapped: it could not be pasted.
+# Lines are not wrapped, because a wrapped path or curl line could not be pasted.
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -57,19 +59,19 @@ def version() -> None:
     add_help_option=False,
 )
 def bench(context: typer.Context) -> None:
-    """Measure Easel on this machine: `easel bench --help` lists what can be measured."""
-    # By name: what measures holds tensors, which no module of the front end imports.
+    """Measure Easel on this machine. `easel bench --help` lists the measurements."""
+    # Run by name, not imported: the measurements use torch, which the front end never imports.
     sys.argv = ["easel bench", *context.args]
     runpy.run_module("bench", run_name="__main__")
 
 
 def _serve_command(**options: str | None) -> None:
-    """Start the server. Every option can also come from the environment, as EASEL_PORT."""
+    """Start the server. Environment variables set the same options: EASEL_PORT is --port."""
     raise typer.Exit(_serve(_settings({k: v for k, v in options.items() if v is not None})))
 
 
 def _settings_as_options(names: Iterable[str]) -> list[inspect.Parameter]:
-    """An option for each setting, under its name and with its help. Settings check the values."""
+    """Returns a command-line option for each of these settings. `Settings` checks the values."""
     fields = {name: Settings.model_fields[name] for name in names}
     return [
         inspect.Parameter(
@@ -78,11 +80,16 @@ def _settings_as_options(names: Iterable[str]) -> list[inspect.Parameter]:
             default=None,
             annotation=Annotated[
                 str | None,
-                typer.Option(help=f"{field.description} Default: {field.default}.", metavar=""),
+                typer.Option(help=_help(field), metavar=""),
             ],
         )
         for name, field in fields.items()
     ]
+
+
+def _help(field: FieldInfo) -> str:
+    default = "not set" if str(field.default) in ("", "None") else field.default
+    return f"{field.description} Default: {default}."
 
 
 _serve_command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # typer reads it
@@ -92,9 +99,10 @@ main.command("serve")(_serve_command)
 
 
 def _plan_command(device: str, as_json: bool, **options: str | None) -> None:
-    """What a model takes of a device's memory, and what fits. Exit code 1: it does not fit.
+    """Show how much of a device's memory a model needs, and what fits.
 
-    Downloads no weights and needs no GPU: the device can be one that is not there.
+    Downloads no weights and needs no GPU: the device need not be in this machine. The exit code is
+    1 if the model does not fit.
     """
     settings = _settings({k: v for k, v in options.items() if v is not None})
     raise typer.Exit(_plan(settings, device, as_json=as_json))
@@ -107,14 +115,20 @@ _plan_command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  
             inspect.Parameter.KEYWORD_ONLY,
             default="auto",
             annotation=Annotated[
-                str, typer.Option(help=f"One of {', '.join(device_names())}; auto is this machine.")
+                str,
+                typer.Option(
+                    help=f"The device to plan for: {', '.join(device_names())}. auto is this "
+                    "machine's GPU, or its CPU if it has none."
+                ),
             ],
         ),
         inspect.Parameter(
             "as_json",
             inspect.Parameter.KEYWORD_ONLY,
             default=False,
-            annotation=Annotated[bool, typer.Option("--json", help="JSON instead of a table.")],
+            annotation=Annotated[
+                bool, typer.Option("--json", help="Print JSON instead of a table.")
+            ],
         ),
         *_settings_as_options(name for name in EngineConfig.model_fields if name != "device"),
     ]
@@ -167,8 +181,8 @@ def _serve(settings: Settings) -> int:
         _refuse(f"model {settings.model!r} cannot be read: {error}")
     if not is_loopback(settings.host) and not api_keys(settings):
         console.print(
-            f"[bold red]easel: whoever reaches {escape(settings.host)} can use this server: "
-            f"set {PREFIX}API_KEY.[/bold red]"
+            f"[bold red]easel: anyone who can reach {escape(settings.host)} can use this server; "
+            f"set {PREFIX}API_KEY to require a key.[/bold red]"
         )
     config = uvicorn.Config(
         app,
@@ -177,8 +191,8 @@ def _serve(settings: Settings) -> int:
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=settings.shutdown_grace_s,
     )
-    # uvicorn shuts down in order and then raises the signal again, for which nothing is left to
-    # do: ending as asked is a success.
+    # uvicorn shuts down in order and then raises the signal again. It is ignored then, because a
+    # server that ends on request exits with code 0.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run([listening])
@@ -190,12 +204,16 @@ def _serve(settings: Settings) -> int:
 
 
 def _listen(settings: Settings) -> socket.socket:
-    """The listening socket, before anything is loaded, so that a taken port is told at once."""
+    """Returns the listening socket, or exits if the address or port is not available.
+
+    Call this before anything is loaded, so that a taken port is reported at once.
+    """
     listening = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
-    # A restart must not wait for the last life's connections to time out.
+    # A restart must not wait until the previous server's connections have timed out.
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Who reads nothing for as long as an answer may take is gone: the system ends its connection,
-    # which takes this from the listening one. Else what it has not read would stay as long as it.
+    # A client that reads nothing for as long as an answer may take counts as gone. The system then
+    # ends its connection, which inherits this option from the listening socket. Otherwise the data
+    # that it has not read would be held for as long as it stays connected.
     stalled_ms = min(int(1000 * settings.request_timeout_s), _LONGEST_STALL_MS)
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, stalled_ms))
     try:
@@ -210,7 +228,10 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 class _LogLines(io.StringIO):
-    """A console's file where the log may hold nothing but its own lines: what is told is one."""
+    """A file for the console that logs what is written to it.
+
+    It is used if stderr may hold nothing but lines of the log.
+    """
 
     def write(self, text: str, /) -> int:
         if text.strip():
@@ -219,7 +240,7 @@ class _LogLines(io.StringIO):
 
 
 def _announcer(settings: Settings, url: str) -> Announce:
-    """Returns what tells the person at the terminal how far the worker is and where to reach it."""
+    """Returns a function that prints how much is loaded and then where the server listens."""
 
     async def announce(states: AsyncIterator[Loading | Ready]) -> None:
         next_at = time.monotonic() + _PROGRESS_EVERY_S
@@ -232,7 +253,7 @@ def _announcer(settings: Settings, url: str) -> Announce:
                 line = f"Loading {settings.model}: {percent} %"
             else:
                 continue
-            # Off the event loop, because a terminal may make its writer wait.
+            # Off the event loop, because writing to a terminal may block.
             await asyncio.to_thread(console.print, line, markup=False)
 
     return announce

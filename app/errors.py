@@ -1,16 +1,16 @@
-"""Everything that a client can be told went wrong, in the envelope of the dialect it speaks.
+"""The errors that clients get, each with its status, and the envelope of each dialect.
 
 ApiError
-├── BadRequest              400  the request names something wrong or unsupported
+├── BadRequest              400  a field of the request is wrong or not supported
 │   └── ContextLengthExceeded    the prompt leaves no room for an answer
-├── Unauthorized            401  no API key, or none of the server's
+├── Unauthorized            401  the API key is missing or unknown
 ├── NotFound                404
-│   └── ModelNotFound            the model named is not the one served
+│   └── ModelNotFound            the named model is not the served one
 ├── MethodNotAllowed        405
 ├── BodyTooLarge            413
 ├── TooManyRequests         429  with Retry-After
 ├── GenerationFailed        500  the worker could not finish this answer
-├── DeadlineExceeded        504  nor in the time that it had
+├── DeadlineExceeded        504  the answer took longer than allowed
 └── NotReady                503  with Retry-After
 """
 
@@ -19,7 +19,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-UNSUPPORTED = "unsupported_parameter"  # the code of a field that Easel does not honour
+# The error code for a field or value that Easel does not support.
+UNSUPPORTED = "unsupported_parameter"
 
 Dialect = Literal["openai", "responses", "anthropic"]
 
@@ -36,7 +37,7 @@ _ANTHROPIC_TYPES = {  # by status
 
 
 class ApiError(Exception):
-    """An error with its status; `param` is the request's field, if one is to blame."""
+    """An error that is sent to the client. `param` is the field of the request that caused it."""
 
     status = 500
     type = "server_error"
@@ -59,7 +60,7 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """OpenAI's SDKs read both."""
+        """Returns the headers that say when to retry. OpenAI's SDKs read both."""
         if self.retry_after_s is None:
             return {}
         return {
@@ -126,7 +127,7 @@ class DeadlineExceeded(ApiError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """The same again would take as long."""
+        """Returns a header that stops SDKs from retrying: the retry would take as long."""
         return {"x-should-retry": "false"}
 
 
@@ -137,7 +138,11 @@ class NotReady(ApiError):
 
 
 def dialect(path: str, headers: Mapping[str, str]) -> Dialect:
-    """Which one a request speaks: models are asked for in both, the rest has paths of its own."""
+    """Returns the dialect of a request.
+
+    `/v1/models` exists in both OpenAI's and Anthropic's API, so there the headers decide. Every
+    other path belongs to one dialect.
+    """
     if path.startswith("/v1/models"):
         return "anthropic" if "anthropic-version" in headers else "openai"
     if path.endswith("/responses"):
@@ -149,17 +154,17 @@ def dialect(path: str, headers: Mapping[str, str]) -> Dialect:
 def error_body(
     error: ApiError, spoken: Dialect = "openai", request_id: str | None = None
 ) -> dict[str, Any]:
-    """The envelope, the same before a stream and inside one."""
+    """Returns the error's JSON, which is the same as a response and as an event of a stream."""
     if spoken == "anthropic":
         name = _ANTHROPIC_TYPES.get(error.status, "api_error")
-        told: dict[str, Any] = {"type": name, "message": error.message}
+        described: dict[str, Any] = {"type": name, "message": error.message}
         if error.code == UNSUPPORTED and error.param == "thread":
-            # The SDK's tool runner asks for one first, and goes on without if it is told so.
-            told["details"] = {
+            # The SDK's tool runner first asks for a thread. After this error it does without one.
+            described["details"] = {
                 "error_code": "thread_unsupported_request",
                 "unsupported": ["thread"],
             }
-        return {"type": "error", "error": told, "request_id": request_id}
+        return {"type": "error", "error": described, "request_id": request_id}
     return {
         "error": {
             "message": error.message,
@@ -171,8 +176,10 @@ def error_body(
 
 
 def error_event(error: ApiError) -> dict[str, Any]:
-    """An event of the Responses API: the flat one that its reference describes, and OpenAI's
-    envelope, which their server sends and their SDKs raise on.
+    """Returns the error as an event of the Responses API.
+
+    It has the flat fields that OpenAI's reference describes, and also the envelope that OpenAI's
+    server sends and OpenAI's SDKs raise on.
     """
     body = error_body(error)
     flat = {key: body["error"][key] for key in ("message", "param", "code")}
@@ -180,7 +187,7 @@ def error_event(error: ApiError) -> dict[str, Any]:
 
 
 def stream_end(error: ApiError, spoken: Dialect, request_id: str | None) -> str:
-    """The error as the last events of a stream that has begun."""
+    """Returns the error as the last events of a stream that has begun."""
     match spoken:
         case "responses":
             return f"event: error\ndata: {json.dumps(error_event(error))}\n\n"

@@ -1,8 +1,8 @@
-"""The log: its two formats, each request's id, one line for each answer.
+"""The log: its two formats, the request ids in it, and one line for each answer.
 
 Everything goes to stderr, including uvicorn's lines and the worker's, as text or as one JSON object
-a line. Prompts and answers are never logged at any level. Libraries log what they send, so they are
-kept at level info.
+per line. Prompts and answers are never logged at any level. Libraries may log what they send,
+so their level is never below info.
 """
 
 import json
@@ -23,11 +23,11 @@ _OURS = ("app", "engine")
 _answers = logging.getLogger("app.answers")
 
 
-def configure_logs(level: str, form: LogFormat) -> None:
-    """Send everything to stderr, one line an event. At debug, only Easel's own loggers say more."""
+def configure_logs(level: str, log_format: LogFormat) -> None:
+    """Send all loggers to stderr. At level debug only Easel's own loggers log more than info."""
     handler = logging.StreamHandler()
     handler.addFilter(_with_request_id)
-    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     least = logging.getLevelNamesMapping()[level.upper()]
     logging.basicConfig(level=max(least, logging.INFO), handlers=[handler], force=True)
     for name in _OURS:
@@ -35,12 +35,14 @@ def configure_logs(level: str, form: LogFormat) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
     logging.captureWarnings(True)
-    if form == "json":
-        sys.excepthook = lambda *error: logging.critical("the server ends", exc_info=error)
+    if log_format == "json":
+        sys.excepthook = lambda *error: logging.critical(
+            "unexpected error, exiting", exc_info=error
+        )
 
 
 def log_answer(figures: Mapping[str, Field]) -> None:
-    """Log the one line of an answer that has ended: numbers and names, no text."""
+    """Log the one line about an answer that has ended. It has numbers and names, but no text."""
     rounded = {
         name: round(value, 6) if isinstance(value, float) else value
         for name, value in figures.items()

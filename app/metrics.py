@@ -1,4 +1,4 @@
-"""Every Prometheus metric: name, unit, labels, buckets. One registry an app, nothing global."""
+"""All Prometheus metrics: names, units, labels, buckets. Each app has its own registry."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Metrics:
-    """The server's counters; `outcome` is stop, length, cancelled, timeout or error."""
+    """The server's metrics. The label `outcome` is stop, length, cancelled, timeout or error."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -25,48 +25,65 @@ class Metrics:
             return Histogram(name, text, buckets=_SECONDS, registry=self.registry)
 
         self.requests = counter(
-            "easel_requests_total", "Requests that the worker was given, by end", ("outcome",)
+            "easel_requests_total",
+            "Answers that have ended, by outcome: stop, length, cancelled, timeout or error",
+            ("outcome",),
         )
         self.prompt_tokens = counter(
-            "easel_prompt_tokens_total", "Tokens of prompts, once for each answer to one"
+            "easel_prompt_tokens_total", "Prompt tokens, counted once for each answer"
         )
         self.cached_tokens = counter(
-            "easel_cached_prompt_tokens_total", "Tokens of prompts that were not encoded again"
+            "easel_cached_prompt_tokens_total",
+            "Prompt tokens that were in a kept prefix and did not have to be encoded",
         )
         self.completion_tokens = counter("easel_completion_tokens_total", "Tokens of answers")
-        self.denoising_steps = counter("easel_denoising_steps_total", "Denoising steps")
+        self.denoising_steps = counter(
+            "easel_denoising_steps_total", "Denoising steps of finished blocks"
+        )
         self.blocks = counter("easel_blocks_total", "Finished blocks")
         self.speculations = counter(
-            "easel_speculations_total", "Passes that bet on a block and started the next"
+            "easel_speculations_total",
+            "Passes that committed a block before it was final and started the next block",
         )
         self.speculations_won = counter(
-            "easel_speculations_won_total", "Such passes whose block was then finished as bet on"
+            "easel_speculations_won_total",
+            "Speculations whose block turned out to be final, which saves a pass",
         )
         self.rerolls = counter(
-            "easel_rerolled_answers_total", "Answers whose first block came out empty, once"
+            "easel_rerolled_answers_total",
+            "Answers whose first block was empty and was made again, at most once an answer",
         )
         self.worker_starts = counter("easel_worker_starts_total", "Worker processes started")
-        self.in_flight = gauge("easel_requests_in_flight", "Requests with the worker")
-        self.queue_depth = gauge("easel_queue_depth", "Requests waiting for the device")
-        self.running = gauge("easel_requests_running", "Requests on the device")
+        self.in_flight = gauge(
+            "easel_requests_in_flight", "Open requests: running, queued or waiting for a worker"
+        )
+        self.queue_depth = gauge(
+            "easel_queue_depth", "Requests that the worker has queued for the device"
+        )
+        self.running = gauge("easel_requests_running", "Requests that run on the device")
         self.kept_prefix_bytes = gauge(
-            "easel_kept_prefix_bytes", "Device memory that kept prefixes hold"
+            "easel_kept_prefix_bytes", "Device memory that kept prefixes take, in bytes"
         )
         tasks = gauge("easel_event_loop_tasks", "Tasks on the front end's event loop")
         tasks.set_function(lambda: len(asyncio.all_tasks()))
         self.time_to_first_block = seconds(
-            "easel_time_to_first_block_seconds", "From a request's arrival to its first block"
+            "easel_time_to_first_block_seconds",
+            "Time from a request's arrival to its first block, in seconds",
         )
         self.block_time = seconds(
-            "easel_block_seconds", "A block's time on the device, its prefill or commit included"
+            "easel_block_seconds",
+            "Time that a block takes on the device, its prefill or commit included, in seconds",
         )
 
     def set_stats(self, stats: Stats) -> None:
-        """What the worker last said of itself."""
+        """Set the gauges to the figures that the worker has last sent."""
         self.queue_depth.set(stats.waiting)
         self.running.set(stats.running)
         self.kept_prefix_bytes.set(stats.kept_prefix_bytes)
 
     def exposition(self) -> bytes:
-        """Prometheus' text format. Called on the event loop, whose tasks it counts."""
+        """Returns all metrics in Prometheus' text format.
+
+        Call this on the event loop, because it counts the loop's tasks.
+        """
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""Middleware around every endpoint: request ids, the size of bodies, unexpected errors."""
+"""Middleware around every endpoint: request ids, the body limit, unexpected errors."""
 
 import asyncio
 import logging
@@ -15,14 +15,14 @@ from app.logs import request_id, route
 logger = logging.getLogger(__name__)
 
 _SHUTTING_DOWN = NotReady("The server is shutting down.")
-_UNEXPECTED = ApiError("An unexpected error happened; the server's log has it.")
+_UNEXPECTED = ApiError("An unexpected error happened; the server's log has its traceback.")
 _REQUEST_ID = b"x-request-id"
 _ANTHROPIC_REQUEST_ID = b"request-id"  # where Anthropic's SDKs look for it
 _ACCEPTABLE_ID = re.compile(rb"[\w.:/+=-]{1,128}")
 
 
 class RequestIds:
-    """Gives every answer a request id, under both names: the client's own or a fresh one."""
+    """Adds a request id to every response, the client's own or a new one, in both headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -46,7 +46,7 @@ class RequestIds:
 
 
 class BodyLimit:
-    """Refuses a body over the limit, by its announced length or as it comes in."""
+    """Refuses a body over the limit, by its Content-Length or as soon as too much has arrived."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self._app = app
@@ -72,14 +72,17 @@ class BodyLimit:
 
     def _check(self, size: int) -> None:
         if size > self._most:
-            raise BodyTooLarge(f"The body is larger than {self._most} bytes (max_body_bytes).")
+            raise BodyTooLarge(
+                f"The body is larger than the allowed {self._most} bytes (max_body_bytes)."
+            )
 
 
 class UnexpectedErrors:
-    """Answers whatever no endpoint has answered, in the dialect's envelope or inside the stream.
+    """Turns exceptions into errors of the request's dialect, as a response or inside the stream.
 
-    A fault of ours is logged. A client that leaves while it sends its body is not a fault. When the
-    grace period of a shutdown is over, uvicorn cancels what still runs; that is answered here too.
+    Unexpected exceptions are logged. A client that leaves while it sends its body is not an error.
+    When a shutdown's grace period is over, uvicorn cancels the requests that still run. Their
+    clients get an error too.
     """
 
     def __init__(self, app: ASGIApp) -> None:

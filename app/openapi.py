@@ -1,6 +1,7 @@
-"""The OpenAPI document: the routes as FastAPI sees them, and what only their schemas know.
+"""The OpenAPI document: FastAPI's list of the routes, with the bodies and errors added.
 
-Endpoints parse their bodies themselves, in the dialect's own words, so FastAPI knows none of them.
+The endpoints parse their bodies themselves, so that errors come in their dialect's envelope.
+Therefore FastAPI knows nothing of the bodies.
 """
 
 from typing import Any
@@ -68,7 +69,7 @@ _ENVELOPES: dict[str, dict[str, Any]] = {
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """The whole of it, made once."""
+    """Returns the OpenAPI document. It is made at the first call and then kept."""
     if app.openapi_schema is None:
         app.openapi_schema = _document(app)
     return app.openapi_schema
@@ -84,7 +85,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
     whole["components"] = {"schemas": definitions["$defs"] | _ENVELOPES}
     for path, operations in whole["paths"].items():
         for operation in operations.values():
-            operation["responses"].pop("422", None)  # FastAPI's own: ours are 400
+            operation["responses"].pop("422", None)  # FastAPI adds it, but Easel answers 400
             operation["responses"] |= _errors(path)
             operation["responses"]["200"]["content"] = _answers(path)
         if path in BODIES:
@@ -103,7 +104,7 @@ def _answers(path: str) -> dict[str, Any]:
 
 
 def _errors(path: str) -> dict[str, Any]:
-    """Each status that this path can answer with, in its dialect's envelope."""
+    """Returns the error statuses that this path can answer with, in its dialect's envelope."""
     if path == "/health/ready":
         answer = {"application/json": {"schema": _object(status=_TEXT)}}
         return {"503": {"description": "No worker is ready", "content": answer}}
@@ -119,7 +120,7 @@ def _errors(path: str) -> dict[str, Any]:
 
 
 class _Generator(GenerateJsonSchema):
-    """Unions are `anyOf`: which member is meant is told in code, and several may fit a value."""
+    """Writes unions as `anyOf`: a value may fit several members, and code picks the right one."""
 
     def tagged_union_schema(self, schema: core_schema.TaggedUnionSchema) -> JsonSchemaValue:
         made = super().tagged_union_schema(schema)

@@ -1,8 +1,8 @@
-"""`easel plan`: what a model takes on a device, what would fit, and how fast it can be at best.
+"""`easel plan`: the memory that a model needs on a device, what would fit, and its top speed.
 
-Reads one small file of the model, `config.json`, or none of the released one, whose numbers come
-with Easel; and a GGUF file's header, if it is here. Neither loads nor downloads weights, and needs
-no GPU.
+It reads the model's `config.json`, or for the released model the dimensions that come with Easel.
+Of a GGUF file on this machine it reads the header. It never loads or downloads weights, and it
+needs no GPU.
 """
 
 from dataclasses import asdict, dataclass
@@ -39,8 +39,8 @@ from engine.sizing.profiles import (
 from engine.sizing.roofline import device_step_s, step_cost
 from engine.sizing.weights import part_format
 
-TOKENS_A_STEP = 15  # of the answer, in the figures for speed
-SEEN_TOKENS = 8192  # the context behind which a step is timed
+TOKENS_A_STEP = 15  # tokens of the answer that a step yields, for the estimate of the speed
+SEEN_TOKENS = 8192  # the context that a step reads, for the estimate of the speed
 _SETTINGS = (
     "quantize_experts",
     "quantize_linears",
@@ -54,22 +54,22 @@ _SETTINGS = (
 
 
 class PlanError(ValueError):
-    """There is nothing to plan with: the model can't be read, or the device is unknown."""
+    """The plan can't be made: the model can't be read, or the device is unknown."""
 
 
 @dataclass(frozen=True)
 class TargetDevice:
-    """Where the model would run. `memory_bytes` are those that it may have."""
+    """The device that the model would run on, with the memory that the model may use."""
 
     name: str
-    gpu: Gpu | None  # None: the CPU
+    gpu: Gpu | None  # None for the CPU
     memory_bytes: int
-    hardware: Hardware | None  # its maker's figures, where they are known
+    hardware: Hardware | None  # the maker's figures, if they are known
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the command tells."""
+    """The result of `easel plan`."""
 
     device: TargetDevice
     profile: str
@@ -90,26 +90,29 @@ class Report:
             memory, name = self.device.memory_bytes, self.device.name
             return refusal(self.plan, self.config, self.nearest, memory, name)
         return (
-            f"It fits: {gb(self.plan.total)} of {gb(self.device.memory_bytes)}. With all else the "
-            f"same, a context of {self.largest_context} tokens fits, or "
+            f"It fits: {gb(self.plan.total)} of {gb(self.device.memory_bytes)}. With all else "
+            f"unchanged, a context of up to {self.largest_context} tokens fits, or up to "
             f"{self.most_canvases} canvas{'' if self.most_canvases == 1 else 'es'}."
         )
 
 
 def device_names() -> list[str]:
-    """What `--device` takes."""
+    """Returns the values that the option `--device` allows."""
     named = [name for name in profile_names() if DeviceProfile.read(name).hardware is not None]
     return ["auto", "cpu", *named]
 
 
 def make_report(settings: Settings, device_name: str) -> Report:
-    """Of a device that `device_names` lists; auto is what the settings say. Raises PlanError."""
+    """Returns the report for one of `device_names()`. auto is this machine's GPU or CPU.
+
+    Raises PlanError.
+    """
     on_cpu = device_name == "auto" and settings.device == "cpu"
     device = _device("cpu" if on_cpu else device_name)
     dimensions = _dimensions(settings.model_path, settings.gguf)
-    told = settings.engine_config()
-    profile = choose_profile(told, device.gpu)
-    config = apply_profile(told, profile, quantized=dimensions.quantized)
+    explicit = settings.engine_config()
+    profile = choose_profile(explicit, device.gpu)
+    config = apply_profile(explicit, profile, quantized=dimensions.quantized)
     cuda, memory = device.gpu is not None, device.memory_bytes
     plan = make_plan(dimensions, config, cuda=cuda)
     step_s = None
@@ -129,9 +132,9 @@ def make_report(settings: Settings, device_name: str) -> Report:
 
 
 def report_json(report: Report) -> dict[str, Any]:
-    """Bytes, but for what is said to be something else."""
+    """Returns the report as JSON. Sizes are in bytes unless the name has another unit."""
     plan = report.plan
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "model": report.config.model,
         "device": report.device.name,
         "profile": report.profile,
@@ -147,16 +150,16 @@ def report_json(report: Report) -> dict[str, Any]:
         "message": report.verdict,
     }
     if report.step_s is not None:
-        told["roofline_step_s"] = report.step_s
-        told["roofline_tokens_per_s"] = TOKENS_A_STEP / report.step_s
-    return told
+        fields["roofline_step_s"] = report.step_s
+        fields["roofline_tokens_per_s"] = TOKENS_A_STEP / report.step_s
+    return fields
 
 
 def print_report(report: Report, console: Console) -> None:
-    """As a table, and the verdict below it."""
+    """Print a table, the profile's settings, the estimated speed and the verdict."""
     plan, config = report.plan, report.config
     table = Table(title=f"{config.model} on {report.device.name}", title_justify="left")
-    table.add_column("what")
+    table.add_column("part")
     table.add_column("memory", justify="right")
     table.add_column("", style="dim")
     for part, size in plan.weights.items():
@@ -164,24 +167,24 @@ def print_report(report: Report, console: Console) -> None:
         table.add_row(f"weights: {part}", gb(size), "" if form == "none" else form)
     table.add_section()
     table.add_row(
-        "keys and values",
+        "KV cache",
         gb(plan.kv),
         f"{plan.canvases} x {gb(plan.kv_slot)} for {plan.context_tokens} tokens, "
-        f"{plan.kv_token} bytes for each more",
+        f"{plan.kv_token} bytes for each further token",
     )
-    table.add_row("activations", gb(plan.activations), "estimated from above")
-    table.add_row("CUDA graphs", gb(plan.graphs), "estimated from above")
-    table.add_row("libraries", gb(plan.libraries), "estimated from above")
-    table.add_row("kept prefixes", gb(plan.prefix_cache), "the budget")
+    table.add_row("activations", gb(plan.activations), "upper estimate")
+    table.add_row("CUDA graphs", gb(plan.graphs), "upper estimate")
+    table.add_row("libraries", gb(plan.libraries), "upper estimate")
+    table.add_row("kept prefixes", gb(plan.prefix_cache), "the configured budget")
     table.add_section()
-    table.add_row("in all", gb(plan.total), f"of {gb(report.device.memory_bytes)}")
+    table.add_row("total", gb(plan.total), f"of {gb(report.device.memory_bytes)}")
     console.print(table)
     settings = ", ".join(f"{name} {getattr(config, name)}" for name in _SETTINGS).lower()
     console.print(f"profile {report.profile}: {settings}")
     if report.step_s is not None:
         console.print(
-            f"roofline (arithmetic, not measured): {report.step_s * 1e3:.3g} ms a step behind "
-            f"{SEEN_TOKENS} tokens, {TOKENS_A_STEP / report.step_s:.0f} tokens/s at "
+            f"roofline (computed, not measured): {report.step_s * 1e3:.3g} ms a step with "
+            f"{SEEN_TOKENS} tokens of context, {TOKENS_A_STEP / report.step_s:.0f} tokens/s at "
             f"{TOKENS_A_STEP} tokens a step"
         )
     console.print(report.verdict)
@@ -189,7 +192,7 @@ def print_report(report: Report, console: Console) -> None:
 
 def _device(name: str) -> TargetDevice:
     if name not in device_names():
-        raise PlanError(f"device {name!r} is unknown; there are: {', '.join(device_names())}")
+        raise PlanError(f"device {name!r} is unknown; allowed: {', '.join(device_names())}")
     if name not in ("auto", "cpu"):
         hardware = DeviceProfile.read(name).hardware
         assert hardware is not None
@@ -203,19 +206,20 @@ def _device(name: str) -> TargetDevice:
 
 def _dimensions(model: str, gguf: str) -> Dimensions:
     if gguf:
-        return _dimensions_with(gguf, _of_config(model))
-    folder, dimensions = Path(model).expanduser(), _of_config(model)
+        return _gguf_dimensions(gguf, _config_dimensions(model))
+    folder, dimensions = Path(model).expanduser(), _config_dimensions(model)
     if folder.is_dir():
         return dimensions.in_folder(folder)
-    if not dimensions.sized or _told_quantized(model):
+    if not dimensions.sized or _quantized_on_hub(model):
         raise PlanError(
-            f"model {model!r} is quantised, and only its files say how large it is: give the folder"
+            f"model {model!r} is quantised. Only its files say how large it is, so download it and "
+            "give the folder."
         )
     return dimensions
 
 
-def _told_quantized(model: str) -> bool:
-    """Whether a file beside its `config.json` on the hub says so."""
+def _quantized_on_hub(model: str) -> bool:
+    """Returns whether the hub has a file beside `config.json` that says so. Raises PlanError."""
     if known_dimensions(model) is not None:
         return False
     try:
@@ -224,8 +228,8 @@ def _told_quantized(model: str) -> bool:
         raise PlanError(f"model {model!r} cannot be read: {error}") from error
 
 
-def _of_config(model: str) -> Dimensions:
-    """From its `config.json` alone."""
+def _config_dimensions(model: str) -> Dimensions:
+    """Returns the dimensions that `config.json` alone gives. Raises PlanError."""
     known = known_dimensions(model)
     if known is not None:
         return known
@@ -235,14 +239,14 @@ def _of_config(model: str) -> Dimensions:
         raise PlanError(f"model {model!r}: its config.json cannot be read: {error}") from error
 
 
-def _dimensions_with(gguf: str, dimensions: Dimensions) -> Dimensions:
+def _gguf_dimensions(gguf: str, dimensions: Dimensions) -> Dimensions:
     try:
-        found = with_gguf(dimensions, gguf)
+        with_file = with_gguf(dimensions, gguf)
     except (GgufError, OSError) as error:
         raise PlanError(f"gguf {gguf!r}: {error}") from error
-    if not found.sized:
+    if not with_file.sized:
         raise PlanError(
-            f"gguf {gguf!r} is no file here, and only the file says how large its weights are: "
-            "what it takes is known once it is downloaded"
+            f"gguf {gguf!r} is not a file on this machine. Only the file says how large its "
+            "weights are, so download it first."
         )
-    return found
+    return with_file

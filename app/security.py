@@ -1,7 +1,7 @@
-"""Who may ask: API keys, each good for everything but the open paths, which need none.
+"""API keys. Each key opens all paths. A few paths are open without a key.
 
-A key may come with a priority, for clients that can't send one: an agent is given such a key, its
-person another, and what the agent asks waits for what the person asks.
+A key may have a priority, for clients that can't send one in their requests. If an agent uses a key
+of its own with a worse priority, its requests wait for those of its user.
 """
 
 import hashlib
@@ -16,19 +16,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.errors import Unauthorized
 from app.settings import PREFIX, Settings, listed
 
-# Supervisors have no key, and learn nothing but whether the server is up.
+# Supervisors have no key. These paths tell them nothing but whether the server is up.
 _OPEN = frozenset({"/health/live", "/health/ready"})
-
-
-_PRIORITY = "priority="  # what may stand behind a key
+_PRIORITY = "priority="  # may follow a key, after a space
 
 
 class KeysUnreadableError(RuntimeError):
-    """The file of keys is not there or has none, or a key is followed by what is no priority."""
+    """The file of keys can't be read or has no key, or the text after a key is not a priority."""
 
 
 class ApiKeys:
-    """Middleware: refuses requests without one of these keys, and remembers the key's priority.
+    """Middleware that refuses requests without a known key and stores the key's priority.
 
     OpenAI's clients send a key as `Authorization: Bearer`, Anthropic's older ones as `x-api-key`.
     """
@@ -44,23 +42,27 @@ class ApiKeys:
             scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
             given = key.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key")
             if given is None:
-                raise Unauthorized("An API key is needed, as 'Authorization: Bearer KEY'.")
-            # Each one, whichever fits: the time tells nothing about the keys, nor does a length.
+                raise Unauthorized("An API key is needed; send it as 'Authorization: Bearer KEY'.")
+            # All hashes are compared, also after a match, and they have one length. So the time
+            # reveals nothing about the keys.
             fits = [each for each in self._priorities if hmac.compare_digest(_hash(given), each)]
             if not fits:
-                raise Unauthorized("This API key is not one of the server's.")
+                raise Unauthorized("The API key is not known to this server.")
             scope.setdefault("state", {})["priority"] = self._priorities[fits[0]]
         await self._app(scope, receive, send)
 
 
 def key_priority(connection: HTTPConnection) -> int:
-    """That of the key with which this was asked."""
+    """Returns the priority of the key that the request was sent with, or 0."""
     priority: int = getattr(connection.state, "priority", 0)
     return priority
 
 
 def api_keys(settings: Settings) -> dict[str, int]:
-    """The keys of the setting and of the file with their priorities. Raises KeysUnreadableError."""
+    """Returns the priority of each key in the settings and in the file of keys.
+
+    Raises KeysUnreadableError.
+    """
     keys = dict(_key(each, "API_KEY") for each in listed(settings.api_key.get_secret_value()))
     if settings.api_key_file is not None:
         try:
@@ -75,26 +77,25 @@ def api_keys(settings: Settings) -> dict[str, int]:
 
 
 def _key(line: str, setting: str) -> tuple[str, int]:
-    """A key and its priority, 0 unless one stands behind it."""
+    """Returns a key and its priority, which is 0 if none follows the key."""
     key, *more = line.split()
     if not more:
         return key, 0
     number = more[0].removeprefix(_PRIORITY)
     if len(more) > 1 or number == more[0] or not re.fullmatch("-?[0-9]{1,9}", number):
         raise KeysUnreadableError(
-            f"{PREFIX}{setting}: behind a key only its priority is allowed, as in "
-            f"'KEY {_PRIORITY}10'"
+            f"{PREFIX}{setting}: only a priority may follow a key, as in 'KEY {_PRIORITY}10'"
         )
     return key, int(number)
 
 
 def open_paths(settings: Settings) -> frozenset[str]:
-    """What can be read without a key."""
+    """Returns the paths that need no key."""
     return _OPEN | {"/metrics"} if settings.metrics_open else _OPEN
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens on this address."""
+    """Returns whether a server that listens on this address is reachable from this machine only."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

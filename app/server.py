@@ -1,4 +1,4 @@
-"""The FastAPI application: its routes, its errors, and the life of its worker."""
+"""The FastAPI application: its routes, middleware and errors, and its worker's start and end."""
 
 import asyncio
 import os
@@ -47,12 +47,12 @@ ENDPOINTS = (
 Announce = Callable[[AsyncIterator[Loading | Ready]], Awaitable[None]]
 
 
-async def _say_nothing(_states: AsyncIterator[Loading | Ready]) -> None:
+async def _announce_nothing(_states: AsyncIterator[Loading | Ready]) -> None:
     pass
 
 
-def create_app(settings: Settings, announce: Announce = _say_nothing) -> FastAPI:
-    """Returns an app with a worker of its own, whose states are given to `announce` as they come.
+def create_app(settings: Settings, announce: Announce = _announce_nothing) -> FastAPI:
+    """Returns an app that starts its own worker and passes the worker's states to `announce`.
 
     Raises OSError if the tokenizer's files are missing, and KeysUnreadableError if the API keys
     can't be read.
@@ -90,7 +90,7 @@ def create_app(settings: Settings, announce: Announce = _say_nothing) -> FastAPI
         docs_url=None,
         redoc_url=None,
     )
-    app.openapi = lambda: document(app)  # type: ignore[method-assign]  # FastAPI's documentation says to do so
+    app.openapi = lambda: document(app)  # type: ignore[method-assign]  # as FastAPI documents it
     app.state.created = int(time.time())
     for module in ENDPOINTS:
         app.include_router(module.router)
@@ -114,7 +114,7 @@ def create_app(settings: Settings, announce: Announce = _say_nothing) -> FastAPI
 
 
 def _end_if_failed(app: FastAPI, task: asyncio.Task[None]) -> None:
-    """End the server, which then exits with an error, if its worker can't start."""
+    """End the server if its worker can't start. The server then exits with code 1."""
     if not task.cancelled() and task.exception() is not None:
         app.state.worker_error = task.exception()
         os.kill(os.getpid(), signal.SIGTERM)
@@ -126,15 +126,15 @@ async def _api_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _http_exception(request: Request, error: Exception) -> JSONResponse:
-    """Returns what Starlette refuses by itself in the envelope of the dialect."""
+    """Returns an error that Starlette itself raised, in the envelope of the request's dialect."""
     assert isinstance(error, HTTPException)
     path = request.url.path
     if error.status_code == 405:
         answer = error_response(
             request, MethodNotAllowed(f"{request.method} is not allowed on {path}.")
         )
-        answer.headers.update(error.headers or {})  # they say which methods are
+        answer.headers.update(error.headers or {})  # `Allow` lists the methods that are allowed
         return answer
     if error.status_code == 404:
-        return error_response(request, NotFound(f"There is nothing at {path}."))
+        return error_response(request, NotFound(f"The path {path} does not exist."))
     return error_response(request, ApiError(str(error.detail)))

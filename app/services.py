@@ -1,4 +1,4 @@
-"""What the endpoints work with, and the questions that each of them asks first."""
+"""The services that all endpoints share, and the checks that they make first."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from app.settings import Settings
 
 @dataclass(frozen=True)
 class Services:
-    """The parts of one running app."""
+    """The services of one running app."""
 
     settings: Settings
     metrics: Metrics
@@ -34,7 +34,8 @@ async def _admission(request: Request) -> AsyncIterator[Admit]:
         yield admit
 
 
-# An endpoint's parameter of this type holds the request's places until its response has been sent.
+# An endpoint that has a parameter of this type holds the request's places in the queue until its
+# response has been sent.
 Admission = Annotated[Admit, Depends(_admission)]
 
 
@@ -42,5 +43,6 @@ def check_model(wanted: str | None, served: str) -> None:
     """Raises ModelNotFound if the request names another model than the served one."""
     if wanted is not None and wanted != served:
         raise ModelNotFound(
-            f"The model {wanted!r} is not served here; {served!r} is.", param="model"
+            f"The model {wanted!r} is not served here; the served model is {served!r}.",
+            param="model",
         )

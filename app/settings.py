@@ -1,8 +1,9 @@
-"""What the front end can be told: each option once, with default, bounds, unit and help.
+"""The options of the front end. Each is declared once, with its default, bounds, unit and help.
 
-Inherits the worker's options, so that one environment variable reaches the process that needs
-it. From the environment (`EASEL_PORT`) or the command line (`--port`); frozen after the start. What
-neither tells of the worker's options, its device profile does, and else the default.
+`Settings` inherits the worker's options, so that one environment variable reaches the process that
+uses it. An option comes from the command line (`--port`), else from the environment (`EASEL_PORT`).
+If neither sets one of the worker's options, the device profile may. Otherwise its default applies.
+Settings do not change after the start.
 """
 
 import os
@@ -23,77 +24,100 @@ class Settings(EngineConfig, BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
-    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
+    host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="Address to listen on. 127.0.0.1 can be reached from this machine only, "
+        "0.0.0.0 from every network that the machine is in.",
+    )
     port: int = Field(
-        default=8000, ge=0, le=65535, description="Port to listen on; 0 takes any that is free."
+        default=8000,
+        ge=0,
+        le=65535,
+        description="Port to listen on. 0 takes any free port and prints it.",
     )
     api_key: SecretStr = Field(
         default=SecretStr(""),
-        description="A key that clients must send, or several with commas between; empty: none. "
-        "'KEY priority=10' gives the key's requests a priority that they need not send.",
+        description="API key that clients must send, or several separated by commas. If neither "
+        "this nor api_key_file is set, clients need no key. 'KEY priority=10' gives requests with "
+        "this key the priority 10, unless they set their own.",
     )
     api_key_file: Path | None = Field(
-        default=None, description="A file with more such keys, one a line."
+        default=None,
+        description="File with further API keys, one per line, in the same form. Lines that begin "
+        "with # are skipped.",
     )
     metrics_open: bool = Field(
-        default=True, description="Whether /metrics can be read without a key."
+        default=True, description="Allow clients to read /metrics without an API key."
     )
     cors_origins: str = Field(
         default="",
-        description="Web origins whose pages may ask, with commas between; * for all.",
+        description="Web origins whose pages may use the server, separated by commas. * allows "
+        "all. If not set, browsers block pages of other origins.",
     )
     image_hosts: str = Field(
         default="",
-        description="Hosts from which images are fetched, with commas between; empty: data URLs "
-        "only.",
+        description="Hosts from which images may be fetched, separated by commas, each with or "
+        "without a port. If not set, images must be sent as data URLs.",
     )
     max_queue: int = Field(
-        default=64, ge=1, description="Most requests open at once; one more is answered 429."
+        default=64,
+        ge=1,
+        description="Maximum number of answers that run or wait at the same time. Further requests "
+        "get status 429.",
     )
     request_timeout_s: float = Field(
         default=600,
         gt=0,
-        description="Seconds that an answer may take from its arrival on, unless the request says; "
-        "and that a client may read nothing of what is sent to it.",
+        description="Maximum time for an answer in seconds, from the arrival of its request, "
+        "unless the request sets its own timeout. A client that reads nothing for this long is "
+        "disconnected.",
     )
     max_body_bytes: int = Field(
-        default=32 * 2**20, ge=1024, description="Largest request body, in bytes."
+        default=32 * 2**20,
+        ge=1024,
+        description="Maximum size of a request body in bytes. Larger bodies get status 413.",
     )
     responses_kept: int = Field(
         default=256,
         ge=1,
-        description="Most responses of /v1/responses kept for later requests; of more, the least "
-        "recently used one goes.",
+        description="Maximum number of responses of /v1/responses that are kept in memory for "
+        "later requests. The least recently used ones are deleted first.",
     )
     responses_kept_bytes: int = Field(
         default=64 * 2**20,
         ge=0,
-        description="Most that kept responses may hold, their conversations included, in bytes.",
+        description="Maximum size of all kept responses together in bytes, including their "
+        "conversations. 0 keeps none.",
     )
     shutdown_grace_s: int = Field(
-        default=30, ge=0, description="Seconds that running answers get to finish at SIGTERM."
+        default=30,
+        ge=0,
+        description="Time in seconds that running answers have to finish after SIGTERM or SIGINT, "
+        "before they are cancelled.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info",
-        description="Least severity that is logged. Prompts and answers never are.",
+        description="Lowest level that is logged: debug, info, warning or error. Prompts and "
+        "answers are not logged at any level.",
     )
     log_format: LogFormat = Field(
         default="text",
-        description="Form of the log: text for people, or json, one object a line.",
+        description="Format of the log: text for people, or json for one JSON object per line.",
     )
 
     def engine_config(self) -> EngineConfig:
-        """The worker's part: what was told, so that a device profile can set the rest."""
-        told = self.model_fields_set & set(EngineConfig.model_fields)
-        return EngineConfig(**self.model_dump(include=told))
+        """Returns the worker's options that are set explicitly. A device profile may set others."""
+        explicit = self.model_fields_set & set(EngineConfig.model_fields)
+        return EngineConfig(**self.model_dump(include=explicit))
 
 
 def listed(value: str) -> list[str]:
-    """A setting that has commas between."""
+    """Returns the parts of a setting's value that commas separate, without the empty ones."""
     return [each.strip() for each in value.split(",") if each.strip()]
 
 
 def unknown_variables() -> list[str]:
-    """EASEL_ variables in the environment that name no setting: most likely misspelt."""
+    """Returns the EASEL_ variables in the environment that name no setting, as misspelt ones do."""
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)

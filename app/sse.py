@@ -1,4 +1,4 @@
-"""The only place that builds an event-stream response."""
+"""Event-stream responses. Every endpoint that streams builds its response here."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -12,17 +12,20 @@ _PING_S = 15
 
 @dataclass(frozen=True)
 class NamedEvent:
-    """An event with a name of its own, as some dialects have them."""
+    """An event with a name, as the Responses API and Anthropic's Messages API send them."""
 
     name: str
     data: str
 
 
 def event_stream(events: AsyncGenerator[str | NamedEvent, None]) -> EventSourceResponse:
-    """Each becomes one event, a string a nameless one; closed when the client goes away."""
-    # The library ends every stream at SIGTERM by default; ours run to their end.
-    AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]  # its own lack
-    # Its default separator is CRLF, which many a hand-written client does not expect.
+    """Returns a response that sends each item as one event. A string is an event without a name.
+
+    The generator is closed when the client disconnects.
+    """
+    # By default the library cuts all streams at SIGTERM. Ours run to their end.
+    AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]  # it lacks annotations
+    # The default separator is CRLF, which many hand-written clients do not expect.
     return EventSourceResponse(_data(events), sep="\n", ping=_PING_S)
 
 

@@ -1,1 +1,1 @@
-"""One internal request and one internal answer, whichever dialect asked."""
+"""Requests and answers in the form that all dialects share."""

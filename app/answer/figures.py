@@ -1,4 +1,4 @@
-"""The figures of an answer: what is counted, and how clients are told."""
+"""The figures of an answer, and the objects that report them to clients."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ Outcome = Literal["stop", "length", "cancelled", "timeout", "error"]
 
 @dataclass
 class Figures:
-    """Everything that is counted of one answer while it is made."""
+    """The counts and times of one answer. They are updated while it is made."""
 
     prompt_tokens: int
     cached_tokens: int = 0

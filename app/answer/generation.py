@@ -1,4 +1,4 @@
-"""Runs a request in the worker and gives its answers as events, whichever dialect asked.
+"""Runs a request in the worker and yields its answers as events, for every dialect the same.
 
 A dialect turns `Delta` and `Finished`, or the `Choice` of an answer that is not streamed, into its
 JSON.
@@ -31,7 +31,7 @@ Reason = Literal["stop", "length", "tool_calls"]
 class Delta:
     """One event that a block adds to a choice. A text comes with its tokens' log-probabilities.
 
-    `figures` are still being counted; those of the prompt are there from the first block on.
+    `figures` are not final yet, but from the first block on they have those of the prompt.
     """
 
     choice: int
@@ -48,7 +48,7 @@ class Finished:
     reason: Reason
     figures: Figures
     stop_string: str | None = None
-    logprobs: list[TokenLogprobs] = field(default_factory=list)  # those of text that never came
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # those that no delta had
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Choice:
 async def answer_events(
     services: Services, request: AnswerRequest, prepared: Sequence[GenerateRequest]
 ) -> AsyncGenerator[Delta | Finished, None]:
-    """Run all choices together. Yields their deltas as blocks come, and a `Finished` for each.
+    """Run all choices together. Yields their deltas as blocks come, and one `Finished` for each.
 
     Raises GenerationFailed if a choice fails, and DeadlineExceeded if the time is up; either ends
     all choices. Leaving early cancels them in the worker. However a choice ends, it is counted and
@@ -114,7 +114,7 @@ async def answer_events(
 async def whole_answers(
     services: Services, request: AnswerRequest, prepared: Sequence[GenerateRequest]
 ) -> list[Choice]:
-    """Run all choices as `answer_events` does. Returns each whole answer, by choice."""
+    """Run all choices as `answer_events` does. Returns the whole answers in their order."""
     events: list[list[Event]] = [[] for _ in prepared]
     logprobs: list[list[TokenLogprobs]] = [[] for _ in prepared]
     ends: dict[int, Finished] = {}
@@ -195,29 +195,30 @@ async def _choice_events(
 
 
 def _output(services: Services, request: AnswerRequest, prompt: Prompt) -> AnswerOutput:
-    form = request.format
+    chat = request.format
     return AnswerOutput(
         services.prompts.vocabulary,
         request.stops,
-        AnswerParser(thinking=prompt.thinking, calls=bool(form.tools)) if form else None,
-        most_calls=None if form is None or form.parallel_calls else 1,
+        AnswerParser(thinking=prompt.thinking, calls=bool(chat.tools)) if chat else None,
+        most_calls=None if chat is None or chat.parallel_calls else 1,
     )
 
 
 def _check_calls(
-    calls: Sequence[ToolCallEnd], form: ChatFormat, figures: Figures, *, called: bool
+    calls: Sequence[ToolCallEnd], chat: ChatFormat, figures: Figures, *, called: bool
 ) -> None:
-    """Raises GenerationFailed if a call is not what the client was promised.
+    """Raises GenerationFailed if a call is not as the client may expect it.
 
-    Where the dialect needs whole calls, only the last call of an answer that was cut off may be
-    incomplete. If the answer is one that `called`, strict tools' arguments satisfy their schemas.
+    If the dialect needs whole calls, only the last call of an answer that was cut off may be
+    incomplete. If the answer ended with its calls (`called`), the arguments of strict tools must
+    satisfy their schemas.
     """
     cut_off = calls[-1] if calls and figures.outcome == "length" else None
     for call in calls:
-        if form.whole_calls and not call.complete and call is not cut_off:
-            why = f"that are not in its format: {call.arguments}"
+        if chat.whole_calls and not call.complete and call is not cut_off:
+            why = f"that are not in the call format: {call.arguments}"
             raise _invalid_call(call, why, figures)
-        validator = form.tools.get(call.name) if called else None
+        validator = chat.tools.get(call.name) if called else None
         if validator is not None:
             try:
                 if not call.complete:

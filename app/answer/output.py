@@ -1,4 +1,4 @@
-"""Turns the token ids of an answer into neutral events, wherever blocks are cut.
+"""Turns the token ids of an answer into neutral events, the same wherever blocks are cut.
 
 This file knows no dialect and no HTTP. Its events are append-only: it holds back whatever may still
 become part of a character or of a stop string until that is decided.
@@ -15,10 +15,10 @@ from engine.messages import TokenLogprobs
 
 
 class TokenText:
-    """Decodes one stream of tokens, one by one. A character of several bytes comes out whole.
+    """Decodes a stream of tokens one by one. A character of several bytes comes out whole.
 
-    No token is decoded twice. The stream of the tokenizers library is no use here, because it fails
-    on bytes that are not UTF-8.
+    No token is decoded twice. The decoding stream of the tokenizers library can't be used, because
+    it fails on bytes that are not UTF-8.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -26,7 +26,7 @@ class TokenText:
         self._bytes = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def add(self, token: int) -> list[Piece]:
-        """Returns the text and control tokens that are certain once this token is there."""
+        """Returns the text and control tokens that are certain after this token."""
         control = self._vocabulary.controls.get(token)
         if control is not None:
             return [*self.end(), Control(control)]
@@ -36,7 +36,7 @@ class TokenText:
         return [*self.end(), *_pieces(self._vocabulary.word(token))]
 
     def end(self) -> list[Piece]:
-        """Returns U+FFFD if a character was begun and never completed."""
+        """Returns U+FFFD if a character has begun and was not completed."""
         return _pieces(self._bytes.decode(b"", final=True))
 
 
@@ -46,46 +46,46 @@ def _pieces(text: str) -> list[Piece]:
 
 @dataclass
 class StopStrings:
-    """Cuts a text at the first stop string in it, in whatever pieces the text comes."""
+    """Cuts a text at its first stop string, however the text is cut into pieces."""
 
     stops: Sequence[str]
-    found: str | None = None
+    matched: str | None = None  # the stop string in the text, if it had one
     _held: str = ""
 
     def feed(self, text: str) -> str:
-        """Returns the text that is certain now. Once a stop string was found it returns none."""
-        if self.found is not None:
+        """Returns the text that is certain now. After a stop string it returns no more text."""
+        if self.matched is not None:
             return ""
         held = self._held + text
-        places = [(at, stop) for stop in self.stops if (at := held.find(stop)) >= 0]
-        if places:
-            at, self.found = min(places)
+        matches = [(start, stop) for stop in self.stops if (start := held.find(stop)) >= 0]
+        if matches:
+            start, self.matched = min(matches)
             self._held = ""
-            return held[:at]
+            return held[:start]
         keep = max((_overlap(held, stop) for stop in self.stops), default=0)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
 
     def release(self) -> str:
-        """Returns the text that was held back and turned out not to be a stop string."""
+        """Returns the text that was held back, which turned out not to begin a stop string."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Returns the length of the longest end of `text` with which `stop` begins."""
+    """Returns the length of the longest end of `text` that is a beginning of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
 
 
 @dataclass
 class AnswerOutput:
-    """Turns one answer's tokens into events. Stop strings are looked for in its text only.
+    """Turns one answer's tokens into events. Stop strings count in its text only.
 
-    `parser` reads the chat format; without one, for a raw completion, everything is text. `tokens`
-    counts the tokens that were used, up to the one that completes a stop string or the last allowed
-    call. Log-probabilities of text tokens wait for the caller to take them, each until the first
-    character of its token has been given out. Those of a stop string belong to no answer.
+    `parser` reads the chat format. Raw completions have none: everything is text. `tokens` counts
+    the tokens that were used, up to the one that completes a stop string or the last allowed call.
+    Log-probabilities are kept for text tokens. The caller can take them when the first character of
+    their token has been given out. Those of a stop string are dropped.
     """
 
     vocabulary: Vocabulary
@@ -94,9 +94,9 @@ class AnswerOutput:
     most_calls: int | None = None
     tokens: int = 0
     thinking_tokens: int = 0
-    calls: list[ToolCallEnd] = field(default_factory=list)  # those that have ended, in their order
+    calls: list[ToolCallEnd] = field(default_factory=list)  # the ended calls, in order
     _logprobs: list[tuple[int, TokenLogprobs]] = field(default_factory=list)
-    _read_characters: int = 0  # of text; log-probabilities are kept with where their token begins
+    _read_characters: int = 0  # of text; a log-probability is kept with its token's offset
     _given_characters: int = 0
     _finished: bool = False
     _text: TokenText = field(init=False)
@@ -108,17 +108,17 @@ class AnswerOutput:
 
     @property
     def stop_string(self) -> str | None:
-        """Returns the stop string that was found, if one was."""
-        return self._stop.found
+        """Returns the stop string that ended the text, or None."""
+        return self._stop.matched
 
     @property
     def ended(self) -> bool:
         """Returns whether the answer is over, by a stop string or because it has enough calls."""
         enough = self.most_calls is not None and len(self.calls) >= self.most_calls
-        return enough or self._stop.found is not None
+        return enough or self._stop.matched is not None
 
     def feed(self, tokens: Iterable[int], logprobs: Iterable[TokenLogprobs] = ()) -> list[Event]:
-        """Returns the events that these tokens add, merged. Once the answer has ended, none."""
+        """Returns the events that these tokens add, merged. An ended answer adds none."""
         events: list[Event] = []
         figures = iter(logprobs)
         for token in tokens:
@@ -127,19 +127,19 @@ class AnswerOutput:
             self.tokens += 1
             figure = next(figures, None)
             start = self._read_characters
-            place = "text" if self.parser is None else self.parser.place
+            section = "text" if self.parser is None else self.parser.section
             for piece in self._text.add(token):
                 events += self._read(piece)
-            if place == "thinking" or (self.parser and self.parser.place == "thinking"):
+            if section == "thinking" or (self.parser and self.parser.section == "thinking"):
                 self.thinking_tokens += 1
-            elif place == "text" and token not in self.vocabulary.controls and figure is not None:
+            elif section == "text" and token not in self.vocabulary.controls and figure is not None:
                 self._logprobs.append((start, figure))
         return merged(events)
 
     def take_logprobs(self) -> list[TokenLogprobs]:
-        """Returns the log-probabilities of text given out since the last call of this method.
+        """Returns the log-probabilities of the text given out since the last call of this method.
 
-        At the end of the answer these are all that are left, also of tokens that have no text.
+        After the end of the answer it returns all remaining ones, also of tokens without text.
         """
         count = sum(start < self._given_characters for start, _ in self._logprobs)
         if self._finished:
@@ -148,7 +148,7 @@ class AnswerOutput:
         return [figure for _, figure in taken]
 
     def finish(self) -> list[Event]:
-        """Returns the events of what was held back and is part of the answer after all."""
+        """Returns the events of the text that was held back and belongs to the answer."""
         if self.ended:
             return []
         events = [event for piece in self._text.end() for event in self._read(piece)]

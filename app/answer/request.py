@@ -1,4 +1,4 @@
-"""The one internal request that every dialect's request becomes, and the worker's form of it."""
+"""The request in the form that all dialects share, and its conversion to the worker's form."""
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,10 +16,10 @@ from engine.messages import GenerateRequest, Ready, Sampling
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How the answer of a chat is read.
+    """The settings for reading a chat's answer.
 
-    `tools` has a validator for each tool whose calls must satisfy its schema, and None for others.
-    Set `whole_calls` if the dialect can't carry a call whose arguments are not JSON.
+    `tools` has a validator for each strict tool, and None for each other tool. Set `whole_calls` if
+    the dialect can't send a call whose arguments are not JSON.
     """
 
     tools: Mapping[str, Validator | None] = field(default_factory=dict)
@@ -30,18 +30,21 @@ class ChatFormat:
     def offering(
         cls, tools: Iterable[Tool], *, parallel_calls: bool, whole_calls: bool = False
     ) -> "ChatFormat":
-        """Raises BadRequest, naming the field, if a strict tool's schema can't be checked."""
+        """Returns the settings for a chat with these tools.
+
+        Raises BadRequest, naming the field, if a strict tool's schema can't be used for checks.
+        """
         validators = {tool.name: strict_validator(tool) for tool in tools}
         return cls(validators, parallel_calls, whole_calls)
 
 
 @dataclass(frozen=True)
 class AnswerRequest:
-    """What every dialect asks for: `n` answers to each prompt.
+    """A request of any dialect. It asks for `n` answers to each prompt.
 
     The answers to prompt p are the choices n * p, n * p + 1, and so on. `format` is None for raw
-    completions, whose answer is all text. `prompt_field` is the request's field that is named if a
-    prompt is too long. Without a `timeout_s`, in seconds, the server's own setting holds.
+    completions, whose answers are plain text. An error about a too long prompt names the field
+    `prompt_field`. If `timeout_s` is None, the server's setting applies.
     """
 
     prompts: Sequence[Prompt]
@@ -59,7 +62,7 @@ class AnswerRequest:
 
 
 def random_seed() -> int:
-    """Returns a seed for a request that has none of its own, in 0 .. 2**64 - 1."""
+    """Returns a seed in 0 .. 2**64 - 1, for a request that has none."""
     return uuid.uuid4().int % 2**64
 
 
@@ -69,9 +72,11 @@ def prepare(request: AnswerRequest, limits: Ready) -> list[GenerateRequest]:
     Raises ContextLengthExceeded if a prompt leaves no room for an answer, and BadRequest if token
     ids are not in the vocabulary or a suffix does not fit.
     """
-    if any(token >= limits.vocab_size for token in request.sampling.logit_bias):
+    largest = max(request.sampling.logit_bias, default=0)
+    if largest >= limits.vocab_size:
         raise BadRequest(
-            f"logit_bias: token ids must be below {limits.vocab_size}.", param="logit_bias"
+            f"logit_bias: {largest} is not a token id; ids must be below {limits.vocab_size}.",
+            param="logit_bias",
         )
     suffix = request.sampling.suffix
     prepared = []
@@ -80,7 +85,7 @@ def prepare(request: AnswerRequest, limits: Ready) -> list[GenerateRequest]:
         room = answer_room(prompt.tokens, request.max_tokens, context, param=request.prompt_field)
         if suffix and room + len(suffix) > limits.canvas_length:
             raise BadRequest(
-                f"suffix: its {len(suffix)} tokens and max_tokens ({room}) must fit one canvas "
+                f"suffix: its {len(suffix)} tokens and max_tokens ({room}) do not fit one canvas "
                 f"of {limits.canvas_length} tokens.",
                 param="suffix",
             )

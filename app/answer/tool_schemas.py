@@ -1,7 +1,7 @@
-"""The JSON schemas of tools: whether they are schemas, and whether a call satisfies one.
+"""The JSON schemas of tools: checks of the schemas, and of calls against them.
 
-Nothing that a client's schema refers to is fetched, and no pattern runs longer than a moment. Most
-patterns are matched in linear time; those that go back in the text have a limit.
+References in a client's schema are never fetched. Patterns can't run for long: most are matched in
+linear time, and those that need backtracking have a limit.
 """
 
 from typing import Any
@@ -18,10 +18,9 @@ from jsonschema_rs import (
 from app.errors import BadRequest
 from app.prompting.conversation import Tool
 
-_NOTHING_ELSE = Registry(
-    []
-)  # an empty registry fetches nothing; without one, references are fetched
-_PATTERNS = FancyRegexOptions(backtrack_limit=100_000)  # steps back in the text: some milliseconds
+# Without a registry, references would be fetched. An empty one fetches nothing.
+_NOTHING_ELSE = Registry([])
+_PATTERNS = FancyRegexOptions(backtrack_limit=100_000)  # backtracking steps: some milliseconds
 
 
 def checked_schema(schema: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -30,15 +29,15 @@ def checked_schema(schema: dict[str, Any] | None) -> dict[str, Any] | None:
         try:
             meta.validate(schema, registry=_NOTHING_ELSE)
         except (ValueError, ReferencingError) as error:
-            raise ValueError(f"not a JSON schema: {_why(error)}") from error
+            raise ValueError(f"it is not a JSON schema: {_why(error)}") from error
     return schema
 
 
 def strict_validator(tool: Tool) -> Validator | None:
-    """Returns what checks the arguments of a strict tool's calls, or None for any other tool.
+    """Returns a validator for the arguments of a strict tool's calls, or None for other tools.
 
-    The keyword `format` is not checked; it only tells the model something. Raises BadRequest,
-    naming the tool's field, if the schema refers to something outside of it or has a bad pattern.
+    The keyword `format` is not checked; it is a hint for the model. Raises BadRequest, naming the
+    tool's field, if the schema refers to something outside of it or has a bad pattern.
     """
     if not tool.strict or tool.parameters is None:
         return None
@@ -48,10 +47,11 @@ def strict_validator(tool: Tool) -> Validator | None:
         )
     except (ValueError, ReferencingError) as error:
         raise BadRequest(
-            f"{tool.field}: can't be checked: {_why(error)}.", param=tool.field
+            f"{tool.field}: arguments can't be checked by this schema: {_why(error)}.",
+            param=tool.field,
         ) from error
 
 
 def _why(error: Exception) -> str:
-    """Returns the error in one line. Its full text would show the whole schema as well."""
+    """Returns the error's message in one line, without the schema that its full text shows."""
     return str(getattr(error, "message", error))

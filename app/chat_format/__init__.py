@@ -1,1 +1,1 @@
-"""The format in which a model writes its answers, and the neutral events that it is turned into."""
+"""The format in which a model writes its answers, and the neutral events made from it."""

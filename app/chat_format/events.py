@@ -17,14 +17,14 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class ThinkingDelta:
-    """The next characters of the thoughts. Several thoughts follow on each other."""
+    """The next characters of the thoughts. Several thoughts are joined."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class ToolCallDelta:
-    """A call begins (`name` is given), or the JSON text of its arguments goes on."""
+    """The beginning of a call, which has its name, or the next characters of its JSON arguments."""
 
     index: int  # the call's number in this answer, from 0
     name: str | None
@@ -53,12 +53,12 @@ def merged(events: Iterable[Event]) -> list[Event]:
 
     def join(before: list[Event], event: Event) -> list[Event]:
         match before, event:
-            case [*rest, TextDelta(text=text)], TextDelta(text=more):
-                return [*rest, TextDelta(text + more)]
-            case [*rest, ThinkingDelta(text=text)], ThinkingDelta(text=more):
-                return [*rest, ThinkingDelta(text + more)]
-            case [*rest, ToolCallDelta() as call], ToolCallDelta(name=None, arguments=more):
-                return [*rest, replace(call, arguments=call.arguments + more)]
+            case [*others, TextDelta(text=text)], TextDelta(text=more):
+                return [*others, TextDelta(text + more)]
+            case [*others, ThinkingDelta(text=text)], ThinkingDelta(text=more):
+                return [*others, ThinkingDelta(text + more)]
+            case [*others, ToolCallDelta() as call], ToolCallDelta(name=None, arguments=more):
+                return [*others, replace(call, arguments=call.arguments + more)]
         return [*before, event]
 
     return reduce(join, events, [])

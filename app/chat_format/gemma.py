@@ -1,16 +1,16 @@
 """The format of Gemma 4's answers: thinking channels and tool calls, parsed piece by piece.
 
 This is the only file that knows the markers
-(https://ai.google.dev/gemma/docs/core/prompt-formatting-gemma4). A thought stands in
-`<|channel>thought\\n…<channel|>`, a call in
+(https://ai.google.dev/gemma/docs/core/prompt-formatting-gemma4). A thought is written as
+`<|channel>thought\\n…<channel|>`, a call as
 `<|tool_call>call:name{key:<|"|>text<|"|>,n:1.5,list:[true,null],obj:{…}}<tool_call|>`.
-The file knows no token ids and no HTTP. A marker counts only as a `Control`; a marker that somebody
-typed is text.
+The file knows no token ids and no HTTP. A marker counts only if it is a `Control`. A marker that
+was typed is text.
 
 The events are append-only and the same however the text is cut into pieces. No text is lost, except
-a call's name that the end of the answer cuts off, and no marker is given out. Nothing is invented:
-where a call breaks Gemma's syntax, the rest of it follows as the model wrote it, and the call does
-not count as complete.
+a call's name that the end of the answer cuts off. Markers are never given out. Nothing is invented:
+where a call breaks Gemma's syntax, its remaining text is given out as the model wrote it, and the
+call does not count as complete.
 """
 
 import re
@@ -20,10 +20,10 @@ from typing import Literal
 from app.chat_format.events import Event, TextDelta, ThinkingDelta, ToolCallDelta, ToolCallEnd
 from app.chat_format.gemma_arguments import Arguments
 
-MODEL_TURN = "<|turn>model\n"  # a rendered prompt ends with it, and the model begins behind it
+MODEL_TURN = "<|turn>model\n"  # a rendered prompt ends with it; the answer begins after it
 EMPTY_THOUGHT = "<|channel>thought\n<channel|>"  # tells the model not to think
 
-# Models leave out parts of what should stand before the name.
+# Models leave out parts of what the format has before the name.
 _HEAD = re.compile(r"\s*(?:(?:call)?\s*:\s*)?([\w.-]+(?::[\w.-]+)*)\s*")
 _HEAD_BEGUN = re.compile(r"\s*(?:call)?\s*:?\s*[\w.:-]*\s*")
 # If the first line holds more than a name, the thought has no header.
@@ -64,12 +64,12 @@ class AnswerParser:
         self._call: _OpenCall | None = None
 
     @property
-    def place(self) -> Literal["text", "thinking", "call"]:
-        """Returns what the next piece belongs to."""
+    def section(self) -> Literal["text", "thinking", "call"]:
+        """Returns the section that the next piece belongs to."""
         return "call" if self._call else self._channel
 
     def feed(self, piece: Piece) -> list[Event]:
-        """Returns the events that are certain once this piece is there."""
+        """Returns the events that are certain after this piece."""
         if self.ended:
             return []
         if isinstance(piece, str):
@@ -94,7 +94,7 @@ class AnswerParser:
                 return []
 
     def finish(self) -> list[Event]:
-        """Returns what was held back, when no more pieces come. A call that is open ends here.
+        """Returns the events that were held back. A call that is open ends here.
 
         If only the name of a call had begun, it is dropped: it is neither a call nor text.
         """
@@ -113,17 +113,17 @@ class AnswerParser:
             return self._say(self._without_first_line(text))
         if self._call.arguments is not None:
             return self._argue(self._call.arguments.read(text))
-        head, brace, rest = (self._call.head + text).partition("{")
+        head, brace, arguments = (self._call.head + text).partition("{")
         if not brace:
             self._call.head = head
             return []
         name = _HEAD.fullmatch(head)
         if name is None:
             self._call = None
-            return self._say(head + brace + rest)
+            return self._say(head + brace + arguments)
         self._call.name, self._call.arguments = name[1], Arguments()
         begun = ToolCallDelta(self._ended_calls, name[1], "")
-        return [begun, *self._argue(self._call.arguments.read(brace + rest))]
+        return [begun, *self._argue(self._call.arguments.read(brace + arguments))]
 
     def _read_quote(self) -> list[Event]:
         if self._call is None or self._call.arguments is None:
@@ -138,14 +138,14 @@ class AnswerParser:
         return self._end_call()
 
     def _end_call(self) -> list[Event]:
-        """End the call that is open, if one is, with the source that it has so far."""
+        """End the open call, if there is one, with the source that it has so far."""
         call = self._call
         if call is None:
             return []
         if call.arguments is None:
             self._call = None
             return self._say(call.head)
-        events = self._argue(call.arguments.rest())
+        events = self._argue(call.arguments.finish())
         end = ToolCallEnd(self._ended_calls, call.name, call.text, call.arguments.complete)
         self._ended_calls += 1
         self._call = None
@@ -164,12 +164,12 @@ class AnswerParser:
         if self._first_line is None:
             return text
         text = self._first_line + text
-        line, newline, rest = text.partition("\n")
+        line, newline, tail = text.partition("\n")
         is_format = not line or (
             self._channel == "thinking" and _CHANNEL_NAME.fullmatch(line) is not None
         )
         self._first_line = line if is_format and not newline else None
-        return rest if is_format else text
+        return tail if is_format else text
 
     def _say(self, text: str) -> list[Event]:
         if not text:
@@ -182,4 +182,4 @@ class _OpenCall:
     head: str = ""  # the text before the arguments, until they begin
     name: str = ""
     arguments: Arguments | None = None
-    text: str = ""  # the JSON that was given out so far
+    text: str = ""  # the JSON given out so far

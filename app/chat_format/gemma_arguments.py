@@ -7,26 +7,26 @@ from typing import Literal
 _LITERAL = re.compile(r"true|false|null|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
 _ESCAPE_BEGUN = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
-# Deeper nesting breaks the call: readers of JSON, Python's among them, follow it only so far.
+# Deeper nesting breaks the call, because JSON parsers such as Python's have such a limit too.
 _MOST_LEVELS = 256
 
 
 class Arguments:
     """Turns the arguments of one call into JSON text, character by character.
 
-    It accepts plain JSON as well, so whatever breaks this syntax would break JSON in the same
-    place. The source behind a break can therefore be given out unchanged: it never becomes valid.
+    It accepts plain JSON as well, so a source that breaks this syntax would break JSON at the same
+    character. Therefore the source after a break is given out unchanged: it never becomes valid.
     """
 
     def __init__(self) -> None:
         self._state: Literal[
-            "key", "colon", "value", "item", "next", "end",  # between parts, and what may follow
-            "word", "quoted", "string", "escape",  # in a part; the quote token began a "quoted" one
+            "key", "colon", "value", "item", "next", "end",  # between parts: what may follow
+            "word", "quoted", "string", "escape",  # "quoted" began with the quote token
             "broken",
         ] = "value"  # fmt: skip
-        self._closers: list[str] = []  # the closing brackets that are due, the innermost last
+        self._closers: list[str] = []  # the closing brackets still to come, the innermost last
         self._is_key = False  # whether the word or string that is being read is a key
-        self._comma = False  # a comma was read; it is given out once something follows it
+        self._comma = False  # a comma was read that is given out when a part follows it
         self._held = ""  # the word or escape that is being read
 
     @property
@@ -41,15 +41,15 @@ class Arguments:
         return "".join(map(self._read_character, text))
 
     def read_quote(self) -> str:
-        """Read the quote token. Where no string can begin or end it is an ordinary quote."""
+        """Read the quote token. It is an ordinary quote where no string can begin or end."""
         if self._state == "quoted":
             return self._end_string()
         if self._state in ("key", "value", "item"):
             return self._begin_string("quoted")
         return self._read_character('"')
 
-    def rest(self) -> str:
-        """Returns what is still held back when the source ends here."""
+    def finish(self) -> str:
+        """Returns the text that is still held back when the source ends here."""
         return "" if self.complete else self._break("")
 
     def _read_character(self, character: str) -> str:
@@ -134,11 +134,11 @@ class Arguments:
         return comma
 
     def _break(self, source: str) -> str:
-        """Give out the source unchanged from here on."""
+        """Returns the held text and this source. From here on the source is given out unchanged."""
         held, self._held, self._state = self._held, "", "broken"
         return self._due_comma() + held + source
 
 
 def _escaped(text: str) -> str:
-    """Returns the text as it is written between the quotes of a JSON string."""
+    """Returns the text escaped for the inside of a JSON string."""
     return json.dumps(text, ensure_ascii=False)[1:-1]

@@ -1,4 +1,4 @@
-"""The API dialects, a folder each, and beside them what several of them share.
+"""The API dialects, each in its own folder, and the modules that several of them share.
 
 No dialect imports another.
 """

@@ -1,65 +1,83 @@
-"""A request's body as its schema, and what is wrong with it by the field's name."""
+"""Parses request bodies. An error in a body names the field that is wrong."""
 
 import asyncio
 import re
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from app.dialects.fields import SamplingFields
+from app.dialects.fields import SamplingFields, quoted
 from app.errors import UNSUPPORTED, ApiError, BadRequest
 from app.security import key_priority
 
 T = TypeVar("T", bound=BaseModel)
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-# Any escape of JSON, so that "\\\\ud800" is a backslash and letters; a lone surrogate in group 1.
+# Matches every JSON escape, so that "\\\\ud800" is read as a backslash and letters. Group 1 matches
+# a lone surrogate.
 _ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
     rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
     re.DOTALL,
 )
 
+# Errors of these types have the refused value in their message already, or no value was sent.
+_COMPLETE = {UNSUPPORTED, "value_error", "missing", "too_short", "too_long"}
+
 
 async def parsed(request: Request, schema: type[T]) -> T:
-    """The body as `schema`, the API key's priority where it has none of its own.
+    """Returns the body as an instance of `schema`. Raises BadRequest that names the wrong field.
 
-    Raises BadRequest that names the field.
-
-    Halves of characters (lone surrogates), which JavaScript makes where it cuts a text inside an
-    emoji, become U+FFFD. In a thread: large bodies take seconds, and others are served meanwhile.
+    A request without a priority gets that of its API key. Lone surrogates, which JavaScript makes
+    when it cuts a text inside an emoji, become U+FFFD. The body is parsed in a thread, because a
+    large one takes seconds and other requests are served meanwhile.
     """
     body = await request.body()
 
-    def read() -> T:
-        return schema.model_validate_json(_whole_characters(body))
+    def parse() -> T:
+        try:
+            return schema.model_validate_json(_without_lone_surrogates(body))
+        except ValidationError as error:
+            raise _bad_request(error) from error
 
-    try:
-        found = await asyncio.to_thread(read)
-    except ValidationError as error:
-        raise _bad_request(error) from error
-    if isinstance(found, SamplingFields) and found.priority is None:
-        found.priority = key_priority(request)
-    return found
+    value = await asyncio.to_thread(parse)
+    if isinstance(value, SamplingFields) and value.priority is None:
+        value.priority = key_priority(request)
+    return value
 
 
-def _whole_characters(body: bytes) -> bytes:
+def _without_lone_surrogates(body: bytes) -> bytes:
     if _SURROGATE.search(body) is None:
         return body
-    return _ESCAPE.sub(lambda found: found[0] if found[1] is None else rb"\ufffd", body)
+    return _ESCAPE.sub(lambda match: match[0] if match[1] is None else rb"\ufffd", body)
 
 
 def _bad_request(error: ValidationError) -> ApiError:
-    first = error.errors(include_url=False, include_input=False)[0]
+    first = error.errors(include_url=False)[0]
     context = first.get("ctx", {})
     path = [*first["loc"], *([context["field"]] if context.get("field") else [])]
-    # "(list)" and the like tell which form a field has, and are no part of its name.
+    # Tags such as "(list)" say which form a field has. They are not part of its name.
     field = ".".join(str(part) for part in path if not str(part).startswith("(")) or None
     if first["type"] == "json_invalid":
-        return BadRequest(f"The body is not valid JSON: {first['msg']}")
+        why = first["msg"].removeprefix("Invalid JSON: ")
+        return BadRequest(f"The body is not valid JSON: {why}.")
     if first["type"] == "extra_forbidden":
         return BadRequest(f"Unknown field: {field}.", param=field, code="unknown_parameter")
     code = UNSUPPORTED if first["type"] == UNSUPPORTED else None
     why = first["msg"].removeprefix("Value error, ")
+    if first["type"] not in _COMPLETE and ", got " not in why:
+        why += f", got {_received(first['input'])}"
     return BadRequest(f"{field or 'The body'}: {why}.", param=field, code=code)
+
+
+def _received(value: Any) -> str:
+    """Returns a refused value for an error message. Lists and objects are not shown in full."""
+    match value:
+        case {"type": str() as kind}:
+            return f"an object of type {quoted(kind)}"
+        case dict():
+            return "an object"
+        case list():
+            return "a list"
+    return quoted(value)

@@ -1,4 +1,4 @@
-"""What the dialects' requests share: strictness, refusals, sampling fields."""
+"""The base of the dialects' request schemas: strictness, refusals and the sampling fields."""
 
 import json
 from typing import Annotated, Any, ClassVar
@@ -25,24 +25,35 @@ from engine.messages import Sampling
 MAX_STOPS = 4
 MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 20
+_MAX_QUOTED = 60  # characters of a value that an error repeats
 
 
-def _form(value: Any) -> str | None:
+def _one_or_several(value: Any) -> str | None:
     return "(string)" if isinstance(value, str) else "(list)" if isinstance(value, list) else None
 
 
-# A field that is one string or a list is checked as what it is, so that an error speaks of that.
+# A field that takes a string or a list is validated as the one that came, so that an error is
+# about that form.
 ONE, SEVERAL = Tag("(string)"), Tag("(list)")
 ONE_OR_SEVERAL = Discriminator(
-    _form,
+    _one_or_several,
     custom_error_type="string_or_list",
     custom_error_message="Input should be a string or a list",
 )
 
 
 def unsupported(field: str, message: str) -> PydanticCustomError:
-    """The error of a field, under the one that is validated, that Easel does not honour so."""
+    """Returns the error for a field or value that Easel does not support.
+
+    `field` is the name of a field inside the value that is being validated, or empty for itself.
+    """
     return PydanticCustomError(UNSUPPORTED, "{message}", {"field": field, "message": message})
+
+
+def quoted(value: Any) -> str:
+    """Returns a value as JSON for an error message, cut off where it is too long."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}…"
 
 
 JsonObject = Annotated[dict[str, Any], AfterValidator(bounded_json)]
@@ -50,10 +61,10 @@ JsonValue = Annotated[Any, AfterValidator(bounded_json)]
 
 
 class Strict(BaseModel):
-    """Takes no other field than its own, so that none is ignored unseen.
+    """Refuses unknown fields, so that none is ignored silently.
 
-    `neutral` names the fields of the dialect's schema that Easel does not honour, each with the
-    values that ask for nothing; null always does. Any other value is refused.
+    `neutral` lists fields of the dialect that Easel does not support, each with the values that
+    have no effect. These values and null are accepted. Any other value is refused.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -66,22 +77,22 @@ class Strict(BaseModel):
             return data
         for field, allowed in cls.neutral.items():
             value = data.get(field)
-            # By type too: 1 == True in Python.
+            # Types are compared too, because 1 == True in Python.
             if value is None or any(value == a and type(value) is type(a) for a in allowed):
                 continue
             values = ", ".join(json.dumps(v) for v in (None, *allowed))
-            raise unsupported(field, f"not supported; allowed: {values}")
+            raise unsupported(field, f"{quoted(value)} is not supported; allowed: {values}")
         return {field: value for field, value in data.items() if field not in cls.neutral}
 
     @classmethod
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        found = handler(schema)
-        properties = handler.resolve_ref_schema(found).setdefault("properties", {})
+        made = handler(schema)
+        properties = handler.resolve_ref_schema(made).setdefault("properties", {})
         for field, allowed in cls.neutral.items():
             properties[field] = {"enum": [None, *allowed]}
-        return found
+        return made
 
 
 class StreamOptions(Strict):
@@ -91,30 +102,31 @@ class StreamOptions(Strict):
 
 
 def thinks(effort: str | None) -> bool:
-    """The model thinks or does not, so the effort's degrees are one."""
+    """Returns whether this effort switches thinking on. The model has no degrees of thinking."""
     return effort not in (None, "none", "minimal")
 
 
 class SamplingFields(Strict):
-    """How an answer is drawn: OpenAI's fields and, from `top_k` on, Easel's own for every dialect.
+    """Fields that control how an answer is drawn, in every dialect.
 
-    The extensions have the names under which other servers know them.
+    `temperature`, `top_p` and `seed` are OpenAI's. The others are extensions, which have the same
+    names as in other servers.
     """
 
     temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1, lt=2**31, description="0 and -1: all tokens")
+    top_k: int | None = Field(default=None, ge=-1, lt=2**31, description="0 and -1 mean all tokens")
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(default=None, ge=0, lt=2**31)
     priority: int | None = Field(default=None, ge=-(2**31), lt=2**31)
-    timeout: float | None = Field(default=None, gt=0, le=86400, description="seconds")
+    timeout: float | None = Field(default=None, gt=0, le=86400, description="in seconds")
     max_denoising_steps: int | None = Field(default=None, ge=1, le=1024)
     entropy_bound: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     confidence_threshold: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
     def sampling(self, seed: int) -> Sampling:
-        """In the worker's terms; `seed` is taken if the request has none."""
+        """Returns the fields in the worker's form. `seed` is used if the request has none."""
         return Sampling(
             seed=(seed if self.seed is None else self.seed) % 2**64,
             temperature=1.0 if self.temperature is None else self.temperature,
@@ -130,7 +142,7 @@ class SamplingFields(Strict):
 
 
 class ApiRequest(SamplingFields):
-    """Fields of OpenAI's two generation requests."""
+    """The fields that OpenAI's chat completions and raw completions share."""
 
     model: str | None = None
     n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
@@ -153,7 +165,9 @@ class ApiRequest(SamplingFields):
     @classmethod
     def _few_stops(cls, value: str | list[str] | None) -> str | list[str] | None:
         if isinstance(value, list) and len(value) > MAX_STOPS:
-            raise ValueError(f"at most {MAX_STOPS} stop strings are allowed")
+            raise ValueError(
+                f"{len(value)} stop strings are too many; at most {MAX_STOPS} are allowed"
+            )
         return value
 
     @field_validator("logit_bias")
@@ -163,13 +177,15 @@ class ApiRequest(SamplingFields):
             if not (token.isascii() and token.isdigit() and len(token) < 10):
                 raise ValueError(f"{token!r} is not a token id")
             if not -100 <= bias <= 100:
-                raise ValueError(f"the bias of token {token} must be from -100 to 100")
+                raise ValueError(
+                    f"the bias of token {token} is {bias:g}; it must be from -100 to 100"
+                )
         return value
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> "ApiRequest":
         if self.stream_options is not None and not self.stream:
-            raise unsupported("stream_options", "needs stream to be true")
+            raise unsupported("stream_options", "it is only allowed if stream is true")
         return self
 
     def sampling(self, seed: int) -> Sampling:

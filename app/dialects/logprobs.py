@@ -1,4 +1,4 @@
-"""Log-probabilities in OpenAI's form, which chat and responses share."""
+"""Log-probabilities in the form that OpenAI's chat and Responses APIs share."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from engine.messages import TokenLogprobs
 def token_logprobs(
     vocabulary: Vocabulary, logprobs: Sequence[TokenLogprobs]
 ) -> list[dict[str, Any]]:
-    """Returns an entry for each token, with the tokens that could have stood in its place."""
+    """Returns an entry for each token, which also lists the likeliest tokens at its position."""
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
         raw = vocabulary.token_bytes(token)

@@ -1,4 +1,4 @@
-"""The frame that the answers of chat and completions share, whole and chunk by chunk."""
+"""The JSON that answers of chat completions and raw completions share."""
 
 import json
 from abc import ABC, abstractmethod
@@ -20,9 +20,9 @@ from engine.messages import GenerateRequest
 
 @dataclass(frozen=True)
 class OpenAIAnswer(ABC):
-    """One request and what its answer is made of. A dialect says how its choices look.
+    """Makes the answer to one request, whole or as chunks. A subclass writes the choices.
 
-    The answer and every chunk of it begin with `head`.
+    The whole answer begins with `head`, and so does every chunk.
     """
 
     object: ClassVar[str]
@@ -50,7 +50,7 @@ class OpenAIAnswer(ABC):
     async def chunks(self) -> AsyncGenerator[str, None]:
         head = {**self.head, "object": self.chunk_object}
         if self.include_usage:
-            head["usage"] = None  # the specification says so for every chunk but the last
+            head["usage"] = None  # OpenAI's specification has null in every chunk but the last
 
         def chunk(choice: dict[str, Any], **more: Any) -> str:
             return json.dumps({**head, "choices": [choice], **more}, ensure_ascii=False)
@@ -84,12 +84,12 @@ class OpenAIAnswer(ABC):
 
     @abstractmethod
     def _openings(self) -> Iterator[dict[str, Any]]:
-        """Yields what a stream says of its choices before their first blocks."""
+        """Yields the choices' parts of the chunks that come before the first block."""
 
     @abstractmethod
     def _added(self, delta: Delta) -> dict[str, Any] | None:
-        """Returns what a chunk says of the choice that a block added to, or None for no chunk."""
+        """Returns the choice's part of a chunk that adds an event, or None if it needs no chunk."""
 
     @abstractmethod
     def _ended(self, end: Finished) -> dict[str, Any]:
-        """Returns what the last chunk of a choice says of it."""
+        """Returns the choice's part of its last chunk."""

@@ -1,19 +1,19 @@
-"""Fields of function tools that several dialects have: a name, a schema, a choice."""
+"""Function tools as several dialects have them: the name, the function, the tool choice."""
 
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, field_validator
 
 from app.answer.tool_schemas import checked_schema
-from app.dialects.fields import JsonObject, Strict, unsupported
+from app.dialects.fields import JsonObject, Strict, quoted, unsupported
 from app.prompting.conversation import Tool
 
-# OpenAI's characters, and those with which tool servers put a namespace in front of a name.
+# OpenAI's characters, and `.` and `:`, which tool servers put behind a namespace.
 ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
 
 
 class Function(Strict):
-    """A function as OpenAI's two chat dialects describe it."""
+    """A function, as OpenAI's chat and Responses APIs describe it."""
 
     name: ToolName
     description: str | None = None
@@ -29,8 +29,8 @@ class Function(Strict):
 
 def _supported_choice(value: Any) -> Any:
     if value not in (None, "none", "auto"):
-        raise unsupported("", 'not supported; allowed: null, "none", "auto"')
+        raise unsupported("", f'{quoted(value)} is not supported; allowed: null, "none", "auto"')
     return value
 
 
-ToolChoice = Annotated[Any, AfterValidator(_supported_choice)]  # those that Easel can guarantee
+ToolChoice = Annotated[Any, AfterValidator(_supported_choice)]  # only what Easel can guarantee

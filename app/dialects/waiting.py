@@ -1,4 +1,4 @@
-"""Waiting for an answer only as long as the client does."""
+"""Waits for an answer only as long as its client stays connected."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -6,11 +6,11 @@ from typing import Any
 
 from fastapi import Request, Response
 
-CLIENT_CLOSED_REQUEST = 499  # nobody reads it; the access log does
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for this case; the client is not there to read it
 
 
 async def unless_gone(http: Request, answer: Coroutine[Any, Any, Response]) -> Response:
-    """The response, unless the client disconnects first: then `answer` is cancelled."""
+    """Returns the response. If the client disconnects first, `answer` is cancelled instead."""
     working = asyncio.create_task(answer)
     leaving = asyncio.create_task(_disconnect(http))
     try:

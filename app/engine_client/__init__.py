@@ -1,1 +1,1 @@
-"""The front end's side of the worker: its process, its messages and the requests that are open."""
+"""The front end's side of the worker: its process, its messages and the open requests."""

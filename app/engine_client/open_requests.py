@@ -1,10 +1,12 @@
-"""The requests that are open, and which of them the worker has: bookkeeping, no I/O.
+"""The open requests, and which of them the worker has. This is bookkeeping without I/O.
 
-A request outlives the worker: what it has been given of an answer goes with it to the next one,
-which continues there with the same noise. Whoever kills a worker twice is given up. Which of
-several that was cannot be seen from here, so after a death those that the worker had are suspects
-and go to the next one by one, each when the one before has shown a block or ended: the one that
-kills then does so alone.
+A request outlives the worker. The next worker gets it together with the part of the answer that was
+already delivered, and continues it with the same noise. A request during which the worker dies
+twice, without a block in between, fails.
+
+If a worker dies that had several requests, it is unknown which of them caused it. All of them
+become suspects, and the next worker gets them one by one: each when the suspect before it has
+delivered a block or ended. So a request that kills the worker again does so alone.
 """
 
 import asyncio
@@ -15,7 +17,7 @@ import msgspec
 
 from engine.messages import Block, Done, Failed, GenerateRequest
 
-MOST_DEATHS = 2  # of workers, with no block in between
+MOST_DEATHS = 2  # of workers that had the request, without a block in between
 
 Answer = Block | Done | Failed
 
@@ -26,13 +28,13 @@ class OpenRequest:
 
     request: GenerateRequest
     answers: asyncio.Queue[Answer] = field(default_factory=asyncio.Queue)
-    given: bool = False  # to the worker that is alive now
-    deaths: int = 0  # of workers that had it, since its last block
-    cancelled: bool = False  # nobody waits for more; its terminal message has yet to come
+    given: bool = False  # to the living worker
+    deaths: int = 0  # of workers that had this request, since its last block
+    cancelled: bool = False  # its client is gone; its terminal message has yet to come
 
 
 class OpenRequests:
-    """Everyone who waits for an answer, in the order of arrival. Each ends exactly once."""
+    """All open requests, in the order of arrival. Each gets exactly one terminal message."""
 
     def __init__(self) -> None:
         self._open: dict[str, OpenRequest] = {}
@@ -41,12 +43,12 @@ class OpenRequests:
         return len(self._open)
 
     def add(self, request: GenerateRequest) -> OpenRequest:
-        """A new request, which waits to be given to the worker."""
+        """Add a new request, which waits to be given to the worker."""
         opened = self._open[request.id] = OpenRequest(request)
         return opened
 
     def due(self) -> Iterator[GenerateRequest]:
-        """Those that a living worker is to be given now; they count as given."""
+        """Yields the requests to give to the living worker now, and marks them as given."""
         on_trial = any(each.given and each.deaths for each in self._open.values())
         for opened in self._open.values():
             if opened.given or (opened.deaths and on_trial):
@@ -56,7 +58,7 @@ class OpenRequests:
             yield opened.request
 
     def deliver(self, message: Answer) -> None:
-        """What the worker says about a request goes to whoever waits for it."""
+        """Pass on the worker's message about a request. An unknown id is ignored."""
         opened = self._open.get(message.id)
         if opened is None:
             return
@@ -72,7 +74,7 @@ class OpenRequests:
         opened.answers.put_nowait(message)
 
     def cancel(self, request_id: str) -> bool:
-        """Nobody waits for this one any more; whether the worker has to be told."""
+        """Cancel a request. Returns whether the worker has it and must get a `Cancel`."""
         opened = self._open.get(request_id)
         if opened is None:
             return False
@@ -83,16 +85,16 @@ class OpenRequests:
         return True
 
     def worker_died(self) -> None:
-        """No worker has any of them now. Those that have seen too many die end here."""
+        """Mark all requests as not given. Those that are cancelled or saw two deaths end here."""
         for request_id, opened in list(self._open.items()):
             opened.deaths += opened.given
             opened.given = False
             if opened.cancelled:
                 self.deliver(Done(request_id, "cancelled"))
             elif opened.deaths >= MOST_DEATHS:
-                self.deliver(Failed(request_id, "The worker died twice of this request."))
+                self.deliver(Failed(request_id, "The worker died twice while it had this request."))
 
     def fail_all(self, why: str) -> None:
-        """There will be no worker for them."""
+        """Fail all requests, because there will be no further worker."""
         for request_id in list(self._open):
             self.deliver(Failed(request_id, why))

@@ -1,8 +1,9 @@
-"""A folder for this process' sockets, which no death leaves behind for good.
+"""A folder for this process' sockets, which is removed in the end even if the process is killed.
 
-Its owner holds a lock on it as long as it lives, which the kernel takes from it however it dies:
-a folder of ours that nobody holds is a dead server's, and the next one removes it. Not an abstract
-socket, which every user of the machine could connect to.
+The process holds a lock on the folder for as long as it lives. The kernel releases the lock however
+the process dies. So a folder whose lock is free belonged to a dead server, and the next server
+removes it. An abstract socket would need no folder, but every user of the machine could connect to
+it.
 """
 
 import contextlib
@@ -16,7 +17,10 @@ PREFIX = "easel-ipc-"
 
 
 class PrivateFolder:
-    """A new folder in `parent` that only its user can enter. Removes those of the dead."""
+    """A new folder in `parent` that only its user can enter.
+
+    Creating it removes the folders of dead servers.
+    """
 
     def __init__(self, parent: Path) -> None:
         for each in parent.glob(f"{PREFIX}*"):
@@ -29,20 +33,23 @@ class PrivateFolder:
                 return
 
     def remove(self) -> None:
-        """With all that is in it."""
+        """Remove the folder and everything in it."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._descriptor)
 
 
 def _locked(folder: Path) -> int | None:
-    """A descriptor that holds the lock, unless another process does or the folder is gone."""
+    """Returns a descriptor that holds the folder's lock.
+
+    Returns None if another process holds the lock or the folder is gone.
+    """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:  # also if it is another user's
+    except OSError:  # raised for another user's folder too
         return None
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Between its making and its lock another start may have taken it for a dead one's.
+        # Before it was locked, another server may have removed it as a dead server's folder.
         if os.path.samestat(os.fstat(descriptor), folder.stat(follow_symlinks=False)):
             return descriptor
     os.close(descriptor)

@@ -1,8 +1,8 @@
-"""The worker as the front end sees it: starts, watches and restarts its process, and asks it.
+"""Starts, watches and restarts the worker's process, and sends it requests.
 
-There is one process at a time. Each of its lives has a socket of its own in a private folder.
-Whatever happens to the worker, every request gets its terminal message: after a death it goes on in
-the next worker where it stood.
+There is one worker process at a time. Each process has its own socket in a private folder. Whatever
+happens to the worker, every request gets its terminal message. If the worker dies, its requests
+continue in the next one where they stopped.
 """
 
 import asyncio
@@ -44,17 +44,17 @@ _STOP_S = 5.0
 
 
 class WorkerCannotStartError(RuntimeError):
-    """The worker ended before it was ever ready. It has said why on stderr."""
+    """The worker ended before it was ready. The log has its reason."""
 
 
 class Admit(Protocol):
-    """Admits so many answers for a request, or raises. Returns the limits that hold for them."""
+    """Admits a number of answers for a request, or raises. Returns the worker's limits."""
 
     def __call__(self, count: int = 1, *, param: str = "n") -> Ready: ...
 
 
 class WorkerClient:
-    """The worker as the endpoints see it. `run` keeps it alive, `generate` asks it."""
+    """The worker, as the endpoints use it. `run` keeps it alive. `generate` sends it a request."""
 
     def __init__(
         self,
@@ -63,23 +63,23 @@ class WorkerClient:
         *,
         max_queue: int,
     ) -> None:
-        self.ready: Ready | None = None  # the limits of the worker that is alive now
+        self.ready: Ready | None = None  # the limits of the living worker
         self._state: Loading | Ready | None = None
         self._state_changed = asyncio.Event()
         self._config = config
         self._metrics = metrics
         self._max_queue = max_queue
         self._open = OpenRequests()
-        self._admitted = 0  # answers that HTTP requests hold a place for
+        self._admitted = 0  # answers for which HTTP requests hold a place in the queue
         self._rate = ServiceRate()
         self._socket: zmq.asyncio.Socket | None = None
         self._context = zmq.asyncio.Context()
         self._folder = PrivateFolder(Path(tempfile.gettempdir()))
 
     async def run(self) -> None:
-        """Start the worker and start it again when it dies, until cancelled.
+        """Start the worker, and start it again whenever it dies, until cancelled.
 
-        Raises WorkerCannotStartError if the first one never gets ready.
+        Raises WorkerCannotStartError if the first worker never gets ready.
         """
         ever_ready, backoff, life = False, _FIRST_BACKOFF_S, 0
         try:
@@ -93,7 +93,9 @@ class WorkerClient:
                 if not ever_ready:
                     raise WorkerCannotStartError(f"the worker ended with exit code {code}")
                 backoff = _FIRST_BACKOFF_S if was_ready else min(2 * backoff, _LONGEST_BACKOFF_S)
-                logger.error("the worker ended with code %s; again in %.0f s", code, backoff)
+                logger.error(
+                    "the worker ended with exit code %s; a new one starts in %.0f s", code, backoff
+                )
                 await asyncio.sleep(backoff)
                 life += 1
         finally:
@@ -104,9 +106,9 @@ class WorkerClient:
             self._folder.remove()
 
     async def states(self) -> AsyncIterator[Loading | Ready]:
-        """Yields how far the worker is whenever that has changed. There may be one reader.
+        """Yields the worker's state whenever it has changed. Only one reader is allowed.
 
-        Nothing waits for the reader: if it is slow, it gets the newest state only.
+        Nothing waits for the reader. A slow reader gets only the newest state.
         """
         while True:
             await self._state_changed.wait()
@@ -119,18 +121,19 @@ class WorkerClient:
         self._state_changed.set()
 
     def limits(self) -> Ready:
-        """Returns the limits of the worker that is alive now. Raises NotReady if there is none."""
+        """Returns the limits of the living worker. Raises NotReady if no worker is ready."""
         if self.ready is None:
             raise NotReady("The model is not loaded; try again soon.")
         return self.ready
 
     @contextlib.contextmanager
     def admission(self) -> Iterator[Admit]:
-        """Gives an HTTP request what it is admitted by. Its places are held until the block ends.
+        """Yields a function that admits the answers of an HTTP request to the queue.
 
-        A request is admitted before its response begins, so a refusal is a status. Nobody else can
-        take its place before the worker has the request. Admitting raises NotReady,
-        TooManyRequests, or BadRequest, naming `param`, if so many answers can never be open.
+        The request holds its places in the queue until the `with` block ends. It is admitted before
+        its response begins, so that a refusal is a status. From then on no other request can take
+        its places. The function raises NotReady if no worker is ready, TooManyRequests if the queue
+        is full, and BadRequest, which names `param`, if the queue could never hold so many answers.
         """
         held = 0
 
@@ -138,8 +141,8 @@ class WorkerClient:
             nonlocal held
             if count > self._max_queue:
                 raise BadRequest(
-                    f"{param}: {count} answers are more than may be open at once "
-                    f"({self._max_queue}).",
+                    f"{param}: {count} answers are too many; at most {self._max_queue} may be open "
+                    "at once (max_queue).",
                     param=param,
                 )
             limits = self.limits()
@@ -147,7 +150,8 @@ class WorkerClient:
             taken = max(self._admitted, len(self._open))
             if taken + count > self._max_queue:
                 raise TooManyRequests(
-                    f"{taken} requests are open; at most {self._max_queue} may be (max_queue).",
+                    f"{taken} answers are open and {count} more were requested; at most "
+                    f"{self._max_queue} may be open at once (max_queue).",
                     retry_after_s=self._rate.wait_s(taken + count - self._max_queue),
                 )
             held += count
@@ -164,8 +168,9 @@ class WorkerClient:
     ) -> AsyncGenerator[Answer, None]:
         """Yields the worker's messages about one request, the terminal one last.
 
-        The request must have been admitted. Without a worker it waits for the next one. Leaving
-        early cancels it. Raises DeadlineExceeded at `deadline`, a time of the event loop's clock.
+        The request must have been admitted. If there is no worker, it waits for the next one.
+        Leaving early cancels the request. Raises DeadlineExceeded at `deadline`, a time of the
+        event loop's clock.
         """
         opened = self._open.add(request)
         self._count_open()
@@ -178,7 +183,7 @@ class WorkerClient:
                 ended = not isinstance(answer, Block)
                 yield answer
         except TimeoutError as error:
-            raise DeadlineExceeded("The answer took longer than it may (timeout).") from error
+            raise DeadlineExceeded("The answer took longer than allowed (timeout).") from error
         finally:
             # If the worker has the request, its terminal message comes later and removes it.
             if not ended and self._open.cancel(request.id) and self._socket is not None:
@@ -199,12 +204,12 @@ class WorkerClient:
         """Run one worker from its start to its end. Returns its exit code."""
         path = self._folder.path / f"{life}.sock"
         socket = self._context.socket(zmq.DEALER)
-        socket.set_hwm(0)  # by default a sender waits at 1,000 messages
+        socket.set_hwm(0)  # no limit; by default a sender waits if 1,000 messages are queued
         socket.linger = 0
         socket.bind(f"ipc://{path}")
-        # The worker has a process group of its own, so that Ctrl-C reaches only this process, which
-        # then ends the worker in order. It has no session of its own, because the kernel wakes a
-        # stopped group whose parent is gone only inside one session.
+        # The worker has its own process group, so that Ctrl-C reaches only this process, which then
+        # ends the worker in order. It stays in this session, because the kernel wakes a stopped
+        # process group whose parent has died only within one session.
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -225,7 +230,9 @@ class WorkerClient:
         try:
             await asyncio.wait({reader, ended}, return_when=asyncio.FIRST_COMPLETED)
             if reader.done():
-                logger.error("the worker can't be understood", exc_info=reader.exception())
+                logger.error(
+                    "the worker's messages can't be read; it is killed", exc_info=reader.exception()
+                )
                 process.kill()
             return await ended
         finally:
@@ -235,8 +242,8 @@ class WorkerClient:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-            # The worker's last lines are logged before its end is. A process that it started may
-            # hold stderr open, so this does not wait for ever.
+            # The worker's last lines are logged before its end is. The wait is limited, because a
+            # process that the worker started may hold stderr open.
             await asyncio.wait([relaying], timeout=_STOP_S)
             relaying.cancel()
             reader.cancel()
@@ -272,4 +279,4 @@ class WorkerClient:
         self._count_open()
         if not isinstance(message, Block):
             self._rate.ended(asyncio.get_running_loop().time(), others=len(self._open))
-        self._give_due()  # another request may wait for this one's end or first block
+        self._give_due()  # a suspect may have waited for this request's end or block

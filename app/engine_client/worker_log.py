@@ -1,45 +1,45 @@
-"""What the worker writes to stderr, as lines of the front end's own log.
+"""Copies the worker's stderr into the front end's log.
 
-The worker logs as text, and whatever else it says, a library's warning or a crash, comes the same
-way. Level and logger are taken from its lines; what follows a line in the same breath, such as a
-traceback, belongs to it.
+The worker logs as text. Warnings of libraries and crashes come through stderr too. The level and
+the logger are taken from the worker's lines. Other lines, such as those of a traceback, belong to
+the logged line before them if they arrive together with it.
 """
 
 import asyncio
 import logging
 import re
 
-_MOST_BYTES = 65536  # read at once
+_MOST_BYTES = 65536  # per read
 _LINE = re.compile(r"\S+ \S+ (DEBUG|INFO|WARNING|ERROR|CRITICAL) ([\w.]+): (.*)")
-_UNNAMED = "engine"  # the logger of what the worker did not log but print
+_UNNAMED = "engine"  # the logger of lines that the worker printed instead of logging
 
 
 async def relay(stderr: asyncio.StreamReader) -> None:
-    """Log what comes until the worker has closed it, which its death does."""
-    rest = b""
+    """Log everything that comes until stderr is closed, as it is when the worker dies."""
+    unfinished = b""  # the line that has no end yet
     while True:
-        came = await stderr.read(_MOST_BYTES)
-        text, newline, rest = (rest + came).rpartition(b"\n")
-        if not came:
-            text, rest = text + newline + rest, b""
+        chunk = await stderr.read(_MOST_BYTES)
+        text, newline, unfinished = (unfinished + chunk).rpartition(b"\n")
+        if not chunk:
+            text, unfinished = text + newline + unfinished, b""
         _log(text.decode(errors="replace").splitlines())
-        if not came:
+        if not chunk:
             return
 
 
 def _log(lines: list[str]) -> None:
-    level, logger, said = logging.WARNING, _UNNAMED, list[str]()
+    level, logger, message = logging.WARNING, _UNNAMED, list[str]()
     for line in lines:
-        begun = _LINE.fullmatch(line)
-        if begun is None:
-            said.append(line)
+        match = _LINE.fullmatch(line)
+        if match is None:
+            message.append(line)
             continue
-        _emit(level, logger, said)
-        level, logger = logging.getLevelNamesMapping()[begun[1]], begun[2]
-        said = [begun[3]]
-    _emit(level, logger, said)
+        _emit(level, logger, message)
+        level, logger = logging.getLevelNamesMapping()[match[1]], match[2]
+        message = [match[3]]
+    _emit(level, logger, message)
 
 
-def _emit(level: int, logger: str, said: list[str]) -> None:
-    if said:
-        logging.getLogger(logger).log(level, "%s", "\n".join(said))
+def _emit(level: int, logger: str, message: list[str]) -> None:
+    if message:
+        logging.getLogger(logger).log(level, "%s", "\n".join(message))

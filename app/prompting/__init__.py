@@ -1,1 +1,1 @@
-"""From a conversation to the token ids and images that the model reads."""
+"""Turns a conversation into the token ids and images that the model reads."""

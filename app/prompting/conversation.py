@@ -1,7 +1,7 @@
-"""A conversation: its turns and what is in them, in terms that every dialect shares.
+"""A conversation: its turns and their parts, in types that all dialects share.
 
-The dialects make these types from their JSON. `prompt.py` alone turns them into what a chat
-template is given. Everything here is frozen.
+The dialects make these types from their JSON. Only `prompt.py` turns them into the arguments of a
+chat template. All of them are immutable.
 """
 
 import json
@@ -14,8 +14,7 @@ from app.errors import BadRequest
 
 Role = Literal["system", "developer", "user", "assistant"]
 
-# Limits of free JSON, such as a tool's parameters. A chat template can render this with room to
-# spare.
+# Limits of free JSON, such as a tool's parameters. Chat templates can render JSON far beyond them.
 MAX_JSON_LEVELS = 64
 MAX_JSON_VALUES = 100_000
 
@@ -58,7 +57,8 @@ Content = str | tuple[Part, ...]
 class ToolCall:
     """A call that the assistant made.
 
-    `arguments` is a mapping, or else the text that came in its place, which the model is shown.
+    `arguments` is a mapping, or the client's text if that is not a JSON object. The model is then
+    shown the text.
     """
 
     id: str
@@ -67,7 +67,7 @@ class ToolCall:
 
     @classmethod
     def from_json(cls, id: str, name: str, arguments: str) -> "ToolCall":
-        """Parse the arguments. They stay text if they are no JSON object within the limits."""
+        """Parse the arguments. They stay text unless they are a JSON object within the limits."""
         try:
             value = bounded_json(json.loads(arguments or "{}"))
         except (ValueError, RecursionError):
@@ -77,7 +77,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says. Only the assistant thinks and calls tools."""
+    """A turn of one side. Only the assistant thinks and calls tools."""
 
     role: Role
     content: Content
@@ -88,7 +88,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class ToolResult:
-    """What a call returned. `field` is the request's field that an error about it names."""
+    """The result of a call. `field` is the request's field that an error about it names."""
 
     call_id: str
     content: Content
@@ -101,7 +101,7 @@ Conversation = Sequence[Turn | ToolResult]
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that the model may call. `field` is the request's field with its parameters.
+    """A function that the model may call. `field` is the request's field that has its parameters.
 
     If it is `strict`, the arguments of every call must satisfy `parameters`, a JSON schema.
     """
@@ -130,11 +130,11 @@ def bounded_json(value: Any) -> Any:
     while level:
         levels, values = levels + 1, values + len(level)
         if levels > MAX_JSON_LEVELS:
-            raise ValueError(f"nested more than {MAX_JSON_LEVELS} levels deep")
+            raise ValueError(f"it is nested more than {MAX_JSON_LEVELS} levels deep")
         if values > MAX_JSON_VALUES:
-            raise ValueError(f"more than {MAX_JSON_VALUES} values")
+            raise ValueError(f"it has more than {MAX_JSON_VALUES} values")
         if any(isinstance(each, float) and not math.isfinite(each) for each in level):
-            raise ValueError("a number that is not finite or too large")
+            raise ValueError("it has a number that is not finite or is too large")
         containers = [each for each in level if isinstance(each, dict | list)]
         level = [
             each

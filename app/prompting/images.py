@@ -1,11 +1,12 @@
-"""Images in messages: from data URLs to pixels, and to their places in a prompt's tokens.
+"""Images in messages: from the client's data or URL to pixels, and to tokens in the prompt.
 
-Does what Transformers' `load_image` and `Gemma4ImageProcessorPil` do up to an upright RGB picture
-of the size that the vision tower wants. That class can't be used here, because it imports torch;
-in the worker it does the rest. So only that size crosses over, and no large picture is decoded
-where every request waits for it. Whatever a client sends, nothing is fetched but from
-hosts that the configuration names, and no other decoder than those of three formats runs, on no
-more bytes or pixels than are allowed.
+This does the same as Transformers' `load_image` and the first half of `Gemma4ImageProcessorPil`: it
+makes upright RGB pictures of the size that the vision tower takes. That class can't be used here,
+because it imports torch. The worker uses it for the second half. So the worker gets only pictures
+of that size, and never decodes a large one while all requests wait.
+
+Whatever a client sends, images are fetched only from hosts that the configuration names. Only the
+decoders of three formats run, on no more bytes and pixels than are allowed.
 """
 
 import base64
@@ -27,18 +28,18 @@ from app.prompting.image_hosts import ImageHosts
 from app.prompting.model_files import model_file, optional_model_file
 from engine.messages import Image
 
-MOST_IMAGES = 32  # of one request: a picture of 100 bytes becomes megabytes of pixels
-MOST_BYTES = 20 * 2**20  # of a file
-MOST_PIXELS = 50_000_000  # of a picture: what a telephone's camera makes
+MOST_IMAGES = 32  # per request, because a file of 100 bytes becomes megabytes of pixels
+MOST_BYTES = 20 * 2**20  # per file
+MOST_PIXELS = 50_000_000  # per picture, as many as a phone's camera makes
 
 _FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 _DATA_URL = re.compile(f"data:image/({'|'.join(_FORMATS)});base64,", re.IGNORECASE)
-_SHOWN = 32  # characters of a wrong URL that an error repeats
+_SHOWN = 32  # characters of a bad URL that an error repeats
 
 
 @dataclass(frozen=True)
 class Picture:
-    """RGB bytes, row by row, of the size that the vision tower wants, and how many tokens it is."""
+    """RGB bytes, row by row, of the size that the vision tower takes, and the number of tokens."""
 
     tokens: int
     height: int
@@ -47,7 +48,7 @@ class Picture:
 
 
 class PromptWithImages(NamedTuple):
-    """A prompt whose images have their tokens, and the images at their positions."""
+    """A prompt with the tokens of its images, and the images with their positions."""
 
     tokens: list[int]
     images: list[Image]
@@ -55,7 +56,7 @@ class PromptWithImages(NamedTuple):
 
 @dataclass(frozen=True)
 class PictureFormat:
-    """What the checkpoint's image processor makes of a picture's size."""
+    """The settings of the checkpoint's image processor."""
 
     patch_size: int
     pooling_kernel_size: int
@@ -64,7 +65,7 @@ class PictureFormat:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "PictureFormat":
-        """Of an image processor's configuration; what it leaves out is the class' default."""
+        """Returns the settings in a configuration, with the defaults of Transformers' class."""
         return cls(
             patch_size=config.get("patch_size", 16),
             pooling_kernel_size=config.get("pooling_kernel_size", 3),
@@ -74,14 +75,14 @@ class PictureFormat:
 
     @property
     def token_side(self) -> int:
-        """A token stands for a square of pixels: its side."""
+        """Returns the side, in pixels, of the square that a token stands for."""
         return self.patch_size * self.pooling_kernel_size
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of tokens: as many as are allowed, in about the picture's shape.
+        """Returns the rows and columns of tokens: as many as allowed, in about the picture's shape.
 
-        The same floating-point operations as in `Gemma4ImageProcessorPil`, whose result they have
-        to be. What is too long for one row of tokens is squeezed.
+        The floating-point operations are those of `Gemma4ImageProcessorPil`, because the results
+        must be equal. A picture that is too long for one row of tokens is squeezed.
         """
         side = self.token_side
         scale = math.sqrt(self.max_soft_tokens * side**2 / (height * width))
@@ -94,7 +95,7 @@ class PictureFormat:
 
 
 class ImageReader:
-    """Reads images for one checkpoint; refuses them all if it has no vision tower."""
+    """Reads images for one checkpoint. It refuses all if the checkpoint has no vision tower."""
 
     def __init__(
         self,
@@ -112,16 +113,17 @@ class ImageReader:
 
     @classmethod
     def find(cls, model: str, hosts: Sequence[str] = (), *, sees: bool = True) -> "ImageReader":
-        """Of a folder or a Hugging Face id; raises OSError if its configuration can't be read.
+        """Returns a reader for a checkpoint, which is a folder or a Hugging Face id.
 
-        Images are fetched from these hosts; without any they come in data URLs only. Unless it
-        `sees`, its weights are of another file, which has no vision.
+        Images are fetched from `hosts` only. Unless `sees`, all images are refused, because the
+        weights come from another file, which has no vision. Raises OSError if the configuration
+        can't be read.
         """
         config = json.loads(model_file(model, "config.json").read_text())
         processor = _image_processor(model) if sees else None
         return cls(
             None if processor is None else PictureFormat.from_config(processor),
-            # What a configuration leaves out is the default of Transformers' class.
+            # The defaults are those of Transformers' class.
             begin_token=config.get("boi_token_id", 255_999),
             image_token=config.get("image_token_id", 258_880),
             end_token=config.get("eoi_token_id", 258_882),
@@ -129,7 +131,7 @@ class ImageReader:
         )
 
     def read(self, parts: Sequence[ImagePart]) -> list[Picture]:
-        """The pictures of a request's image parts; raises BadRequest, which names the part."""
+        """Returns the pictures of a request's images. Raises BadRequest, which names the image."""
         if not parts:
             return []
         if self._format is None:
@@ -144,10 +146,11 @@ class ImageReader:
     def insert(
         self, prompt: Sequence[int], pictures: Sequence[Picture], param: str = "messages"
     ) -> PromptWithImages:
-        """Give each picture its tokens, begin and end around them, where the prompt has one.
+        """Replace each image token of the prompt by a begin token, a picture's tokens and an end.
 
-        `prompt` is the rendered chat template's, pictures in its order. Raises BadRequest, which
-        blames the request's field `param`, if it shows more or fewer of them.
+        `prompt` has the tokens of the rendered chat template, with an image token for each picture,
+        in the order of `pictures`. Raises BadRequest, which names the request's field `param`, if
+        it has more or fewer image tokens than there are pictures.
         """
         shown = prompt.count(self._image)
         if shown != len(pictures):
@@ -192,26 +195,26 @@ class ImageReader:
                 match = _DATA_URL.match(url)
                 if match is None:
                     raise BadRequest(
-                        f"{field}: must be data:image/png, data:image/jpeg or data:image/webp, "
-                        f"followed by ';base64,' and the file; begins with {url[:_SHOWN]!r}.",
+                        f"{field}: the URL must begin with data:image/png;base64, or have jpeg or "
+                        f"webp in place of png, but it begins with {url[:_SHOWN]!r}.",
                         param=field,
                     )
                 return _decoded(url[match.end() :], field), _FORMATS[match[1].lower()]
 
 
 def _image_processor(model: str) -> dict[str, Any] | None:
-    """The image processor's configuration, found in the order in which Transformers looks."""
+    """Returns the image processor's configuration, or None. Looks where Transformers looks."""
     path = optional_model_file(model, "processor_config.json")
     if path is not None:
-        found: dict[str, Any] | None = json.loads(path.read_text()).get("image_processor")
-        if found is not None:
-            return found
+        processor: dict[str, Any] | None = json.loads(path.read_text()).get("image_processor")
+        if processor is not None:
+            return processor
     path = optional_model_file(model, "preprocessor_config.json")
     return None if path is None else json.loads(path.read_text())
 
 
 def _kind(media_type: str, whose: str, field: str) -> str:
-    """Returns the name of the format in Pillow. Raises BadRequest if it is none that is taken."""
+    """Returns Pillow's name of the format. Raises BadRequest if the format is not allowed."""
     kind = _FORMATS.get(media_type.removeprefix("image/"))
     if kind is None:
         raise BadRequest(
@@ -222,41 +225,49 @@ def _kind(media_type: str, whose: str, field: str) -> str:
 
 
 def _decoded(encoded: str, field: str) -> bytes:
-    """Returns the bytes that are in base64. Raises BadRequest if they are too many or are not."""
+    """Returns the decoded bytes. Raises BadRequest if they are too many or not valid base64."""
     if len(encoded) * 3 // 4 > MOST_BYTES:
         raise BadRequest(f"{field}: the file is larger than {MOST_BYTES} bytes.", param=field)
     try:
         return base64.b64decode(encoded, validate=True)
     except ValueError as error:
-        raise BadRequest(f"{field}: is not valid base64: {error}.", param=field) from error
+        raise BadRequest(f"{field}: the data is not valid base64: {error}.", param=field) from error
 
 
 def _opened(data: bytes, kind: str, param: str) -> PIL.Image.Image:
-    """The picture before it is decoded: only its header has been read."""
-    too_large = BadRequest(f"{param}: has more than {MOST_PIXELS} pixels.", param=param)
+    """Returns the picture before it is decoded: only its header has been read.
+
+    Raises BadRequest if it is not an image of this kind, too large or animated.
+    """
+    too_large = BadRequest(f"{param}: the image has more than {MOST_PIXELS} pixels.", param=param)
     try:
         image = PIL.Image.open(BytesIO(data), formats=[kind])
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise too_large from error
-    except Exception as error:  # Pillow's parsers raise whatever a broken file leads them to
-        raise BadRequest(f"{param}: is not a {kind} image.", param=param) from error
+    except Exception as error:  # Pillow raises all kinds of exceptions for a broken file
+        raise BadRequest(f"{param}: the file is not a {kind} image.", param=param) from error
     if image.height * image.width > MOST_PIXELS:
         raise too_large
-    # A JPEG's further pictures are previews and brightness maps, and are passed over.
+    # Further pictures in a JPEG are previews and brightness maps, which are ignored.
     if kind != "JPEG" and getattr(image, "is_animated", False):
-        raise BadRequest(f"{param}: is animated; only still images are taken.", param=param)
+        raise BadRequest(
+            f"{param}: the image is animated; only still images are accepted.", param=param
+        )
     return image
 
 
 def _upright_rgb(image: PIL.Image.Image, kind: str, param: str) -> PIL.Image.Image:
-    """Turned as its EXIF data says; what is transparent is on white, as the processor has it."""
+    """Returns the picture turned as its EXIF data says, with a white background if transparent.
+
+    Raises BadRequest if it can't be decoded.
+    """
     try:
         image = PIL.ImageOps.exif_transpose(image)
         if "A" in image.getbands() or image.info.get("transparency") is not None:
             background = PIL.Image.new("RGBA", image.size, "white")
             image = PIL.Image.alpha_composite(background, image.convert("RGBA"))
         return image.convert("RGB")
-    except Exception as error:  # as above
+    except Exception as error:  # see _opened
         raise BadRequest(
             f"{param}: the {kind} image can't be decoded: {error}.", param=param
         ) from error

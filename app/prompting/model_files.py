@@ -1,10 +1,13 @@
-"""The files of a checkpoint that the front end reads: in a folder, or from the Hugging Face hub."""
+"""Finds a checkpoint's files in its folder or on the Hugging Face hub."""
 
 from pathlib import Path
 
 
 def model_file(model: str, name: str) -> Path:
-    """Where the file is, or would be in a folder that lacks it; raises OSError if the hub does."""
+    """Returns the file's path, in a folder even if it does not exist there.
+
+    Raises OSError if the hub can't provide it.
+    """
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder / name
@@ -14,7 +17,10 @@ def model_file(model: str, name: str) -> Path:
 
 
 def optional_model_file(model: str, name: str) -> Path | None:
-    """None if the checkpoint has no such file; raises OSError if the hub can't be asked."""
+    """Returns the file's path, or None if the checkpoint does not have it.
+
+    Raises OSError if the hub can't be reached.
+    """
     from huggingface_hub import is_offline_mode
     from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
@@ -23,7 +29,7 @@ def optional_model_file(model: str, name: str) -> Path | None:
     except RemoteEntryNotFoundError:
         return None
     except LocalEntryNotFoundError:
-        if is_offline_mode():  # then what was not fetched is not there
+        if is_offline_mode():  # then a file that was not downloaded counts as missing
             return None
         raise
     return path if path.exists() else None

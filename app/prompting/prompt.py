@@ -1,8 +1,8 @@
-"""From a conversation or a raw text to a prompt's token ids.
+"""Turns a conversation or a raw text into a prompt's token ids.
 
 The checkpoint's own chat template is rendered by Transformers' renderer, which needs no torch. This
-is the only file that knows what a template is given. What a user types never becomes a control
-token, wherever in a message or a tool it stands.
+is the only file that knows the arguments of a template. A text that a client sends never becomes a
+control token, wherever in a message or a tool it is.
 """
 
 import json
@@ -35,7 +35,7 @@ from engine.messages import Image
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model reads. If `thinking`, it ends inside a thought, which the answer continues."""
+    """The model's input. If `thinking`, it ends inside a thought, which the answer continues."""
 
     tokens: list[int]
     thinking: bool = False
@@ -68,10 +68,10 @@ class PromptBuilder:
         thinking: bool = False,
         param: str = "messages",
     ) -> Prompt:
-        """Returns the prompt of a conversation, up to where the model answers.
+        """Returns the prompt of a conversation, up to the beginning of the model's answer.
 
-        Raises BadRequest if an image can't be taken. Raises BadRequest, naming the request's field
-        `param`, if the template refuses the conversation or can't follow its nesting.
+        Raises BadRequest if an image is refused. Raises BadRequest, naming the request's field
+        `param`, if the template refuses the conversation or it is nested too deeply.
         """
         _check_names(tools)
         pictures = self._images.read(list(_images(conversation)))
@@ -87,7 +87,7 @@ class PromptBuilder:
                 add_generation_prompt=True,
                 enable_thinking=thinking,
                 **self._special,  # type: ignore[arg-type]  # the names that the template uses
-            )[0]  # type: ignore[assignment]  # annotated as a string, but a list and a list
+            )[0]  # type: ignore[assignment]  # annotated as a string, but it is two lists
         except RecursionError as error:
             raise BadRequest(
                 "Messages or tools are nested too deeply for the model's chat template.",
@@ -99,10 +99,10 @@ class PromptBuilder:
             ) from error
         text = rendered[0]
         if not thinking and text.endswith(MODEL_TURN):
-            # Without it the model might think nevertheless, and its answer would come late.
+            # Without it the model might think all the same, and its answer would come late.
             text += EMPTY_THOUGHT
         literally = {part: self.vocabulary.encode_literally(part) for part in set(typed)}
-        # Every part but the first begins with a mark, which stands for something a user typed.
+        # Every part but the first begins with a mark, which stands for a typed text.
         first, *marked = text.split(f"\ue000{nonce}:")
         tokens = self.vocabulary.encode(first)
         for each in marked:
@@ -132,10 +132,10 @@ class PromptBuilder:
         return value
 
     def _mark(self, text: str, nonce: str, typed: list[str]) -> str:
-        """Replace every control token that somebody typed by a mark that no user can guess.
+        """Replace every control token in a typed text by a mark that no user can guess.
 
-        The beginning of one at the text's end is replaced too, because the template may put another
-        text right behind it.
+        A control token's beginning at the end of the text is replaced too, because the template may
+        put another text right behind it.
         """
 
         def mark(part: str) -> str:
@@ -151,7 +151,9 @@ def _check_names(tools: Iterable[Tool]) -> None:
     """Raises BadRequest if a call could mean either of two tools."""
     for name, times in Counter(tool.name for tool in tools).items():
         if times > 1:
-            raise BadRequest(f"tools: {times} of them are named {name!r}.", param="tools")
+            raise BadRequest(
+                f"tools: {times} tools have the name {name!r}; names must differ.", param="tools"
+            )
 
 
 def template_message(each: Turn | ToolResult) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""A checkpoint's tokens: text to token ids and single tokens to text. Needs no torch.
+"""A checkpoint's tokenizer: text to token ids, and token ids to text. It needs no torch.
 
 Control tokens (turns, thinking, tool calls, images) are kept apart from text that looks like one,
-in both directions: what a user types never becomes one.
+in both directions. A text that a user types never becomes a control token.
 """
 
 import re
@@ -20,13 +20,13 @@ class Vocabulary:
 
     def __init__(self, file: Path) -> None:
         self.tokenizer = Tokenizer.from_file(str(file))
-        # The same tokenizer to which "<turn|>" is six characters.
+        # The same tokenizer, but to this one "<turn|>" is ordinary text.
         self._literal = Tokenizer.from_str(self.tokenizer.to_str())
         self._literal.encode_special_tokens = True
 
     @cached_property
     def controls(self) -> Mapping[int, str]:
-        """Control tokens by id. Line breaks and tags, which may be added tokens too, are text."""
+        """Returns the control tokens by id. Added tokens for line breaks and tags are text."""
         return {
             token: added.content
             for token, added in self.tokenizer.get_added_tokens_decoder().items()
@@ -35,12 +35,15 @@ class Vocabulary:
 
     @cached_property
     def typed_control(self) -> re.Pattern[str]:
-        """Finds in a text what looks like a control token."""
+        """Returns a pattern that matches the name of any control token."""
         longest_first = sorted(self.controls.values(), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)))
 
     def begun_control(self, text: str) -> slice:
-        """Where the text ends, but for white space, in the first characters of a control token."""
+        """Returns the slice at the text's end that may be the beginning of a control token.
+
+        White space behind it is ignored. The slice is empty if there is no such beginning.
+        """
         end = len(text.rstrip())
         longest = max(map(len, self._beginnings))
         sizes = range(min(longest, end), 0, -1)
@@ -53,42 +56,45 @@ class Vocabulary:
         return frozenset(name[:size] for name in names for size in range(1, len(name)))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of text in which control tokens are meant."""
+        """Returns the token ids of a text in which names of control tokens become these tokens."""
         return _ids(self.tokenizer, _encodable(text))
 
     def encode_literally(self, text: str) -> list[int]:
-        """Token ids of text in which nothing is a control token."""
+        """Returns the token ids of a text in which nothing is a control token."""
         text = _encodable(text)
         tokens = _ids(self._literal, text)
         if self.controls.keys().isdisjoint(tokens):
             return tokens
-        # A tokenizer may have a control token among its words too; its characters are not it.
+        # A tokenizer may have a control token among its words too. Its single characters are safe.
         return [token for character in text for token in _ids(self._literal, character)]
 
     def byte(self, token: int) -> bytes | None:
-        """The byte that this token stands for, if it is not a word."""
+        """Returns the byte that this token stands for, or None if it is a word."""
         byte = _BYTE_TOKEN.fullmatch(self.tokenizer.id_to_token(token) or "")
         return None if byte is None else bytes.fromhex(byte[1])
 
     def word(self, token: int) -> str:
-        """The text of a token that is no byte. Words decode one by one in all that is served."""
+        """Returns the text of a token that is not a byte.
+
+        The words of all served tokenizers can be decoded one by one.
+        """
         return self.tokenizer.decode([token], skip_special_tokens=False)
 
     def token_bytes(self, token: int) -> bytes:
-        """What a token is in an answer's text, a control token by its name."""
+        """Returns a token's bytes in an answer's text. A control token has those of its name."""
         return self.byte(token) or self.word(token).encode()
 
     def decode(self, tokens: list[int]) -> str:
-        """Token ids as text, control tokens by their names."""
+        """Returns the text of token ids, with control tokens as their names."""
         return self.tokenizer.decode(tokens, skip_special_tokens=False)
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """As a batch of one, which lets other threads run meanwhile: `encode` holds up them all."""
+    """Returns the token ids. A batch of one lets other threads run meanwhile, `encode` does not."""
     (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=False)
     return list(encoding.ids)
 
 
 def _encodable(text: str) -> str:
-    """Lone surrogates, which JSON can carry and UTF-8 cannot, become U+FFFD."""
+    """Returns the text with U+FFFD for lone surrogates, which exist in JSON but not in UTF-8."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,4 +1,4 @@
-"""What this server is: asked for by people, and by clients that look whether anyone is there."""
+"""The endpoints `/` and `/version`, by which people and clients check that Easel is running."""
 
 from importlib.metadata import version
 

@@ -1,4 +1,4 @@
-"""Health for supervisors and figures for Prometheus."""
+"""The endpoints for supervisors and for Prometheus."""
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -11,14 +11,14 @@ router = APIRouter()
 @router.head("/health/live", include_in_schema=False)
 @router.get("/health/live")
 async def live() -> dict[str, str]:
-    """The front end answers, whatever the worker does."""
+    """Returns 200 whenever the front end answers, whatever the worker's state."""
     return {"status": "live"}
 
 
 @router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready")
 async def ready(http: Request) -> JSONResponse:
-    """200 while a worker with a loaded model is there."""
+    """Returns 200 if a worker has loaded the model, else 503."""
     if services_of(http).worker.ready is not None:
         return JSONResponse({"status": "ready"})
     return JSONResponse({"status": "no worker is ready"}, status_code=503)

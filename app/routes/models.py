@@ -1,4 +1,4 @@
-"""`GET /v1/models`: the one model that is served, in OpenAI's or in Anthropic's terms."""
+"""The endpoint `GET /v1/models`: the served model, in OpenAI's or in Anthropic's format."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -31,7 +31,7 @@ def _speaks_anthropic(http: Request) -> bool:
 
 
 def _page(http: Request) -> dict[str, Any]:
-    """Anthropic's list, which is paged: before and after the only model there is none."""
+    """Returns Anthropic's list, which has pages. A page before or after the only model is empty."""
     info = _model_info(http)
     beyond = {http.query_params.get("after_id"), http.query_params.get("before_id")}
     shown = [] if info["id"] in beyond else [info]
@@ -54,7 +54,7 @@ def _model_info(http: Request) -> dict[str, Any]:
 
 
 def _model(http: Request) -> dict[str, Any]:
-    """OpenAI's fields and the lengths, in tokens, which are null until the model is loaded."""
+    """Returns OpenAI's fields and the lengths in tokens, null until the model is loaded."""
     services = services_of(http)
     ready = services.worker.ready
     context_length = None if ready is None else ready.context_length
@@ -64,6 +64,6 @@ def _model(http: Request) -> dict[str, Any]:
         "created": http.app.state.created,
         "owned_by": "easel",
         "context_length": context_length,
-        "max_model_len": context_length,  # the name under which vLLM's clients look for it
+        "max_model_len": context_length,  # the name that clients of vLLM read
         "canvas_length": None if ready is None else ready.canvas_length,
     }

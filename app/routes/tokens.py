@@ -30,7 +30,7 @@ def _tokens(services: Services, body: TokenizeRequest) -> list[int]:
         thinking = options is not None and bool(options.enable_thinking)
         tools = offered_tools(body.tools or [])
         return services.prompts.chat(conversation(body.messages), tools, thinking=thinking).tokens
-    assert body.prompt is not None, "the schema demands one of the two"
+    assert body.prompt is not None, "the schema requires one of the two"
     if body.add_special_tokens:
         return services.prompts.raw(body.prompt).tokens
     return services.prompts.vocabulary.encode_literally(body.prompt)
@@ -42,6 +42,10 @@ async def detokenize(http: Request) -> dict[str, Any]:
     services = services_of(http)
     check_model(body.model, services.settings.model)
     limits = services.worker.limits()
-    if any(token >= limits.vocab_size for token in body.tokens):
-        raise BadRequest(f"tokens: ids must be below {limits.vocab_size}.", param="tokens")
+    largest = max(body.tokens, default=0)
+    if largest >= limits.vocab_size:
+        raise BadRequest(
+            f"tokens: {largest} is not a token id; ids must be below {limits.vocab_size}.",
+            param="tokens",
+        )
     return {"prompt": await asyncio.to_thread(services.prompts.vocabulary.decode, body.tokens)}

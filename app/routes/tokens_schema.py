@@ -1,4 +1,4 @@
-"""`POST /tokenize` and `/detokenize`, which have no standard: vLLM's fields."""
+"""The bodies of `POST /tokenize` and `/detokenize`. Their fields are vLLM's."""
 
 from typing import Annotated, Any, ClassVar
 
@@ -10,7 +10,7 @@ from app.dialects.fields import Strict
 
 
 class TokenizeRequest(Strict):
-    """A raw text or a conversation."""
+    """Asks for the tokens of a raw text (`prompt`) or of a conversation (`messages`)."""
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"add_generation_prompt": (True,)}
 
@@ -25,7 +25,7 @@ class TokenizeRequest(Strict):
     def _one_of_both(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
             raise PydanticCustomError(
-                "missing", "either it or messages is needed", {"field": "prompt"}
+                "missing", "exactly one of prompt and messages is required", {"field": "prompt"}
             )
         return self
 

@@ -1,4 +1,4 @@
-"""What the command line tells."""
+"""The help and the output of the command line."""
 
 from typer.testing import CliRunner
 
@@ -14,6 +14,6 @@ def test_the_help_of_serve_names_every_profile_and_every_setting():
     assert all(f"--{name.replace('_', '-')}" in text for name in Settings.model_fields)
 
 
-def test_the_banner_tells_the_profile():
+def test_the_banner_shows_the_profile():
     ready = Ready("cpu", "float32", 2048, 32, 1280, profile="demo: max_active 4")
     assert "  profile  demo: max_active 4\n" in _banner(Settings(), "http://127.0.0.1:8000", ready)

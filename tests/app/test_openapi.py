@@ -1,4 +1,4 @@
-"""The OpenAPI document: true to what the endpoints take."""
+"""The OpenAPI document describes exactly the bodies that the endpoints accept."""
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -83,7 +83,7 @@ def test_the_document_is_valid_openapi(document):
     openapi.from_dict(document).validate()
 
 
-def test_every_post_has_its_body_and_nothing_else_has_one(document):
+def test_every_post_has_a_body_and_no_other_method_has_one(document):
     operations = [(path, verb) for path, each in document["paths"].items() for verb in each]
     assert {path for path, verb in operations if verb == "post"} == set(BODIES)
     for path, verb in operations:
@@ -91,18 +91,20 @@ def test_every_post_has_its_body_and_nothing_else_has_one(document):
 
 
 @pytest.mark.parametrize(("path", "body"), GOOD)
-def test_what_an_endpoint_takes_fits_its_schema(document, path, body):
+def test_a_body_that_an_endpoint_accepts_fits_its_schema(document, path, body):
     BODIES[path].model_validate(body)
     validator(document, path).validate(body)
 
 
 @pytest.mark.parametrize(("path", "body"), BAD)
-def test_what_an_endpoint_refuses_by_a_field_breaks_its_schema(document, path, body):
+def test_a_body_that_an_endpoint_refuses_for_one_field_does_not_fit_its_schema(
+    document, path, body
+):
     with pytest.raises(ValueError, match="validation error"):
         BODIES[path].model_validate(body)
     assert not validator(document, path).is_valid(body)
 
 
-def test_fields_that_are_not_honoured_show_the_values_that_ask_for_nothing(document):
+def test_unsupported_fields_show_the_values_that_are_accepted(document):
     fields = document["components"]["schemas"]["ChatCompletionRequest"]["properties"]
     assert fields["function_call"] == {"enum": [None, "none", "auto"]}

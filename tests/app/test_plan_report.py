@@ -1,4 +1,4 @@
-"""`easel plan`, as it is called."""
+"""`easel plan`, run as a command."""
 
 import json
 
@@ -22,8 +22,8 @@ DEVICES = [name for name in plan_report.device_names() if name not in ("auto", "
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch):
-    """No settings from outside, no GPU, no network."""
+def no_surroundings(monkeypatch):
+    """Hide the environment's settings, the GPU and the network."""
     for name in Settings.model_fields:
         monkeypatch.delenv(f"EASEL_{name.upper()}", raising=False)
     monkeypatch.setattr(plan_report, "first_gpu", lambda: None)
@@ -34,7 +34,7 @@ def run(*options):
     return CliRunner().invoke(main, ["plan", *options])
 
 
-def planned(*options):
+def plan_json(*options):
     result = run("--json", *options)
     assert result.exit_code in (0, 1), result.output
     return json.loads(result.stdout)
@@ -49,49 +49,51 @@ def test_the_demo_model_fits_this_machine():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_released_model_fits_each_device_with_its_profile_and_without_a_network(device):
-    told = planned("--model", RELEASED_MODEL, "--device", device)
-    assert told["fits"] is True
-    assert told["nearest"] is None
-    assert told["profile"] == device
+def test_the_released_model_fits_each_device_with_its_profile_without_a_network(device):
+    plan = plan_json("--model", RELEASED_MODEL, "--device", device)
+    assert plan["fits"] is True
+    assert plan["nearest"] is None
+    assert plan["profile"] == device
     settings = DeviceProfile.read(device).settings.model_dump()
-    assert told["settings"] == {**settings, "quantize_rest": "none"}
-    assert told["largest_context_tokens"] >= settings["max_context"]
-    assert told["most_canvases"] >= settings["max_active"]
+    assert plan["settings"] == {**settings, "quantize_rest": "none"}
+    assert plan["largest_context_tokens"] >= settings["max_context"]
+    assert plan["most_canvases"] >= settings["max_active"]
     parts = ("kv", "activations", "graphs", "libraries", "prefix_cache")
-    assert told["total"] == sum(told["weights"].values()) + sum(told[part] for part in parts)
-    assert told["roofline_tokens_per_s"] == pytest.approx(15 / told["roofline_step_s"])
+    assert plan["total"] == sum(plan["weights"].values()) + sum(plan[part] for part in parts)
+    assert plan["roofline_tokens_per_s"] == pytest.approx(15 / plan["roofline_step_s"])
 
 
-def test_what_does_not_fit_ends_with_1_and_names_what_does():
+def test_a_plan_that_does_not_fit_exits_with_1_and_shows_options_that_do():
     options = ["--model", RELEASED_MODEL, "--device", "rtx-4090", "--profile", "none"]
     result = run(*options)
     assert result.exit_code == 1
     assert "These options fit: --quantize-experts int4 --max-active 2" in result.output
-    nearest = planned(*options)["nearest"]
+    nearest = plan_json(*options)["nearest"]
     fitting = [f"--{name.replace('_', '-')}={value}" for name, value in nearest.items()]
-    assert planned(*options, *fitting)["fits"] is True
+    assert plan_json(*options, *fitting)["fits"] is True
 
 
-def test_an_option_and_a_variable_go_before_the_profile(monkeypatch):
+def test_options_and_variables_override_the_profile(monkeypatch):
     monkeypatch.setenv("EASEL_MAX_ACTIVE", "2")
-    told = planned("--model", RELEASED_MODEL, "--device", "h100", "--max-context", "4096")
-    assert told["settings"]["max_active"] == 2
-    assert told["settings"]["max_context"] == 4096
-    assert told["settings"]["quantize_experts"] == "int8"
+    plan = plan_json("--model", RELEASED_MODEL, "--device", "h100", "--max-context", "4096")
+    assert plan["settings"]["max_active"] == 2
+    assert plan["settings"]["max_context"] == 4096
+    assert plan["settings"]["quantize_experts"] == "int8"
 
 
-def test_a_folder_s_model_is_planned_from_its_configuration_alone(tmp_path):
+def test_a_model_in_a_folder_is_planned_from_its_configuration_alone(tmp_path):
     write_random_model(tmp_path, Shape())
     (tmp_path / "model.safetensors").unlink()
-    told = planned("--model", str(tmp_path), "--device", "cpu")
-    assert told["profile"] == "none"
-    assert told["context_tokens"] == 512
-    assert told["memory"] == pytest.approx(available_ram_bytes(), rel=0.5)
+    plan = plan_json("--model", str(tmp_path), "--device", "cpu")
+    assert plan["profile"] == "none"
+    assert plan["context_tokens"] == 512
+    assert plan["memory"] == pytest.approx(available_ram_bytes(), rel=0.5)
 
 
 @pytest.mark.parametrize("name", QUANTIZED_FILES)
-def test_what_is_quantised_on_the_hub_is_not_planned_before_it_is_here(monkeypatch, tmp_path, name):
+def test_a_quantised_model_on_the_hub_is_not_planned_before_it_is_downloaded(
+    monkeypatch, tmp_path, name
+):
     write_random_model(tmp_path, Shape())
     (tmp_path / name).write_text("{}")
     monkeypatch.setattr(plan_report, "model_file", lambda _model, name: tmp_path / name)
@@ -100,28 +102,28 @@ def test_what_is_quantised_on_the_hub_is_not_planned_before_it_is_here(monkeypat
     )
     result = run("--model", "some-body/some-model")
     assert result.exit_code == 2
-    assert "is quantised, and only its files say how large it is" in result.output
+    assert "is quantised. Only its files say how large it is" in result.output
 
 
 def test_a_gguf_file_is_planned_from_its_header_alone(tmp_path):
     folder, file = write_random_model(tmp_path / "model", SHAPE), tmp_path / "model.gguf"
     write(file, folder, q8_0)
     options = ["--model", str(folder), "--gguf", str(file), "--device", "rtx-4090"]
-    told = planned(*options)
-    stored = told["weights"]["as stored"]
+    plan = plan_json(*options)
+    stored = plan["weights"]["as stored"]
     assert 0.5 < stored / file.stat().st_size < 1.5
-    assert told["settings"]["quantize_experts"] == "none"  # whatever the profile says
+    assert plan["settings"]["quantize_experts"] == "none"  # the profile has another value
     file.write_bytes(file.read_bytes()[: read_tensors(file)[0].start])
-    assert planned(*options) == told
+    assert plan_json(*options) == plan
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--gguf", "some-body/some-model/file.gguf"], "known once it is downloaded"),
-        (["--gguf", "/no/such/file.gguf"], "'/no/such/file.gguf' is no file here"),
+        (["--gguf", "some-body/some-model/file.gguf"], "so download it first"),
+        (["--gguf", "/no/such/file.gguf"], "'/no/such/file.gguf' is not a file on this machine"),
         (["--gguf", __file__], "test_plan_report.py is not a GGUF file"),
-        (["--device", "rtx-9090"], "there are: auto, cpu, dgx-spark"),
+        (["--device", "rtx-9090"], "allowed: auto, cpu, dgx-spark"),
         (["--device", "demo"], "device 'demo' is unknown"),
         (["--model", "/no/such/folder"], "config.json cannot be read"),
         (["--model", "some-body/some-model"], "config.json cannot be read"),
@@ -129,7 +131,7 @@ def test_a_gguf_file_is_planned_from_its_header_alone(tmp_path):
         (["--max-context", "many"], "EASEL_MAX_CONTEXT"),
     ],
 )
-def test_what_cannot_be_planned_ends_with_2_and_says_why(options, named):
+def test_a_plan_that_cannot_be_made_exits_with_2_and_the_reason(options, named):
     result = run(*options)
     assert result.exit_code == 2
     assert named in " ".join(result.output.split())
@@ -143,11 +145,11 @@ def test_what_cannot_be_planned_ends_with_2_and_says_why(options, named):
         (Gpu("NVIDIA GeForce RTX 3060", 12 * GIB), "NVIDIA GeForce RTX 3060", 11.4, "none"),
     ],
 )
-def test_auto_is_the_gpu_that_the_driver_tells(monkeypatch, gpu, name, memory_gib, profile):
+def test_auto_is_the_gpu_that_the_driver_reports(monkeypatch, gpu, name, memory_gib, profile):
     monkeypatch.setattr(plan_report, "first_gpu", lambda: gpu)
-    told = planned("--model", RELEASED_MODEL)
-    assert (told["device"], told["profile"]) == (name, profile)
-    assert told["memory"] == pytest.approx(memory_gib * GIB)
-    assert ("roofline_step_s" in told) == (profile == "h100")
+    plan = plan_json("--model", RELEASED_MODEL)
+    assert (plan["device"], plan["profile"]) == (name, profile)
+    assert plan["memory"] == pytest.approx(memory_gib * GIB)
+    assert ("roofline_step_s" in plan) == (profile == "h100")
     monkeypatch.setenv("EASEL_DEVICE", "cpu")
-    assert planned("--model", RELEASED_MODEL)["device"] == "this machine's CPU"
+    assert plan_json("--model", RELEASED_MODEL)["device"] == "this machine's CPU"

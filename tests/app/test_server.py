@@ -12,7 +12,7 @@ from app.errors import GenerationFailed, NotReady, TooManyRequests, error_body
 from app.middleware import RequestIds, UnexpectedErrors
 
 
-async def test_a_fault_of_ours_is_a_500_in_the_envelope_with_a_request_id():
+async def test_an_unexpected_error_is_a_500_in_the_envelope_with_a_request_id():
     app = FastAPI()
     app.add_middleware(UnexpectedErrors)
     app.add_middleware(RequestIds)
@@ -37,7 +37,7 @@ async def test_a_fault_of_ours_is_a_500_in_the_envelope_with_a_request_id():
         ("/v1/messages", ["event: error", "data: {"]),
     ],
 )
-async def test_a_fault_of_ours_ends_a_stream_as_its_dialect_does(path, last):
+async def test_an_unexpected_error_ends_a_stream_as_the_dialect_requires(path, last):
     app = FastAPI()
     app.add_middleware(UnexpectedErrors)
     app.add_middleware(RequestIds)
@@ -57,8 +57,8 @@ async def test_a_fault_of_ours_ends_a_stream_as_its_dialect_does(path, last):
     assert (first, empty) == ("data: {}", "")
     assert len(lines) == len(last)
     assert all(line.startswith(begun) for line, begun in zip(lines, last, strict=True))
-    told = next(json.loads(line[6:]) for line in lines if line.startswith("data: {"))
-    assert "log has it" in told["error"]["message"]
+    error = next(json.loads(line[6:]) for line in lines if line.startswith("data: {"))
+    assert "log has its traceback" in error["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -69,16 +69,16 @@ async def test_a_fault_of_ours_ends_a_stream_as_its_dialect_does(path, last):
         (GenerationFailed("x"), "api_error"),
     ],
 )
-def test_anthropic_s_names_for_what_passes_or_is_our_fault(error, name):
-    told = {"type": name, "message": "x"}
+def test_temporary_and_internal_errors_have_the_names_of_anthropic(error, name):
+    expected = {"type": name, "message": "x"}
     assert error_body(error, "anthropic", "req-1") == {
         "type": "error",
-        "error": told,
+        "error": expected,
         "request_id": "req-1",
     }
 
 
-async def test_a_body_is_checked_where_it_holds_up_nobody():
+async def test_a_body_is_parsed_outside_of_the_event_loop():
     checked_in = []
 
     class Body(BaseModel):

@@ -16,20 +16,20 @@ def test_every_setting_has_a_default_and_help():
     assert all(field.description for field in Settings.model_fields.values())
 
 
-def test_the_environment_overrides_a_default_and_an_option_the_environment(monkeypatch):
+def test_the_environment_overrides_defaults_and_options_override_the_environment(monkeypatch):
     monkeypatch.setenv("EASEL_PORT", "9000")
     assert Settings().port == 9000
     assert Settings(port=9001).port == 9001
 
 
-def test_the_worker_gets_its_part_and_nothing_else(monkeypatch):
+def test_the_worker_gets_only_its_own_options(monkeypatch):
     monkeypatch.setenv("EASEL_MODEL", "/some/folder")
     monkeypatch.setenv("EASEL_PORT", "9000")
     assert Settings().engine_config() == EngineConfig(model="/some/folder")
 
 
-def test_the_worker_is_told_what_was_told_and_no_defaults(monkeypatch):
-    """A device profile sets the rest; a default that somebody asked for is no default."""
+def test_the_worker_gets_only_options_that_were_set_explicitly(monkeypatch):
+    """A device profile sets the others. An option set to its default counts as explicit."""
     monkeypatch.setenv("EASEL_MAX_ACTIVE", "4")
     config = Settings(speculate="false", port=9000).engine_config()
     assert config.model_fields_set == {"max_active", "speculate"}
@@ -41,7 +41,7 @@ def test_the_worker_is_told_what_was_told_and_no_defaults(monkeypatch):
     ("name", "value"),
     [("profile", "rtx-9090"), ("port", -1), ("port", "many"), ("device", "tpu"), ("colour", "red")],
 )
-def test_a_wrong_value_is_refused_by_its_name(name, value):
+def test_the_error_about_a_wrong_value_names_its_setting(name, value):
     with pytest.raises(ValidationError, match=name):
         Settings(**{name: value})
 
@@ -51,6 +51,6 @@ def test_settings_do_not_change_after_the_start():
         Settings().port = 1
 
 
-def test_a_misspelt_variable_is_found(monkeypatch):
+def test_a_misspelt_variable_is_reported(monkeypatch):
     monkeypatch.setenv("EASEL_PROT", "9000")
     assert unknown_variables() == ["EASEL_PROT"]

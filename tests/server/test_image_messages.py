@@ -92,7 +92,7 @@ def test_a_typed_placeholder_is_text_and_moves_no_picture(seeing):
     ("url", "says"),
     [
         ("http://127.0.0.1:9/cat.png", "fetched only from hosts"),
-        ("file:///etc/passwd", "must be data:"),
+        ("file:///etc/passwd", "must begin with data:"),
         ("data:image/png;base64,AAAA", "is not a PNG image"),
     ],
 )

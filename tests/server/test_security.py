@@ -115,7 +115,7 @@ def test_a_file_without_a_key_stops_the_start(start_server, tmp_path):
 def test_what_stands_behind_a_key_and_is_no_priority_stops_the_start(start_server, behind):
     server = start_server(EASEL_API_KEY=f"key {behind}")
     assert server.process.wait(60) == 2
-    assert "EASEL_API_KEY: behind a key only its priority is allowed" in server.log.read_text()
+    assert "EASEL_API_KEY: only a priority may follow a key" in server.log.read_text()
 
 
 def test_a_key_is_never_shown(guarded):

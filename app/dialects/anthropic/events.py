@@ -1,7 +1,7 @@
 """An answer as Anthropic's JSON: a whole message, or the events of a stream.
 
-A call is given out once it is complete, so a client always gets one that parses. A call that
-`max_tokens` cuts off is not part of the answer.
+A tool call is sent when it is complete, so that its input is always valid JSON. A call that
+`max_tokens` cuts off is left out of the answer.
 """
 
 import json
@@ -24,13 +24,13 @@ from app.services import Services
 from app.sse import NamedEvent
 from engine.messages import GenerateRequest
 
-# Clients drop a thought without a signature instead of sending it back. This one signs nothing.
+# Clients do not send back a thought that has no signature. This one signs nothing.
 SIGNATURE = "easel"
 
 
 @dataclass(frozen=True)
 class MessagesAnswer:
-    """One answer to be made, whole or as a stream. Both forms begin with `head`."""
+    """Makes one answer, whole or as a stream. Both begin with the fields of `head`."""
 
     services: Services
     request: AnswerRequest
@@ -51,9 +51,10 @@ class MessagesAnswer:
         return Response(msgspec.json.encode(message), media_type="application/json")
 
     async def events(self) -> AsyncGenerator[NamedEvent, None]:
-        """Yields the stream. It begins with the first block, which tells how much was cached.
+        """Yields the stream. It begins when the first block is there.
 
-        A zero at the end would not do: clients take it for no news and keep the first number.
+        Only then is the number of cached tokens known, and `message_start` must have it: clients
+        keep the number from there if a later one is zero.
         """
         blocks = _StreamedBlocks(self.shows_thoughts)
         begun = False
@@ -139,7 +140,7 @@ class _StreamedBlocks:
         self.open = None
 
     def _ensure(self, kind: type[Event], empty: dict[str, Any]) -> Iterator[NamedEvent]:
-        """Begin a block of this kind, unless one is open."""
+        """Begin a block of this kind, unless a block of this kind is already open."""
         if self.open is not kind:
             yield from self.close()
             self.index, self.open = self.index + 1, kind
@@ -154,7 +155,7 @@ def _event(name: str, **fields: Any) -> NamedEvent:
 
 
 def _whole_block(event: Event, shows_thoughts: bool) -> dict[str, Any] | None:
-    """Returns the content block of a merged event, or None for what is no block of its own."""
+    """Returns the content block for a merged event, or None if the event makes no block."""
     match event:
         case TextDelta(text=text):
             return {"type": "text", "text": text}
@@ -162,8 +163,8 @@ def _whole_block(event: Event, shows_thoughts: bool) -> dict[str, Any] | None:
             thought = text if shows_thoughts else ""
             return {"type": "thinking", "thinking": thought, "signature": SIGNATURE}
         case ToolCallEnd(name=name, arguments=arguments, complete=True):
-            # The arguments stay as the model wrote them: parsing and writing them again would
-            # change large numbers and halves of characters.
+            # The arguments are not parsed and written again, because that would change large
+            # numbers and lone surrogates.
             return {**_new_call(name), "input": msgspec.Raw(arguments.encode())}
     return None
 
@@ -173,7 +174,7 @@ def _new_call(name: str) -> dict[str, Any]:
 
 
 def _usage(figures: Figures) -> dict[str, Any]:
-    """Returns Anthropic's usage object, in which tokens from the cache are not input tokens."""
+    """Returns Anthropic's usage object. Its `input_tokens` do not include cached tokens."""
     return {
         "input_tokens": figures.prompt_tokens - figures.cached_tokens,
         "cache_creation_input_tokens": 0,

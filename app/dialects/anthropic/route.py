@@ -53,7 +53,7 @@ async def count_tokens(http: Request) -> dict[str, int]:
 
 
 def answer_request(services: Services, body: MessagesRequest) -> AnswerRequest:
-    """Raises BadRequest if the conversation can't become a prompt."""
+    """Returns the dialect-independent request. Raises BadRequest if no prompt can be made of it."""
     choice = body.tool_choice
     return AnswerRequest(
         [_prompt(services, body)],
@@ -78,7 +78,7 @@ def _prepared(request: AnswerRequest, limits: Ready) -> list[GenerateRequest]:
     try:
         return prepare(request, limits)
     except ContextLengthExceeded as error:
-        # By these words Claude Code knows that it has to compact the conversation.
+        # Claude Code recognises these words and compacts the conversation.
         tokens, most = len(request.prompts[0].tokens), limits.context_length - 1
-        told = f"prompt is too long: {tokens} tokens > {most} maximum. {error.message}"
-        raise ContextLengthExceeded(told, param=error.param) from error
+        message = f"prompt is too long: {tokens} tokens > {most} maximum. {error.message}"
+        raise ContextLengthExceeded(message, param=error.param) from error

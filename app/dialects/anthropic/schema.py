@@ -1,10 +1,13 @@
-"""`POST /v1/messages` and `/v1/messages/count_tokens`: what they take, what they refuse by name.
+"""The bodies of `POST /v1/messages` and `/v1/messages/count_tokens`.
 
-Anthropic's fields, the beta ones among them. Accepted without an effect of their own, because
-what they ask for is so anyway: `cache_control` (prefixes are kept without being marked),
-`service_tier`, `metadata` and `diagnostics` (nothing is kept of a request), `effort` and
-`budget_tokens` (the model thinks or does not; `max_tokens` bounds thought and answer together),
-`eager_input_streaming` (a call's input is streamed when it is complete and known to be JSON).
+They have Anthropic's fields, including those of beta versions. Some fields are accepted without an
+effect:
+
+- `cache_control`: prefixes are kept without being marked.
+- `service_tier`, `metadata`, `diagnostics`: nothing of a request is kept.
+- `effort`, `budget_tokens`: the model has no degrees of thinking, and `max_tokens` limits thoughts
+  and answer together.
+- `eager_input_streaming`: a call's input is sent when it is complete and known to be JSON.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +23,7 @@ from app.dialects.fields import (
     JsonObject,
     SamplingFields,
     Strict,
+    quoted,
     unsupported,
 )
 from app.dialects.tools import ToolName
@@ -32,16 +36,16 @@ B = TypeVar("B")
 class CacheControl(Strict):
     type: Literal["ephemeral"]
     ttl: Literal["5m", "1h"] | None = None
-    scope: str | None = None  # Claude Code's
+    scope: str | None = None  # Claude Code sends it
 
 
-class Block(Strict):
-    """A part of a message."""
+class ContentBlock(Strict):
+    """The base of content blocks that may have `cache_control`."""
 
     cache_control: CacheControl | None = None
 
 
-class TextBlock(Block):
+class TextBlock(ContentBlock):
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"citations": ([],)}
 
     type: Literal["text"]
@@ -57,11 +61,13 @@ class ImageSource(Strict):
     @classmethod
     def _no_source_elsewhere(cls, value: Any) -> Any:
         if value in ("url", "file"):
-            raise unsupported("", 'not supported, nothing is fetched; allowed: "base64"')
+            raise unsupported(
+                "", f'{quoted(value)} is not supported, as no image is fetched; allowed: "base64"'
+            )
         return value
 
 
-class ImageBlock(Block):
+class ImageBlock(ContentBlock):
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "transformations": ({}, {"oversized_image": "downsize"}),
     }
@@ -75,7 +81,7 @@ class ImageBlock(Block):
 
 
 class ThinkingBlock(Strict):
-    """A thought that comes back. The signature is not looked at: ours is none."""
+    """A thought of an earlier answer. Its signature is not checked, since Easel signs nothing."""
 
     type: Literal["thinking"]
     thinking: str
@@ -83,13 +89,13 @@ class ThinkingBlock(Strict):
 
 
 class RedactedThinkingBlock(Strict):
-    """A thought that only Anthropic's servers can read; the model is not shown it."""
+    """A thought that only Anthropic's servers can read. It is not shown to the model."""
 
     type: Literal["redacted_thinking"]
     data: str
 
 
-class ToolUseBlock(Block):
+class ToolUseBlock(ContentBlock):
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "caller": ({"type": "direct"},),
         "toolset_name": (),
@@ -102,11 +108,11 @@ class ToolUseBlock(Block):
 
 
 def _tagged(*kinds: str) -> Discriminator:
-    """Tells blocks apart by their `type`; the tags are no part of a field's name in errors."""
+    """Returns a discriminator that selects a block's class by its `type`."""
 
     def tag(value: Any) -> str | None:
-        found = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
-        return f"({found})" if found in kinds else None
+        kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
+        return f"({kind})" if kind in kinds else None
 
     return Discriminator(
         tag,
@@ -115,27 +121,29 @@ def _tagged(*kinds: str) -> Discriminator:
     )
 
 
-Text = Annotated[TextBlock, Tag("(text)")]
-Image = Annotated[ImageBlock, Tag("(image)")]
-Texts = Annotated[list[Annotated[Text, _tagged("text")]], Field(fail_fast=True)]
-Shown = Annotated[list[Annotated[Text | Image, _tagged("text", "image")]], Field(fail_fast=True)]
+_TaggedText = Annotated[TextBlock, Tag("(text)")]
+_TaggedImage = Annotated[ImageBlock, Tag("(image)")]
+SystemBlocks = Annotated[list[Annotated[_TaggedText, _tagged("text")]], Field(fail_fast=True)]
+ResultBlocks = Annotated[
+    list[Annotated[_TaggedText | _TaggedImage, _tagged("text", "image")]], Field(fail_fast=True)
+]
 
 
 def _blocks(content: str | Sequence[B] | None) -> list[B | TextBlock]:
-    """The blocks that say something. Clients send texts of nothing but white space too."""
+    """Returns the blocks without texts that are empty or only white space, which clients send."""
     if isinstance(content, str | None):
         return [TextBlock(type="text", text=content)] if content and content.strip() else []
     return [each for each in content if not isinstance(each, TextBlock) or each.text.strip()]
 
 
-class ToolResultBlock(Block):
+class ToolResultBlock(ContentBlock):
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"toolset_name": ()}
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: Annotated[Annotated[str, ONE] | Annotated[Shown, SEVERAL], ONE_OR_SEVERAL] | None = (
-        None
-    )
+    content: (
+        Annotated[Annotated[str, ONE] | Annotated[ResultBlocks, SEVERAL], ONE_OR_SEVERAL] | None
+    ) = None
     is_error: bool | None = None
 
     @property
@@ -144,17 +152,17 @@ class ToolResultBlock(Block):
 
 
 AnyBlock = Annotated[
-    Text
-    | Image
+    _TaggedText
+    | _TaggedImage
     | Annotated[ThinkingBlock, Tag("(thinking)")]
     | Annotated[RedactedThinkingBlock, Tag("(redacted_thinking)")]
     | Annotated[ToolUseBlock, Tag("(tool_use)")]
     | Annotated[ToolResultBlock, Tag("(tool_result)")],
     _tagged("text", "image", "thinking", "redacted_thinking", "tool_use", "tool_result"),
 ]
-Blocks = Annotated[list[AnyBlock], Field(fail_fast=True)]
+MessageBlocks = Annotated[list[AnyBlock], Field(fail_fast=True)]
 
-_BLOCKS_OF = {
+_ALLOWED_BLOCKS = {
     "user": ("text", "image", "tool_result"),
     "assistant": ("text", "thinking", "redacted_thinking", "tool_use"),
     "system": ("text",),
@@ -162,16 +170,16 @@ _BLOCKS_OF = {
 
 
 class InputMessage(Strict):
-    """One message. A system message may stand anywhere: Claude Code adds to its instructions so."""
+    """One message. System messages may come anywhere, because Claude Code sends them later too."""
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"clear_at": ("never",), "output_config": ()}
 
     role: Literal["user", "assistant", "system"]
-    content: Annotated[Annotated[str, ONE] | Annotated[Blocks, SEVERAL], ONE_OR_SEVERAL]
+    content: Annotated[Annotated[str, ONE] | Annotated[MessageBlocks, SEVERAL], ONE_OR_SEVERAL]
 
     @model_validator(mode="after")
     def _blocks_fit_the_role(self) -> "InputMessage":
-        allowed = _BLOCKS_OF[self.role]
+        allowed = _ALLOWED_BLOCKS[self.role]
         for block in [] if isinstance(self.content, str) else self.content:
             if block.type not in allowed:
                 raise unsupported(
@@ -186,8 +194,8 @@ class InputMessage(Strict):
         return _blocks(self.content)
 
 
-class Tool(Strict):
-    """A tool of the client's own. Anthropic's server tools and typed tools are refused."""
+class ClientTool(Strict):
+    """A tool that the client runs. Anthropic's server tools and typed tools are refused."""
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "allowed_callers": (["direct"],),
@@ -209,24 +217,26 @@ class Tool(Strict):
     @classmethod
     def _only_custom_tools(cls, value: Any) -> Any:
         if value not in (None, "custom"):
-            raise unsupported("", 'this tool is not supported; allowed: null, "custom"')
+            raise unsupported(
+                "", f'tools of type {quoted(value)} are not supported; allowed: null, "custom"'
+            )
         return value
 
 
-class ToolChoice(Strict):
+class MessagesToolChoice(Strict):
     type: Literal["auto", "none"]
     disable_parallel_tool_use: bool | None = None
 
     @field_validator("type", mode="before")
     @classmethod
-    def _a_choice_that_can_be_kept(cls, value: Any) -> Any:
+    def _supported_choice(cls, value: Any) -> Any:
         if value not in ("auto", "none"):
-            raise unsupported("", 'not supported; allowed: "auto", "none"')
+            raise unsupported("", f'{quoted(value)} is not supported; allowed: "auto", "none"')
         return value
 
 
 class Thinking(Strict):
-    """Adaptive thinking is thinking: the model itself decides how much a question needs."""
+    """Adaptive thinking is the same as enabled: the model itself decides how much it thinks."""
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"block_binding": ({},)}
 
@@ -247,14 +257,14 @@ class KeptThinking(Strict):
 
 
 class ClearThinking(Strict):
-    """Asks for no more than is so: the template shows no thought of turns before the last."""
+    """Has no effect, because the chat template never shows thoughts of turns before the last."""
 
     type: Literal["clear_thinking_20251015"]
     keep: KeptThinking | None = None
 
     @field_validator("keep", mode="before")
     @classmethod
-    def _all_is_a_name_too(cls, value: Any) -> Any:
+    def _all_as_object(cls, value: Any) -> Any:
         return {"type": "all"} if value == "all" else value
 
 
@@ -267,13 +277,13 @@ class Metadata(Strict):
 
 
 class Diagnostics(Strict):
-    """Asks why the prompt's cache was missed; `usage` tells what was found in it."""
+    """Asks why the cache was missed. It has no effect: `usage` has the number of cached tokens."""
 
     previous_message_id: str | None = None
 
 
 class CountTokensRequest(Strict):
-    """All that a prompt is made of."""
+    """The fields that a prompt is made of."""
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "betas": ([],),
@@ -296,9 +306,11 @@ class CountTokensRequest(Strict):
 
     model: str
     messages: list[InputMessage] = Field(min_length=1, fail_fast=True)
-    system: Annotated[Annotated[str, ONE] | Annotated[Texts, SEVERAL], ONE_OR_SEVERAL] | None = None
-    tools: list[Tool] | None = Field(default=None, fail_fast=True)
-    tool_choice: ToolChoice | None = None
+    system: (
+        Annotated[Annotated[str, ONE] | Annotated[SystemBlocks, SEVERAL], ONE_OR_SEVERAL] | None
+    ) = None
+    tools: list[ClientTool] | None = Field(default=None, fail_fast=True)
+    tool_choice: MessagesToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     context_management: ContextManagement | None = None
@@ -307,13 +319,13 @@ class CountTokensRequest(Strict):
     @model_validator(mode="after")
     def _fields_agree(self) -> "CountTokensRequest":
         if self.tool_choice is not None and self.tool_choice.type == "auto" and not self.tools:
-            raise unsupported("tool_choice", "needs tools")
+            raise unsupported("tool_choice", '"auto" is only allowed with tools')
         spoken = [each for each in self.messages if each.role != "system"]
         if not spoken or spoken[-1].role != "user" or not spoken[-1].blocks:
             raise unsupported(
                 "messages",
-                "the last message must be a user's that says something; an answer that was begun "
-                "is not gone on with",
+                "the last message must be a user's and must not be empty; continuing an "
+                "assistant's message is not supported",
             )
         return self
 
@@ -322,8 +334,8 @@ class CountTokensRequest(Strict):
         return self.thinking is not None and self.thinking.type != "disabled"
 
     @property
-    def offered(self) -> list[Tool]:
-        """The tools that the model may call."""
+    def offered(self) -> list[ClientTool]:
+        """Returns the tools that the model may call."""
         none = self.tool_choice is not None and self.tool_choice.type == "none"
         return [] if none else self.tools or []
 

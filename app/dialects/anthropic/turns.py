@@ -26,20 +26,20 @@ from app.prompting.conversation import (
     Turn,
 )
 
-_FIELD = "messages"  # what errors name; they tell the place in their text
-# Claude Code begins its system prompt with this line. It is meant for Anthropic's servers and
-# differs in every request, so no prompt would have a prefix in common with the one before.
+_FIELD = "messages"  # the field that errors name; their text says which part of it is wrong
+# Claude Code begins its system prompt with this line, which is meant for Anthropic's servers. It is
+# left out, because it differs in every request, so that no two prompts would share a prefix.
 _ATTRIBUTION = "x-anthropic-billing-header:"
 
 
 def conversation(body: CountTokensRequest) -> list[Turn | ToolResult]:
-    """Returns one turn for neighbours of one role, without what is empty.
+    """Returns the messages as turns. Neighbours of one role are one turn. Empty ones are left out.
 
     Raises BadRequest for a result whose call is not in the assistant's message just before it.
     """
     system = _system(body.system)
     turns: list[Turn | ToolResult] = [Turn("system", system)] if system else []
-    calls: dict[str, int] = {}  # the ids of the last turn's calls, with their places
+    calls: dict[str, int] = {}  # the ids of the last turn's calls, with their numbers
     spoken = [message for message in body.messages if message.blocks]
     for role, several in groupby(spoken, key=attrgetter("role")):
         blocks = [block for message in several for block in message.blocks]
@@ -47,7 +47,7 @@ def conversation(body: CountTokensRequest) -> list[Turn | ToolResult]:
             case "assistant":
                 turn = _assistant_turn(blocks)
                 turns.append(turn)
-                calls = {c.id: place for place, c in reversed([*enumerate(turn.calls)])}
+                calls = {call.id: n for n, call in reversed([*enumerate(turn.calls)])}
             case "user":
                 turns += _user_turns(blocks, calls)
             case "system":
@@ -86,24 +86,24 @@ def _assistant_turn(blocks: Sequence[AnyBlock]) -> Turn:
 
 
 def _user_turns(blocks: Sequence[AnyBlock], calls: Mapping[str, int]) -> list[Turn | ToolResult]:
-    """Returns the results in the order of their calls, which is how the model tells them apart.
+    """Returns the results, then a turn with everything else that the user says.
 
-    What the user says follows them.
+    The results have the order of their calls, because the model matches them by their order.
     """
     results = [block for block in blocks if isinstance(block, ToolResultBlock)]
     for result in results:
         if result.tool_use_id not in calls:
             raise BadRequest(
-                f"messages: a tool_result names the tool_use_id {result.tool_use_id!r}, which is "
-                "no tool_use of the assistant's message before it.",
+                f"messages: the tool_use_id {result.tool_use_id!r} of a tool_result belongs to no "
+                "tool_use in the assistant's message before it.",
                 param=_FIELD,
             )
     turns: list[Turn | ToolResult] = [
         ToolResult(result.tool_use_id, _result(result), _FIELD)
         for result in sorted(results, key=lambda result: calls[result.tool_use_id])
     ]
-    said = [block for block in blocks if not isinstance(block, ToolResultBlock)]
-    return [*turns, Turn("user", _content(said))] if said else turns
+    others = [block for block in blocks if not isinstance(block, ToolResultBlock)]
+    return [*turns, Turn("user", _content(others))] if others else turns
 
 
 def _result(result: ToolResultBlock) -> Content:
@@ -114,7 +114,10 @@ def _result(result: ToolResultBlock) -> Content:
 
 
 def _content(blocks: Iterable[AnyBlock]) -> Content:
-    """Returns texts and images. Texts side by side become lines, or a template would glue them."""
+    """Returns the texts and images of the blocks.
+
+    Adjacent texts are joined by line breaks, because a template would put nothing between.
+    """
     parts: list[Part] = []
     shown = [block for block in blocks if isinstance(block, TextBlock | ImageBlock)]
     for _, several in groupby(shown, key=type):

@@ -1,4 +1,4 @@
-"""A chat's answer as OpenAI's JSON, whole and chunk by chunk."""
+"""A chat's answer as OpenAI's JSON, whole or as chunks."""
 
 import uuid
 from collections.abc import Iterator, Sequence
@@ -26,12 +26,12 @@ class ChatAnswer(OpenAIAnswer):
             message |= _thinking(choice.thinking)
         if calls:
             message["tool_calls"] = [_new_call(call.name, call.arguments) for call in calls]
-        asked = self.request.sampling.top_logprobs is not None
+        with_logprobs = self.request.sampling.top_logprobs is not None
         return {
             "index": choice.end.choice,
             "message": message,
             "finish_reason": choice.end.reason,
-            "logprobs": self._logprobs(choice.logprobs) if asked else None,
+            "logprobs": self._logprobs(choice.logprobs) if with_logprobs else None,
         }
 
     def _openings(self) -> Iterator[dict[str, Any]]:
@@ -69,7 +69,7 @@ class ChatAnswer(OpenAIAnswer):
 
 
 def _thinking(text: str) -> dict[str, str]:
-    """Returns a thought under both names that clients look for."""
+    """Returns a thought under both field names that clients read."""
     return {"reasoning_content": text, "reasoning": text}
 
 
@@ -79,7 +79,7 @@ def _new_call(name: str, arguments: str) -> dict[str, Any]:
 
 
 def _delta(event: Event) -> dict[str, Any] | None:
-    """Returns what the event adds to a message, or None if that is nothing."""
+    """Returns what the event adds to the message, or None if it adds nothing."""
     match event:
         case TextDelta(text=text):
             return {"content": text}

@@ -40,7 +40,7 @@ async def chat_completions(http: Request, admit: Admission) -> Response:
 
 
 def answer_request(services: Services, body: ChatCompletionRequest) -> AnswerRequest:
-    """Raises BadRequest if the conversation can't become a prompt."""
+    """Returns the dialect-independent request. Raises BadRequest if no prompt can be made of it."""
     tools = offered_tools(body.offered)
     prompt = services.prompts.chat(conversation(body.messages), tools, thinking=body.thinking)
     top_logprobs = (body.top_logprobs or 0) if body.logprobs else None

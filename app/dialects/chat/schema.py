@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`: what it takes, and what it refuses by name."""
+"""The body of `POST /v1/chat/completions`: the accepted fields and the refused ones."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -13,6 +13,7 @@ from app.dialects.fields import (
     SEVERAL,
     ApiRequest,
     Strict,
+    quoted,
     thinks,
     unsupported,
 )
@@ -36,9 +37,9 @@ class ImageUrlPart(Strict):
 
 
 def _part_type(value: Any) -> str | None:
-    """A part's type; of a value that is no part at all None, which is an error."""
-    found = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
-    return f"({found})" if found in ("text", "image_url") else None
+    """Returns the tag for a part's type, or None, which is an error, for an unknown type."""
+    kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
+    return f"({kind})" if kind in ("text", "image_url") else None
 
 
 Part = Annotated[
@@ -56,7 +57,7 @@ Content = Annotated[Annotated[str, ONE] | Annotated[Parts, SEVERAL], ONE_OR_SEVE
 class CalledFunction(Strict):
     name: str = Field(min_length=1)
     arguments: str
-    parsed_arguments: Any = None  # the SDK's, which reads the arguments
+    parsed_arguments: Any = None  # OpenAI's SDK adds it to the answers that it reads
 
 
 class ToolCall(Strict):
@@ -67,13 +68,13 @@ class ToolCall(Strict):
 
 
 class ChatMessage(Strict):
-    """One turn. Everything that an SDK sends back of an answer is taken."""
+    """One message. Every field of an answer that SDKs send back is accepted."""
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "annotations": ([],),
         "audio": (),
         "function_call": (),
-        "parsed": (),  # the SDK's, of a JSON format
+        "parsed": (),  # OpenAI's SDK adds it for JSON formats
         "refusal": (),
     }
 
@@ -90,9 +91,13 @@ class ChatMessage(Strict):
         if self.role != "assistant":
             for field in ("tool_calls", "reasoning_content", "reasoning"):
                 if getattr(self, field):
-                    raise unsupported(field, "only an assistant's message has it")
+                    raise unsupported(
+                        field, f"only a message of role 'assistant' may have it, not {self.role!r}"
+                    )
         if (self.role == "tool") != (self.tool_call_id is not None):
-            raise unsupported("tool_call_id", "a tool's message needs it, no other has it")
+            raise unsupported(
+                "tool_call_id", "messages of role 'tool' need it, and no others may have it"
+            )
         if self.content is None and not self.tool_calls:
             raise PydanticCustomError(
                 "missing", "Input should be a string or a list", {"field": "content"}
@@ -106,7 +111,7 @@ class ChatTool(Strict):
 
 
 class TemplateOptions(Strict):
-    """`chat_template_kwargs`, of which the checkpoint's template knows one."""
+    """`chat_template_kwargs`, with the only option that the checkpoint's template has."""
 
     enable_thinking: bool | None = None
 
@@ -141,19 +146,23 @@ class ChatCompletionRequest(ApiRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     metadata: dict[str, str] | None = None
-    prompt_cache_key: str | None = None  # prefixes are kept without being named
-    safety_identifier: str | None = None  # as `user`
+    prompt_cache_key: str | None = None  # has no effect: prefixes are kept without a key
+    safety_identifier: str | None = None  # has no effect, like `user`
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "ChatCompletionRequest":
         if self.top_logprobs and not self.logprobs:
-            raise unsupported("top_logprobs", "needs logprobs to be true")
+            raise unsupported("top_logprobs", "it is only allowed if logprobs is true")
         if self.tool_choice == "auto" and not self.tools:
-            raise unsupported("tool_choice", "needs tools")
+            raise unsupported("tool_choice", '"auto" is only allowed with tools')
         options, effort = self.chat_template_kwargs, self.reasoning_effort
         wanted = None if options is None else options.enable_thinking
         if wanted is not None and effort is not None and wanted != thinks(effort):
-            raise unsupported("reasoning_effort", "contradicts chat_template_kwargs")
+            raise unsupported(
+                "reasoning_effort",
+                f"{quoted(effort)} contradicts chat_template_kwargs.enable_thinking, which is "
+                f"{quoted(wanted)}",
+            )
         return self
 
     @property
@@ -169,5 +178,5 @@ class ChatCompletionRequest(ApiRequest):
 
     @property
     def offered(self) -> list[ChatTool]:
-        """The tools that the model may call."""
+        """Returns the tools that the model may call."""
         return [] if self.tool_choice == "none" else self.tools or []

@@ -17,7 +17,7 @@ from app.prompting.conversation import (
 
 
 def conversation(messages: Sequence[ChatMessage]) -> list[Turn | ToolResult]:
-    """Raises BadRequest for the result of a call that nobody made."""
+    """Returns the messages as turns. Raises BadRequest if a result belongs to no call before it."""
     turns = [_turn(message, f"messages.{index}") for index, message in enumerate(messages)]
     check_results(turns)
     return turns
@@ -32,7 +32,7 @@ def offered_tools(tools: Sequence[ChatTool]) -> list[Tool]:
 def _turn(message: ChatMessage, field: str) -> Turn | ToolResult:
     content = _content(message, f"{field}.content")
     if message.role == "tool":
-        assert message.tool_call_id is not None, "the schema demands it"
+        assert message.tool_call_id is not None, "the schema requires it"
         return ToolResult(message.tool_call_id, content, f"{field}.tool_call_id", message.name)
     calls = tuple(
         ToolCall.from_json(call.id, call.function.name, call.function.arguments)

@@ -1,4 +1,4 @@
-"""A raw completion as OpenAI's JSON, whole and chunk by chunk."""
+"""A raw completion as OpenAI's JSON, whole or as chunks."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ class CompletionAnswer(OpenAIAnswer):
     chunk_object = "text_completion"
 
     body: CompletionRequest
-    # By choice, the place in its text where its next token begins.
+    # For each choice, the offset in its text at which its next token begins.
     offsets: dict[int, int] = field(default_factory=lambda: defaultdict(int))
 
     def _whole(self, choice: Choice) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class CompletionAnswer(OpenAIAnswer):
         return self._choice(end.choice, "", end.reason, end.logprobs)
 
     def _echo(self, index: int) -> str:
-        """Returns the prompt as text if the request asks for it, else nothing."""
+        """Returns the prompt as text if the request sets `echo`, else an empty text."""
         if not self.body.echo:
             return ""
         prompt = self.body.prompts[index // self.request.n]
@@ -54,12 +54,12 @@ class CompletionAnswer(OpenAIAnswer):
         reason: str | None = None,
         logprobs: Sequence[TokenLogprobs] = (),
     ) -> dict[str, Any]:
-        found = None
+        shown = None
         if self.body.logprobs is not None and logprobs:
             tokens = [self._token(each.token) for each in logprobs]
             ends = accumulate(map(len, tokens), initial=self.offsets[index])
             *starts, self.offsets[index] = ends
-            found = {
+            shown = {
                 "tokens": tokens,
                 "token_logprobs": [each.logprob for each in logprobs],
                 "top_logprobs": [
@@ -68,7 +68,7 @@ class CompletionAnswer(OpenAIAnswer):
                 ],
                 "text_offset": starts,
             }
-        return {"index": index, "text": text, "finish_reason": reason, "logprobs": found}
+        return {"index": index, "text": text, "finish_reason": reason, "logprobs": shown}
 
     def _token(self, token: int) -> str:
         return self.services.prompts.vocabulary.token_bytes(token).decode(errors="replace")

@@ -43,7 +43,7 @@ async def completions(http: Request, admit: Admission) -> Response:
 
 
 def answer_request(services: Services, body: CompletionRequest, limits: Ready) -> AnswerRequest:
-    """Raises BadRequest if a prompt has token ids that the model does not have."""
+    """Returns the dialect-independent request. Raises BadRequest for an unknown token id."""
     return AnswerRequest(
         [_prompt(services, prompt, limits) for prompt in body.prompts],
         msgspec.structs.replace(
@@ -62,6 +62,10 @@ def answer_request(services: Services, body: CompletionRequest, limits: Ready) -
 def _prompt(services: Services, prompt: str | list[int], limits: Ready) -> Prompt:
     if isinstance(prompt, str):
         return services.prompts.raw(prompt)
-    if max(prompt) >= limits.vocab_size:
-        raise BadRequest(f"prompt: token ids must be below {limits.vocab_size}.", param="prompt")
+    largest = max(prompt)
+    if largest >= limits.vocab_size:
+        raise BadRequest(
+            f"prompt: {largest} is not a token id; ids must be below {limits.vocab_size}.",
+            param="prompt",
+        )
     return Prompt(prompt)

@@ -1,4 +1,4 @@
-"""`POST /v1/completions`: raw prompts, as text or as token ids."""
+"""The body of `POST /v1/completions`: raw prompts, as text or as token ids."""
 
 from typing import Annotated, Any, ClassVar
 
@@ -6,14 +6,14 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from app.dialects.fields import ApiRequest, unsupported
 
-MAX_LOGPROBS = 5  # as OpenAI's
+MAX_LOGPROBS = 5  # OpenAI's limit
 
 Text = Annotated[str, Field(min_length=1)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 
 
 def _prompt_form(value: Any) -> str | None:
-    """Which of OpenAI's four forms a prompt has; a list is what its first element says."""
+    """Returns the tag for a prompt's form. The first element of a list decides the list's form."""
     match value:
         case str():
             return "(string)"
@@ -37,7 +37,7 @@ class CompletionRequest(ApiRequest):
         Discriminator(
             _prompt_form,
             custom_error_type="string_or_list",
-            custom_error_message="Input should be a string or a list of strings or token ids",
+            custom_error_message="Input should be a string, token ids, or a list of either",
         ),
     ]
     suffix: str | None = None
@@ -48,9 +48,11 @@ class CompletionRequest(ApiRequest):
     @model_validator(mode="after")
     def _fields_agree(self) -> "CompletionRequest":
         if self.echo and self.logprobs is not None:
-            raise unsupported("logprobs", "not supported together with echo")
+            raise unsupported("logprobs", "it is not supported together with echo")
         if self.suffix and self.max_tokens is None:
-            raise unsupported("max_tokens", "needed with suffix: it is the room between")
+            raise unsupported(
+                "max_tokens", "it is required with suffix, as the room between prompt and suffix"
+            )
         return self
 
     @property

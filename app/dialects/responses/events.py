@@ -1,7 +1,7 @@
-"""An answer as the Responses API has it: output items, and the events that tell of their growth.
+"""An answer as output items of the Responses API, and the events that report their growth.
 
-One item is open at a time; it ends where an event of another kind begins, or the answer. A stream
-sends the events, a whole answer only the last one's response: both are this.
+One item is open at a time. It ends when an event of another kind begins, or with the answer. A
+stream sends all events. A whole answer is the response in the last event.
 """
 
 import uuid
@@ -12,7 +12,7 @@ from typing import Any
 from app.chat_format.events import Event, TextDelta, ThinkingDelta, ToolCallDelta, ToolCallEnd
 from engine.messages import TokenLogprobs
 
-StreamEvent = dict[str, Any]  # with its `type`, and without a sequence number
+StreamEvent = dict[str, Any]  # has a `type`, but no sequence number yet
 Item = dict[str, Any]
 
 _PREFIXES = {
@@ -28,12 +28,12 @@ def item_id(type: str) -> str:
 
 
 class OutputItems:
-    """The items so far, each in its final form once it is done."""
+    """The items of an answer so far. An item is in its final form once it has ended."""
 
     def __init__(
         self, logprobs: Callable[[Sequence[TokenLogprobs]], list[Any]], *, summary: bool
     ) -> None:
-        """`summary`: thoughts are told as their own summary too, where many clients look."""
+        """If `summary`, thoughts are also sent as their own summary, which many clients read."""
         self.items: list[Item] = []
         self._logprobs = logprobs
         self._summary = summary
@@ -55,29 +55,29 @@ class OutputItems:
                 return []
 
     def end(self, status: str = "completed") -> list[StreamEvent]:
-        """Close the item that is open, if one is."""
+        """End the open item, if there is one. Returns its last events."""
         if self._open_type is None:
             return []
         item = self.items[-1]
         item["status"] = status
-        return [*self._ends(item), self._of_item("output_item.done", item=item)]
+        return [*self._last_events(item), self._item_event("output_item.done", item=item)]
 
     @property
     def _open_type(self) -> str | None:
-        """What the open item is."""
+        """Returns the type of the open item, or None if no item is open."""
         if not self.items or self.items[-1]["status"] != "in_progress":
             return None
-        found: str = self.items[-1]["type"]
-        return found
+        item_type: str = self.items[-1]["type"]
+        return item_type
 
     def _begin(self, type: str, **fields: Any) -> list[StreamEvent]:
-        """An open item of this type, which may be the one that is open."""
+        """Open an item of this type, unless one is open already. Returns the events."""
         return [] if self._open_type == type else self.end() + self._open(type, fields)
 
     def _open(self, type: str, fields: dict[str, Any]) -> list[StreamEvent]:
         item = {"id": item_id(type), "type": type, "status": "in_progress", **fields}
         self.items.append(item)
-        added = self._of_item("output_item.added", item=deepcopy(item))
+        added = self._item_event("output_item.added", item=deepcopy(item))
         match type:
             case "message":
                 part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
@@ -91,37 +91,37 @@ class OutputItems:
 
     def _add_part(self, field: str, part: dict[str, Any]) -> StreamEvent:
         self.items[-1][field].append(part)
-        return self._of_part(field, "part.added", part=deepcopy(part))
+        return self._part_event(field, "part.added", part=deepcopy(part))
 
     def _add_text(self, text: str, logprobs: list[Any]) -> list[StreamEvent]:
         part = self.items[-1]["content"][0]
         part["text"] += text
         part["logprobs"] += logprobs
-        return [self._of_text("output_text.delta", delta=text, logprobs=logprobs)]
+        return [self._text_event("output_text.delta", delta=text, logprobs=logprobs)]
 
     def _add_thought(self, text: str) -> list[StreamEvent]:
         item = self.items[-1]
         events = []
         for part in [*item["content"], *item["summary"]]:
             part["text"] += text
-            events.append(self._of_thought(part, "delta", delta=text))
+            events.append(self._thought_event(part, "delta", delta=text))
         return events
 
     def _argue(self, arguments: str) -> list[StreamEvent]:
         self.items[-1]["arguments"] += arguments
         if not arguments:
             return []
-        return [self._of_item("function_call_arguments.delta", delta=arguments)]
+        return [self._item_event("function_call_arguments.delta", delta=arguments)]
 
-    def _ends(self, item: Item) -> list[StreamEvent]:
-        """What is told of an item's parts when it ends."""
+    def _last_events(self, item: Item) -> list[StreamEvent]:
+        """Returns the events that end the item's parts."""
         match item["type"]:
             case "message":
                 (part,) = item["content"]
                 text, logprobs = part["text"], part["logprobs"]
                 return [
-                    self._of_text("output_text.done", text=text, logprobs=logprobs),
-                    self._of_part("content", "part.done", part=part),
+                    self._text_event("output_text.done", text=text, logprobs=logprobs),
+                    self._part_event("content", "part.done", part=part),
                 ]
             case "reasoning":
                 return [
@@ -129,27 +129,27 @@ class OutputItems:
                     for field in ("content", "summary")
                     for part in item[field]
                     for event in (
-                        self._of_thought(part, "done", text=part["text"]),
-                        self._of_part(field, "part.done", part=part),
+                        self._thought_event(part, "done", text=part["text"]),
+                        self._part_event(field, "part.done", part=part),
                     )
                 ]
-        return [self._of_item("function_call_arguments.done", arguments=item["arguments"])]
+        return [self._item_event("function_call_arguments.done", arguments=item["arguments"])]
 
-    def _of_item(self, type: str, **fields: Any) -> StreamEvent:
-        """An event of the open item; those of the item itself have it whole, others its id."""
-        whose = {} if "item" in fields else {"item_id": self.items[-1]["id"]}
+    def _item_event(self, type: str, **fields: Any) -> StreamEvent:
+        """Returns an event of the open item, with its id unless the event has the whole item."""
+        reference = {} if "item" in fields else {"item_id": self.items[-1]["id"]}
         index = len(self.items) - 1
-        return {"type": f"response.{type}", **whose, "output_index": index, **fields}
+        return {"type": f"response.{type}", **reference, "output_index": index, **fields}
 
-    def _of_text(self, type: str, **fields: Any) -> StreamEvent:
-        return self._of_item(type, content_index=0, **fields)
+    def _text_event(self, type: str, **fields: Any) -> StreamEvent:
+        return self._item_event(type, content_index=0, **fields)
 
-    def _of_part(self, field: str, type: str, **fields: Any) -> StreamEvent:
+    def _part_event(self, field: str, type: str, **fields: Any) -> StreamEvent:
         if field == "content":
-            return self._of_item(f"content_{type}", content_index=0, **fields)
-        return self._of_item(f"reasoning_summary_{type}", summary_index=0, **fields)
+            return self._item_event(f"content_{type}", content_index=0, **fields)
+        return self._item_event(f"reasoning_summary_{type}", summary_index=0, **fields)
 
-    def _of_thought(self, part: dict[str, Any], type: str, **fields: Any) -> StreamEvent:
+    def _thought_event(self, part: dict[str, Any], type: str, **fields: Any) -> StreamEvent:
         if part["type"] == "reasoning_text":
-            return self._of_item(f"reasoning_text.{type}", content_index=0, **fields)
-        return self._of_item(f"reasoning_summary_text.{type}", summary_index=0, **fields)
+            return self._item_event(f"reasoning_text.{type}", content_index=0, **fields)
+        return self._item_event(f"reasoning_summary_text.{type}", summary_index=0, **fields)

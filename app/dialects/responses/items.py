@@ -1,6 +1,6 @@
-"""The items that a Responses conversation is made of, in the forms in which clients send them.
+"""The items of a Responses conversation, in all the forms in which clients send them.
 
-Everything that an answer has may come back, and so may the forms that clients write themselves.
+Clients write items of their own, and they send back all items of an answer.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,9 +22,12 @@ Status = Literal["in_progress", "completed", "incomplete"]
 
 
 def _by_type(*names: str, implied: Callable[[Mapping[str, Any]], str] | None = None) -> Any:
-    """Tells a union's members apart by their `type`, or by what a value without one must be."""
+    """Returns a discriminator that selects a union's member by its `type`.
 
-    def found(value: Any) -> str | None:
+    `implied` returns the type of a value that has none.
+    """
+
+    def tag(value: Any) -> str | None:
         if not isinstance(value, Mapping):
             return f"({getattr(value, 'type', None)})"
         named = value.get("type")
@@ -33,9 +36,9 @@ def _by_type(*names: str, implied: Callable[[Mapping[str, Any]], str] | None = N
         return f"({named})" if named in names else None
 
     return Discriminator(
-        found,
+        tag,
         custom_error_type="item",
-        custom_error_message=f"Its type should be one of {', '.join(names)}",
+        custom_error_message=f"Input should be an object of type {', '.join(names)}",
     )
 
 
@@ -62,7 +65,7 @@ class OutputText(Strict):
 
     type: Literal["output_text"]
     text: str
-    # Come back with what we sent, and say nothing that the text does not: the SDK's `parsed` too.
+    # Clients send these back, but they add nothing to the text. `parsed` comes from OpenAI's SDK.
     logprobs: Annotated[list[Any], AfterValidator(bounded_json)] | None = None
     parsed: JsonValue = None
 
@@ -109,12 +112,14 @@ class MessageItem(Item):
     def _only_the_user_shows_images(self) -> "MessageItem":
         images = [part for part in self.content if isinstance(part, InputImage)]
         if images and self.role != "user":
-            raise unsupported("content", "only a user's message may have images")
+            raise unsupported(
+                "content", f"only a message of role 'user' may have images, not {self.role!r}"
+            )
         return self
 
     @property
     def text(self) -> str:
-        """Without images."""
+        """Returns the texts of the content, joined."""
         if isinstance(self.content, str):
             return self.content
         return "".join(part.text for part in self.content if not isinstance(part, InputImage))
@@ -131,7 +136,7 @@ class FunctionCallItem(Item):
     call_id: str
     name: str = Field(min_length=1)
     arguments: str
-    parsed_arguments: JsonValue = None  # the SDK's, which reads the arguments in a stream
+    parsed_arguments: JsonValue = None  # OpenAI's SDK adds it in a stream
 
 
 class FunctionCallOutputItem(Item):
@@ -166,7 +171,7 @@ class ReasoningItem(Item):
     type: Literal["reasoning"]
     summary: list[SummaryText] = Field(default_factory=list, fail_fast=True)
     content: list[ReasoningText] | None = Field(default=None, fail_fast=True)
-    encrypted_content: str | None = None  # another service's, which nobody else can read
+    encrypted_content: str | None = None  # only the service that wrote it can read it
 
     @property
     def text(self) -> str:
@@ -174,7 +179,7 @@ class ReasoningItem(Item):
 
 
 class ItemReference(Strict):
-    """An item of a kept response, by its id."""
+    """Refers to an item of a kept response by its id."""
 
     type: Literal["item_reference"] | None = None
     id: str
@@ -205,9 +210,9 @@ AnyItem = Annotated[
 
 
 def sent_back(item: dict[str, Any]) -> InputItem:
-    """Returns an item of our own answer in the form in which a client would send it back.
+    """Returns an item of an answer in the form in which a client would send it back.
 
-    Nothing is validated, because we made it.
+    The item is not validated, because it was made here.
     """
     match item["type"]:
         case "message":

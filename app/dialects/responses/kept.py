@@ -12,7 +12,7 @@ from app.errors import BadRequest, NotFound
 
 router = APIRouter()
 
-# Fields that OpenAI's parts always have. In ours they only ever have these values.
+# Fields that OpenAI's parts always have. Here they always have these values.
 _NEUTRAL: dict[str, dict[str, Any]] = {
     "output_text": {"annotations": []},
     "input_image": {"detail": "auto"},
@@ -23,7 +23,9 @@ _NEUTRAL: dict[str, dict[str, Any]] = {
 @router.get("/v1/responses/{id}")
 async def get_response(http: Request, id: str) -> Response:
     if http.query_params.get("stream", "false") != "false":
-        raise BadRequest("stream: a kept response is given whole.", param="stream")
+        raise BadRequest(
+            "stream: a kept response can't be streamed; allowed: false.", param="stream"
+        )
     return JSONResponse(_kept(http, id).response)
 
 
@@ -38,19 +40,21 @@ async def delete_response(http: Request, id: str) -> Response:
 @router.get("/responses/{id}/input_items", include_in_schema=False)
 @router.get("/v1/responses/{id}/input_items")
 async def get_input_items(http: Request, id: str) -> Response:
-    """Returns everything that the model read, including the turns before."""
+    """Returns all items that the model read for this response, including earlier turns."""
     query = http.query_params
     items = [_listed(item) for item in _kept(http, id).read]
     if query.get("order", "desc") != "asc":
         items.reverse()
     if "after" in query:
-        places = [place for place, item in enumerate(items) if item["id"] == query["after"]]
-        if not places:
+        positions = [
+            position for position, item in enumerate(items) if item["id"] == query["after"]
+        ]
+        if not positions:
             raise BadRequest(f"after: no item has the id {query['after']!r}.", param="after")
-        items = items[places[0] + 1 :]
+        items = items[positions[0] + 1 :]
     limit = query.get("limit", "20")
     if not (re.fullmatch("[0-9]{1,3}", limit) and 1 <= int(limit) <= 100):
-        raise BadRequest("limit: should be a number from 1 to 100.", param="limit")
+        raise BadRequest(f"limit: {limit!r} is not a number from 1 to 100.", param="limit")
     shown = items[: int(limit)]
     return JSONResponse(
         {
@@ -71,7 +75,10 @@ def _kept(http: Request, id: str) -> KeptResponse:
 
 
 def _not_kept(id: str) -> NotFound:
-    return NotFound(f"Response with id {id!r} not found: never kept, deleted, or gone for others.")
+    return NotFound(
+        f"Response with id {id!r} not found: it was never kept, was deleted, or was removed to "
+        "make room for others."
+    )
 
 
 def _listed(item: InputItem) -> dict[str, Any]:

@@ -34,11 +34,11 @@ router = APIRouter()
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request to answer, in all the forms that are needed."""
+class Incoming:
+    """A request in all the forms that its answer needs."""
 
     body: ResponseRequest
-    read: list[InputItem]  # the conversation, its last turn included
+    read: list[InputItem]  # the whole conversation, including the request's own items
     request: AnswerRequest
     prepared: list[GenerateRequest]
 
@@ -51,20 +51,20 @@ async def create_response(http: Request, admit: Admission) -> Response:
     check_model(body.model, services.settings.model)
     limits = admit()
     earlier = _earlier(store, body)
-    said = [_resolved(store, item, index) for index, item in enumerate(body.items)]
-    request = await asyncio.to_thread(answer_request, services, body, earlier, said)
+    new = [_resolved(store, item, index) for index, item in enumerate(body.items)]
+    request = await asyncio.to_thread(answer_request, services, body, earlier, new)
     prepared = prepare(request, limits)
-    asked = Asked(body, [*earlier, *said], request, prepared)
+    incoming = Incoming(body, [*earlier, *new], request, prepared)
     head = _head(services, body)
-    output = _output(services, asked)
-    events = _events(services, store, asked, head, output)
+    output = _output(services, incoming)
+    events = _events(services, store, incoming, head, output)
     if body.stream:
         return event_stream(_stream(events, head, output))
     return await unless_gone(http, _whole(events))
 
 
 def _earlier(store: ResponseStore, body: ResponseRequest) -> list[InputItem]:
-    """Returns the conversation that the request goes on from. Raises BadRequest if it is gone."""
+    """Returns the conversation that the request continues. Raises BadRequest if it is not kept."""
     if body.previous_response_id is None:
         return []
     kept = store.get(body.previous_response_id)
@@ -78,7 +78,10 @@ def _earlier(store: ResponseStore, body: ResponseRequest) -> list[InputItem]:
 
 
 def _resolved(store: ResponseStore, item: InputItem | ItemReference, index: int) -> InputItem:
-    """Returns the item that is meant, with an id. Raises NotFound if a reference leads nowhere."""
+    """Returns the item, or the kept one that it refers to. Every item gets an id.
+
+    Raises NotFound if the item that it refers to is not kept.
+    """
     if isinstance(item, ItemReference):
         referred = store.item(item.id)
         if referred is None:
@@ -91,10 +94,10 @@ def answer_request(
     services: Services,
     body: ResponseRequest,
     earlier: Sequence[InputItem],
-    said: Sequence[InputItem],
+    new: Sequence[InputItem],
 ) -> AnswerRequest:
-    """Raises BadRequest if the conversation can't become a prompt."""
-    turns = conversation(earlier, said)
+    """Returns the dialect-independent request. Raises BadRequest if no prompt can be made of it."""
+    turns = conversation(earlier, new)
     if body.instructions is not None:
         turns.insert(0, Turn("system", body.instructions))
     tools = offered_tools(body)
@@ -113,7 +116,7 @@ def answer_request(
 
 
 def _head(services: Services, body: ResponseRequest) -> dict[str, Any]:
-    """Returns the response as it is created: what was asked for, with nothing done yet."""
+    """Returns the response as it is before its answer: the request's fields, and no output."""
     effort = None if body.reasoning is None else body.reasoning.effort
     return {
         "id": f"resp_{uuid.uuid4().hex}",
@@ -149,42 +152,42 @@ def _head(services: Services, body: ResponseRequest) -> dict[str, Any]:
     }
 
 
-def _output(services: Services, asked: Asked) -> OutputItems:
+def _output(services: Services, incoming: Incoming) -> OutputItems:
     def logprobs(figures: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:
-        if not asked.body.wants_logprobs:
+        if not incoming.body.wants_logprobs:
             return []
         return token_logprobs(services.prompts.vocabulary, figures)
 
-    return OutputItems(logprobs, summary=asked.body.summary is not None)
+    return OutputItems(logprobs, summary=incoming.body.summary is not None)
 
 
 async def _events(
     services: Services,
     store: ResponseStore,
-    asked: Asked,
+    incoming: Incoming,
     head: dict[str, Any],
     output: OutputItems,
 ) -> AsyncGenerator[StreamEvent, None]:
     """Yields all events of an answer. The last one has the whole response.
 
-    If the response is to be kept, it is by then.
+    Unless the request forbids it, the response is stored before that event.
     """
     yield {"type": "response.created", "response": head}
     yield {"type": "response.in_progress", "response": head}
-    async with aclosing(answer_events(services, asked.request, asked.prepared)) as answer:
+    async with aclosing(answer_events(services, incoming.request, incoming.prepared)) as answer:
         async for event in answer:
             match event:
                 case Delta():
-                    for told in output.add(event.event, event.logprobs):
-                        yield told
+                    for growth in output.add(event.event, event.logprobs):
+                        yield growth
                 case Finished():
                     status = "incomplete" if event.reason == "length" else "completed"
-                    for told in output.end(status):
-                        yield told
+                    for growth in output.end(status):
+                        yield growth
                     response = _response(head, output, status, event.figures)
-                    if asked.body.store is not False:
-                        said = [sent_back(item) for item in output.items]
-                        store.keep(KeptResponse(response, asked.read, said))
+                    if incoming.body.store is not False:
+                        answer_items = [sent_back(item) for item in output.items]
+                        store.keep(KeptResponse(response, incoming.read, answer_items))
                     yield {"type": f"response.{status}", "response": response}
 
 
@@ -240,4 +243,4 @@ async def _stream(
         why = {"code": "server_error", "message": error.message}
         failed = {**head, "status": "failed", "error": why, "output": output.items}
         yield numbered({"type": "response.failed", "response": failed})
-        yield numbered(error_event(error))  # SDKs hand out the event before, and raise this one
+        yield numbered(error_event(error))  # SDKs return the event before, and raise this one

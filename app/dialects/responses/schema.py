@@ -1,8 +1,8 @@
-"""`POST /v1/responses`: what it takes, and what it refuses by name.
+"""The body of `POST /v1/responses`: the accepted fields and the refused ones.
 
-Tools of a type that is not `function` are the one thing that is skipped and not refused: they are
-built into OpenAI's service or a client's own (Codex sends several each time), and what the model
-is offered is told by the response's `tools`.
+Tools of other types than `function` are the only thing that is skipped instead of refused. They run
+in OpenAI's service or in the client, and clients such as Codex send several with every request. The
+response's `tools` shows which tools the model was offered.
 """
 
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ class FunctionTool(Function):
 
 
 class SkippedTool(BaseModel):
-    """Of whatever type else; the model is not told of it."""
+    """A tool of any other type, which is not shown to the model."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -53,8 +53,8 @@ class SkippedTool(BaseModel):
 
 
 def _tool_type(value: Any) -> str:
-    named = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
-    return "(function)" if named == "function" else "(other)"
+    kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
+    return "(function)" if kind == "function" else "(other)"
 
 
 AnyTool = Annotated[
@@ -115,7 +115,7 @@ class ResponseRequest(SamplingFields):
     text: TextConfig | None = None
     max_output_tokens: int | None = Field(default=None, ge=1)
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
-    # All but the log-probabilities add to what never occurs here, and so ask for nothing.
+    # Only the log-probabilities have an effect. The others extend items that never occur here.
     include: (
         list[
             Literal[
@@ -133,7 +133,7 @@ class ResponseRequest(SamplingFields):
     ) = Field(default=None, fail_fast=True)
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
-    # Given back or of no meaning to one user; prefixes are kept without being named.
+    # These fields have no effect. Some are returned in the response.
     metadata: dict[str, str] | None = None
     client_metadata: dict[str, str] | None = None
     prompt_cache_key: str | None = None
@@ -143,9 +143,9 @@ class ResponseRequest(SamplingFields):
     @model_validator(mode="after")
     def _fields_agree(self) -> "ResponseRequest":
         if self.top_logprobs and not self.wants_logprobs:
-            raise unsupported("top_logprobs", f'needs include to have "{LOGPROBS}"')
+            raise unsupported("top_logprobs", f'it is only allowed if include has "{LOGPROBS}"')
         if self.stream_options is not None and not self.stream:
-            raise unsupported("stream_options", "needs stream to be true")
+            raise unsupported("stream_options", "it is only allowed if stream is true")
         return self
 
     @property
@@ -164,11 +164,11 @@ class ResponseRequest(SamplingFields):
 
     @property
     def summary(self) -> str | None:
-        """How thoughts are wished to be summed up, if at all."""
-        wish = self.reasoning
-        return None if wish is None else wish.summary or wish.generate_summary
+        """Returns the requested kind of summary of the thoughts, or None."""
+        reasoning = self.reasoning
+        return None if reasoning is None else reasoning.summary or reasoning.generate_summary
 
     @property
     def functions(self) -> list[FunctionTool]:
-        """The tools that are not skipped."""
+        """Returns the tools that are not skipped."""
         return [tool for tool in self.tools or () if isinstance(tool, FunctionTool)]

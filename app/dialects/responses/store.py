@@ -1,7 +1,7 @@
-"""Responses that are kept in memory, for `previous_response_id`, references and reading again.
+"""Responses that are kept in memory, for `previous_response_id`, item references and `GET`.
 
-The store is bounded by number and by bytes; the least recently used response goes first. Each one
-holds its whole conversation, so one can go on from it whatever became of the responses before.
+The store is bounded by number and by bytes. The least recently used response is deleted first. A
+response holds its whole conversation, so it can be continued even if earlier ones are deleted.
 """
 
 from collections import OrderedDict
@@ -17,15 +17,15 @@ from app.dialects.responses.items import InputItem
 
 @dataclass(frozen=True)
 class KeptResponse:
-    """A response with `read`, the conversation up to the answer, and `said`, the answer's items."""
+    """A response. `read` is the conversation before the answer, `answer` are its own items."""
 
     response: dict[str, Any]
     read: Sequence[InputItem]
-    said: Sequence[InputItem]
+    answer: Sequence[InputItem]
 
     @property
     def conversation(self) -> list[InputItem]:
-        return [*self.read, *self.said]
+        return [*self.read, *self.answer]
 
     def size_bytes(self) -> int:
         """Returns the size as JSON. The memory is less, because responses share their items."""
@@ -39,7 +39,8 @@ class ResponseStore:
     def __init__(self, most: int, most_bytes: int) -> None:
         self._most = most
         self._most_bytes = most_bytes
-        self._kept: OrderedDict[str, tuple[KeptResponse, int]] = OrderedDict()  # oldest use first
+        # By id, with their sizes; the least recently used response is the first.
+        self._kept: OrderedDict[str, tuple[KeptResponse, int]] = OrderedDict()
         self._bytes = 0
 
     def keep(self, response: KeptResponse) -> None:
@@ -60,10 +61,10 @@ class ResponseStore:
         return self._kept[id][0]
 
     def delete(self, id: str) -> bool:
-        """Forget the response. Returns whether it was there."""
-        found = self._kept.pop(id, None)
-        self._bytes -= 0 if found is None else found[1]
-        return found is not None
+        """Delete the response. Returns whether it was kept."""
+        removed = self._kept.pop(id, None)
+        self._bytes -= 0 if removed is None else removed[1]
+        return removed is not None
 
     def item(self, id: str) -> InputItem | None:
         """Returns an item of a kept response, or None. This counts as a use of the response."""

@@ -25,17 +25,15 @@ from app.prompting.conversation import (
 )
 
 
-def conversation(
-    earlier: Sequence[InputItem], said: Sequence[InputItem]
-) -> list[Turn | ToolResult]:
-    """Returns one turn for everything that the assistant thinks, says and calls in a row.
+def conversation(earlier: Sequence[InputItem], new: Sequence[InputItem]) -> list[Turn | ToolResult]:
+    """Returns the items as turns: those of the kept conversation, then the request's new ones.
 
-    Thoughts that lead to neither words nor calls belong to no turn and are left out. Raises
-    BadRequest for the result of a call that nobody made.
+    Everything that the assistant thinks, says and calls in a row is one turn. Thoughts that no
+    text and no call follows are left out. Raises BadRequest if a result belongs to no call.
     """
     turns: list[Turn | ToolResult] = []
-    for place, item in enumerate([*earlier, *said], start=-len(earlier)):
-        field = f"input.{place}" if place >= 0 else "previous_response_id"
+    for index, item in enumerate([*earlier, *new], start=-len(earlier)):
+        field = f"input.{index}" if index >= 0 else "previous_response_id"
         match item:
             case FunctionCallOutputItem():
                 turns.append(ToolResult(item.call_id, item.text, f"{field}.call_id", item.name))
@@ -79,15 +77,15 @@ def _content(item: MessageItem, field: str) -> Content:
 
 
 def _assistant_turn(turns: list[Turn | ToolResult], item: InputItem) -> Turn:
-    """Returns the assistant's turn that the item belongs to. It is the last of `turns`.
+    """Returns the assistant's turn that the item belongs to, which is then the last of `turns`.
 
-    That is the turn before, unless it has said everything; then a new one is added. A turn that
-    calls goes on until the first result, because results must follow their calls.
+    A call always continues the assistant's last turn. Other items do so if it has no text yet, or
+    if it has calls, because only results may follow calls. Otherwise a new turn is added.
     """
     last = turns[-1] if turns else None
     if isinstance(last, Turn) and last.role == "assistant":
-        goes_on = isinstance(item, FunctionCallItem) or last.calls or not last.content
-        if goes_on:
+        continues = isinstance(item, FunctionCallItem) or last.calls or not last.content
+        if continues:
             return last
     turn = Turn("assistant", "")
     turns.append(turn)

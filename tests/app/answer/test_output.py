@@ -1,4 +1,4 @@
-"""Events from tokens: the same whatever way the tokens are cut into blocks."""
+"""Tokens become the same events however they are cut into blocks."""
 
 import pytest
 
@@ -30,33 +30,33 @@ def events(output, blocks):
     return merged([e for block in blocks for e in output.feed(block)] + output.finish())
 
 
-def said(vocabulary, blocks, stops=()):
+def text_and_output(vocabulary, blocks, stops=()):
     output = AnswerOutput(vocabulary, stops)
     return "".join(event.text for event in events(output, blocks)), output
 
 
 def cuts(tokens):
-    """Whole, one token at a time, and cut in two at every place."""
+    """Yields the tokens whole, one by one, and cut in two at every index."""
     yield [tokens]
     yield [[token] for token in tokens]
-    for at in range(len(tokens)):
-        yield [tokens[:at], tokens[at:]]
+    for index in range(len(tokens)):
+        yield [tokens[:index], tokens[index:]]
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_text_is_the_same_however_it_is_cut(vocabulary, text):
     tokens = vocabulary.encode_literally(text)
     for blocks in cuts(tokens):
-        assert said(vocabulary, blocks)[0] == text
+        assert text_and_output(vocabulary, blocks)[0] == text
 
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("stops", [("STOP",), ("你",), ("4, 5", "3, 4, 5"), ("\n",), ("can I",)])
-def test_nothing_of_a_stop_string_leaks_however_it_is_cut(vocabulary, text, stops):
+def test_no_part_of_a_stop_string_is_given_out_however_it_is_cut(vocabulary, text, stops):
     tokens = vocabulary.encode_literally(text)
     ends = [text.index(stop) for stop in stops if stop in text]
     for blocks in cuts(tokens):
-        shown, output = said(vocabulary, blocks, stops)
+        shown, output = text_and_output(vocabulary, blocks, stops)
         assert shown == (text[: min(ends)] if ends else text)
         assert (output.stop_string in stops) == output.ended == bool(ends)
 
@@ -64,34 +64,34 @@ def test_nothing_of_a_stop_string_leaks_however_it_is_cut(vocabulary, text, stop
 def test_tokens_are_counted_up_to_the_one_that_completes_the_stop_string(vocabulary):
     tokens = vocabulary.encode_literally("one two three four")
     upto = vocabulary.encode_literally("one two")
-    _, output = said(vocabulary, [tokens], (" two",))
+    _, output = text_and_output(vocabulary, [tokens], (" two",))
     assert output.tokens == len(upto)
 
 
-def test_what_may_become_a_stop_string_is_held_back_until_it_cannot(vocabulary):
+def test_text_that_may_begin_a_stop_string_is_held_back_until_it_is_decided(vocabulary):
     output = AnswerOutput(vocabulary, (" green!",))
     red, green, blue = vocabulary.encode_literally("red green blue")
     assert output.feed([red, green]) == [TextDelta("red")]
     assert output.feed([blue]) == [TextDelta(" green blue")]
 
 
-def test_control_tokens_have_no_text_but_count(vocabulary):
+def test_control_tokens_have_no_text_but_are_counted(vocabulary):
     end = SPECIAL_TOKENS["<turn|>"]
-    text, output = said(vocabulary, [[*vocabulary.encode_literally("hello"), end]])
+    text, output = text_and_output(vocabulary, [[*vocabulary.encode_literally("hello"), end]])
     assert text == "hello"
     assert output.tokens == len(vocabulary.encode_literally("hello")) + 1
 
 
-def test_a_cut_character_comes_out_once_as_the_replacement_character(vocabulary):
+def test_a_character_that_is_cut_off_becomes_one_replacement_character(vocabulary):
     tokens = vocabulary.encode_literally("a😀")
-    assert said(vocabulary, [tokens[:-1]])[0] == "a\ufffd"
+    assert text_and_output(vocabulary, [tokens[:-1]])[0] == "a\ufffd"
 
 
-def test_bytes_that_are_no_utf_8_do_not_spoil_what_stands_around_them(vocabulary):
+def test_bytes_that_are_not_utf_8_do_not_affect_the_characters_around_them(vocabulary):
     bad = vocabulary.tokenizer.token_to_id("<0xFF>")
     tokens = [*vocabulary.encode_literally("你"), bad, *vocabulary.encode_literally("好!")]
     for blocks in cuts(tokens):
-        assert said(vocabulary, blocks)[0] == "你\ufffd好!"
+        assert text_and_output(vocabulary, blocks)[0] == "你\ufffd好!"
 
 
 ANSWER = (
@@ -100,10 +100,10 @@ ANSWER = (
 )
 
 
-def test_an_answer_s_events_are_the_same_however_it_is_cut(vocabulary):
+def test_the_events_of_an_answer_are_the_same_however_it_is_cut(vocabulary):
     tokens = vocabulary.encode(ANSWER)
     for blocks in cuts(tokens):
-        # The stop string stands in an argument and in a thought only, where none is looked for.
+        # The stop strings are only in an argument and in a thought, where they do not count.
         output = AnswerOutput(vocabulary, ("4, 5", "need"), AnswerParser())
         assert events(output, blocks) == [
             ThinkingDelta("I need it."),
@@ -118,7 +118,7 @@ def test_an_answer_s_events_are_the_same_however_it_is_cut(vocabulary):
         assert not output.ended
 
 
-def test_an_answer_ends_with_its_last_call_if_only_so_many_are_wanted(vocabulary):
+def test_an_answer_ends_with_its_last_allowed_call(vocabulary):
     tokens = vocabulary.encode(ANSWER)
     upto = len(vocabulary.encode(ANSWER.split("<tool_call|>")[0])) + 1
     for blocks in cuts(tokens):
@@ -127,7 +127,7 @@ def test_an_answer_ends_with_its_last_call_if_only_so_many_are_wanted(vocabulary
         assert (output.ended, output.tokens) == (True, upto)
 
 
-def test_log_probabilities_are_those_of_text_tokens_alone(vocabulary):
+def test_only_text_tokens_have_log_probabilities(vocabulary):
     tokens = vocabulary.encode(ANSWER)
     output = AnswerOutput(vocabulary, parser=AnswerParser())
     output.feed(tokens, [TokenLogprobs(token, -0.5) for token in tokens])
@@ -135,9 +135,9 @@ def test_log_probabilities_are_those_of_text_tokens_alone(vocabulary):
     assert output.take_logprobs() == []
 
 
-def test_log_probabilities_come_with_their_text_and_a_stop_string_s_never(vocabulary):
+def test_log_probabilities_come_with_their_text_but_not_for_a_stop_string(vocabulary):
     tokens = vocabulary.encode("1, 2, 3, 4, 5")
-    for stop, said in {
+    for stop, expected in {
         "3, 4": "1, 2, ",
         ", 9": "1, 2, 3, 4, 5",
         "1": "",
@@ -153,7 +153,7 @@ def test_log_probabilities_come_with_their_text_and_a_stop_string_s_never(vocabu
                     given = output.feed(block, [TokenLogprobs(token, -0.5) for token in block])
                 text += "".join(event.text for event in given)
                 taken += [each.token for each in output.take_logprobs()]
-                # No more than the end of a token that the stop string begins in.
+                # Only a token in which the stop string begins may have text that was not given out.
                 assert vocabulary.decode(taken).startswith(text)
                 assert len(vocabulary.decode(taken[:-1])) <= max(len(text) - 1, 0)
-            assert text == said
+            assert text == expected

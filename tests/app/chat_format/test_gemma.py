@@ -1,4 +1,4 @@
-"""Gemma's answers taken apart: the same events however the text is cut, and nothing made up."""
+"""Gemma's answers become the same events however their text is cut, and nothing is made up."""
 
 import json
 import re
@@ -18,7 +18,7 @@ TEMPLATE = (Path(__file__).parents[3] / "demo" / "chat_template.jinja").read_tex
 MARKERS = ["<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>"]
 MARKERS += ["<turn|>", '<|"|>', "<pad>"]
 
-# The same answers in every run: no run fails for what another would not have tried.
+# Every run tries the same answers, so that it does not fail by chance.
 examples = settings(
     max_examples=100,
     deadline=None,
@@ -28,13 +28,13 @@ examples = settings(
 
 
 def pieces(source, tokens=tuple(MARKERS)):
-    """A source in which every marker is a control token."""
+    """Returns the pieces of a source in which every marker is a control token."""
     parts = re.split("(" + "|".join(map(re.escape, tokens)) + ")", source)
     return [Control(part) if part in tokens else part for part in parts if part]
 
 
 def merged(events):
-    """Neighbours of a kind as one, without the ends of calls."""
+    """Returns the events with neighbours of one kind joined, without the ends of calls."""
     result = []
     for event in events:
         if isinstance(event, ToolCallEnd):
@@ -55,7 +55,7 @@ def merged(events):
 
 
 def parse(answer, **options):
-    """An answer's merged events, and the ends of its calls."""
+    """Returns an answer's merged events and the ends of its calls."""
     parser = AnswerParser(**options)
     events = [event for piece in answer for event in parser.feed(piece)] + parser.finish()
     calls = [event for event in events if isinstance(event, ToolCallEnd)]
@@ -64,16 +64,16 @@ def parse(answer, **options):
 
 
 def cuts(answer):
-    """One character at a time, and each text piece cut in two at every place."""
+    """Yields the answer character by character, then with one piece cut in two at every index."""
     yield [part for piece in answer for part in ([piece] if isinstance(piece, Control) else piece)]
-    for at, piece in enumerate(answer):
+    for index, piece in enumerate(answer):
         if isinstance(piece, str):
             for cut in range(1, len(piece)):
-                yield [*answer[:at], piece[:cut], piece[cut:], *answer[at + 1 :]]
+                yield [*answer[:index], piece[:cut], piece[cut:], *answer[index + 1 :]]
 
 
 def parse_all_ways(answer, **options):
-    """What `parse` gives, which is the same however the text is cut."""
+    """Returns the result of `parse`. Asserts that it is the same however the text is cut."""
     events, calls = parse(answer, **options)
     for cut in cuts(answer):
         other, again = parse(cut, **options)
@@ -98,7 +98,7 @@ def is_json(text):
 
 
 def the_call(source):
-    """The only call of a source that is nothing else, as name, JSON text and completeness."""
+    """Returns the end of the only call in a source. Asserts that the source is nothing else."""
     events, calls = parse_source(f"<|tool_call>{source}<tool_call|>")
     (call,) = calls
     assert events == [ToolCallDelta(0, call.name, call.arguments)]
@@ -112,7 +112,7 @@ def arguments(source):
     return json.loads(call.arguments)
 
 
-# Answers that hypothesis makes: what the model means, and the pieces in which it says so.
+# Answers made by hypothesis: the values that the model means, and the pieces that it writes.
 
 texts = st.lists(
     st.sampled_from([*MARKERS, *'{}[]:,"\\\n<|>', "thought\n", "call:f{", "\\u00", " 😀"])
@@ -137,7 +137,7 @@ spaces = st.sampled_from(["", "", "", " ", "\n  "])
 
 @st.composite
 def written(draw, value):
-    """Pieces of a value in one of the ways in which models write it."""
+    """Draws the pieces of a value in one of the ways in which models write it."""
     if isinstance(value, str):
         if draw(st.booleans()):
             return [Control('<|"|>'), value, Control('<|"|>')]
@@ -158,7 +158,7 @@ def written(draw, value):
 
 @st.composite
 def answers(draw):
-    """Pieces of an answer, its merged events and the arguments that its calls mean."""
+    """Draws the pieces of an answer, its merged events and the arguments that its calls mean."""
     answer, events, meant, after_thought = [], [], [], False
     for kind in draw(st.lists(st.sampled_from(["thought", "text", "call"]), max_size=4)):
         if kind == "call":
@@ -206,7 +206,7 @@ def test_an_answer_means_the_same_however_its_text_is_cut(made):
     assert [event for event in events if isinstance(event, ToolCallDelta)] == [
         ToolCallDelta(index, call.name, call.arguments) for index, call in enumerate(calls)
     ]
-    # Equal is not the same: 1 == 1.0 == True, and dictionaries don't compare their order.
+    # Equal values may differ as JSON: 1 == 1.0 == True, and dictionaries ignore the order of keys.
     assert [json.dumps(json.loads(call.arguments)) for call in calls] == [
         json.dumps(value) for value in meant
     ]
@@ -236,12 +236,12 @@ def test_without_tools_everything_but_markers_and_headers_is_text(answer):
     events, calls = parse_all_ways(outside, calls=False)
     ends = [outside.index(Control(end)) for end in ("<turn|>", "<|tool_response>")
             if Control(end) in outside]  # fmt: skip
-    said = [
+    texts = [
         '"' if piece == Control('<|"|>') else piece
         for piece in outside[: min(ends, default=None)]
         if isinstance(piece, str) or piece.text == '<|"|>'
     ]
-    assert events == ([TextDelta("".join(said))] if "".join(said) else [])
+    assert events == ([TextDelta("".join(texts))] if "".join(texts) else [])
     assert calls == []
 
 
@@ -261,7 +261,7 @@ template_objects = st.dictionaries(
 
 @examples
 @given(st.lists(template_objects, min_size=1, max_size=3))
-def test_calls_that_the_chat_template_writes_are_read_as_they_were(meant):
+def test_calls_written_by_the_chat_template_are_read_back_unchanged(meant):
     calls = [{"function": {"name": f"f{n}", "arguments": each}} for n, each in enumerate(meant)]
     message = {"role": "assistant", "content": "One moment.", "tool_calls": calls}
     (rendered,), _ = render_jinja_template(
@@ -278,12 +278,12 @@ def test_calls_that_the_chat_template_writes_are_read_as_they_were(meant):
 # Thoughts.
 
 
-def test_a_thought_is_given_without_its_header_and_the_newline_after_it():
+def test_a_thought_comes_without_its_header_and_the_newline_after_it():
     events, _ = parse_source("<|channel>thought\nHm.\nYes.\n<channel|>\n\nHello\n")
     assert events == [ThinkingDelta("Hm.\nYes.\n"), TextDelta("\nHello\n")]
 
 
-def test_the_answers_own_first_newline_is_kept_where_no_thought_was_before():
+def test_the_first_newline_of_an_answer_is_kept_if_no_thought_comes_before_it():
     assert parse_source("\nHello")[0] == [TextDelta("\nHello")]
     assert parse_source("<channel|>\nHello")[0] == [TextDelta("\nHello")]
 
@@ -294,7 +294,7 @@ def test_a_newline_after_a_call_is_text_even_if_the_call_follows_a_thought():
 
 
 @pytest.mark.parametrize("header", ["thought\n", "final\n", "thought", "", "\n", "tho"])
-def test_an_empty_thought_gives_nothing(header):
+def test_an_empty_thought_makes_no_event(header):
     assert parse_source(f"<|channel>{header}<channel|>Hi")[0] == [TextDelta("Hi")]
     assert parse_source(f"<|channel>{header}")[0] == []
 
@@ -309,7 +309,7 @@ def test_a_thought_without_a_header_loses_nothing():
     assert events == [ThinkingDelta("Let me see.\nHm")]
 
 
-def test_a_thought_that_the_prompt_began_goes_on_without_a_header():
+def test_a_thought_that_the_prompt_began_continues_without_a_header():
     events, _ = parse_source("thought\nis free<channel|>\nHi", thinking=True)
     assert events == [ThinkingDelta("thought\nis free"), TextDelta("Hi")]
 
@@ -325,7 +325,7 @@ def test_a_thought_comes_out_as_it_grows():
     assert parser.feed(", well") == [ThinkingDelta(", well")]
 
 
-def test_a_call_in_a_thought_is_a_call_and_the_thought_goes_on():
+def test_a_thought_continues_after_a_call_in_it():
     events, _ = parse_source("<|channel>thought\nA<|tool_call>call:f{}<tool_call|>B<channel|>C")
     assert events == [
         ThinkingDelta("A"),
@@ -338,7 +338,7 @@ def test_a_call_in_a_thought_is_a_call_and_the_thought_goes_on():
 # Calls.
 
 
-def test_several_calls_are_counted_with_or_without_text_between():
+def test_several_calls_are_numbered_with_or_without_text_between_them():
     events, calls = parse_source(
         "Wait.<|tool_call>call:a{n:1}<tool_call|><|tool_call>call:b{}<tool_call|> and "
         "<|tool_call>call:a{n:2}<tool_call|>"
@@ -359,11 +359,11 @@ def test_a_call_without_arguments_has_an_empty_object(head, body):
     assert the_call(head + body) == ToolCallEnd(0, "f", "{}", complete=True)
 
 
-def test_names_may_hold_dots_dashes_and_colons():
+def test_names_may_have_dots_dashes_and_colons():
     assert the_call("call:files.read-all:v2{}").name == "files.read-all:v2"
 
 
-def test_a_string_in_quote_tokens_holds_anything():
+def test_a_string_in_quote_tokens_may_have_any_text():
     text = 'a "b" {c}, [d]:\n\\n \\ \t <tool_call|> <|turn> 你好'
     parser = AnswerParser()
     quote = Control('<|"|>')
@@ -404,13 +404,13 @@ def test_markers_typed_as_text_are_text():
         ("[1, [2,], {a:b,},]", [1, [2], {"a": "b"}]),
     ],
 )
-def test_values_are_read_in_the_ways_that_models_write_them(source, value):
+def test_values_are_read_in_all_ways_in_which_models_write_them(source, value):
     assert arguments(f"{{x:{source}}}") == {"x": value}
     assert arguments(f'{{ "x" : {source} , y : [ {source} ] }}') == {"x": value, "y": [value]}
 
 
 @pytest.mark.parametrize("key", ['<|"|>a key<|"|>', '"a key"', '"a\\u0020key"', "a key", " a key "])
-def test_keys_are_bare_or_quoted(key):
+def test_keys_may_be_bare_or_quoted(key):
     assert arguments(f"{{{key}:1}}") == {"a key": 1}
 
 
@@ -418,7 +418,7 @@ def test_a_key_is_a_string_whatever_it_looks_like():
     assert arguments("{1:a,true:b}") == {"1": "a", "true": "b"}
 
 
-def test_keys_keep_their_order_and_their_repetitions():
+def test_keys_keep_their_order_and_may_be_repeated():
     call = the_call("call:f{b:1,a:2,b:3}")
     assert call.arguments == '{"b":1,"a":2,"b":3}'
 
@@ -467,11 +467,11 @@ def test_a_string_comes_out_as_it_grows(quote):
         ("{x:f[1]}", '{"x":f[1]}'),
     ],
 )  # fmt: skip
-def test_broken_arguments_are_visibly_broken_and_lose_nothing(source, emitted):
+def test_broken_arguments_are_not_json_and_lose_no_text(source, emitted):
     assert the_call(f"call:f{source}") == ToolCallEnd(0, "f", emitted, complete=False)
 
 
-def test_what_follows_a_break_comes_out_as_it_comes():
+def test_text_after_a_break_comes_out_at_once():
     parser = AnswerParser()
     parser.feed(Control("<|tool_call>"))
     parser.feed('call:f{x:"a')
@@ -490,7 +490,7 @@ def test_a_call_without_a_name_is_text(source):
 
 
 @pytest.mark.parametrize("end", ["", "<turn|>", "<|tool_response>"])
-def test_a_call_that_is_cut_is_not_complete(end):
+def test_a_call_that_is_cut_off_is_not_complete(end):
     events, calls = parse_source(f'<|tool_call>call:f{{x:<|"|>a b{end}')
     assert events == [ToolCallDelta(0, "f", '{"x":"a b')]
     assert calls == [ToolCallEnd(0, "f", '{"x":"a b', complete=False)]
@@ -505,17 +505,17 @@ def test_a_call_whose_arguments_are_closed_is_complete_without_its_end_marker(en
 @pytest.mark.parametrize(
     "head", ["", "call", "call:", " call : get_wea", "get_weather", ":", "a.b:c"]
 )
-def test_a_call_that_is_cut_in_its_name_is_nothing(head):
+def test_a_call_that_is_cut_off_in_its_name_is_dropped(head):
     events, calls = parse_source(f"Hm<|tool_call>{head}")
     assert (events, calls) == ([TextDelta("Hm")], [])
 
 
-def test_what_is_cut_and_no_call_s_name_is_text():
+def test_an_unfinished_head_that_is_not_a_name_is_text():
     events, calls = parse_source("<|tool_call>call the office")
     assert (events, calls) == ([TextDelta("call the office")], [])
 
 
-def test_a_call_or_a_thought_that_begins_in_a_call_ends_it():
+def test_a_call_ends_where_another_call_or_a_thought_begins_in_it():
     events, calls = parse_source(
         '<|tool_call>call:f{x:[1,<|tool_call>call:g{y:<|"|>a<|channel>thought\nHm'
     )
@@ -527,12 +527,12 @@ def test_a_call_or_a_thought_that_begins_in_a_call_ends_it():
     assert [call.complete for call in calls] == [False, False]
 
 
-def test_a_thoughts_end_ends_the_call_in_it():
+def test_the_end_of_a_thought_ends_the_call_in_it():
     events, _ = parse_source("<|channel>thought\nA<|tool_call>call:f{x:1<channel|>B")
     assert events == [ThinkingDelta("A"), ToolCallDelta(0, "f", '{"x":1'), TextDelta("B")]
 
 
-def test_other_control_tokens_give_no_text_anywhere():
+def test_other_control_tokens_are_never_text():
     events, _ = parse_source(
         '<pad>A<tool_call|>B<pad><|tool_call>call<pad>:f<pad>{x:<|"|>a<pad>b<|"|><pad>}<tool_call|>'
     )
@@ -540,7 +540,7 @@ def test_other_control_tokens_give_no_text_anywhere():
 
 
 @pytest.mark.parametrize("end", ["<turn|>", "<|tool_response>"])
-def test_nothing_counts_after_the_end(end):
+def test_everything_after_the_end_is_ignored(end):
     source = f"Hi{end}more<|tool_call>call:f{{}}<tool_call|>"
     assert parse_source(source) == ([TextDelta("Hi")], [])
     parser = AnswerParser()
@@ -549,17 +549,17 @@ def test_nothing_counts_after_the_end(end):
     assert parser.ended
 
 
-def test_without_tools_a_calls_source_is_text():
+def test_without_tools_the_source_of_a_call_is_text():
     events, calls = parse_source('<|tool_call>call:f{x:<|"|>a<|"|>}<tool_call|>!', calls=False)
     assert (events, calls) == ([TextDelta('call:f{x:"a"}!')], [])
 
 
-def test_the_place_is_that_of_the_next_piece():
+def test_the_section_is_that_of_the_next_piece():
     parser = AnswerParser(thinking=True)
-    places = [parser.place]
+    sections = [parser.section]
     for piece in pieces("Hm<channel|>A<|tool_call>call:f{}<tool_call|>B<|channel>"):
         parser.feed(piece)
-        places.append(parser.place)
-    assert places == [
+        sections.append(parser.section)
+    assert sections == [
         "thinking", "thinking", "text", "text", "call", "call", "text", "text", "thinking",
     ]  # fmt: skip

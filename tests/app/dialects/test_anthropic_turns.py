@@ -1,4 +1,4 @@
-"""Anthropic's conversations in the template's terms, and what a worker's answer becomes."""
+"""Anthropic's conversations as the template's messages, and the worker's answers as Anthropic's."""
 
 import json
 from contextlib import nullcontext
@@ -20,14 +20,14 @@ from engine.config import DEMO_MODEL_PATH
 from engine.messages import Block, Done, Ready
 
 
-def spoken(*messages, **fields):
+def parsed_turns(*messages, **fields):
     body = {"model": "demo", "messages": list(messages), **fields}
     return conversation(CountTokensRequest.model_validate_json(json.dumps(body)))
 
 
 def turns(*messages, **fields):
-    """In the template's terms."""
-    return [template_message(each) for each in spoken(*messages, **fields)]
+    """Returns the template's messages."""
+    return [template_message(each) for each in parsed_turns(*messages, **fields)]
 
 
 def user(*blocks):
@@ -38,8 +38,8 @@ def assistant(*blocks):
     return {"role": "assistant", "content": [*blocks]}
 
 
-def text(said):
-    return {"type": "text", "text": said}
+def text(value):
+    return {"type": "text", "text": value}
 
 
 def use(name):
@@ -50,7 +50,7 @@ def result(name, **fields):
     return {"type": "tool_result", "tool_use_id": f"toolu_{name}", **fields}
 
 
-def test_neighbours_of_a_role_are_one_turn_and_empty_texts_none():
+def test_neighbours_of_one_role_are_one_turn_and_empty_texts_are_left_out():
     assert turns(
         user(text("Hello"), text(" \n")),
         {"role": "assistant", "content": ""},
@@ -65,7 +65,7 @@ def test_neighbours_of_a_role_are_one_turn_and_empty_texts_none():
     ]
 
 
-def test_a_system_prompt_comes_first_and_a_system_message_where_it_stands():
+def test_the_system_prompt_comes_first_and_system_messages_keep_their_position():
     assert turns(
         {"role": "user", "content": "Hello"},
         {"role": "system", "content": "Be brief."},
@@ -85,13 +85,13 @@ def test_a_system_prompt_comes_first_and_a_system_message_where_it_stands():
         "x-anthropic-billing-header: cch=1;\nYou are kind.",
     ],
 )
-def test_claude_code_s_attribution_is_not_shown_to_the_model(system):
+def test_the_attribution_line_of_claude_code_is_not_shown_to_the_model(system):
     first, _ = turns({"role": "user", "content": "Hello"}, system=system)
     assert first == {"role": "system", "content": "You are kind."}
 
 
-def test_results_follow_their_calls_in_the_calls_order_and_what_is_said_follows_them():
-    hello, call, *rest = turns(
+def test_results_have_the_order_of_their_calls_and_come_before_the_text():
+    hello, call, *following = turns(
         user(text("Hello")),
         assistant(
             {"type": "thinking", "thinking": "Two.", "signature": ""},
@@ -109,42 +109,44 @@ def test_results_follow_their_calls_in_the_calls_order_and_what_is_said_follows_
         {"name": "a", "arguments": {"name": "a"}},
         {"name": "b", "arguments": {"name": "b"}},
     ]
-    assert rest == [
+    assert following == [
         {"role": "tool", "tool_call_id": "toolu_a", "content": "1"},
         {"role": "tool", "tool_call_id": "toolu_b", "content": "2\n3"},
         {"role": "user", "content": "First,\nthen."},
     ]
 
 
-def test_a_tool_s_failure_is_told_to_the_model():
-    for fields, told in (
+def test_the_model_is_told_that_a_tool_failed():
+    for fields, shown in (
         ({"content": "no file"}, "The tool failed:\nno file"),
         ({}, "The tool failed:"),
         ({"content": "fine", "is_error": False}, "fine"),
     ):
         answer = result("a", **{"is_error": True, **fields})
         *_, last = turns(user(text("Go")), assistant(use("a")), user(answer))
-        assert last["content"] == told
+        assert last["content"] == shown
 
 
-def test_a_result_needs_its_call_just_before_it():
+def test_a_result_needs_its_call_in_the_message_before_it():
     for before in ((), (assistant(use("a")), user(result("a")), assistant(text("Done.")))):
         with pytest.raises(BadRequest, match="toolu_a"):
             turns(user(text("Go")), *before, user(result("a")))
 
 
-def test_an_image_stays_the_file_that_was_sent():
+def test_an_image_keeps_the_file_that_was_sent():
     source = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
     image = {"type": "image", "source": source}
     part = ImagePart(ImageFile("image/png", "AAAA"), "messages")
-    (turn,) = spoken(user(text("What"), text("is"), image, text("this?")))
+    (turn,) = parsed_turns(user(text("What"), text("is"), image, text("this?")))
     assert turn.content == (TextPart("What\nis"), part, TextPart("this?"))
-    *_, last = spoken(user(text("Go")), assistant(use("a")), user(result("a", content=[image])))
+    *_, last = parsed_turns(
+        user(text("Go")), assistant(use("a")), user(result("a", content=[image]))
+    )
     assert last.content == (part,)
 
 
 class ScriptedWorker:
-    """Answers every request with the same text, markers and all."""
+    """Answers every request with the same text. Markers in it become control tokens."""
 
     ready = Ready(
         "cpu",
@@ -169,7 +171,7 @@ class ScriptedWorker:
 
 
 async def answered(answer, *, stream, finish_reason="stop"):
-    """The message of an answer, or the last event of its stream."""
+    """Returns the whole message of an answer, or all events of its stream."""
     prompts = PromptBuilder(DEMO_MODEL_PATH)
     app = FastAPI()
     app.include_router(route.router)
@@ -196,7 +198,7 @@ CALL = '<|tool_call>call:f{x:<|"|>1<|"|>}<tool_call|>'
 BROKEN = "<|tool_call>call:f{x:}<tool_call|>"
 
 
-async def test_blocks_come_in_the_answer_s_order():
+async def test_content_blocks_have_the_order_of_the_answer():
     answer = f"<|channel>thought\nHm.<channel|>Both:{CALL}{CALL}"
     message = await answered(answer, stream=False)
     assert [block["type"] for block in message["content"]] == [
@@ -219,7 +221,7 @@ async def test_blocks_come_in_the_answer_s_order():
 
 
 @pytest.mark.parametrize("answer", [BROKEN, f"{BROKEN}{CALL}", f"{BROKEN}Sorry."])
-async def test_a_call_that_is_no_json_is_an_error_and_nothing_of_it_is_given_out(answer):
+async def test_a_call_that_is_not_json_is_an_error_and_no_part_of_it_is_sent(answer):
     with pytest.raises(GenerationFailed, match="called f with arguments"):
         await answered(answer, stream=False)
     events = await answered(answer, stream=True)
@@ -242,7 +244,7 @@ async def test_a_call_that_is_cut_off_is_left_out():
     assert events[-2]["delta"]["stop_reason"] == "max_tokens"
 
 
-async def test_what_python_cannot_write_as_json_comes_as_the_model_wrote_it():
+async def test_arguments_that_python_cannot_write_as_json_stay_as_the_model_wrote_them():
     answer = r'<|tool_call>call:f{x:1e999,y:"\ud800"}<tool_call|>'
     message = await answered(answer, stream=False)
     assert message["content"][0]["input"] == {"x": float("inf"), "y": "\ud800"}

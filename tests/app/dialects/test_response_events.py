@@ -1,4 +1,4 @@
-"""Events of an answer to items, and to the events that tell of them."""
+"""An answer's events become output items of the Responses API, and its stream's events."""
 
 from app.chat_format.events import TextDelta, ThinkingDelta, ToolCallDelta
 from app.dialects.responses.events import OutputItems
@@ -6,15 +6,15 @@ from engine.messages import TokenLogprobs
 
 
 def output(*, summary=False):
-    """Items whose log-probabilities are told by their tokens alone."""
+    """Returns items that show each log-probability as its token id."""
     return OutputItems(lambda logprobs: [each.token for each in logprobs], summary=summary)
 
 
-def told(events):
+def types(events):
     return [event["type"].removeprefix("response.") for event in events]
 
 
-def test_neighbours_of_a_kind_are_one_item_and_another_kind_is_a_new_one():
+def test_neighbours_of_one_kind_are_one_item_and_another_kind_begins_a_new_item():
     items = output()
     for event in (
         ThinkingDelta("a"),
@@ -31,7 +31,7 @@ def test_neighbours_of_a_kind_are_one_item_and_another_kind_is_a_new_one():
     assert len({item["id"] for item in items.items}) == 4
 
 
-def test_each_call_is_an_item_of_its_own_however_it_comes():
+def test_each_call_is_an_item_of_its_own_however_its_arguments_are_cut():
     items = output()
     events = items.add(ToolCallDelta(0, "f", '{"a":'), [])
     events += items.add(ToolCallDelta(0, None, "1}"), [])
@@ -40,13 +40,13 @@ def test_each_call_is_an_item_of_its_own_however_it_comes():
     events += items.end()
     one = ["output_item.added", *["function_call_arguments.delta"] * 2]
     done = ["function_call_arguments.done", "output_item.done"]
-    assert told(events) == [*one, *done, *one[:-1], *done]
+    assert types(events) == [*one, *done, *one[:-1], *done]
     assert [event["output_index"] for event in events] == [0] * 5 + [1] * 4
     assert [item["arguments"] for item in items.items] == ['{"a":1}', "{}"]
     assert len({item["call_id"] for item in items.items}) == 2
 
 
-def test_what_was_told_does_not_change_with_what_follows():
+def test_an_event_that_was_sent_does_not_change_later():
     items = output(summary=True)
     first = items.add(ThinkingDelta("a"), [])
     items.add(TextDelta("b"), [])
@@ -61,7 +61,7 @@ def test_what_was_told_does_not_change_with_what_follows():
     assert [event["part"]["text"] for event in first if "part" in event] == ["", ""]
 
 
-def test_log_probabilities_stand_beside_their_text_and_add_up():
+def test_log_probabilities_come_with_their_text_and_the_item_has_all_of_them():
     items = output()
     events = items.add(TextDelta("a"), [TokenLogprobs(1, -0.5)])
     events += items.add(TextDelta("bc"), [TokenLogprobs(2, -0.5), TokenLogprobs(3, -0.5)])
@@ -73,13 +73,13 @@ def test_log_probabilities_stand_beside_their_text_and_add_up():
     assert done["logprobs"] == [1, 2, 3]
 
 
-def test_an_answer_that_says_nothing_has_no_item():
+def test_an_empty_answer_has_no_item():
     items = output()
     assert items.end() == []
     assert items.items == []
 
 
-def test_the_item_that_is_open_at_the_end_has_the_answer_s_status():
+def test_the_item_that_is_open_at_the_end_gets_the_status_of_the_answer():
     items = output()
     items.add(ThinkingDelta("a"), [])
     items.add(TextDelta("b"), [])

@@ -9,38 +9,38 @@ def kept(name, text="hi", id=None):
     return KeptResponse({"id": name}, [item], [])
 
 
-def there(store, names):
-    """Which are kept, asked for in their order."""
+def still_kept(store, names):
+    """Returns the names that are kept. Uses the responses in this order."""
     return [name for name in names if store.get(name) is not None]
 
 
-def test_of_too_many_the_least_recently_used_goes():
+def test_too_many_responses_remove_the_least_recently_used_one():
     store = ResponseStore(2, ROOM)
     store.keep(kept("a"))
     store.keep(kept("b"))
     store.get("a")
     store.keep(kept("c"))
-    assert there(store, "abc") == ["a", "c"]
+    assert still_kept(store, "abc") == ["a", "c"]
 
 
-def test_of_too_much_the_least_recently_used_go():
+def test_too_many_bytes_remove_the_least_recently_used_responses():
     size = kept("a").size_bytes()
     store = ResponseStore(100, 2 * size)
     for name in "abc":
         store.keep(kept(name))
-    assert there(store, "abc") == ["b", "c"]
+    assert still_kept(store, "abc") == ["b", "c"]
     store.keep(kept("d", "x" * (size // 2)))
-    assert there(store, "bcd") == ["d"]
+    assert still_kept(store, "bcd") == ["d"]
 
 
-def test_what_is_larger_than_all_the_room_is_not_kept_and_evicts_nothing():
+def test_a_response_larger_than_the_store_is_not_kept_and_removes_no_other():
     store = ResponseStore(100, 1000)
     store.keep(kept("a"))
     store.keep(kept("b", "x" * 1000))
-    assert there(store, "ab") == ["a"]
+    assert still_kept(store, "ab") == ["a"]
 
 
-def test_a_deleted_response_is_gone_with_its_items_and_gives_its_room_back():
+def test_deleting_a_response_removes_its_items_and_frees_its_bytes():
     size = kept("a").size_bytes()
     store = ResponseStore(100, size)
     store.keep(kept("a"))
@@ -48,19 +48,19 @@ def test_a_deleted_response_is_gone_with_its_items_and_gives_its_room_back():
     assert not store.delete("a")
     assert store.item("msg_a") is None
     store.keep(kept("b"))
-    assert there(store, "ab") == ["b"]
+    assert still_kept(store, "ab") == ["b"]
 
 
-def test_an_item_is_found_in_whichever_response_has_it_and_keeps_that_in_use():
+def test_an_item_is_read_from_the_response_that_has_it_which_counts_as_a_use():
     store = ResponseStore(2, ROOM)
     store.keep(kept("a", "first"))
     store.keep(kept("b"))
     assert store.item("msg_a").content == "first"
     store.keep(kept("c"))
-    assert there(store, "abc") == ["a", "c"]
+    assert still_kept(store, "abc") == ["a", "c"]
 
 
-def test_a_size_counts_the_response_and_the_whole_conversation():
+def test_the_size_includes_the_response_and_the_whole_conversation():
     one = kept("a")
     (item,) = one.read
     both = KeptResponse({"id": "a"}, [item], [item])

@@ -1,4 +1,4 @@
-"""Items to the chat template's messages."""
+"""Response items become the chat template's messages."""
 
 import pytest
 
@@ -15,11 +15,11 @@ from app.errors import BadRequest
 from app.prompting.prompt import template_message
 
 
-def template_messages(earlier, said):
-    return [template_message(each) for each in conversation(earlier, said)]
+def template_messages(earlier, new):
+    return [template_message(each) for each in conversation(earlier, new)]
 
 
-def said(text, role="assistant"):
+def message(text, role="assistant"):
     return MessageItem(role=role, content=text)
 
 
@@ -52,17 +52,17 @@ def answered(id, output="ok"):
 @pytest.mark.parametrize(
     ("items", "turns"),
     [
-        ([said("a"), said("b")], [turn("a"), turn("b")]),
-        ([thought("t"), said("a")], [turn("a", reasoning_content="t")]),
-        ([thought("t"), thought("u"), said("a")], [turn("a", reasoning_content="tu")]),
-        ([said("a"), thought("t"), said("b")], [turn("a"), turn("b", reasoning_content="t")]),
-        ([said("a"), call("1"), call("2")], [turn("a", tool_calls=[called("1"), called("2")])]),
+        ([message("a"), message("b")], [turn("a"), turn("b")]),
+        ([thought("t"), message("a")], [turn("a", reasoning_content="t")]),
+        ([thought("t"), thought("u"), message("a")], [turn("a", reasoning_content="tu")]),
+        ([message("a"), thought("t"), message("b")], [turn("a"), turn("b", reasoning_content="t")]),
+        ([message("a"), call("1"), call("2")], [turn("a", tool_calls=[called("1"), called("2")])]),
         (
-            [call("1"), said("a"), result("1")],
+            [call("1"), message("a"), result("1")],
             [turn("a", tool_calls=[called("1")]), answered("1")],
         ),
         (
-            [call("1"), result("1"), call("2"), result("2"), said("a")],
+            [call("1"), result("1"), call("2"), result("2"), message("a")],
             [
                 turn(tool_calls=[called("1")]),
                 answered("1"),
@@ -71,24 +71,24 @@ def answered(id, output="ok"):
                 turn("a"),
             ],
         ),
-        ([thought("t"), said("hi", "user")], [{"role": "user", "content": "hi"}]),
+        ([thought("t"), message("hi", "user")], [{"role": "user", "content": "hi"}]),
         (
-            [said("s", "system"), said("d", "developer")],
+            [message("s", "system"), message("d", "developer")],
             [{"role": "system", "content": "s"}, {"role": "developer", "content": "d"}],
         ),
     ],
 )
-def test_what_the_assistant_does_in_a_row_is_one_turn(items, turns):
+def test_items_of_the_assistant_in_a_row_are_one_turn(items, turns):
     for cut in range(len(items) + 1):
         assert template_messages(items[:cut], items[cut:]) == turns
 
 
-def test_a_thought_s_summary_stands_for_it_where_its_text_is_missing():
+def test_the_summary_of_a_thought_replaces_a_missing_text():
     item = ReasoningItem(type="reasoning", summary=[SummaryText(type="summary_text", text="s")])
-    assert template_messages([], [item, said("a")]) == [turn("a", reasoning_content="s")]
+    assert template_messages([], [item, message("a")]) == [turn("a", reasoning_content="s")]
 
 
-def test_a_result_is_blamed_at_its_place_in_the_request():
+def test_an_error_names_the_index_of_the_result_in_the_request():
     with pytest.raises(BadRequest) as error:
-        template_messages([said("hi", "user"), said("a")], [said("b"), result("1")])
+        template_messages([message("hi", "user"), message("a")], [message("b"), result("1")])
     assert error.value.param == "input.1.call_id"

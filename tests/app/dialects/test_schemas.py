@@ -1,4 +1,4 @@
-"""No field of the official packages is unknown here: each is honoured, or refused by name."""
+"""Every field of the official packages is known: it is accepted, or refused by its name."""
 
 import typing
 
@@ -25,7 +25,7 @@ from app.dialects.responses.schema import ResponseRequest
 from app.prompting.conversation import Tool
 
 
-def known(schema):
+def known_fields(schema):
     return {*schema.model_fields, *schema.neutral}
 
 
@@ -60,20 +60,20 @@ def known(schema):
     ],
 )
 def test_every_parameter_of_the_official_package_is_known(schema, params):
-    assert set(typing.get_type_hints(params)) - known(schema) == set()
+    assert set(typing.get_type_hints(params)) - known_fields(schema) == set()
 
 
-def test_every_wish_of_the_official_package_may_be_included():
+def test_every_value_of_include_in_the_official_package_is_accepted():
     field = ResponseRequest.model_fields["include"].annotation
-    ((wishes,),) = (
+    ((values,),) = (
         typing.get_args(each) for each in typing.get_args(field) if each is not type(None)
     )
-    assert set(typing.get_args(wishes)) == set(typing.get_args(official.ResponseIncludable))
+    assert set(typing.get_args(values)) == set(typing.get_args(official.ResponseIncludable))
 
 
-def test_every_field_of_an_answer_may_be_sent_back_as_a_turn():
+def test_every_field_of_an_answer_may_be_sent_back():
     fields = set(chat_completion_message.ChatCompletionMessage.model_fields)
-    assert fields - known(ChatMessage) == set()
+    assert fields - known_fields(ChatMessage) == set()
 
 
 @pytest.mark.parametrize(
@@ -92,18 +92,18 @@ def test_every_field_of_an_answer_may_be_sent_back_as_a_turn():
         (messages.Thinking, "ThinkingConfigAdaptiveParam"),
         (messages.Thinking, "ThinkingConfigEnabledParam"),
         (messages.ThinkingBlock, "ThinkingBlockParam"),
-        (messages.Tool, "ToolParam"),
-        (messages.ToolChoice, "ToolChoiceAutoParam"),
+        (messages.ClientTool, "ToolParam"),
+        (messages.MessagesToolChoice, "ToolChoiceAutoParam"),
         (messages.ToolResultBlock, "ToolResultBlockParam"),
         (messages.ToolUseBlock, "ToolUseBlockParam"),
     ],
 )
-def test_every_field_of_anthropic_s_parts_is_known(schema, name):
+def test_every_field_of_the_parts_of_anthropic_requests_is_known(schema, name):
     for params in (
         getattr(anthropic.types, name),
         getattr(anthropic.types.beta, f"Beta{name}"),
     ):
-        assert set(typing.get_type_hints(params)) - known(schema) == set()
+        assert set(typing.get_type_hints(params)) - known_fields(schema) == set()
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_every_field_of_anthropic_s_parts_is_known(schema, name):
         ChatMessage,
         messages.MessagesRequest,
         messages.InputMessage,
-        messages.Tool,
+        messages.ClientTool,
         ResponseRequest,
         responses.FunctionTool,
         response_items.MessageItem,
@@ -122,34 +122,34 @@ def test_every_field_of_anthropic_s_parts_is_known(schema, name):
         response_items.FunctionCallOutputItem,
     ],
 )
-def test_no_field_is_both_honoured_and_refused(schema):
+def test_no_field_is_both_accepted_and_refused(schema):
     assert set(schema.model_fields) & set(schema.neutral) == set()
 
 
-def checks_of(schema):
+def validator_of(schema):
     return strict_validator(Tool("f", None, schema, strict=True, field="parameters"))
 
 
 @pytest.mark.parametrize("pattern", ["^(a+)+$", "^(?=a)(a+)+$", r"^(a|a)*\1$"])
 @pytest.mark.parametrize("as_name", [True, False])
-def test_a_pattern_that_would_be_tried_for_ever_is_given_up(pattern, as_name):
+def test_a_pattern_that_backtracks_without_end_is_given_up(pattern, as_name):
     long = "a" * 60 + "b"
     schema = {"patternProperties": {pattern: True}, "additionalProperties": False}
-    checks = checks_of(schema if as_name else {"pattern": pattern})
+    validator = validator_of(schema if as_name else {"pattern": pattern})
     with pytest.raises(ValueError, match=r"regex|match|unexpected"):
-        checks.validate({long: 1} if as_name else long)
+        validator.validate({long: 1} if as_name else long)
 
 
 @pytest.mark.parametrize(
     "schema", [{"$ref": "#"}, {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}]
 )
-def test_a_schema_that_refers_to_itself_ends(schema):
-    checks_of(schema).validate({"city": "Paris"})
+def test_a_schema_that_refers_to_itself_does_not_loop(schema):
+    validator_of(schema).validate({"city": "Paris"})
 
 
-def test_a_schema_that_refers_to_itself_is_checked_all_the_way():
+def test_a_recursive_schema_is_checked_at_every_level():
     tree = {"type": "object", "properties": {"left": {"$ref": "#"}}, "required": ["value"]}
-    checks = checks_of(tree)
-    checks.validate({"value": 1, "left": {"value": 2}})
+    validator = validator_of(tree)
+    validator.validate({"value": 1, "left": {"value": 2}})
     with pytest.raises(ValueError, match="value"):
-        checks.validate({"value": 1, "left": {}})
+        validator.validate({"value": 1, "left": {}})

@@ -1,4 +1,4 @@
-"""Tools' schemas: what is none is refused, of whatever draft."""
+"""Tools' schemas: JSON schemas of any draft are accepted, anything else is refused."""
 
 import pytest
 
@@ -14,12 +14,12 @@ from app.answer.tool_schemas import checked_schema
         {"$schema": ["http://json-schema.org/draft-07/schema#"]},
     ],
 )
-def test_what_is_no_schema_is_refused(schema):
+def test_a_value_that_is_not_a_schema_is_refused(schema):
     with pytest.raises(ValueError, match="not a JSON schema"):
         checked_schema(schema)
 
 
-def test_a_schema_of_any_draft_is_taken():
+def test_a_schema_of_any_draft_is_accepted():
     for draft in ("draft-04", "draft-06", "draft-07"):
         checked_schema({"$schema": f"http://json-schema.org/{draft}/schema#", "enum": [1, "1"]})
     checked_schema({"required": ["a", "b"], "enum": [{}, {}]})

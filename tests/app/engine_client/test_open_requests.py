@@ -1,4 +1,4 @@
-"""Requests outlive the worker: who is given again, who is given up."""
+"""Requests outlive the worker: which ones the next worker gets, and which ones fail."""
 
 import pytest
 
@@ -23,17 +23,17 @@ def block(name, index, *tokens):
     return Block(name, index, list(tokens), denoising_steps=1, duration_s=0.1)
 
 
-def told(opened):
+def messages(opened):
     return [opened.answers.get_nowait() for _ in range(opened.answers.qsize())]
 
 
-def test_everyone_is_given_once_in_the_order_of_arrival(requests):
+def test_each_request_is_given_once_in_the_order_of_arrival(requests):
     add(requests, "a", "b")
     assert due(requests) == ["a", "b"]
     assert due(requests) == []
 
 
-def test_after_a_death_a_request_is_given_again_with_what_was_delivered(requests):
+def test_the_next_worker_gets_a_request_with_the_delivered_part_of_its_answer(requests):
     opened = add(requests, "a")["a"]
     list(requests.due())
     requests.deliver(block("a", 0, 7, 8))
@@ -43,30 +43,30 @@ def test_after_a_death_a_request_is_given_again_with_what_was_delivered(requests
     assert (again.delivered, again.delivered_blocks) == ([7, 8, 9], 2)
     requests.deliver(block("a", 2, 10))
     requests.deliver(Done("a", "stop"))
-    assert [m.index for m in told(opened)[:-1]] == [0, 1, 2]
+    assert [m.index for m in messages(opened)[:-1]] == [0, 1, 2]
     assert len(requests) == 0
 
 
-def test_a_request_of_which_the_worker_dies_twice_fails(requests):
+def test_a_request_during_which_the_worker_dies_twice_fails(requests):
     opened = add(requests, "a")["a"]
     for _ in range(2):
         assert due(requests) == ["a"]
         requests.worker_died()
-    assert [type(m) for m in told(opened)] == [Failed]
+    assert [type(m) for m in messages(opened)] == [Failed]
     assert due(requests) == []
 
 
-def test_a_block_between_two_deaths_clears_it(requests):
+def test_a_block_between_two_deaths_resets_the_count(requests):
     opened = add(requests, "a")["a"]
     for index in range(3):
         assert due(requests) == ["a"]
         requests.deliver(block("a", index, 5))
         requests.worker_died()
     assert due(requests) == ["a"]
-    assert not any(isinstance(m, Failed) for m in told(opened))
+    assert not any(isinstance(m, Failed) for m in messages(opened))
 
 
-def test_of_several_only_the_one_that_kills_fails(requests):
+def test_only_the_request_that_kills_the_worker_fails(requests):
     opened = add(requests, "a", "killer", "b")
     assert due(requests) == ["a", "killer", "b"]
     requests.worker_died()
@@ -75,15 +75,15 @@ def test_of_several_only_the_one_that_kills_fails(requests):
     requests.deliver(block("a", 0, 5))
     assert due(requests) == ["killer"]
     requests.worker_died()
-    assert [type(m) for m in told(opened["killer"])] == [Failed]
+    assert [type(m) for m in messages(opened["killer"])] == [Failed]
     assert due(requests) == ["a"]
     requests.deliver(Done("a", "stop"))
     assert due(requests) == ["b"]
     requests.deliver(Done("b", "stop"))
-    assert not any(isinstance(m, Failed) for each in ("a", "b") for m in told(opened[each]))
+    assert not any(isinstance(m, Failed) for each in ("a", "b") for m in messages(opened[each]))
 
 
-def test_who_comes_during_a_trial_does_not_wait_for_it(requests):
+def test_a_new_request_does_not_wait_for_the_trial_of_a_suspect(requests):
     add(requests, "a", "b")
     list(requests.due())
     requests.worker_died()
@@ -92,7 +92,7 @@ def test_who_comes_during_a_trial_does_not_wait_for_it(requests):
     assert due(requests) == ["new"]
 
 
-def test_a_cancelled_request_ends_with_the_worker_s_word_or_its_death(requests):
+def test_a_cancelled_request_ends_when_the_worker_confirms_it_or_dies(requests):
     opened = add(requests, "given", "dying", "waiting")
     requests.deliver(Done("waiting", "stop"))
     waiting = add(requests, "waiting")["waiting"]
@@ -102,23 +102,23 @@ def test_a_cancelled_request_ends_with_the_worker_s_word_or_its_death(requests):
     assert requests.cancel("dying")
     requests.deliver(Done("given", "cancelled"))
     requests.worker_died()
-    assert told(opened["dying"]) == [Done("dying", "cancelled")]
-    assert told(waiting) == []
+    assert messages(opened["dying"]) == [Done("dying", "cancelled")]
+    assert messages(waiting) == []
     assert len(requests) == 0
     assert not requests.cancel("given")
 
 
-def test_a_message_about_nobody_changes_nothing(requests):
+def test_a_message_about_an_unknown_request_changes_nothing(requests):
     requests.deliver(block("gone", 0, 1))
     requests.deliver(Done("gone", "stop"))
     assert len(requests) == 0
 
 
-def test_all_fail_when_there_will_be_no_worker(requests):
+def test_all_requests_fail_when_there_will_be_no_worker(requests):
     opened = add(requests, "a", "b")
     list(requests.due())
     requests.fail_all("over")
-    assert [told(each) for each in opened.values()] == [
+    assert [messages(each) for each in opened.values()] == [
         [Failed("a", "over")],
         [Failed("b", "over")],
     ]

@@ -1,4 +1,4 @@
-"""Folders of dead servers go, those of living ones stay."""
+"""Folders of dead servers are removed, those of living ones stay."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def owner(tmp_path):
-    """Another process with a folder of its own, and that folder."""
+    """Yields another process that owns a folder, and the folder."""
     process = subprocess.Popen(
         [sys.executable, "-c", OWNER, str(tmp_path)],
         stdin=subprocess.PIPE,
@@ -35,20 +35,20 @@ def owner(tmp_path):
     process.communicate()
 
 
-def test_only_its_user_can_enter_it(tmp_path):
+def test_only_the_user_can_enter_the_folder(tmp_path):
     folder = PrivateFolder(tmp_path)
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
     folder.remove()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_living_server_s_folder_stays(owner, tmp_path):
+def test_the_folder_of_a_living_server_stays(owner, tmp_path):
     _, theirs = owner
     PrivateFolder(tmp_path).remove()
     assert (theirs / "0.sock").exists()
 
 
-def test_a_killed_server_s_folder_is_removed_by_the_next_start(owner, tmp_path):
+def test_the_next_start_removes_the_folder_of_a_killed_server(owner, tmp_path):
     process, theirs = owner
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -57,7 +57,7 @@ def test_a_killed_server_s_folder_is_removed_by_the_next_start(owner, tmp_path):
     assert not theirs.exists()
 
 
-def test_a_link_that_bears_the_name_is_not_followed(tmp_path):
+def test_a_link_with_the_prefix_is_not_followed(tmp_path):
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "file").touch()

@@ -11,7 +11,7 @@ def test_the_wait_is_the_measured_time_between_ends():
     assert rate.wait_s(4) == pytest.approx(2.0)
 
 
-def test_the_time_in_which_nobody_was_served_does_not_count():
+def test_time_without_open_requests_does_not_count():
     rate = ServiceRate()
     rate.ended(0.0, others=1)
     rate.ended(2.0, others=0)
@@ -20,7 +20,7 @@ def test_the_time_in_which_nobody_was_served_does_not_count():
     assert rate.wait_s(1) == pytest.approx(2.0)
 
 
-def test_it_follows_answers_that_become_slower():
+def test_the_wait_grows_when_answers_become_slower():
     rate, now = ServiceRate(), 0.0
     for took in [1.0] * 20 + [9.0] * 20:
         now += took
@@ -28,5 +28,5 @@ def test_it_follows_answers_that_become_slower():
     assert 8.5 < rate.wait_s(1) <= 9.0
 
 
-def test_before_anything_ended_it_is_a_guess():
+def test_the_wait_is_a_guess_before_any_answer_has_ended():
     assert ServiceRate().wait_s(0) == 1.0

@@ -1,4 +1,4 @@
-"""The worker's stderr as records of the front end's log."""
+"""The worker's stderr becomes records of the front end's log."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ LOGGED = "2026-01-01 10:00:00,000 ERROR engine.denoise.graphs: it failed\n"
 
 
 async def records(caplog, *chunks):
-    """What each chunk, come by itself, and at last the worker's end have logged."""
+    """Returns what is logged when these chunks arrive one by one and stderr is then closed."""
     reader = asyncio.StreamReader()
     relaying = asyncio.create_task(relay(reader))
     with caplog.at_level(logging.DEBUG):
@@ -38,7 +38,7 @@ async def test_a_traceback_belongs_to_the_line_before_it(caplog):
     ]
 
 
-async def test_what_is_only_printed_is_a_warning(caplog):
+async def test_a_line_that_is_only_printed_is_a_warning(caplog):
     assert await records(caplog, b"easel worker: no weights\n") == [
         ("WARNING", "engine", "easel worker: no weights")
     ]

@@ -1,4 +1,4 @@
-"""Whatever is typed, wherever it stands: a prompt's control tokens are those of harmless text."""
+"""Typed text never becomes a control token, whatever it is and wherever in a request it is."""
 
 import json
 from types import SimpleNamespace
@@ -20,14 +20,14 @@ from app.prompting.prompt import PromptBuilder
 from engine.config import DEMO_MODEL_PATH
 
 PROMPTS = PromptBuilder(str(DEMO_MODEL_PATH))
-FOUND = SimpleNamespace(prompts=PROMPTS)
+SERVICES = SimpleNamespace(prompts=PROMPTS)
 LIMITS = SimpleNamespace(vocab_size=1280)
 CONTROLS = PROMPTS.vocabulary.controls
 HARMLESS = ["ab", "cd", "ef"]
 
 
 def schema(text):
-    """Everything of a JSON schema that a template might show."""
+    """Returns a JSON schema with the text wherever a template might show it."""
     leaf = {"type": "string", "description": text, "enum": [text], "const": text, "default": text}
     return {
         "type": "object",
@@ -64,7 +64,7 @@ def chat_request(a, b, c):
         "stop": [a or "x"],
         "user": a,
     }
-    return chat.answer_request(FOUND, ChatCompletionRequest.model_validate(body))
+    return chat.answer_request(SERVICES, ChatCompletionRequest.model_validate(body))
 
 
 def tools(text, parameters):
@@ -86,7 +86,7 @@ def responses_request(a, b, c):
         "metadata": {a: b},
     }
     read = ResponseRequest.model_validate(body)
-    return responses.answer_request(FOUND, read, [], read.items)
+    return responses.answer_request(SERVICES, read, [], read.items)
 
 
 def messages_request(a, b, c):
@@ -108,19 +108,19 @@ def messages_request(a, b, c):
         "tools": tools(a, "input_schema"),
         "stop_sequences": [f"s{a}"],
     }
-    return anthropic.answer_request(FOUND, MessagesRequest.model_validate(body))
+    return anthropic.answer_request(SERVICES, MessagesRequest.model_validate(body))
 
 
 def completion_request(a, b, c):
     body = {"prompt": [f"p{a}", f"p{b}{c}"], "suffix": f"s{a}", "max_tokens": 1}
-    return completions.answer_request(FOUND, CompletionRequest.model_validate(body), LIMITS)
+    return completions.answer_request(SERVICES, CompletionRequest.model_validate(body), LIMITS)
 
 
 REQUESTS = (chat_request, responses_request, messages_request, completion_request)
 
 
 def controls(request):
-    """The control tokens that the model reads, in their order."""
+    """Returns the control tokens that the model reads, in their order."""
     read = [*(prompt.tokens for prompt in request.prompts), request.sampling.suffix]
     return [[token for token in tokens if token in CONTROLS] for tokens in read]
 
@@ -146,8 +146,8 @@ typed = st.lists(
 @pytest.mark.parametrize("request_of", REQUESTS)
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.tuples(typed, typed, typed))
-def test_no_text_in_any_place_forges_a_control_token(request_of, texts):
-    # The same letters where a text is empty, since a template may leave out what is.
+def test_no_text_in_any_field_forges_a_control_token(request_of, texts):
+    # Texts must not be empty, because a template may leave out an empty one.
     texts = [f"{text}." if not text.strip() else text for text in texts]
     assert controls(request_of(*texts)) == controls(request_of(*HARMLESS))
 
@@ -162,10 +162,10 @@ def test_a_control_token_cut_in_two_anywhere_stays_text(request_of, name):
             assert controls(request_of("x", a, b)) == plain
 
 
-def test_a_control_token_of_three_parts_stays_text():
+def test_a_control_token_cut_into_three_parts_stays_text():
     assert controls(chat_request("<t", "ur", "n|>")) == controls(chat_request(*HARMLESS))
 
 
-def test_a_text_that_ends_as_a_control_token_begins_arrives_whole():
+def test_a_text_that_ends_like_the_beginning_of_a_control_token_arrives_whole():
     tokens = PROMPTS.chat([Turn("user", "Is 3 <")]).tokens
     assert "user\nIs 3 <<turn|>" in PROMPTS.vocabulary.decode(tokens)

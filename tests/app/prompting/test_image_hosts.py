@@ -1,4 +1,4 @@
-"""Images are fetched from the hosts that the configuration names, and from no other."""
+"""Images are fetched only from hosts that the configuration names."""
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,12 +14,12 @@ PNG = file_bytes(noise_picture(8, 8))
 
 @pytest.fixture
 def host():
-    """A web server, and the paths that it was asked for."""
-    asked = []
+    """Yields the address of a web server, and the paths that were requested from it."""
+    requested = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
+            requested.append(self.path)
             self.send_response({"/gone": 404, "/elsewhere": 302}.get(self.path, 200))
             self.send_header("Location", "/cat.png")
             self.send_header("Content-Type", "image/png; x=y")
@@ -31,7 +31,7 @@ def host():
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever).start()
-    yield f"127.0.0.1:{server.server_port}", asked
+    yield f"127.0.0.1:{server.server_port}", requested
     server.shutdown()
     server.server_close()
 
@@ -41,33 +41,33 @@ def fetch(hosts, url, most_bytes=10_000):
 
 
 @pytest.mark.parametrize("with_port", [True, False])
-def test_a_named_host_s_file_comes_with_its_type(host, with_port):
-    address, asked = host
+def test_a_file_of_a_named_host_comes_with_its_media_type(host, with_port):
+    address, requested = host
     named = address if with_port else address.partition(":")[0]
     assert fetch([named], f"http://{address}/cat.png") == ("image/png", PNG)
-    assert asked == ["/cat.png"]
+    assert requested == ["/cat.png"]
 
 
 @pytest.mark.parametrize(
     "named", [[], ["other.example"], ["127.0.0.1:1"], ["127.0.0.1.example", "0.0.1"]]
 )
-def test_another_host_is_not_asked(host, named):
-    address, asked = host
+def test_nothing_is_requested_from_another_host(host, named):
+    address, requested = host
     for url in (f"http://{address}/", f"http://other.example@{address}/"):
         with pytest.raises(BadRequest, match="only from hosts") as error:
             fetch(named, url)
         assert error.value.param == "messages.0"
-    assert asked == []
+    assert requested == []
 
 
 def test_a_redirect_is_not_followed(host):
-    address, asked = host
-    with pytest.raises(BadRequest, match="answered 302"):
+    address, requested = host
+    with pytest.raises(BadRequest, match="answered with status 302"):
         fetch([address], f"http://{address}/elsewhere")
-    assert asked == ["/elsewhere"]
+    assert requested == ["/elsewhere"]
 
 
-def test_what_cannot_be_had_is_told(host):
+def test_the_error_says_why_a_file_cannot_be_fetched(host):
     address, _ = host
     for path, most, why in (("gone", 10_000, "404"), ("cat.png", 20, "larger than 20 bytes")):
         with pytest.raises(BadRequest, match=why):

@@ -1,4 +1,4 @@
-"""Images from data URLs: the same pixels and tokens as Transformers makes, and every refusal."""
+"""Images from data URLs have the same pixels and tokens as in Transformers, or are refused."""
 
 import contextlib
 import io
@@ -57,7 +57,7 @@ def refusal(*urls, reader=None):
         {"max_soft_tokens": 1120, "patch_size": 14, "pooling_kernel_size": 2},
     ],
 )
-def test_a_picture_of_any_size_has_as_many_tokens_as_the_processor_gives_it(config):
+def test_a_picture_of_any_size_has_the_size_that_the_processor_gives_it(config):
     picture_format, processor = PictureFormat.from_config(config), Gemma4ImageProcessorPil(**config)
     sizes = np.random.default_rng(0).integers(1, 3000, (2000, 2)).tolist()
     strips = [(1, 1), (1, 9000), (9000, 1), (2, 700), (700, 2), (48, 48), (768, 840), (840, 768)]
@@ -74,21 +74,21 @@ def test_a_picture_of_any_size_has_as_many_tokens_as_the_processor_gives_it(conf
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
-def test_a_png_of_any_mode_has_the_pixels_that_the_processor_gives_it(mode):
+def test_a_png_of_any_mode_has_the_same_pixels_as_in_the_processor(mode):
     assert_same_pixels(noise_picture(50, 70, mode="RGBA").convert(_convertible(mode)), mode, "png")
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("RGB", "webp"), ("RGBA", "webp"), ("RGB", "jpeg")])
-def test_other_formats_have_the_pixels_that_the_processor_gives_them(mode, kind):
+def test_other_formats_have_the_same_pixels_as_in_the_processor(mode, kind):
     assert_same_pixels(noise_picture(50, 70, mode=mode), mode, kind)
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_a_jpeg_without_three_colours_is_converted_as_the_processor_does(mode):
+def test_a_jpeg_without_three_colours_is_converted_as_in_the_processor(mode):
     assert_same_pixels(noise_picture(50, 70, mode=mode), mode, "jpeg")
 
 
-def test_a_palette_with_transparent_colours_is_put_on_white_as_the_processor_does():
+def test_a_palette_with_transparent_colours_is_put_on_white_as_in_the_processor():
     image = noise_picture(50, 70, mode="P")
     image.putpalette(bytes(range(256)) * 3)
     assert_same_pixels(image, "P", "png", transparency=bytes(range(256)))
@@ -116,7 +116,7 @@ def assert_same_pixels(image, mode, kind, **options):
     assert [picture.tokens] == list(expected["num_soft_tokens_per_image"])
 
 
-def test_a_picture_that_lies_on_its_side_is_turned_as_transformers_turns_it():
+def test_a_picture_on_its_side_is_turned_as_in_transformers():
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     url = data_url(noise_picture(50, 90), "jpeg", exif=exif)
@@ -127,7 +127,7 @@ def test_a_picture_that_lies_on_its_side_is_turned_as_transformers_turns_it():
     assert picture.height > picture.width
 
 
-def test_the_resampling_is_the_checkpoint_s():
+def test_the_resampling_is_that_of_the_checkpoint():
     nearest = new_reader(resample=int(PIL.Image.Resampling.NEAREST))
     assert read_one(PNG, nearest).pixels != read_one(PNG).pixels
 
@@ -141,7 +141,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_a_prompt_s_images_have_the_tokens_that_the_processor_gives_them(folder, monkeypatch):
+def test_images_in_a_prompt_have_the_same_tokens_as_in_the_processor(folder, monkeypatch):
     monkeypatch.setattr(Gemma4Processor, "check_argument_for_proper_class", lambda *_: None)
     tokenizer = AutoTokenizer.from_pretrained(
         folder,
@@ -149,7 +149,7 @@ def test_a_prompt_s_images_have_the_tokens_that_the_processor_gives_them(folder,
             "image_token": "<|image|>",
             "boi_token": "<|image>",
             "eoi_token": "<image|>",
-            "boa_token": "<bos>",  # it demands tokens for sound
+            "boa_token": "<bos>",  # the processor requires tokens for sound
             "eoa_token": "<eos>",
         },
     )
@@ -170,7 +170,7 @@ def test_a_prompt_s_images_have_the_tokens_that_the_processor_gives_them(folder,
         assert image.pixels == picture.pixels
 
 
-def test_a_template_that_shows_not_every_image_is_refused():
+def test_a_template_that_does_not_show_every_image_once_is_refused():
     reader = new_reader()
     pictures = [read_one(PNG, reader)] * 2
     for prompt, shown in (([7, 2, 8], 1), ([2, 2, 2], 3)):
@@ -178,24 +178,24 @@ def test_a_template_that_shows_not_every_image_is_refused():
             reader.insert(prompt, pictures)
 
 
-def test_a_prompt_without_images_stays_as_it_is():
+def test_a_prompt_without_images_is_unchanged():
     assert new_reader().insert([7, 8], new_reader().read([])) == ([7, 8], [])
 
 
 @pytest.mark.parametrize("nested", [True, False])
-def test_the_processor_s_configuration_is_found_where_transformers_finds_it(folder, nested):
+def test_the_image_processor_is_configured_by_the_same_file_as_in_transformers(folder, nested):
     config = json.loads((folder / "preprocessor_config.json").read_text())
     file = folder / "processor_config.json"
     file.write_text(
         json.dumps({"image_processor": {**config, "max_soft_tokens": 140}} if nested else {})
     )
     try:
-        found = ImageReader.find(str(folder))
+        reader = ImageReader.find(str(folder))
         expected = Gemma4ImageProcessorPil.from_pretrained(folder).max_soft_tokens
     finally:
         file.unlink()
     assert expected == (140 if nested else 70)
-    assert expected / 2 < read_one(PNG, found).tokens <= expected
+    assert expected / 2 < read_one(PNG, reader).tokens <= expected
 
 
 def test_a_model_without_an_image_processor_takes_no_images(tmp_path):
@@ -208,7 +208,7 @@ def test_a_model_without_an_image_processor_takes_no_images(tmp_path):
 
 
 @pytest.mark.parametrize("url", ["http://a.b/c.png", "https://a.b/c.png", "HTTPS://a.b"])
-def test_a_url_that_would_have_to_be_fetched_is_refused(url):
+def test_a_url_of_another_host_is_refused(url):
     assert "fetched only from hosts" in refusal(url)
 
 
@@ -225,18 +225,18 @@ def test_a_url_that_would_have_to_be_fetched_is_refused(url):
         PNG.removeprefix("data:"),
     ],
 )
-def test_what_is_no_data_url_of_an_allowed_format_is_refused(url):
+def test_a_text_that_is_not_a_data_url_of_an_allowed_format_is_refused(url):
     message = refusal(url)
     assert "data:image/png" in message
     assert repr(url[:32]) in message
 
 
-def test_a_data_url_s_head_may_be_in_capitals():
+def test_the_head_of_a_data_url_may_be_in_capitals():
     assert read_one(PNG.replace("data:image/png", "DATA:IMAGE/PNG", 1)) == read_one(PNG)
 
 
 @pytest.mark.parametrize("end", ["%", "A", "=A", "\n", "é"])
-def test_what_is_not_base64_is_refused(end):
+def test_data_that_is_not_base64_is_refused(end):
     assert "base64" in refusal(PNG + end)
 
 
@@ -244,11 +244,11 @@ def test_what_is_not_base64_is_refused(end):
     "file", [b"", b"GIF89a", b"no image at all", file_bytes(noise_picture(9, 9), "gif")]
 )
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
-def test_garbage_is_refused(file, kind):
+def test_a_file_that_is_not_an_image_is_refused(file, kind):
     assert f"is not a {kind.upper()} image" in refusal(raw_data_url(file, kind))
 
 
-def test_a_file_of_another_format_than_its_url_says_is_refused():
+def test_a_file_of_another_format_than_the_url_says_is_refused():
     assert "is not a JPEG image" in refusal(PNG.replace("png", "jpeg", 1))
 
 
@@ -259,13 +259,13 @@ def test_a_truncated_file_is_refused(kind):
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
-def test_a_broken_file_is_a_bad_request_wherever_it_breaks(kind):
-    """Each byte of the head changed: it may still be an image; else it is refused."""
+def test_a_file_with_one_broken_byte_is_read_or_is_a_bad_request(kind):
+    """Change each byte of the head. The file may still be an image, or it is refused."""
     file = file_bytes(noise_picture(12, 12), kind)
     readable = 0
-    for place in range(len(file[:300])):
+    for index in range(len(file[:300])):
         broken = bytearray(file)
-        broken[place] ^= 0xFF
+        broken[index] ^= 0xFF
         with contextlib.suppress(BadRequest):
             read_one(raw_data_url(bytes(broken), kind))
             readable += 1
@@ -279,7 +279,7 @@ def test_an_animation_is_refused(kind):
     assert "is animated" in refusal(url)
 
 
-def test_a_jpeg_s_further_pictures_are_passed_over():
+def test_further_pictures_in_a_jpeg_are_ignored():
     first, preview = noise_picture(40, 30), noise_picture(9, 9)
     file = file_bytes(first, "mpo", save_all=True, append_images=[preview])
     assert read_one(raw_data_url(file, "jpeg")) == read_one(data_url(first, "jpeg"))
@@ -292,7 +292,7 @@ def test_a_file_with_too_many_bytes_is_refused_before_it_is_decoded(monkeypatch)
 
 
 def declared_png(height, width):
-    """A PNG of these dimensions whose data would have to be as many zeros."""
+    """Returns a PNG whose header declares this size, with far too little data for it."""
 
     def chunk(kind, body):
         return (
@@ -304,8 +304,10 @@ def declared_png(height, width):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("side", [7072, 10_000, 60_000])  # over ours; Pillow warns; Pillow refuses
-def test_a_picture_with_too_many_pixels_is_refused_by_its_head(side):
+@pytest.mark.parametrize(
+    "side", [7072, 10_000, 60_000]
+)  # over our limit; Pillow warns; Pillow refuses
+def test_a_picture_whose_header_declares_too_many_pixels_is_refused(side):
     assert "more than 50000000 pixels" in refusal(raw_data_url(declared_png(side, side)))
 
 

@@ -5,7 +5,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundE
 from app.prompting.model_files import model_file, optional_model_file
 
 
-def test_a_folder_s_file_is_found_or_known_to_be_missing(tmp_path):
+def test_a_file_may_be_missing_in_a_folder(tmp_path):
     (tmp_path / "there").touch()
     assert optional_model_file(str(tmp_path), "there") == tmp_path / "there"
     assert optional_model_file(str(tmp_path), "elsewhere") is None
@@ -14,7 +14,7 @@ def test_a_folder_s_file_is_found_or_known_to_be_missing(tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Let the hub's client raise this error, online or not."""
+    """Returns a function that makes the hub's client raise an error, online or offline."""
 
     def answer(error, *, offline=False):
         def download(_model, _name):
@@ -30,17 +30,17 @@ def missing():
     return RemoteEntryNotFoundError.__new__(RemoteEntryNotFoundError)
 
 
-def test_a_file_that_the_hub_has_not_is_missing(hub):
+def test_a_file_that_the_hub_does_not_have_is_missing(hub):
     hub(missing())
     assert optional_model_file("owner/name", "x.json") is None
 
 
-def test_a_hub_that_cannot_be_asked_is_an_error_and_not_a_missing_file(hub):
+def test_an_unreachable_hub_is_an_error_and_not_a_missing_file(hub):
     hub(LocalEntryNotFoundError("no network"))
     with pytest.raises(OSError, match="no network"):
         optional_model_file("owner/name", "x.json")
 
 
-def test_offline_what_was_not_fetched_is_missing(hub):
+def test_a_file_that_was_not_downloaded_is_missing_offline(hub):
     hub(LocalEntryNotFoundError("offline"), offline=True)
     assert optional_model_file("owner/name", "x.json") is None
