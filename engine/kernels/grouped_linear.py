@@ -23,7 +23,7 @@ from torch import Tensor
 from engine.kernels.dequantise import Scheme, dequantised, tile_scales
 
 # BLOCK_N, BLOCK_K and pipeline stages. Compiled with a BLOCK_M of 32 they take up to 40 KiB of
-# shared memory, with 64 up to 82 KiB. Compute capability 8.6, 8.9 and 12.x have 99 KiB. Their speed
+# shared memory, with 64 up to 84 KiB. Compute capability 8.6, 8.9 and 12.x have 99 KiB. Their speed
 # was not measured.
 _TILES: dict[Scheme, tuple[int, int, int]] = {
     "dense": (64, 64, 4),
