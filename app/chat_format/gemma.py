@@ -20,8 +20,7 @@ from typing import Literal
 from app.chat_format.events import Event, TextDelta, ThinkingDelta, ToolCallDelta, ToolCallEnd
 from app.chat_format.gemma_arguments import Arguments
 
-MODEL_TURN = "<|turn>model\n"  # a rendered prompt ends with it; the answer begins after it
-EMPTY_THOUGHT = "<|channel>thought\n<channel|>"  # tells the model not to think
+IMAGE = "<|image|>"  # stands for an image in a rendered prompt
 
 # Models leave out parts of what the format has before the name.
 _HEAD = re.compile(r"\s*(?:(?:call)?\s*:\s*)?([\w.-]+(?::[\w.-]+)*)\s*")
@@ -39,6 +38,24 @@ class Control:
 
 Piece = str | Control
 Channel = Literal["text", "thinking"]
+
+
+def without_thoughts(text: str) -> str:
+    """Returns the text of an old answer without the thoughts in it, as Gemma is shown it."""
+    head, closing, tail = text.partition("<channel|>")
+    if closing and "<|channel>" not in head and head.startswith("thought\n"):
+        text = tail  # a thought that the prompt had opened
+    return "".join(part.split("<|channel>")[0] for part in text.split("<channel|>"))
+
+
+def with_text_before_call(prompt: str, mark: str, text: str) -> str:
+    """Returns a rendered prompt with a text in front of the call whose name has the mark first.
+
+    The mark is removed, also from the name of the call's result.
+    """
+    head, _, tail = prompt.partition(mark)
+    before, call, name = head.rpartition("<|tool_call>")
+    return before + text + call + name + tail.replace(mark, "")
 
 
 def ends_in_thought(prompt: str) -> bool:

@@ -1,34 +1,32 @@
 """Turns a conversation or a raw text into a prompt's token ids.
 
-The checkpoint's own chat template is rendered by Transformers' renderer, which needs no torch. This
-is the only file that knows the arguments of a template. A text that a client sends never becomes a
-control token, wherever in a message or a tool it is.
+The checkpoint's own chat template is rendered by Transformers' renderer, which needs no torch. The
+template alone says how a prompt ends. A text that a client sends never becomes a control token,
+wherever in a message or a tool it is.
 """
 
 import json
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError
-from transformers.utils.chat_template_utils import render_jinja_template
 
-from app.chat_format.gemma import EMPTY_THOUGHT, MODEL_TURN, ends_in_thought
+from app.chat_format.gemma import ends_in_thought, with_text_before_call
 from app.errors import BadRequest, ContextLengthExceeded
-from app.prompting.conversation import (
-    Content,
-    Conversation,
-    ImagePart,
-    TextPart,
-    Tool,
-    ToolCall,
-    ToolResult,
-    Turn,
-)
+from app.prompting.conversation import Conversation, Tool, ToolResult, Turn
 from app.prompting.images import ImageReader
+from app.prompting.messages import (
+    images_of,
+    shown_conversation,
+    template_messages,
+    template_tools,
+)
 from app.prompting.model_files import model_file
+from app.prompting.template import Message, find_template
 from app.prompting.vocabulary import Vocabulary
 from engine.messages import Image
 
@@ -45,19 +43,29 @@ class Prompt:
 class PromptBuilder:
     """A checkpoint's tokenizer, chat template and image processor."""
 
-    def __init__(self, model: str, image_hosts: Sequence[str] = (), *, sees: bool = True) -> None:
-        """Read the files of a folder or a Hugging Face id. Raises OSError if one is missing.
+    def __init__(
+        self,
+        model: str,
+        image_hosts: Sequence[str] = (),
+        *,
+        sees: bool = True,
+        template_file: Path | None = None,
+    ) -> None:
+        """Read the files of a folder or a Hugging Face id.
 
-        Images are fetched from `image_hosts` only. Unless `sees`, every image is refused.
+        Images are fetched from `image_hosts` only. Unless `sees`, every image is refused. The chat
+        template is the one in `template_file`, if given, and else the checkpoint's. Raises OSError
+        if a file is missing, and TemplateUnreadableError if the template can't be used.
         """
         self.vocabulary = Vocabulary(model_file(model, "tokenizer.json"))
         config = json.loads(model_file(model, "tokenizer_config.json").read_text())
-        self._special = {
+        special = {
             name: token if isinstance(token, str) else token["content"]
             for name, token in config.items()
             if name.endswith("_token") and token is not None
         }
-        self._template = model_file(model, "chat_template.jinja").read_text()
+        self._bos = special.get("bos_token")
+        self._template = find_template(model, special, template_file)
         self._images = ImageReader.find(model, image_hosts, sees=sees)
 
     def chat(
@@ -66,28 +74,42 @@ class PromptBuilder:
         tools: Sequence[Tool] = (),
         *,
         thinking: bool = False,
+        continues: bool = False,
+        options: Mapping[str, Any] | None = None,
         param: str = "messages",
     ) -> Prompt:
         """Returns the prompt of a conversation, up to the beginning of the model's answer.
 
-        Raises BadRequest if an image is refused. Raises BadRequest, naming the request's field
-        `param`, if the template refuses the conversation or it is nested too deeply.
+        If it `continues`, the answer goes on with the conversation's last turn. `options` are
+        further variables of the chat template. Raises BadRequest if an image or a schema is
+        refused. Raises BadRequest, naming the request's field `param`, if there is no template, the
+        template refuses the conversation, or it is nested too deeply.
         """
+        template = self._template
+        if template is None:
+            raise BadRequest(
+                "The model has no chat template, so it takes no chats: use /v1/completions, or "
+                "start the server with --chat-template FILE.",
+                param=param,
+                code="no_chat_template",
+            )
         _check_names(tools)
-        pictures = self._images.read(list(_images(conversation)))
-        typed: list[str] = []
-        nonce = secrets.token_hex(8)
-        messages = [template_message(each) for each in conversation]
-        functions = [template_tool(tool) for tool in tools]
+        shown = shown_conversation(conversation, template)
+        continues = continues and bool(shown) and _may_continue(shown[-1])
+        pictures = self._images.read(images_of(shown))
+        marks = _Marks(self.vocabulary)
+        messages = marks.marked(template_messages(shown, template))
+        moved = marks.moved_texts(messages) if template.text_follows_results else {}
+        if continues:
+            messages[-1]["content"] += marks.end
         try:
-            rendered: list[str] = render_jinja_template(
-                [self._marked(messages, nonce, typed)],
-                tools=self._marked(functions, nonce, typed) or None,
-                chat_template=self._template,
-                add_generation_prompt=True,
-                enable_thinking=thinking,
-                **self._special,  # type: ignore[arg-type]  # the names that the template uses
-            )[0]  # type: ignore[assignment]  # annotated as a string, but it is two lists
+            text = template.render(
+                messages,
+                marks.marked(template_tools(tools, template)),
+                thinking=thinking,
+                generation_prompt=not continues,
+                options=marks.marked(dict(options or {})),
+            )
         except RecursionError as error:
             raise BadRequest(
                 "Messages or tools are nested too deeply for the model's chat template.",
@@ -97,54 +119,92 @@ class PromptBuilder:
             raise BadRequest(
                 f"The model's chat template refuses these messages: {error}", param=param
             ) from error
-        text = rendered[0]
-        if not thinking and text.endswith(MODEL_TURN):
-            # Without it the model might think all the same, and its answer would come late.
-            text += EMPTY_THOUGHT
-        literally = {part: self.vocabulary.encode_literally(part) for part in set(typed)}
-        # Every part but the first begins with a mark, which stands for a typed text.
-        first, *marked = text.split(f"\ue000{nonce}:")
-        tokens = self.vocabulary.encode(first)
-        for each in marked:
-            number, _, plain = each.partition("\ue001")
-            tokens += [*literally[typed[int(number)]], *self.vocabulary.encode(plain)]
-        tokens, images = self._images.insert(tokens, pictures, param)
+        for mark, before_call in moved.items():
+            text = with_text_before_call(text, mark, before_call)
+        if continues:
+            text = text.partition(marks.end)[0]
+        tokens, images = self._images.insert(marks.tokens(text), pictures, param)
         return Prompt(tokens, ends_in_thought(text), images)
 
     def raw(self, text: str) -> Prompt:
         """Returns a raw completion's prompt: the beginning-of-text token, then the text."""
-        bos = self._special.get("bos_token")
-        first = [] if bos is None else self.vocabulary.encode(bos)
+        first = [] if self._bos is None else self.vocabulary.encode(self._bos)
         return Prompt([*first, *self.vocabulary.encode_literally(text)])
 
-    def _marked(self, value: Any, nonce: str, typed: list[str]) -> Any:
+
+class _Marks:
+    """Marks what a client typed that looks like a control token, so that it stays text.
+
+    A mark is made of digits and two private characters, so no filter of a template changes it, and
+    of a random number, so no client can guess it.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._typed: list[str] = []
+        self._nonce = secrets.randbelow(10**18)
+
+    @property
+    def end(self) -> str:
+        """Returns a mark that stands for no text, to find a place in what a template made."""
+        return f"\ue000{self._nonce}:end\ue001"
+
+    def moved_texts(self, messages: Sequence[Message]) -> dict[str, str]:
+        """Take the texts out of messages that also call, and mark the calls that they precede.
+
+        Returns the texts by these marks.
+        """
+        texts = {}
+        for index, message in enumerate(messages):
+            text = message["content"]
+            if "tool_calls" in message and isinstance(text, str) and text.strip():
+                mark = f"\ue000{self._nonce}:text{index}\ue001"
+                function = message["tool_calls"][0]["function"]
+                function["name"] = mark + function["name"]
+                texts[mark], message["content"] = text.strip(), ""
+        return texts
+
+    def marked(self, value: Any) -> Any:
         """Returns the value with all of its strings marked, including the keys of mappings."""
         match value:
             case str():
-                return self._mark(value, nonce, typed)
+                return self._mark(value)
             case dict():
-                return {
-                    self._mark(key, nonce, typed): self._marked(each, nonce, typed)
-                    for key, each in value.items()
-                }
+                return {self._mark(key): self.marked(each) for key, each in value.items()}
             case list():
-                return [self._marked(each, nonce, typed) for each in value]
+                return [self.marked(each) for each in value]
         return value
 
-    def _mark(self, text: str, nonce: str, typed: list[str]) -> str:
-        """Replace every control token in a typed text by a mark that no user can guess.
+    def tokens(self, text: str) -> list[int]:
+        """Returns the token ids of a rendered text. What is marked has no control tokens."""
+        encode, literally = self._vocabulary.encode, self._vocabulary.encode_literally
+        typed = {part: literally(part) for part in set(self._typed)}
+        # Every part but the first begins with a mark, which stands for a typed text.
+        first, *marked = text.split(f"\ue000{self._nonce}:")
+        tokens = encode(first)
+        for each in marked:
+            number, _, plain = each.partition("\ue001")
+            tokens += [*typed[self._typed[int(number)]], *encode(plain)]
+        return tokens
+
+    def _mark(self, text: str) -> str:
+        """Replace every control token in a typed text by a mark.
 
         A control token's beginning at the end of the text is replaced too, because the template may
         put another text right behind it.
         """
 
         def mark(part: str) -> str:
-            typed.append(part)
-            return f"\ue000{nonce}:{len(typed) - 1}\ue001"
+            self._typed.append(part)
+            return f"\ue000{self._nonce}:{len(self._typed) - 1}\ue001"
 
-        text = self.vocabulary.typed_control.sub(lambda match: mark(match.group()), text)
-        begun = self.vocabulary.begun_control(text)
+        text = self._vocabulary.typed_control.sub(lambda match: mark(match.group()), text)
+        begun = self._vocabulary.begun_control(text)
         return text[: begun.start] + mark(text[begun]) + text[begun.stop :] if text[begun] else text
+
+
+def _may_continue(last: Turn | ToolResult) -> bool:
+    return isinstance(last, Turn) and last.role == "assistant" and not last.calls
 
 
 def _check_names(tools: Iterable[Tool]) -> None:
@@ -154,48 +214,6 @@ def _check_names(tools: Iterable[Tool]) -> None:
             raise BadRequest(
                 f"tools: {times} tools have the name {name!r}; names must differ.", param="tools"
             )
-
-
-def template_message(each: Turn | ToolResult) -> dict[str, Any]:
-    """Returns a turn or a result in the form that chat templates know: OpenAI's message."""
-    if isinstance(each, ToolResult):
-        fields = {"role": "tool", "tool_call_id": each.call_id, "name": each.name}
-    else:
-        fields = {"role": each.role, "name": each.name, "reasoning_content": each.thought or None}
-    message: dict[str, Any] = {key: value for key, value in fields.items() if value is not None}
-    message["content"] = _content(each.content)
-    if isinstance(each, Turn) and each.calls:
-        message["tool_calls"] = [_call(call) for call in each.calls]
-    return message
-
-
-def _content(content: Content) -> str | list[dict[str, str]]:
-    if isinstance(content, str):
-        return content
-    return [
-        {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
-        for part in content
-    ]
-
-
-def _call(call: ToolCall) -> dict[str, Any]:
-    """Returns a call with its arguments as a mapping, unlike OpenAI's, where they are a text."""
-    function = {"name": call.name, "arguments": call.arguments}
-    return {"id": call.id, "type": "function", "function": function}
-
-
-def template_tool(tool: Tool) -> dict[str, Any]:
-    """Returns a tool in the form that chat templates know: OpenAI's function tool."""
-    fields = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
-    function = {key: value for key, value in fields.items() if value is not None}
-    return {"type": "function", "function": function}
-
-
-def _images(conversation: Conversation) -> Iterable[ImagePart]:
-    """Yields the images in the order in which the template shows them."""
-    for each in conversation:
-        if not isinstance(each.content, str):
-            yield from (part for part in each.content if isinstance(part, ImagePart))
 
 
 def answer_room(prompt: list[int], wanted: int | None, context_length: int, *, param: str) -> int:

@@ -1,6 +1,6 @@
 """A Messages request as a conversation, and its tools."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence, Set
 from itertools import groupby
 from operator import attrgetter
 
@@ -39,7 +39,7 @@ def conversation(body: CountTokensRequest) -> list[Turn | ToolResult]:
     """
     system = _system(body.system)
     turns: list[Turn | ToolResult] = [Turn("system", system)] if system else []
-    calls: dict[str, int] = {}  # the ids of the last turn's calls, with their numbers
+    calls: set[str] = set()  # the ids of the last turn's calls
     spoken = [message for message in body.messages if message.blocks]
     for role, several in groupby(spoken, key=attrgetter("role")):
         blocks = [block for message in several for block in message.blocks]
@@ -47,7 +47,7 @@ def conversation(body: CountTokensRequest) -> list[Turn | ToolResult]:
             case "assistant":
                 turn = _assistant_turn(blocks)
                 turns.append(turn)
-                calls = {call.id: n for n, call in reversed([*enumerate(turn.calls)])}
+                calls = {call.id for call in turn.calls}
             case "user":
                 turns += _user_turns(blocks, calls)
             case "system":
@@ -85,11 +85,8 @@ def _assistant_turn(blocks: Sequence[AnyBlock]) -> Turn:
     return Turn("assistant", _content(blocks), thought=thought, calls=calls)
 
 
-def _user_turns(blocks: Sequence[AnyBlock], calls: Mapping[str, int]) -> list[Turn | ToolResult]:
-    """Returns the results, then a turn with everything else that the user says.
-
-    The results have the order of their calls, because the model matches them by their order.
-    """
+def _user_turns(blocks: Sequence[AnyBlock], calls: Set[str]) -> list[Turn | ToolResult]:
+    """Returns the results, then a turn with everything else that the user says."""
     results = [block for block in blocks if isinstance(block, ToolResultBlock)]
     for result in results:
         if result.tool_use_id not in calls:
@@ -99,8 +96,7 @@ def _user_turns(blocks: Sequence[AnyBlock], calls: Mapping[str, int]) -> list[Tu
                 param=_FIELD,
             )
     turns: list[Turn | ToolResult] = [
-        ToolResult(result.tool_use_id, _result(result), _FIELD)
-        for result in sorted(results, key=lambda result: calls[result.tool_use_id])
+        ToolResult(result.tool_use_id, _result(result), _FIELD) for result in results
     ]
     others = [block for block in blocks if not isinstance(block, ToolResultBlock)]
     return [*turns, Turn("user", _content(others))] if others else turns
@@ -114,25 +110,12 @@ def _result(result: ToolResultBlock) -> Content:
 
 
 def _content(blocks: Iterable[AnyBlock]) -> Content:
-    """Returns the texts and images of the blocks.
-
-    Adjacent texts are joined by line breaks, because a template would put nothing between.
-    """
+    """Returns the texts and images of the blocks."""
     parts: list[Part] = []
-    shown = [block for block in blocks if isinstance(block, TextBlock | ImageBlock)]
-    for _, several in groupby(shown, key=type):
-        lines: list[str] = []
-        for block in several:
-            match block:
-                case TextBlock(text=text):
-                    lines.append(text)
-                case ImageBlock(source=source):
-                    parts.append(ImagePart(ImageFile(source.media_type, source.data), _FIELD))
-        if lines:
-            parts.append(TextPart("\n".join(lines)))
-    match parts:
-        case []:
-            return ""
-        case [TextPart(text=text)]:
-            return text
+    for block in blocks:
+        match block:
+            case TextBlock(text=text):
+                parts.append(TextPart(text))
+            case ImageBlock(source=source):
+                parts.append(ImagePart(ImageFile(source.media_type, source.data), _FIELD))
     return tuple(parts)

@@ -1,7 +1,6 @@
 """The items of a Responses conversation as turns, and its tools."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from app.dialects.responses.items import (
     FunctionCallItem,
@@ -28,8 +27,7 @@ from app.prompting.conversation import (
 def conversation(earlier: Sequence[InputItem], new: Sequence[InputItem]) -> list[Turn | ToolResult]:
     """Returns the items as turns: those of the kept conversation, then the request's new ones.
 
-    Everything that the assistant thinks, says and calls in a row is one turn. Thoughts that no
-    text and no call follows are left out. Raises BadRequest if a result belongs to no call.
+    Raises BadRequest if a result belongs to no call.
     """
     turns: list[Turn | ToolResult] = []
     for index, item in enumerate([*earlier, *new], start=-len(earlier)):
@@ -37,21 +35,15 @@ def conversation(earlier: Sequence[InputItem], new: Sequence[InputItem]) -> list
         match item:
             case FunctionCallOutputItem():
                 turns.append(ToolResult(item.call_id, item.text, f"{field}.call_id", item.name))
-            case MessageItem(role="assistant"):
-                turn = _assistant_turn(turns, item)
-                assert isinstance(turn.content, str), "the assistant shows no images"
-                turns[-1] = replace(turn, content=turn.content + item.text)
             case MessageItem():
                 turns.append(Turn(item.role, _content(item, field)))
             case ReasoningItem():
-                turn = _assistant_turn(turns, item)
-                turns[-1] = replace(turn, thought=turn.thought + item.text)
+                turns.append(Turn("assistant", "", thought=item.text))
             case FunctionCallItem():
                 call = ToolCall.from_json(item.call_id, item.name, item.arguments)
-                turn = _assistant_turn(turns, item)
-                turns[-1] = replace(turn, calls=(*turn.calls, call))
+                turns.append(Turn("assistant", "", calls=(call,)))
     check_results(turns)
-    return [turn for turn in turns if not _is_empty(turn)]
+    return turns
 
 
 def offered_tools(body: ResponseRequest) -> list[Tool]:
@@ -74,25 +66,3 @@ def _content(item: MessageItem, field: str) -> Content:
         else TextPart(part.text)
         for index, part in enumerate(item.content)
     )
-
-
-def _assistant_turn(turns: list[Turn | ToolResult], item: InputItem) -> Turn:
-    """Returns the assistant's turn that the item belongs to, which is then the last of `turns`.
-
-    A call always continues the assistant's last turn. Other items do so if it has no text yet, or
-    if it has calls, because only results may follow calls. Otherwise a new turn is added.
-    """
-    last = turns[-1] if turns else None
-    if isinstance(last, Turn) and last.role == "assistant":
-        continues = isinstance(item, FunctionCallItem) or last.calls or not last.content
-        if continues:
-            return last
-    turn = Turn("assistant", "")
-    turns.append(turn)
-    return turn
-
-
-def _is_empty(turn: Turn | ToolResult) -> bool:
-    if isinstance(turn, ToolResult) or turn.role != "assistant":
-        return False
-    return not turn.content and not turn.calls

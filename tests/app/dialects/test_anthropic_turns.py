@@ -13,11 +13,12 @@ from app.dialects.anthropic.turns import conversation
 from app.errors import BadRequest, GenerationFailed
 from app.metrics import Metrics
 from app.prompting.conversation import ImageFile, ImagePart, TextPart
-from app.prompting.prompt import PromptBuilder, template_message
+from app.prompting.prompt import PromptBuilder
 from app.services import Services
 from app.settings import Settings
 from engine.config import DEMO_MODEL_PATH
 from engine.messages import Block, Done, Ready
+from tests.app.shown import shown_messages
 
 
 def parsed_turns(*messages, **fields):
@@ -27,7 +28,7 @@ def parsed_turns(*messages, **fields):
 
 def turns(*messages, **fields):
     """Returns the template's messages."""
-    return [template_message(each) for each in parsed_turns(*messages, **fields)]
+    return shown_messages(parsed_turns(*messages, **fields))
 
 
 def user(*blocks):
@@ -110,8 +111,8 @@ def test_results_have_the_order_of_their_calls_and_come_before_the_text():
         {"name": "b", "arguments": {"name": "b"}},
     ]
     assert following == [
-        {"role": "tool", "tool_call_id": "toolu_a", "content": "1"},
-        {"role": "tool", "tool_call_id": "toolu_b", "content": "2\n3"},
+        {"role": "tool", "tool_call_id": "toolu_a", "name": "a", "content": "1"},
+        {"role": "tool", "tool_call_id": "toolu_b", "name": "b", "content": "2\n3"},
         {"role": "user", "content": "First,\nthen."},
     ]
 
@@ -138,7 +139,7 @@ def test_an_image_keeps_the_file_that_was_sent():
     image = {"type": "image", "source": source}
     part = ImagePart(ImageFile("image/png", "AAAA"), "messages")
     (turn,) = parsed_turns(user(text("What"), text("is"), image, text("this?")))
-    assert turn.content == (TextPart("What\nis"), part, TextPart("this?"))
+    assert turn.content == (TextPart("What"), TextPart("is"), part, TextPart("this?"))
     *_, last = parsed_turns(
         user(text("Go")), assistant(use("a")), user(result("a", content=[image]))
     )

@@ -12,11 +12,11 @@ from app.dialects.responses.items import (
 )
 from app.dialects.responses.turns import conversation
 from app.errors import BadRequest
-from app.prompting.prompt import template_message
+from tests.app.shown import shown_messages
 
 
 def template_messages(earlier, new):
-    return [template_message(each) for each in conversation(earlier, new)]
+    return shown_messages(conversation(earlier, new))
 
 
 def message(text, role="assistant"):
@@ -41,21 +41,23 @@ def called(id):
     return {"id": id, "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
 
 
-def turn(content="", **more):
+def turn(content="", thought=None, **more):
+    if thought is not None:
+        more |= {"reasoning_content": thought, "reasoning": thought}
     return {"role": "assistant", "content": content, **more}
 
 
 def answered(id, output="ok"):
-    return {"role": "tool", "tool_call_id": id, "content": output}
+    return {"role": "tool", "tool_call_id": id, "name": "f", "content": output}
 
 
 @pytest.mark.parametrize(
     ("items", "turns"),
     [
-        ([message("a"), message("b")], [turn("a"), turn("b")]),
-        ([thought("t"), message("a")], [turn("a", reasoning_content="t")]),
-        ([thought("t"), thought("u"), message("a")], [turn("a", reasoning_content="tu")]),
-        ([message("a"), thought("t"), message("b")], [turn("a"), turn("b", reasoning_content="t")]),
+        ([message("a"), message("b")], [turn("a\nb")]),
+        ([thought("t"), message("a")], [turn("a", thought="t")]),
+        ([thought("t"), thought("u"), message("a")], [turn("a", thought="t\nu")]),
+        ([message("a"), thought("t"), message("b")], [turn("a\nb", thought="t")]),
         ([message("a"), call("1"), call("2")], [turn("a", tool_calls=[called("1"), called("2")])]),
         (
             [call("1"), message("a"), result("1")],
@@ -74,7 +76,7 @@ def answered(id, output="ok"):
         ([thought("t"), message("hi", "user")], [{"role": "user", "content": "hi"}]),
         (
             [message("s", "system"), message("d", "developer")],
-            [{"role": "system", "content": "s"}, {"role": "developer", "content": "d"}],
+            [{"role": "system", "content": "s"}, {"role": "system", "content": "d"}],
         ),
     ],
 )
@@ -85,7 +87,7 @@ def test_items_of_the_assistant_in_a_row_are_one_turn(items, turns):
 
 def test_the_summary_of_a_thought_replaces_a_missing_text():
     item = ReasoningItem(type="reasoning", summary=[SummaryText(type="summary_text", text="s")])
-    assert template_messages([], [item, message("a")]) == [turn("a", reasoning_content="s")]
+    assert template_messages([], [item, message("a")]) == [turn("a", thought="s")]
 
 
 def test_an_error_names_the_index_of_the_result_in_the_request():
