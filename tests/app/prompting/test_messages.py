@@ -1,5 +1,6 @@
 """What chat templates are given, tried on the demo's, on one like Google's, and on Google's own."""
 
+import os
 import re
 import tarfile
 from io import BytesIO
@@ -26,19 +27,23 @@ from engine.config import DEMO_MODEL_PATH
 LIKE_GOOGLES = Path(__file__).with_name("gemma_like.jinja")
 # Google's templates are in the source distribution of this release.
 SDIST = "llama_cpp_python-0.3.36.tar.gz"
-INDEX = "https://pypi.org/simple/llama-cpp-python/"
 GOOGLES = ("google-gemma-4-31B-it.jinja", "google-gemma-4-31B-it-interleaved.jinja")
 
 
 @pytest.fixture(scope="session")
 def google_templates(tmp_path_factory):
-    """Google's published templates, by file name."""
+    """The folder with Google's published templates. The registry is the one that pip uses."""
+    indexes = pytest.importorskip("pip._internal.models.index", reason="pip is not installed")
+    registry = os.environ.get("PIP_INDEX_URL", indexes.PyPI.simple_url)
+    project = f"{registry.rstrip('/')}/llama-cpp-python/"
     try:
-        page = httpx.get(INDEX, follow_redirects=True, timeout=30).text
+        page = httpx.get(project, follow_redirects=True, timeout=30).text
         (address,) = {each for each in re.findall(r'href="([^"#]+)', page) if each.endswith(SDIST)}
-        file = httpx.get(httpx.URL(INDEX).join(address), follow_redirects=True, timeout=120).content
+        file = httpx.get(
+            httpx.URL(project).join(address), follow_redirects=True, timeout=120
+        ).content
     except (httpx.HTTPError, ValueError) as error:
-        pytest.skip(f"Google's templates are NOT TESTED: PyPI is not reached ({error})")
+        pytest.skip(f"Google's templates are NOT TESTED: the registry is not reached ({error})")
     folder = tmp_path_factory.mktemp("templates")
     with tarfile.open(fileobj=BytesIO(file)) as archive:
         for member in archive:
