@@ -51,10 +51,12 @@ def test_a_long_answer_is_streamed_in_one_chunk_per_block(client):
 def test_the_curl_line_that_the_server_prints_works(demo_server):
     log = demo_server.log.read_text()
     command = log[log.index("curl -N") :].split("\n\n")[0]
-    pasted = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True
+    seeded = command.replace('"stream": true', '"stream": true, "seed": 0')
+    assert seeded != command
+    printed = subprocess.run(
+        ["bash", "-c", seeded], capture_output=True, text=True, timeout=60, check=True
     )
-    *chunks, done = [line[6:] for line in pasted.stdout.splitlines() if line.startswith("data: ")]
+    *chunks, done = [line[6:] for line in printed.stdout.splitlines() if line.startswith("data: ")]
     text = "".join(json.loads(c)["choices"][0]["delta"].get("content", "") for c in chunks)
     assert text == ", ".join(map(str, range(1, 21)))
     assert done == "[DONE]"

@@ -33,7 +33,7 @@ LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 config = schemathesis.Config.from_dict({"generation": {"mode": "all"}})
 document = schemathesis.openapi.from_dict(create_app(Settings()).openapi(), config=config)
 operations = {
-    f"{each.ok().method.upper()} {each.ok().path}": each.ok()
+    f"{each.ok().method.upper()} {each.ok().path}": each.ok()  # type: ignore[union-attr]
     for each in document.get_all_operations()
 }
 SHARES = sum(2 if operation.body else 1 for operation in operations.values())

@@ -371,7 +371,7 @@ def test_a_path_that_does_not_exist_is_answered_in_its_dialect(demo_server):
     assert "code" in chat.json()["error"]
 
 
-def test_the_refusal_of_a_prompt_that_is_too_long_has_the_words_that_clients_look_for(sdk):
+def test_the_refusal_of_too_long_a_prompt_has_the_words_that_clients_look_for(sdk):
     with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: \d+ tokens > \d+ m"):
         ask(sdk, [{"role": "user", "content": "a " * 9000}])
 

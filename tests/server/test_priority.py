@@ -68,18 +68,18 @@ def check_that_the_person_goes_first(url, job_body, job_key="none", person_key="
     with ThreadPoolExecutor() as pool:
         running = pool.submit(job)
         assert arrived.wait(60)
-        asked = time.monotonic()
+        asked_at = time.monotonic()
         with streaming(url, {**LONG, "max_tokens": 200}, person_key) as events:
             next(events)
-            first = time.monotonic()
+            first_at = time.monotonic()
             *_, last = events
-            ended = time.monotonic()
+            ended_at = time.monotonic()
         running.result()
     assert last["choices"][0]["finish_reason"] == "length"
     # Blocks that were on the device or on their way when the person's request came still arrive.
-    assert sum(first < at < ended for at in job_blocks) == 0
-    assert sum(asked < at < first for at in job_blocks) <= 8
-    assert sum(at > ended for at in job_blocks) > 50
+    assert sum(first_at < at < ended_at for at in job_blocks) == 0
+    assert sum(asked_at < at < first_at for at in job_blocks) <= 8
+    assert sum(at > ended_at for at in job_blocks) > 50
 
 
 def test_jobs_that_gave_way_give_the_same_answers_as_undisturbed_jobs(url):

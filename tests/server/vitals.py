@@ -18,14 +18,14 @@ class Vitals:
     """The figures of the front end and of its worker at one moment, in this order."""
 
     worker: int  # its process id
-    resident_bytes: tuple[int, int]
-    descriptors: tuple[int, int]
+    resident_bytes: tuple[int, ...]
+    descriptors: tuple[int, ...]
 
     @staticmethod
     def of(server: Server) -> "Vitals":
         worker = server.worker_pid()
         both = [Path("/proc") / str(pid) for pid in (server.process.pid, worker)]
-        resident = [re.search(r"VmRSS:\s+(\d+)", (p / "status").read_text())[1] for p in both]
+        resident = [re.findall(r"VmRSS:\s+(\d+)", (p / "status").read_text())[0] for p in both]
         open_files = [len(list((p / "fd").iterdir())) for p in both]
         return Vitals(worker, tuple(1024 * int(kib) for kib in resident), tuple(open_files))
 
