@@ -57,7 +57,11 @@ def shared_server(
         return servers[key].wait_until_ready()
 
     yield get
-    failed = [server.log.read_text() for server in servers.values() if server.stop() != 0]
+    try:
+        failed = [server.log.read_text() for server in servers.values() if server.stop() != 0]
+    finally:
+        for server in servers.values():
+            server.kill()
     assert not failed, "\n\n".join(failed)
 
 

@@ -75,7 +75,7 @@ class Server:
         return self._status("/health/ready") == 200
 
     def wait_until_idle(self) -> None:
-        """Wait until no request is open, also none that was cancelled."""
+        """Wait until no request is open. A cancelled one is open until the worker has ended it."""
         wait_until(lambda: self.in_flight() == 0)
 
     def metrics(self) -> Figures:
@@ -88,7 +88,7 @@ class Server:
         return self.metrics()[("easel_event_loop_tasks",)]
 
     def ended(self) -> Counter[str]:
-        """Return how many answers have ended, by outcome."""
+        """Returns how many answers have ended, by outcome."""
         return Counter(
             {
                 key[1]: int(n)
@@ -98,7 +98,7 @@ class Server:
         )
 
     def worker_pid(self) -> int:
-        """Return the worker's process id. Raises IndexError while no worker process exists."""
+        """Returns the worker's process id. Raises IndexError while no worker process exists."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return int(children.read_text().split()[0])
 
@@ -109,7 +109,7 @@ class Server:
     def stopped_worker(self) -> Iterator[int]:
         """Stop the worker with SIGSTOP, so that it does nothing inside the block.
 
-        Yields the worker's process id.
+        Yields the worker's process id when all threads of the worker are stopped.
         """
         pid = self.worker_pid()
         os.kill(pid, signal.SIGSTOP)
@@ -133,7 +133,7 @@ class Server:
         self._close()
 
     def _status(self, path: str) -> int | None:
-        """Return the status of the answer, or None if the server cannot be reached."""
+        """Returns the status of the answer, or None if the server cannot be reached."""
         try:
             return self.http.get(path).status_code
         except httpx.TransportError:
@@ -157,6 +157,9 @@ class Server:
 
 
 def _is_stopped(pid: int) -> bool:
-    """Return whether all threads of a process are stopped by a signal."""
-    states = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    """Returns whether a signal has stopped all threads of a process."""
+    try:
+        states = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except FileNotFoundError:  # a thread has just ended
+        return False
     return all(state.rpartition(")")[2].split()[0] == "T" for state in states)

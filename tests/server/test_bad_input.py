@@ -36,7 +36,7 @@ def good(model_folder):
 
 
 def is_refused(response):
-    """Checks that the response is a 400 with a message. Always returns True."""
+    """Check that the response is a 400 with a message. Always returns True."""
     assert response.status_code == 400, response.text
     assert response.json()["error"]["message"]
     return True

@@ -17,7 +17,7 @@ def tool(**function):
 
 
 def envelope(response):
-    """Checks the shape that every error has. Returns the error."""
+    """Check the shape that every error has. Returns the error."""
     body = response.json()
     assert list(body) == ["error"]
     assert sorted(body["error"]) == ["code", "message", "param", "type"]

@@ -19,7 +19,7 @@ from app.settings import Settings
 from tests.server.vitals import unharmed
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))  # 0: a fixed set of requests instead
-# For each operation and each kind, valid or invalid. All take about a minute on two busy cores.
+# For each operation and each kind, valid or invalid. The file takes a minute on two busy cores.
 EXAMPLES = 40
 LIMIT_S = 60
 GROWN_BYTES = 300 * 2**20

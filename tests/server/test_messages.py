@@ -249,7 +249,7 @@ def test_models_are_listed_in_the_dialect_of_the_client(sdk, demo_server):
 
 
 def envelope(response):
-    """Checks the shape that every error of this dialect has. Returns the error."""
+    """Check the shape that every error of this dialect has. Returns the error."""
     body = response.json()
     assert sorted(body) == ["error", "request_id", "type"]
     assert body["type"] == "error"

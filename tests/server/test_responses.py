@@ -70,7 +70,7 @@ def official(response):
 
 
 def check_schema(events):
-    """Checks that each event fits OpenAI's schema exactly."""
+    """Check that each event fits OpenAI's schema exactly."""
     for event in events:
         response = {"response": official(event["response"])} if "response" in event else {}
         strictly(ResponseStreamEvent, {**event, **response})
@@ -166,7 +166,7 @@ def test_a_stream_adds_up_to_its_last_response(demo_http):
         {"input": QUESTION, "tools": [WEATHER], "reasoning": THINKING},
     ],
 )
-def test_the_sdk_assembles_a_stream_to_the_same_response_as_a_whole_answer(demo_client, options):
+def test_a_stream_and_a_whole_answer_give_the_same_response_in_the_sdk(demo_client, options):
     _, final = streamed(demo_client, **options)
     whole = ask(demo_client, **options)
     assert content_of(final) == content_of(whole)

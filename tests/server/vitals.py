@@ -32,7 +32,7 @@ class Vitals:
 
 @contextmanager
 def unharmed(server: Server, grown_bytes: int) -> Iterator[None]:
-    """Checks that the block does no harm. Each process may grow by at most `grown_bytes`."""
+    """Check that the block does no harm. Each process may grow by at most `grown_bytes`."""
     before, log_before = Vitals.of(server), len(server.log.read_text())
     yield
     wait_until(lambda: server.in_flight() == 0, SETTLE_S)
