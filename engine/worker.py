@@ -13,6 +13,7 @@ import zmq
 
 from engine.config import EngineConfig
 from engine.denoise.denoiser import Denoiser
+from engine.denoise.sampler import MOST_STEPS
 from engine.device import device_name, out_of_memory
 from engine.loading import build_denoiser, with_profile
 from engine.messages import (
@@ -34,7 +35,6 @@ from engine.schedule.sequence import Pass, Sequence, StepResult, Work
 
 logger = logging.getLogger(__name__)
 
-_MOST_STEPS = 1024  # limits memory: a block's random numbers for all steps are made at once
 _MOST_BIAS = 1e4  # nats: stays far below the limit of float32 even at the lowest temperature
 _MOST_TEMPERATURE = 1e4  # up to here a banned token's probability is still zero in float32
 
@@ -265,7 +265,7 @@ def _out_of_range(sampling: Sampling) -> list[str]:
         "logit_bias": all(abs(bias) <= _MOST_BIAS for bias in biases),
         "presence_penalty": abs(sampling.presence_penalty) <= _MOST_BIAS,
         "frequency_penalty": abs(sampling.frequency_penalty) <= _MOST_BIAS,
-        "max_denoising_steps": steps is None or 1 <= steps <= _MOST_STEPS,
+        "max_denoising_steps": steps is None or 1 <= steps <= MOST_STEPS,
         "top_logprobs": sampling.top_logprobs is None or sampling.top_logprobs >= 0,
     }
     return [name for name, is_valid in checks.items() if not is_valid]
