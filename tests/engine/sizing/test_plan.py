@@ -9,10 +9,12 @@ import torch
 import engine.__main__
 import engine.loading
 import engine.worker
+from bench.random_model import Shape, write_random_model
 from bench.roofline import RELEASED_MODEL, released
 from engine.config import EngineConfig
 from engine.loading import check_plan
-from engine.sizing.dimensions import Dimensions
+from engine.sizing.dimensions import MODELOPT_FILE, Dimensions
+from engine.sizing.model_files import ModelFiles
 from engine.sizing.plan import (
     DoesNotFitError,
     check_fit,
@@ -22,6 +24,8 @@ from engine.sizing.plan import (
     most_canvases,
     nearest,
 )
+from engine.sizing.weight_files import with_files
+from tests.hub import use_hub
 
 GB = 10**9
 LEAST = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}
@@ -171,13 +175,28 @@ def test_a_quantised_checkpoint_of_unknown_size_is_planned_from_its_files(
     monkeypatch.setattr(
         engine.loading,
         "find_dimensions",
-        lambda model, _gguf: unknown.in_folder(tmp_path) if model == str(tmp_path) else unknown,
+        lambda model, *_: (
+            with_files(unknown, ModelFiles(model)) if model == str(tmp_path) else unknown
+        ),
     )
     checkpoint = SimpleNamespace(folder=tmp_path, gguf=None, generation={})
     monkeypatch.setattr(engine.loading, "find_checkpoint", lambda *_: checkpoint)
     monkeypatch.setattr(engine.loading, "download_weights", download)
     with pytest.raises(DoesNotFitError, match=r"weights 30\.0 GB.*No settings of this model fit"):
         engine.loading.build_denoiser(config())
+
+
+def test_a_quantised_checkpoint_on_the_hub_is_planned_before_it_is_downloaded(
+    tmp_path, monkeypatch, small_gpu
+):
+    folder = write_random_model(tmp_path / "model", Shape())
+    (folder / MODELOPT_FILE).write_text("{}")
+    monkeypatch.setattr(engine.loading, "free_memory", lambda _device: 2**20)
+    with use_hub(monkeypatch, tmp_path / "cache") as hub:
+        hub.add("owner/name", folder)
+        with pytest.raises(DoesNotFitError, match=r"Some GPU has 1\.0 MB"):
+            engine.loading.build_denoiser(EngineConfig(model="owner/name"))
+    assert hub.downloaded() == {"config.json"}
 
 
 def test_the_process_prints_why_it_refuses_and_returns_an_error_code(monkeypatch, capsys):
