@@ -23,6 +23,7 @@ from rich.markup import escape
 
 from app.logs import configure_logs
 from app.plan_report import PlanError, device_names, make_report, print_report, report_json
+from app.prompting.template import TemplateUnreadableError
 from app.security import KeysUnreadableError, api_keys, is_loopback
 from app.server import Announce, create_app
 from app.settings import PREFIX, Settings, unknown_variables
@@ -175,7 +176,7 @@ def _serve(settings: Settings) -> int:
     console.print(f"easel: listening on {url}; loading the model {settings.model}", markup=False)
     try:
         app = create_app(settings, _announcer(settings, url))
-    except KeysUnreadableError as error:
+    except (KeysUnreadableError, TemplateUnreadableError) as error:
         _refuse(str(error))
     except Exception as error:  # tokenizers raises a bare Exception for a missing file
         _refuse(f"model {settings.model!r} cannot be read: {error}")
@@ -270,8 +271,8 @@ def _banner(settings: Settings, url: str, ready: Ready) -> str:
     body = '{"messages": [{"role": "user", "content": "Count to 20"}], "stream": true}'
     return (
         f"\nEasel listens on {url}/v1\n"
-        f"  model    {settings.model} ({ready.dtype}, context {ready.context_length} tokens, "
-        f"canvas {ready.canvas_length})\n"
+        f"  model    {', '.join(settings.model_names)} ({ready.dtype}, "
+        f"context {ready.context_length} tokens, canvas {ready.canvas_length})\n"
         f"  device   {ready.device}\n"
         f"  profile  {ready.profile}\n\n"
         f"  curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"

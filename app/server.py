@@ -30,6 +30,7 @@ from app.security import ApiKeys, api_keys, open_paths
 from app.services import Services
 from app.settings import Settings, listed
 from engine.messages import Loading, Ready
+from engine.sizing.model_files import ModelFiles
 
 # Modules with a router each.
 ENDPOINTS = (
@@ -54,18 +55,23 @@ async def _announce_nothing(_states: AsyncIterator[Loading | Ready]) -> None:
 def create_app(settings: Settings, announce: Announce = _announce_nothing) -> FastAPI:
     """Returns an app that starts its own worker and passes the worker's states to `announce`.
 
-    Raises OSError if the tokenizer's files are missing, and KeysUnreadableError if the API keys
-    can't be read.
+    Raises ModelFilesError, DimensionsError or TemplateUnreadableError if the model's files can't be
+    used, and KeysUnreadableError if the API keys can't be read.
     """
     keys = api_keys(settings)
     hosts, sees = listed(settings.image_hosts), not settings.gguf  # a GGUF file has no vision
-    prompts = PromptBuilder(settings.model_path, hosts, sees=sees)
+    # The worker and its successors read the files of the same commit as this process.
+    commit = ModelFiles(settings.model_path, settings.revision).commit
+    prompts = PromptBuilder(settings.model_path, hosts, sees=sees, revision=commit)
+    config = settings.engine_config()
+    if commit:
+        config = config.model_copy(update={"revision": commit})
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         metrics = Metrics()
         worker = WorkerClient(
-            settings.engine_config(),
+            config,
             metrics,
             max_queue=settings.max_queue,
         )

@@ -11,6 +11,7 @@ from app.answer.tool_schemas import strict_validator
 from app.errors import BadRequest
 from app.prompting.conversation import Tool
 from app.prompting.prompt import Prompt, answer_room
+from app.prompting.vocabulary import Vocabulary
 from engine.messages import GenerateRequest, Ready, Sampling
 
 
@@ -66,11 +67,11 @@ def random_seed() -> int:
     return uuid.uuid4().int % 2**64
 
 
-def prepare(request: AnswerRequest, limits: Ready) -> list[GenerateRequest]:
+def prepare(request: AnswerRequest, limits: Ready, vocabulary: Vocabulary) -> list[GenerateRequest]:
     """Returns the choices in the worker's form, in their order.
 
-    Raises ContextLengthExceeded if a prompt leaves no room for an answer, and BadRequest if token
-    ids are not in the vocabulary or a suffix does not fit.
+    Raises ContextLengthExceeded if a prompt leaves no room for an answer, and BadRequest if the
+    model lacks a token or a suffix does not fit.
     """
     largest = max(request.sampling.logit_bias, default=0)
     if largest >= limits.vocab_size:
@@ -79,8 +80,10 @@ def prepare(request: AnswerRequest, limits: Ready) -> list[GenerateRequest]:
             param="logit_bias",
         )
     suffix = request.sampling.suffix
+    _check_tokens(suffix, limits, vocabulary, "suffix")
     prepared = []
     for prompt in request.prompts:
+        _check_tokens(prompt.tokens, limits, vocabulary, request.prompt_field)
         context = limits.context_length - len(suffix)
         room = answer_room(prompt.tokens, request.max_tokens, context, param=request.prompt_field)
         if suffix and room + len(suffix) > limits.canvas_length:
@@ -100,3 +103,15 @@ def prepare(request: AnswerRequest, limits: Ready) -> list[GenerateRequest]:
                 )
             )
     return prepared
+
+
+def _check_tokens(tokens: Sequence[int], limits: Ready, vocabulary: Vocabulary, param: str) -> None:
+    """Raises BadRequest, which names the token, if the tokenizer has it but the model does not."""
+    largest = max(tokens, default=0)
+    if largest >= limits.vocab_size:
+        name = vocabulary.tokenizer.id_to_token(largest)
+        raise BadRequest(
+            f"{param}: the model lacks the token {name!r} of its tokenizer, whose id is {largest}; "
+            f"the model's ids are below {limits.vocab_size}.",
+            param=param,
+        )

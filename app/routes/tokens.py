@@ -9,7 +9,7 @@ from app.dialects.body import parsed
 from app.dialects.chat.turns import conversation, offered_tools
 from app.errors import BadRequest
 from app.routes.tokens_schema import DetokenizeRequest, TokenizeRequest
-from app.services import Services, check_model, services_of
+from app.services import Services, services_of
 
 router = APIRouter()
 
@@ -18,7 +18,7 @@ router = APIRouter()
 async def tokenize(http: Request) -> dict[str, Any]:
     body = await parsed(http, TokenizeRequest)
     services = services_of(http)
-    check_model(body.model, services.settings.model)
+    services.model_name(body.model)
     limits = services.worker.limits()
     tokens = await asyncio.to_thread(_tokens, services, body)
     return {"count": len(tokens), "max_model_len": limits.context_length, "tokens": tokens}
@@ -40,7 +40,7 @@ def _tokens(services: Services, body: TokenizeRequest) -> list[int]:
 async def detokenize(http: Request) -> dict[str, Any]:
     body = await parsed(http, DetokenizeRequest)
     services = services_of(http)
-    check_model(body.model, services.settings.model)
+    services.model_name(body.model)
     limits = services.worker.limits()
     largest = max(body.tokens, default=0)
     if largest >= limits.vocab_size:

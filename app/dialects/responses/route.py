@@ -26,7 +26,7 @@ from app.dialects.responses.turns import conversation, offered_tools
 from app.dialects.waiting import unless_gone
 from app.errors import ApiError, BadRequest, NotFound, error_event
 from app.prompting.conversation import Turn
-from app.services import Admission, Services, check_model, services_of
+from app.services import Admission, Services, services_of
 from app.sse import NamedEvent, event_stream
 from engine.messages import GenerateRequest, TokenLogprobs
 
@@ -48,14 +48,14 @@ class Incoming:
 async def create_response(http: Request, admit: Admission) -> Response:
     body = await parsed(http, ResponseRequest)
     services, store = services_of(http), response_store(http)
-    check_model(body.model, services.settings.model)
+    model = services.model_name(body.model)
     limits = admit()
     earlier = _earlier(store, body)
     new = [_resolved(store, item, index) for index, item in enumerate(body.items)]
     request = await asyncio.to_thread(answer_request, services, body, earlier, new)
-    prepared = prepare(request, limits)
+    prepared = prepare(request, limits, services.prompts.vocabulary)
     incoming = Incoming(body, [*earlier, *new], request, prepared)
-    head = _head(services, body)
+    head = _head(model, body)
     output = _output(services, incoming)
     events = _events(services, store, incoming, head, output)
     if body.stream:
@@ -115,7 +115,7 @@ def answer_request(
     )
 
 
-def _head(services: Services, body: ResponseRequest) -> dict[str, Any]:
+def _head(model: str, body: ResponseRequest) -> dict[str, Any]:
     """Returns the response as it is before its answer: the request's fields, and no output."""
     effort = None if body.reasoning is None else body.reasoning.effort
     return {
@@ -131,7 +131,7 @@ def _head(services: Services, body: ResponseRequest) -> dict[str, Any]:
         "max_output_tokens": body.max_output_tokens,
         "max_tool_calls": None,
         "metadata": body.metadata or {},
-        "model": services.settings.model,
+        "model": model,
         "output": [],
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
