@@ -117,5 +117,5 @@ def _content(blocks: Iterable[AnyBlock]) -> Content:
             case TextBlock(text=text):
                 parts.append(TextPart(text))
             case ImageBlock(source=source):
-                parts.append(ImagePart(ImageFile(source.media_type, source.data), _FIELD))
+                parts.append(ImagePart(ImageFile(source.data), _FIELD))
     return tuple(parts)
