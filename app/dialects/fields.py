@@ -15,6 +15,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
     PrivateAttr,
+    RootModel,
     Tag,
     WithJsonSchema,
     field_validator,
@@ -141,7 +142,7 @@ class RequestFields(Fields):
         return made
 
 
-def ignored_fields(value: Fields) -> list[str]:
+def ignored_fields(value: BaseModel) -> list[str]:
     """Returns the names of the ignored fields, such as "messages.cache_control", each once."""
     names = dict.fromkeys(_ignored_below(value, ""))
     return list(names)
@@ -149,6 +150,8 @@ def ignored_fields(value: Fields) -> list[str]:
 
 def _ignored_below(value: Any, path: str) -> Iterator[str]:
     match value:
+        case RootModel(root=root):
+            yield from _ignored_below(root, path)
         case Fields():
             yield from (path + name for name in value._ignored)
             for name in value.model_fields_set:

@@ -130,6 +130,11 @@ class ImageReader:
             hosts=hosts,
         )
 
+    @property
+    def sees(self) -> bool:
+        """Returns whether the model has a vision tower."""
+        return self._format is not None
+
     def read(self, parts: Sequence[ImagePart]) -> list[Picture]:
         """Returns the pictures of a request's images. Raises BadRequest, which names the image."""
         if not parts:

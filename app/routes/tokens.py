@@ -31,7 +31,7 @@ async def tokenize(http: Request) -> dict[str, Any]:
 
 def _tokens(services: Services, body: TokenizeText | TokenizeChat) -> list[int]:
     if isinstance(body, TokenizeChat):
-        return chat_prompt(services, body).tokens
+        return chat_prompt(services.prompts, body).tokens
     if body.add_special_tokens is not False:
         return services.prompts.raw(body.prompt).tokens
     return services.prompts.vocabulary.encode_literally(body.prompt)

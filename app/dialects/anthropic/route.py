@@ -62,8 +62,8 @@ def answer_request(services: Services, body: MessagesRequest) -> AnswerRequest:
         "messages",
         timeout_s=body.timeout,
         stops=tuple(body.stop_sequences or ()),
-        format=ChatFormat.offering(
-            offered_tools(body),
+        format=ChatFormat(
+            calls=bool(body.offered),
             parallel_calls=choice is None or not choice.disable_parallel_tool_use,
             whole_calls=True,
         ),

@@ -2,18 +2,28 @@
 
 from collections.abc import Sequence
 
-from app.dialects.chat.schema import ChatFields, ChatMessage, ImageUrlPart, OtherPart, TextPart
-from app.prompting import conversation as prompting
-from app.prompting.conversation import Content, ImagePart, ImageUrl, Part, Tool, ToolCall
-from app.prompting.conversation import ToolResult, Turn, UnreadablePart, check_results
+from app.dialects.chat.schema import ChatFields, ChatMessage, ImageUrlPart
+from app.prompting.conversation import (
+    Content,
+    ImagePart,
+    ImageUrl,
+    Part,
+    TextPart,
+    Tool,
+    ToolCall,
+    ToolResult,
+    Turn,
+    UnreadablePart,
+    check_results,
+)
 from app.prompting.prompt import Prompt, PromptBuilder
 
 
-def chat_prompt(prompts: PromptBuilder, body: ChatFields, tools: Sequence[Tool]) -> Prompt:
+def chat_prompt(prompts: PromptBuilder, body: ChatFields) -> Prompt:
     """Returns the prompt of a chat. Raises BadRequest if none can be made of it."""
     return prompts.chat(
         conversation(body.messages),
-        tools,
+        offered_tools(body),
         thinking=body.thinks,
         continues=body.continues,
         options=body.template_options,
@@ -49,12 +59,11 @@ def _content(message: ChatMessage, field: str) -> Content:
         return message.content or ""
     parts: list[Part] = []
     for index, part in enumerate(message.content):
-        match part:
-            case ImageUrlPart():
-                field_of_url = f"{field}.{index}.image_url.url"
-                parts.append(ImagePart(ImageUrl(part.image_url.url), field_of_url))
-            case TextPart(text=text) | OtherPart(text=str(text)):
-                parts.append(TextPart(text))
-            case OtherPart():
-                parts.append(UnreadablePart(part.type, f"{field}.{index}"))
+        if isinstance(part, ImageUrlPart):
+            url = part.image_url.url
+            parts.append(ImagePart(ImageUrl(url), f"{field}.{index}.image_url.url"))
+        elif isinstance(part.text, str):
+            parts.append(TextPart(part.text))
+        else:
+            parts.append(UnreadablePart(part.type, f"{field}.{index}"))
     return tuple(parts)
