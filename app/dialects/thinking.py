@@ -5,7 +5,7 @@ The model knows only on and off. Every word for an effort therefore means one of
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from app.dialects.fields import Fields, JsonObject, RequestFields, unsupported
 
@@ -27,7 +27,9 @@ Effort = Literal[
     "xhigh",
     "max",
 ]
-_SWITCH = "enable_thinking"  # the template's variable, which only Easel sets
+_SWITCH = "enable_thinking"  # the template's variable, which is set by these fields alone
+# Variables of a template that have fields of their own in a request.
+_OWN_FIELDS = ("messages", "tools", "documents", "add_generation_prompt")
 
 
 def thinks(effort: str | None) -> bool | None:
@@ -61,6 +63,14 @@ class ThinkingFields(RequestFields):
     reasoning: Reasoning | None = None
     reasoning_effort: Effort | None = None
     include_reasoning: bool | None = None
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _no_own_fields(cls, value: JsonObject | None) -> JsonObject | None:
+        for name in _OWN_FIELDS:
+            if name in (value or {}):
+                raise ValueError(f"the variable {name!r} cannot be set here")
+        return value
 
     @model_validator(mode="after")
     def _agree(self) -> "ThinkingFields":

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.dialects.fields import Fields, JsonObject, quoted, unsupported
@@ -52,16 +52,19 @@ class Function(Fields):
         )
 
 
-class OtherTool(BaseModel):
-    """A tool of another type, which is not shown to the model.
+class OtherTool(Fields):
+    """A tool of another type, which is ignored.
 
     Such tools run in the provider's service or in the client. Clients send several with every
     request.
     """
 
-    model_config = ConfigDict(extra="ignore", strict=True)
-
     type: str
+
+    @model_validator(mode="after")
+    def _is_ignored(self) -> "OtherTool":
+        self._ignored = (self.type,)
+        return self
 
 
 def tool_type(value: Any) -> str:
