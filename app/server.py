@@ -54,12 +54,14 @@ async def _announce_nothing(_states: AsyncIterator[Loading | Ready]) -> None:
 def create_app(settings: Settings, announce: Announce = _announce_nothing) -> FastAPI:
     """Returns an app that starts its own worker and passes the worker's states to `announce`.
 
-    Raises OSError if the tokenizer's files are missing, and KeysUnreadableError if the API keys
-    can't be read.
+    Raises OSError if the tokenizer's files are missing, KeysUnreadableError if the API keys can't
+    be read, and TemplateUnreadableError if the chat template can't be used.
     """
     keys = api_keys(settings)
     hosts, sees = listed(settings.image_hosts), not settings.gguf  # a GGUF file has no vision
-    prompts = PromptBuilder(settings.model_path, hosts, sees=sees)
+    prompts = PromptBuilder(
+        settings.model_path, hosts, sees=sees, template_file=settings.chat_template
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

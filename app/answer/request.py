@@ -1,8 +1,11 @@
 """The request in the form that all dialects share, and its conversion to the worker's form."""
 
+import secrets
 import uuid
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import msgspec
 
@@ -47,9 +50,18 @@ class AnswerRequest:
         return len(self.prompts) * self.n
 
 
-def random_seed() -> int:
-    """Returns a seed in 0 .. 2**64 - 1, for a request that has none."""
-    return uuid.uuid4().int % 2**64
+def unset_seed(temperature: float | None, prompts: Iterable[Prompt]) -> int:
+    """Returns a seed in 0 .. 2**64 - 1 for a request that has none.
+
+    It is random, but at temperature 0 it is made of the prompts, so that the same request gets the
+    same answer each time.
+    """
+    if temperature != 0:
+        return secrets.randbits(64)
+    digest = blake2b(digest_size=8)
+    for prompt in prompts:
+        digest.update(array("q", [len(prompt.tokens), *prompt.tokens]))
+    return int.from_bytes(digest.digest())
 
 
 def prepare(request: AnswerRequest, limits: Ready) -> list[GenerateRequest]:

@@ -8,7 +8,7 @@ import uuid
 
 from fastapi import APIRouter, Request, Response
 
-from app.answer.request import AnswerRequest, ChatFormat, prepare, random_seed
+from app.answer.request import AnswerRequest, ChatFormat, prepare, unset_seed
 from app.dialects.anthropic.events import MessagesAnswer
 from app.dialects.anthropic.schema import CountTokensRequest, MessagesRequest
 from app.dialects.anthropic.turns import conversation, offered_tools
@@ -55,9 +55,10 @@ async def count_tokens(http: Request) -> dict[str, int]:
 def answer_request(services: Services, body: MessagesRequest) -> AnswerRequest:
     """Returns the dialect-independent request. Raises BadRequest if no prompt can be made of it."""
     choice = body.tool_choice
+    prompt = _prompt(services, body)
     return AnswerRequest(
-        [_prompt(services, body)],
-        body.sampling(random_seed()),
+        [prompt],
+        body.sampling(unset_seed(body.temperature, [prompt])),
         body.max_tokens,
         "messages",
         timeout_s=body.timeout,

@@ -7,7 +7,7 @@ import uuid
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from app.answer.request import AnswerRequest, ChatFormat, prepare, random_seed
+from app.answer.request import AnswerRequest, ChatFormat, prepare, unset_seed
 from app.dialects.body import parsed
 from app.dialects.chat.events import ChatAnswer
 from app.dialects.chat.schema import ChatCompletionRequest
@@ -41,10 +41,12 @@ async def chat_completions(http: Request, admit: Admission) -> Response:
 
 def answer_request(services: Services, body: ChatCompletionRequest) -> AnswerRequest:
     """Returns the dialect-independent request. Raises BadRequest if no prompt can be made of it."""
+    prompt = chat_prompt(services.prompts, body)
+    seed = unset_seed(body.temperature, [prompt])
     top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return AnswerRequest(
-        [chat_prompt(services.prompts, body)],
-        msgspec.structs.replace(body.sampling(random_seed()), top_logprobs=top_logprobs),
+        [prompt],
+        msgspec.structs.replace(body.sampling(seed), top_logprobs=top_logprobs),
         body.token_limit,
         "messages",
         timeout_s=body.timeout,

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 
 from app.answer.figures import Figures, diffusion
 from app.answer.generation import Delta, Finished, answer_events
-from app.answer.request import AnswerRequest, ChatFormat, prepare, random_seed
+from app.answer.request import AnswerRequest, ChatFormat, prepare, unset_seed
 from app.dialects.body import parsed
 from app.dialects.logprobs import token_logprobs
 from app.dialects.responses.events import OutputItems, StreamEvent, item_id
@@ -105,7 +105,7 @@ def answer_request(
     return AnswerRequest(
         [prompt],
         msgspec.structs.replace(
-            body.sampling(random_seed()),
+            body.sampling(unset_seed(body.temperature, [prompt])),
             top_logprobs=(body.top_logprobs or 0) if body.wants_logprobs else None,
         ),
         body.max_output_tokens,
