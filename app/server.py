@@ -22,7 +22,7 @@ from app.dialects.responses.store import ResponseStore
 from app.engine_client.worker import WorkerCannotStartError, WorkerClient
 from app.errors import ApiError, MethodNotAllowed, NotFound
 from app.metrics import Metrics
-from app.middleware import BodyLimit, RequestIds, UnexpectedErrors, error_response
+from app.middleware import BodyLimit, IgnoredFields, RequestIds, UnexpectedErrors, error_response
 from app.openapi import document
 from app.prompting.prompt import PromptBuilder
 from app.routes import about, health, models, tokens
@@ -62,7 +62,13 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
     hosts, sees = listed(settings.image_hosts), not settings.gguf  # a GGUF file has no vision
     # The worker and its successors read the files of the same commit as this process.
     commit = ModelFiles(settings.model_path, settings.revision).commit
-    prompts = PromptBuilder(settings.model_path, hosts, sees=sees, revision=commit)
+    prompts = PromptBuilder(
+        settings.model_path,
+        hosts,
+        sees=sees,
+        template_file=settings.chat_template,
+        revision=commit,
+    )
     config = settings.engine_config()
     if commit:
         config = config.model_copy(update={"revision": commit})
@@ -103,6 +109,7 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_exception)
     # The middleware added last is the outermost, so every answer has a request id.
+    app.add_middleware(IgnoredFields)
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     if keys:
         app.add_middleware(ApiKeys, keys=keys, open_paths=open_paths(settings))
@@ -113,7 +120,7 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
             allow_origins=listed(settings.cors_origins),
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after", "retry-after-ms"],
+            expose_headers=["x-request-id", "x-easel-ignored", "retry-after", "retry-after-ms"],
         )
     app.add_middleware(RequestIds)
     return app
