@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Template
 from jinja2.exceptions import TemplateError
-from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from app.chat_format.gemma import IMAGE
 from app.prompting.model_files import optional_model_file
@@ -61,7 +61,7 @@ class ChatTemplate:
         self._special_tokens = special_tokens
         for name, source in sources.items():
             try:
-                _compile_jinja_template(source)
+                _compiled(source)
             except TemplateError as error:
                 raise TemplateUnreadableError(
                     f"The chat template {name!r} does not compile: {error}"
@@ -82,15 +82,13 @@ class ChatTemplate:
         """
         source = self._sources.get(_TOOL_USE) if tools else None
         # Not by Transformers' renderer, which would show `Null` as "<Null>".
-        compiled = _compile_jinja_template(source or self._sources[_DEFAULT])
-        rendered: str = compiled.render(
+        return _compiled(source or self._sources[_DEFAULT]).render(
             messages=list(messages),
             tools=list(tools) or None,
             documents=None,
             add_generation_prompt=generation_prompt,
             **{**(options or {}), **self._special_tokens, "enable_thinking": thinking},
         )
-        return rendered
 
     @cached_property
     def null(self) -> Any:
@@ -170,6 +168,15 @@ def find_template(
     else:
         sources = _sources(model)
     return ChatTemplate(sources, special_tokens) if _DEFAULT in sources else None
+
+
+def _compiled(source: str) -> Template:
+    """Returns a template with what Transformers gives templates. It is compiled only once."""
+    # Imported here, because Transformers takes half a second to import.
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    compiled: Template = _compile_jinja_template(source)
+    return compiled
 
 
 def _sources(model: str) -> dict[str, str]:
