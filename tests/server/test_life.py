@@ -199,7 +199,7 @@ def test_the_worker_ends_when_the_front_end_is_killed(start_server):
 
 def serve_with(**variables):
     return subprocess.run(
-        [sys.executable, "-m", "app.cli", "serve"],
+        [sys.executable, "-m", "app", "serve"],
         env={**os.environ, "EASEL_PORT": "0", **variables},
         capture_output=True,
         text=True,
