@@ -5,6 +5,7 @@ comes at once and a taken port is reported at once.
 """
 
 import asyncio
+import errno
 import io
 import logging
 import signal
@@ -126,9 +127,10 @@ def listen(settings: Settings) -> socket.socket:
         return listening
     except OSError as error:
         listening.close()
+        another = error.errno in (errno.EADDRINUSE, errno.EACCES)
         raise CannotServeError(
             f"cannot listen on {settings.host} port {settings.port}: {error.strerror} "
-            f"(settings: {PREFIX}HOST, {PREFIX}PORT)"
+            f"(settings: {PREFIX}HOST, {PREFIX}PORT{'; port 0 takes any free one' * another})"
         ) from error
 
 

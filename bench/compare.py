@@ -36,7 +36,10 @@ class Output:
     plot: Path | None = None
 
     def __post_init__(self) -> None:
-        """Raises typer.BadParameter, before anything is measured, if the plot can't be drawn."""
+        """Raises typer.BadParameter, before anything is measured, if a file can't be written."""
+        for file in filter(None, (self.json, self.plot)):
+            if not file.parent.is_dir():
+                raise typer.BadParameter(f"the folder {file.parent} does not exist")
         if self.plot and not find_spec("matplotlib"):
             raise typer.BadParameter("needs matplotlib: pip install 'easel-server[bench]'")
 

@@ -238,6 +238,7 @@ def test_a_gpu_has_the_bandwidth_of_its_own_model(gpu, bandwidth):
         (["--synthetic", "7b"], "'26b'"),
         (["--synthetic", "26b", "--layers", "31"], "30"),
         (["--layers", "2"], "can only be used with --synthetic"),
+        (["counts", "--json", "/nowhere/rows.json"], "the folder /nowhere does not exist"),
         (["--synthetic", "26b", "tail"], "can't be used before a command"),
         (["--json", "rows.json", "counts"], "can't be used before a command"),
     ],

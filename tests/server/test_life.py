@@ -232,7 +232,7 @@ def test_a_port_that_is_in_use_is_reported_before_anything_is_loaded(server):
     assert result.returncode == 2
     assert result.stderr.strip().splitlines() == [
         f"easel: cannot listen on 127.0.0.1 port {server.port}: Address already in use "
-        "(settings: EASEL_HOST, EASEL_PORT)"
+        "(settings: EASEL_HOST, EASEL_PORT; port 0 takes any free one)"
     ]
 
 
