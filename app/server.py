@@ -1,11 +1,12 @@
 """The FastAPI application: its routes, middleware and errors, and its worker's start and end."""
 
 import asyncio
+import logging
 import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI, Request
@@ -44,6 +45,8 @@ ENDPOINTS = (
     health,
     about,
 )
+
+logger = logging.getLogger(__name__)
 
 Announce = Callable[[AsyncIterator[Loading | Ready]], Awaitable[None]]
 
@@ -92,8 +95,7 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
         finally:
             announcing.cancel()
             running.cancel()
-            with suppress(asyncio.CancelledError, WorkerCannotStartError):
-                await running
+            await asyncio.wait([running])
 
     app = FastAPI(
         title="Easel",
@@ -128,9 +130,13 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
 
 def _end_if_failed(app: FastAPI, task: asyncio.Task[None]) -> None:
     """End the server if its worker can't start. The server then exits with code 1."""
-    if not task.cancelled() and task.exception() is not None:
-        app.state.worker_error = task.exception()
-        os.kill(os.getpid(), signal.SIGTERM)
+    error = None if task.cancelled() else task.exception()
+    if error is None:
+        return
+    if not isinstance(error, WorkerCannotStartError):
+        logger.critical("unexpected error", exc_info=error)
+    app.state.worker_error = error
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def _api_error(request: Request, error: Exception) -> JSONResponse:

@@ -32,6 +32,7 @@ from engine.model.diffusion_gemma import DiffusionGemma
 from engine.model.kernel_choice import choose_attention_kernel, choose_product_kernels
 from engine.model.vision import Vision
 from engine.sizing.dimensions import Dimensions
+from engine.sizing.memory import total_ram_bytes
 from engine.sizing.plan import DoesNotFitError, check_fit
 from engine.sizing.profiles import apply_profile, choose_profile, describe_profile
 from engine.weights.quantized_cache import cache_root
@@ -135,7 +136,7 @@ def check_plan(
     """Log the plan if it fits.
 
     Raises DoesNotFitError if it does not fit a GPU. On a CPU this is only logged as a warning,
-    because the system can free memory.
+    because the system can free memory. It is raised if the whole memory would not be enough.
     """
     cuda = device.type == "cuda"
     try:
@@ -143,6 +144,8 @@ def check_plan(
     except DoesNotFitError as error:
         if cuda:
             raise
+        whole = "this machine (memory and swap)"
+        check_fit(dimensions, config, total_ram_bytes(), cuda=False, device=whole)
         logger.warning("%s", error)
     else:
         logger.info("planned: %s", plan)

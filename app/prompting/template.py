@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Template
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
-from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from app.chat_format.gemma import IMAGE
 from engine.sizing.model_files import ModelFiles, is_pointer, pointer_fault
@@ -60,7 +60,7 @@ class ChatTemplate:
         self._special_tokens = special_tokens
         for name, source in sources.items():
             try:
-                _compile_jinja_template(source)
+                _compiled(source)
             except (TemplateError, RecursionError) as error:
                 line = f"line {error.lineno}: " if isinstance(error, TemplateSyntaxError) else ""
                 reason = getattr(error, "message", None) or str(error)
@@ -84,15 +84,13 @@ class ChatTemplate:
         """
         source = self._sources.get(_TOOL_USE) if tools else None
         # Not by Transformers' renderer, which would show `Null` as "<Null>".
-        compiled = _compile_jinja_template(source or self._sources[_DEFAULT])
-        rendered: str = compiled.render(
+        return _compiled(source or self._sources[_DEFAULT]).render(
             messages=list(messages),
             tools=list(tools) or None,
             documents=None,
             add_generation_prompt=generation_prompt,
             **{**(options or {}), **self._special_tokens, "enable_thinking": thinking},
         )
-        return rendered
 
     @cached_property
     def null(self) -> Any:
@@ -179,6 +177,15 @@ def find_template(
         return ChatTemplate(sources, special_tokens)
     except TemplateUnreadableError as error:
         raise TemplateUnreadableError(f"{file}: {error}") from error
+
+
+def _compiled(source: str) -> Template:
+    """Returns a template with what Transformers gives templates. It is compiled only once."""
+    # Imported here, because Transformers takes half a second to import.
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    compiled: Template = _compile_jinja_template(source)
+    return compiled
 
 
 def _sources(files: ModelFiles) -> tuple[Path | None, dict[str, str]]:

@@ -1,6 +1,7 @@
 """The planned memory, and the settings that are proposed if a plan does not fit."""
 
 import dataclasses
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -139,6 +140,7 @@ def test_a_refusal_says_so_if_no_settings_fit():
 
 def test_the_worker_refuses_on_a_gpu_and_only_warns_on_a_cpu(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Some GPU")
+    monkeypatch.setattr(engine.loading, "total_ram_bytes", lambda: 200 * GB)
     with pytest.raises(DoesNotFitError, match=r"Some GPU has 24\.0 GB"):
         check_plan(released(), config(), 24 * GB, torch.device("cuda"))
     check_plan(released(), config(), 24 * GB, torch.device("cpu"))
@@ -146,6 +148,12 @@ def test_the_worker_refuses_on_a_gpu_and_only_warns_on_a_cpu(monkeypatch, caplog
     caplog.clear()
     check_plan(released(), config(), 80 * GB, torch.device("cuda"))
     assert not caplog.text
+
+
+def test_on_a_cpu_the_worker_refuses_what_would_not_fit_an_idle_machine(monkeypatch):
+    monkeypatch.setattr(engine.loading, "total_ram_bytes", lambda: 32 * GB)
+    with pytest.raises(DoesNotFitError, match=r"this machine \(memory and swap\) has 32\.0 GB"):
+        check_plan(released(), config(), 24 * GB, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -199,10 +207,10 @@ def test_a_quantised_checkpoint_on_the_hub_is_planned_before_it_is_downloaded(
     assert hub.downloaded() == {"config.json"}
 
 
-def test_the_process_prints_why_it_refuses_and_returns_an_error_code(monkeypatch, capsys):
+def test_the_process_logs_why_it_refuses_and_returns_an_error_code(monkeypatch, caplog):
     def refuse(_address, _config):
         raise DoesNotFitError("it is too large")
 
     monkeypatch.setattr(engine.worker, "serve", refuse)
     assert engine.__main__._serve("ipc:///nowhere", config()) != 0
-    assert capsys.readouterr().err == "easel worker: it is too large\n"
+    assert caplog.record_tuples == [("engine", logging.CRITICAL, "it is too large")]
