@@ -63,8 +63,8 @@ def serve(settings: Settings, console: Console) -> int:
 
 def _run(
     settings: Settings, listening: socket.socket, console: Console, announce: "Announce"
-) -> Exception | None:
-    """Serve until the end. Returns the error because of which the worker cannot start, or None."""
+) -> str | None:
+    """Serve until the end. Returns why the worker cannot start, or None if it could."""
     # These imports take longer than all others together.
     from app.security import KeysUnreadableError, api_keys, is_loopback
     from app.server import create_app
@@ -92,8 +92,8 @@ def _run(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     _Server(config).run([listening])
-    failure: Exception | None = getattr(app.state, "worker_error", None)
-    return failure
+    worker_error: str | None = getattr(app.state, "worker_error", None)
+    return worker_error
 
 
 class _Server(uvicorn.Server):

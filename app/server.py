@@ -133,9 +133,10 @@ def _end_if_failed(app: FastAPI, task: asyncio.Task[None]) -> None:
     error = None if task.cancelled() else task.exception()
     if error is None:
         return
+    app.state.worker_error = str(error)
     if not isinstance(error, WorkerCannotStartError):
+        app.state.worker_error = f"{type(error).__name__}: {error}"
         logger.critical("unexpected error", exc_info=error)
-    app.state.worker_error = error
     os.kill(os.getpid(), signal.SIGTERM)
 
 
