@@ -224,7 +224,7 @@ def _dimensions(model: str, revision: str, gguf: str) -> Dimensions:
             return _gguf_dimensions(gguf, dimensions)
         dimensions = with_files(dimensions, files)
     except (ModelFilesError, DimensionsError) as error:
-        raise PlanError(f"model {model!r} cannot be read: {error}") from error
+        raise PlanError(str(error)) from error
     if not dimensions.sized:
         raise PlanError(
             f"model {model!r} is quantised. Only its files say how large it is, and the hub can't "

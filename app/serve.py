@@ -66,15 +66,21 @@ def _run(
 ) -> str | None:
     """Serve until the end. Returns why the worker cannot start, or None if it could."""
     # These imports take longer than all others together.
+    from app.prompting.template import TemplateUnreadableError
     from app.security import KeysUnreadableError, api_keys, is_loopback
     from app.server import create_app
+    from engine.sizing.dimensions import DimensionsError
+    from engine.sizing.model_files import ModelFilesError
 
     try:
         app = create_app(settings, announce)
-    except KeysUnreadableError as error:
+    except (
+        DimensionsError,
+        KeysUnreadableError,
+        ModelFilesError,
+        TemplateUnreadableError,
+    ) as error:
         raise CannotServeError(str(error)) from error
-    except Exception as error:  # tokenizers raises a bare Exception for a missing file
-        raise CannotServeError(f"model {settings.model!r} cannot be read: {error}") from error
     if not is_loopback(settings.host) and not api_keys(settings):
         console.print(
             f"[bold red]easel: anyone who can reach {escape(settings.host)} can use this server; "

@@ -47,7 +47,8 @@ class ModelFiles:
         if self.folder is None:
             if not _HUB_ID.fullmatch(self.model):
                 raise ModelFilesError(
-                    f"model {self.model!r} is neither a folder nor a Hugging Face id"
+                    f"model {self.model!r}: there is no such folder, and it is not a Hugging Face "
+                    "id like owner/name"
                 )
         elif self.revision:
             raise ModelFilesError(
@@ -237,10 +238,14 @@ class ModelFiles:
         """Turn whatever the hub's client raises inside the block into a ModelFilesError."""
         from huggingface_hub.errors import (
             GatedRepoError,
+            LocalEntryNotFoundError,
             RepositoryNotFoundError,
             RevisionNotFoundError,
+            RevisionResolutionError,
         )
 
+        # The client's own handler would write its warnings a second time, and not as the log does.
+        logging.getLogger("huggingface_hub").handlers.clear()
         try:
             yield
         except Exception as error:  # some come from the HTTP library that the client uses
@@ -250,12 +255,33 @@ class ModelFiles:
                 case GatedRepoError():
                     reason = "the hub gives it only to users who were granted access (HF_TOKEN)"
                 case RepositoryNotFoundError():
-                    reason = "the hub does not have it, or gives no access to it (HF_TOKEN)"
+                    reason = (
+                        "there is no such folder, and the hub does not have it, or gives no access "
+                        "to it (HF_TOKEN)"
+                    )
                 case RevisionNotFoundError():
                     reason = f"the hub has no revision {self.revision!r} of it"
+                case LocalEntryNotFoundError() | RevisionResolutionError():
+                    reason = self._unreachable(error.__cause__ or error)
                 case _:
                     reason = one_line(error)
             raise ModelFilesError(f"model {self.model!r}: {reason}") from error
+
+    def _unreachable(self, error: BaseException) -> str:
+        """Returns why files on the hub can't be had without it, and how to do without it."""
+        from huggingface_hub import is_offline_mode
+
+        is_offline = is_offline_mode()
+        reason = (
+            "HF_HUB_OFFLINE is set"
+            if is_offline
+            else f"the hub can't be reached ({one_line(error)})"
+        )
+        return (
+            f"it is not a folder, it was not downloaded completely before, and {reason}. To serve "
+            f"it offline, run `hf download {self.model} --local-dir FOLDER` where there is a "
+            "network, and give FOLDER as the model"
+        )
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -295,6 +321,6 @@ def pointer_fault(file: Path) -> str:
     )
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Returns the error's text in one line."""
     return " ".join(str(error).split()) or type(error).__name__

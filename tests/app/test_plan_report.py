@@ -195,8 +195,11 @@ def test_a_gguf_file_on_the_hub_that_can_not_be_loaded_is_refused_before_it_is_d
         (["--gguf", __file__], "test_plan_report.py is not a GGUF file"),
         (["--device", "rtx-9090"], "allowed: auto, cpu, dgx-spark"),
         (["--device", "demo"], "device 'demo' is unknown"),
-        (["--model", "/no/such/folder"], "'/no/such/folder' is neither a folder nor a Hugging"),
-        (["--model", "some-body/some-model"], "offline mode is enabled"),
+        (["--model", "/no/such/folder"], "model '/no/such/folder': there is no such folder"),
+        (
+            ["--model", "some-body/some-model"],
+            "downloaded completely before, and HF_HUB_OFFLINE is set",
+        ),
         (["--model", str(DEMO_MODEL_PATH), "--revision", "v1"], "revision is 'v1', but model"),
         (["--profile", "fast"], "'fast' is not a profile; available: auto, none"),
         (["--max-context", "many"], "EASEL_MAX_CONTEXT"),

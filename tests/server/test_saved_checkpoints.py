@@ -1,11 +1,7 @@
 """Checkpoints as people save them: served rightly, or refused in one line."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -13,8 +9,7 @@ from safetensors.torch import load_file, save_file
 from tests.engine.sizing.test_model_files import ADAPTER, POINTER
 from tests.hub import Hub, environment
 from tests.polling import wait_until
-
-ROOT = Path(__file__).parents[2]
+from tests.server.test_start import easel
 
 
 @pytest.fixture
@@ -25,21 +20,6 @@ def folder(model_folder, tmp_path):
 def change(folder, name, **changes):
     file = folder / name
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-
-def refusal(folder):
-    """Returns the lines that a server prints which can't serve this folder."""
-    ran = subprocess.run(
-        [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--model", str(folder)],
-        env={**os.environ, "TRITON_INTERPRET": "0", "EASEL_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
-    assert ran.returncode in (1, 2), ran.stderr
-    assert "Traceback" not in ran.stderr
-    return ran.stderr.splitlines()
 
 
 def template(folder):
@@ -89,7 +69,8 @@ def head(folder):
 )
 def test_the_last_line_says_why_a_checkpoint_cannot_be_served(folder, damage, named):
     damage(folder)
-    lines = refusal(folder)
+    code, lines = easel("serve", "--model", str(folder))
+    assert code in (1, 2)
     assert named in lines[-1], lines
 
 
@@ -138,3 +119,15 @@ def test_a_revision_is_that_of_all_files_and_of_every_worker(start_server, folde
     revisions = {path.split("/")[4] for _, path in hub.requests if "/resolve/" in path}
     assert revisions == {commit}
     assert {"tokenizer.json", "config.json", "model.safetensors"} <= hub.downloaded()
+
+
+def test_a_downloaded_model_is_served_without_a_network(start_server, folder, tmp_path):
+    hub = Hub()
+    hub.add("owner/name", folder)
+    variables = {"EASEL_MODEL": "owner/name", **environment(hub, tmp_path / "cache")}
+    with hub.running():
+        start_server(**variables).wait_until_ready().stop()
+    server = start_server(**variables).wait_until_ready()
+    ask = {"prompt": "x", "max_tokens": 1}
+    assert server.http.post("/v1/completions", json=ask).status_code == 200
+    assert server.log.read_text().count("Could not reach the Hub") == 1

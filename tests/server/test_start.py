@@ -53,6 +53,32 @@ def test_the_last_line_says_that_a_worker_was_killed_before_it_was_ready(start_s
     assert last.startswith("easel: the worker ended with exit code -9: it was killed, ")
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (None, "the chat template can't be read: No such file or directory"),
+        ("line 1\n{% if %}", "the chat template 'default' does not compile: line 2: Expected an e"),
+    ],
+)
+def test_the_last_line_says_why_a_chat_template_cannot_be_used(tmp_path, text, reason):
+    file = tmp_path / "template.jinja"
+    if text is not None:
+        file.write_text(text)
+    code, lines = easel("serve", "--chat-template", str(file))
+    assert code == 2
+    assert len(lines) == 2  # the first says what is loaded
+    assert lines[-1].startswith(f"easel: {file}: {reason}")
+
+
+@pytest.mark.parametrize("model", ["./nowhere", "nowhere", "some-body/nowhere"])
+def test_the_last_line_says_that_a_model_is_nowhere(model):
+    code, lines = easel("serve", "--model", model, HF_HUB_OFFLINE="1")
+    assert code == 2
+    assert len(lines) == 2
+    named = "it is not a folder, it was not downloaded" if "/n" in model[2:] else "there is no such"
+    assert lines[-1].startswith(f"easel: model '{model}': {named}")
+
+
 def test_a_folder_for_temporary_files_with_too_long_a_path_is_named(tmp_path):
     folder = tmp_path / ("x" * 100)
     folder.mkdir()
