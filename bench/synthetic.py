@@ -137,7 +137,7 @@ def rows(trial: Trial) -> Iterator[Row]:
 
 
 def _measured(trial: Trial, formats: Formats) -> Iterator[Row]:
-    config, device = _config(trial, formats), trial.device
+    config, device = server_config(trial, formats), trial.device
     network = random_network(
         network_config(trial.dimensions),
         formats=formats,
@@ -165,7 +165,7 @@ def _measured(trial: Trial, formats: Formats) -> Iterator[Row]:
         ]
         step_s = median(seconds for each in answers for seconds in each.passes_s[1:])
         block_s = median(sum(each.passes_s) for each in answers)
-        least_s = _roofline_s(trial, formats, canvases)
+        least_s = roofline_s(trial, formats, canvases)
         yield {
             "case": _case(trial, formats) + (f", {canvases} canvases" if canvases > 1 else ""),
             "step_ms": step_s * 1e3,
@@ -186,7 +186,7 @@ def _measured(trial: Trial, formats: Formats) -> Iterator[Row]:
         }
 
 
-def _config(trial: Trial, formats: Formats) -> EngineConfig:
+def server_config(trial: Trial, formats: Formats) -> EngineConfig:
     """Returns the configuration of a server, with canvases and prefill chunks by its profile.
 
     Without a profile it has one canvas. Speculation and kept prefixes are off, because neither is
@@ -207,7 +207,7 @@ def _config(trial: Trial, formats: Formats) -> EngineConfig:
 
 def _needs_bytes(trial: Trial, formats: Formats) -> int:
     cuda = trial.device.type == "cuda"
-    return make_plan(trial.dimensions, _config(trial, formats), cuda=cuda).total
+    return make_plan(trial.dimensions, server_config(trial, formats), cuda=cuda).total
 
 
 def _memory_bytes(device: torch.device) -> int:
@@ -219,7 +219,7 @@ def _memory_bytes(device: torch.device) -> int:
     return free_memory(device)
 
 
-def _roofline_s(trial: Trial, formats: Formats, canvases: int) -> float | None:
+def roofline_s(trial: Trial, formats: Formats, canvases: int) -> float | None:
     """Returns the least time of a step with 16-bit products; None if the device is unknown."""
     gpu = find_gpu(trial.device)
     device = None if gpu is None else find_device(gpu.name)
