@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Fetches the wheels for bench/gpu_check.sh into .whl (24 MB), on a machine with a network. They are
-# those that a CUDA machine with Python 3.12, torch, transformers' own dependencies and no network
-# lacks, in the versions of constraints.txt.
+# Fetches the wheels for bench/gpu_check.sh into .whl (24 MB), on a machine with a network, in the
+# versions of constraints.txt. They are those that a CUDA machine with Python 3.12, torch 2.11 and
+# no network lacked.
 #
 #   bash bench/gpu_wheels.sh [WHEEL...]   wheels to fetch besides these: the first row of
 #                                         results.jsonl names what a machine lacks
