@@ -15,12 +15,13 @@ They hold no pickle, no tensor and no callable. Both sides keep these rules:
 - Each worker process gets a new socket address, so no message for a dead worker reaches the next.
 """
 
+from collections.abc import Set
 from typing import Literal
 
 import msgspec
 
 FinishReason = Literal["stop", "length", "cancelled"]
-FailureCode = Literal["generation_failed", "out_of_memory"]
+FailureCode = Literal["generation_failed", "out_of_memory", "outputs_not_finite"]
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -46,8 +47,13 @@ class Sampling(msgspec.Struct, frozen=True):
     They count the tokens in this answer's finished blocks. Bias and penalties affect everything
     except log-probabilities.
 
-    `min_tokens`: an end token cannot come before so many other tokens. With `ignore_eos`, end
-    tokens neither end nor cut the answer.
+    `end_tokens` are the chat format's end tokens, which the checkpoint's `generation_config.json`
+    may lack. `stop_token_ids` are the request's own. All of them end the answer, like the
+    checkpoint's.
+
+    `min_tokens`: no token that ends the answer, and no padding, can come before so many other
+    tokens. With `ignore_eos`, neither end tokens nor padding end or cut the answer: only
+    `stop_token_ids` do.
 
     `max_denoising_steps` (1 or more, also the number of steps over which the temperature falls),
     `entropy_bound` and `confidence_threshold` (0 or more) replace the checkpoint's values.
@@ -71,6 +77,8 @@ class Sampling(msgspec.Struct, frozen=True):
     logit_bias: dict[int, float] = {}
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    end_tokens: list[int] = []
+    stop_token_ids: list[int] = []
     min_tokens: int = 0
     ignore_eos: bool = False
     max_denoising_steps: int | None = None
@@ -79,6 +87,11 @@ class Sampling(msgspec.Struct, frozen=True):
     top_logprobs: int | None = None
     suffix: list[int] = []
     priority: int = 0
+
+    def ends(self, checkpoint: Set[int]) -> frozenset[int]:
+        """Returns the tokens that end this answer, given the checkpoint's end tokens."""
+        ends = set[int]() if self.ignore_eos else {*checkpoint, *self.end_tokens}
+        return frozenset(ends.union(self.stop_token_ids))
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -169,6 +182,8 @@ class Block(msgspec.Struct, frozen=True, tag=True):
     """A finished block: the argmax canvas, cut after the first end token and at `max_tokens`.
 
     `tokens` may end with an end token, which counts as a token of the answer but has no text.
+    Padding up to the canvas' end ends the answer too, and is cut off. If there is nothing else,
+    `tokens` is empty.
 
     `denoising_steps` is the number of steps that made the block. `duration_s` is the time in
     seconds since the previous block, or since the request first ran. It includes prefill and
@@ -199,7 +214,11 @@ class Block(msgspec.Struct, frozen=True, tag=True):
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
-    """The end of a request: by an end token ("stop"), by `max_tokens` ("length") or by `Cancel`."""
+    """The end of a request.
+
+    The reason is "stop" if an end token or padding ended the answer, "length" if `max_tokens` did,
+    and "cancelled" after a `Cancel`.
+    """
 
     id: str
     finish_reason: FinishReason

@@ -25,6 +25,7 @@ from engine.messages import Sampling
 MAX_STOPS = 4
 MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 20
+MAX_STOP_TOKENS = 64
 _MAX_QUOTED = 60  # characters of a value that an error repeats
 
 
@@ -119,6 +120,13 @@ class SamplingFields(Strict):
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(default=None, ge=0, lt=2**31)
+    stop_token_ids: (
+        Annotated[
+            list[Annotated[int, Field(ge=0)]],
+            Field(fail_fast=True, max_length=MAX_STOP_TOKENS),
+        ]
+        | None
+    ) = None
     priority: int | None = Field(default=None, ge=-(2**31), lt=2**31)
     timeout: float | None = Field(default=None, gt=0, le=86400, description="in seconds")
     max_denoising_steps: int | None = Field(default=None, ge=1, le=1024)
@@ -134,6 +142,7 @@ class SamplingFields(Strict):
             top_k=max(self.top_k or 0, 0),
             ignore_eos=bool(self.ignore_eos),
             min_tokens=self.min_tokens or 0,
+            stop_token_ids=self.stop_token_ids or [],
             priority=self.priority or 0,
             max_denoising_steps=self.max_denoising_steps,
             entropy_bound=self.entropy_bound,

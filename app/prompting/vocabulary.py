@@ -5,7 +5,7 @@ in both directions. A text that a user types never becomes a control token.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -32,6 +32,11 @@ class Vocabulary:
             for token, added in self.tokenizer.get_added_tokens_decoder().items()
             if added.special or _CONTROL.fullmatch(added.content)
         }
+
+    def control_ids(self, names: Iterable[str]) -> list[int]:
+        """Returns the ids of those control tokens with these names that the tokenizer has."""
+        ids = map(self.tokenizer.token_to_id, names)
+        return [token for token in ids if token is not None and token in self.controls]
 
     @cached_property
     def typed_control(self) -> re.Pattern[str]:

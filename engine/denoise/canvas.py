@@ -125,7 +125,10 @@ def new_canvas(
     width = canvas_length
     if sampling.suffix:
         width = sequence.request.max_tokens - len(answer) + len(sampling.suffix)
-    end_tokens, sampler = sampler.end_tokens, sampler.for_request(sampling)
+    ends = {*sampler.end_tokens, *sampling.end_tokens, *sampling.stop_token_ids}
+    if sampler.padding is not None:
+        ends.add(sampler.padding)
+    sampler = sampler.for_request(sampling)
     noise = block_noise(
         sampling.seed,
         block,
@@ -143,7 +146,7 @@ def new_canvas(
         sampling,
         sampler,
         noise,
-        _biases(sampling, answer, end_tokens, width, vocab_size, device),
+        _biases(sampling, answer, ends, width, vocab_size, device),
         suffix,
         tokens=start,
         argmax=torch.full_like(start, -1),
@@ -172,12 +175,15 @@ def self_conditioning(canvases: list[Canvas], like: Tensor) -> Tensor | None:
 def _biases(
     sampling: Sampling,
     answer: list[int],
-    end_tokens: Iterable[int],
+    ends: Iterable[int],
     width: int,
     vocab_size: int,
     device: torch.device,
 ) -> list[Bias]:
-    """Returns what the request adds to a canvas' logits, given its `answer` before the canvas."""
+    """Returns what the request adds to a canvas' logits, given its `answer` before the canvas.
+
+    `ends` are the tokens that cannot come before the answer has its `min_tokens`.
+    """
     biases = []
     added = dict(sampling.logit_bias)
     if sampling.presence_penalty or sampling.frequency_penalty:
@@ -188,7 +194,7 @@ def _biases(
         biases.append(Bias(slice(0, width), _vector(added, vocab_size, device)))
     # At so many positions the answer may not end.
     early = min(sampling.min_tokens - len(answer), width)
-    banned = dict.fromkeys((token for token in end_tokens if token < vocab_size), _BANNED)
+    banned = dict.fromkeys((token for token in ends if token < vocab_size), _BANNED)
     if early > 0 and banned:
         biases.append(Bias(slice(0, early), _vector(banned, vocab_size, device)))
     return biases

@@ -31,21 +31,27 @@ class PlainBlock:
 def plain_answer(denoiser: Denoiser, request: GenerateRequest) -> tuple[list[PlainBlock], str]:
     """Returns the blocks, and the reason why the answer ended."""
     sampling, blocks, answer = request.sampling, list[PlainBlock](), list[int]()
-    ends = set() if sampling.ignore_eos else denoiser.sampler.end_tokens
+    ends, padding = set(sampling.stop_token_ids), None
+    if not sampling.ignore_eos:
+        ends |= {*denoiser.sampler.end_tokens, *sampling.end_tokens}
+        padding = denoiser.sampler.padding
     while True:
         room = request.max_tokens - len(answer)
         canvas, steps, logprobs = plain_block(denoiser, request, len(blocks), answer)
         block = PlainBlock(canvas, steps, logprobs)
-        if not blocks and not sampling.suffix and canvas[0] in ends:
+        is_empty = canvas[0] in ends or set(canvas) == {padding}
+        if not blocks and not sampling.suffix and is_empty:
             canvas, more, logprobs = plain_block(denoiser, request, 0, answer, stream=1)
             block = PlainBlock(canvas, steps + more, logprobs, rerolled=True)
         if sampling.suffix:
             canvas = canvas[: -len(sampling.suffix)]
         reason = "length" if len(canvas) >= room else ""
         block.tokens = canvas[:room]
-        for index, token in enumerate(block.tokens):
-            if token in ends:
-                block.tokens, reason = canvas[: index + 1], "stop"
+        for index, token in enumerate(canvas):
+            if token in ends or set(canvas[index:]) == {padding}:
+                length = index + (token in ends)
+                if length <= room:
+                    block.tokens, reason = canvas[:length], "stop"
                 break
         block.logprobs = block.logprobs[: len(block.tokens)]
         blocks.append(block)
@@ -82,7 +88,10 @@ def plain_block(
     for step in range(steps):
         hidden = decode(model, canvas, soft, cache).double()
         raw = model.config.softcap * (hidden @ embedding.T / model.config.softcap).tanh()
-        logits = biased(raw, request, answer, set(denoiser.sampler.end_tokens))
+        ends = {*denoiser.sampler.end_tokens, *sampling.end_tokens, *sampling.stop_token_ids}
+        if denoiser.sampler.padding is not None:
+            ends.add(denoiser.sampler.padding)
+        logits = biased(raw, request, answer, ends)
         argmax = torch.cat([logits.argmax(-1)[:free], suffix])
         temperature = sampler.t_min + (sampler.t_max - sampler.t_min) * (steps - step) / steps
         probs = (logits / (temperature * (sampling.temperature or 1.0))).softmax(-1)

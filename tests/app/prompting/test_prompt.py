@@ -49,6 +49,12 @@ def test_a_chat_has_the_same_tokens_as_in_transformers(prompts, reference):
     assert prompts.chat(CONVERSATION).tokens == expected["input_ids"]
 
 
+def test_only_a_chat_s_prompt_has_the_chat_format_s_end_tokens(prompts):
+    ends = {END_OF_TURN, SPECIAL_TOKENS["<|tool_response>"]}
+    assert set(prompts.chat(user("x")).end_tokens) == ends
+    assert prompts.raw("<|turn>user\nx<turn|>").end_tokens == ()
+
+
 @pytest.mark.parametrize("token", SPECIAL_TOKENS)
 def test_a_typed_control_token_arrives_as_text(prompts, token):
     plain = prompts.chat(user("x")).tokens

@@ -18,6 +18,7 @@ PROMPT = list(range(6, 30))
 CANVAS, VOCAB, STEPS = 8, 160, 6
 SHAPE = Shape(layers="sf", canvas=CANVAS, vocab=VOCAB, steps=STEPS, entropy_bound=6.0)
 FEW_ENDS = frozenset(range(150, 160))  # tokens that are drawn now and then
+PADDING = 0
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +29,13 @@ def denoiser(tmp_path_factory):
 
 @pytest.fixture
 def with_ends(denoiser, monkeypatch):
-    """Returns a function that replaces the model's end tokens."""
-    return lambda ends: monkeypatch.setattr(
-        denoiser, "sampler", dataclasses.replace(denoiser.sampler, end_tokens=frozenset(ends))
-    )
+    """Returns a function that replaces the model's end tokens and its padding."""
+
+    def replace(ends, padding=None):
+        sampler = dataclasses.replace(denoiser.sampler, end_tokens=frozenset(ends), padding=padding)
+        monkeypatch.setattr(denoiser, "sampler", sampler)
+
+    return replace
 
 
 @pytest.fixture
@@ -82,7 +86,11 @@ OPTIONS = {
         "max_tokens": 40,
     },
     "rewards": {"presence_penalty": -2.0, "frequency_penalty": -2.0, "max_tokens": 40},
-    "min_tokens": {"min_tokens": 13, "max_tokens": 40},
+    "end_tokens": {"end_tokens": list(range(120, 150))},
+    "stop_token_ids": {"stop_token_ids": list(range(120, 150)), "ignore_eos": True},
+    "min_tokens": {"min_tokens": 13, "max_tokens": 40, "stop_token_ids": list(range(120, 150))},
+    "padding": {"logit_bias": {PADDING: 12.0}, "max_tokens": 40},
+    "mostly padding": {"logit_bias": {PADDING: 16.0}},
     "ignore_eos": {"ignore_eos": True},
     "fewer steps": {"max_denoising_steps": 3},
     "more steps": {"max_denoising_steps": 20, "confidence_threshold": 0.05},
@@ -99,6 +107,8 @@ OPTIONS = {
         "presence_penalty": 0.5,
         "frequency_penalty": 0.3,
         "min_tokens": 9,
+        "end_tokens": [140, 141],
+        "stop_token_ids": [142, 143],
         "max_denoising_steps": 9,
         "entropy_bound": 4.0,
         "confidence_threshold": 0.5,
@@ -116,9 +126,12 @@ OPTIONS = {
 }
 
 
+UNCHANGING = {"nothing", "top_logprobs", "padding", "mostly padding"}  # or only by their bias
+
+
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_answers_are_those_of_plain_float64_arithmetic(denoiser, worker, with_ends, options):
-    with_ends(FEW_ENDS)
+    with_ends(FEW_ENDS, PADDING)
     for seed in range(4):
         blocks, reason = answer(worker, seed=seed, **options)
         expected, expected_reason = plain_answer(denoiser, request(seed=seed, **options))
@@ -128,9 +141,9 @@ def test_answers_are_those_of_plain_float64_arithmetic(denoiser, worker, with_en
         assert reason == expected_reason
 
 
-@pytest.mark.parametrize("name", sorted({*OPTIONS} - {"nothing", "top_logprobs"}))
+@pytest.mark.parametrize("name", sorted({*OPTIONS} - UNCHANGING))
 def test_each_option_changes_an_answer(worker, with_ends, name):
-    with_ends(FEW_ENDS)
+    with_ends(FEW_ENDS, PADDING)
     options = OPTIONS[name]
     kept = {"max_tokens", "logit_bias"} - {name}
     plain = {option: value for option, value in options.items() if option in kept}
@@ -144,7 +157,7 @@ def test_each_option_changes_an_answer(worker, with_ends, name):
 def test_answers_do_not_depend_on_the_options_of_others_in_their_passes(
     denoiser, with_ends, speculate
 ):
-    with_ends(FEW_ENDS)
+    with_ends(FEW_ENDS, PADDING)
     config = EngineConfig(prefill_chunk=16, max_active=4, speculate=speculate)
     worker = Worker(denoiser, config)
     mixed = [
@@ -215,11 +228,38 @@ def test_no_answer_ends_before_min_tokens(worker, with_ends):
         assert (tokens.index(150), len(tokens), reason) == (least, least + 1, "stop")
 
 
+@pytest.mark.parametrize("field", ["end_tokens", "stop_token_ids"])
+def test_no_answer_ends_with_a_request_s_end_token_before_min_tokens(worker, field):
+    eager = {"logit_bias": {150: 100.0}, field: [150]}
+    for least in (0, 7, 8, 13):
+        blocks, reason = answer(worker, **eager, min_tokens=least)
+        tokens = tokens_of(blocks)
+        assert (tokens.index(150), len(tokens), reason) == (least, least + 1, "stop")
+
+
+def test_no_answer_ends_with_padding_before_min_tokens(worker, with_ends):
+    with_ends((), PADDING)
+    eager = {"logit_bias": {PADDING: 100.0}}
+    for least in (0, 7, 8, 13):
+        blocks, reason = answer(worker, **eager, min_tokens=least)
+        assert (len(tokens_of(blocks)), reason) == (least, "stop")
+        assert len(blocks) == least // CANVAS + 1  # the last one may be empty
+
+
 def test_ignored_end_tokens_are_ordinary_tokens(worker, with_ends):
-    with_ends({150})
-    blocks, reason = answer(worker, logit_bias={150: 100.0}, ignore_eos=True)
-    assert (tokens_of(blocks), reason) == ([150] * 20, "length")
-    assert not blocks[0].rerolled
+    with_ends({150}, PADDING)
+    for token in (150, 140, PADDING):
+        options = {"logit_bias": {token: 100.0}, "end_tokens": [140]}
+        blocks, reason = answer(worker, **options, ignore_eos=True)
+        assert (tokens_of(blocks), reason) == ([token] * 20, "length")
+        assert not blocks[0].rerolled
+
+
+def test_a_request_s_own_end_tokens_end_an_answer_that_ignores_the_others(worker, with_ends):
+    with_ends({150}, PADDING)
+    options = {"logit_bias": {140: 100.0}, "stop_token_ids": [140], "min_tokens": 3}
+    blocks, reason = answer(worker, **options, ignore_eos=True)
+    assert (tokens_of(blocks).index(140), reason) == (3, "stop")
 
 
 @pytest.mark.parametrize("early_end", [False, True])
@@ -230,7 +270,9 @@ def test_ignored_end_tokens_do_not_end_a_canvas_early(denoiser, monkeypatch, ear
     monkeypatch.setattr(denoiser, "sampler", sampler)
     ignoring = answer(Worker(denoiser, EngineConfig()), ignore_eos=True, seed=4)[0]
     monkeypatch.setattr(
-        denoiser, "sampler", dataclasses.replace(sampler, end_tokens=frozenset(), early_end=False)
+        denoiser,
+        "sampler",
+        dataclasses.replace(sampler, end_tokens=frozenset(), padding=None, early_end=False),
     )
     assert [b.denoising_steps for b in ignoring] == [
         b.denoising_steps for b in answer(Worker(denoiser, EngineConfig()), seed=4)[0]
@@ -332,6 +374,16 @@ def test_an_infilled_block_is_cut_at_an_end_token_and_may_be_empty(worker, with_
     assert not blocks[0].rerolled
 
 
+def test_an_infilled_block_is_cut_where_padding_fills_it(worker, with_ends):
+    with_ends((), PADDING)
+    options = {"suffix": [40], "max_tokens": 6, "logit_bias": {PADDING: 100.0}}
+    blocks, reason = answer(worker, **options)
+    assert ([block.tokens for block in blocks], reason) == ([[]], "stop")
+    assert not blocks[0].rerolled
+    blocks, reason = answer(worker, **options, min_tokens=2)
+    assert (len(tokens_of(blocks)), reason) == (2, "stop")
+
+
 def test_an_empty_first_block_is_made_again_once(worker, with_ends):
     with_ends(range(VOCAB))  # every block is empty
     for _ in range(2):
@@ -358,6 +410,8 @@ def test_a_block_made_again_has_other_noise_and_is_reproducible(worker, with_end
         ("suffix", {"suffix": [40, 41], "max_tokens": 7}),
         ("suffix", {"suffix": [40, 41], "max_tokens": 4, "prompt": [7] * 123}),
         ("suffix", {"suffix": [VOCAB], "max_tokens": 4}),
+        ("stop_token_ids", {"stop_token_ids": [7, VOCAB]}),
+        ("stop_token_ids", {"stop_token_ids": [-1]}),
         ("logit_bias", {"logit_bias": {VOCAB: 1.0}}),
         ("logit_bias", {"logit_bias": {-1: 1.0}}),
         ("logit_bias", {"logit_bias": {7: float("nan")}}),
