@@ -22,7 +22,7 @@ from app.dialects.responses.store import ResponseStore
 from app.engine_client.worker import WorkerCannotStartError, WorkerClient
 from app.errors import ApiError, MethodNotAllowed, NotFound
 from app.metrics import Metrics
-from app.middleware import BodyLimit, RequestIds, UnexpectedErrors, error_response
+from app.middleware import BodyLimit, IgnoredFields, RequestIds, UnexpectedErrors, error_response
 from app.openapi import document
 from app.prompting.prompt import PromptBuilder
 from app.routes import about, health, models, tokens
@@ -54,12 +54,14 @@ async def _announce_nothing(_states: AsyncIterator[Loading | Ready]) -> None:
 def create_app(settings: Settings, announce: Announce = _announce_nothing) -> FastAPI:
     """Returns an app that starts its own worker and passes the worker's states to `announce`.
 
-    Raises OSError if the tokenizer's files are missing, and KeysUnreadableError if the API keys
-    can't be read.
+    Raises OSError if the tokenizer's files are missing, KeysUnreadableError if the API keys can't
+    be read, and TemplateUnreadableError if the chat template can't be used.
     """
     keys = api_keys(settings)
     hosts, sees = listed(settings.image_hosts), not settings.gguf  # a GGUF file has no vision
-    prompts = PromptBuilder(settings.model_path, hosts, sees=sees)
+    prompts = PromptBuilder(
+        settings.model_path, hosts, sees=sees, template_file=settings.chat_template
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -97,6 +99,7 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_exception)
     # The middleware added last is the outermost, so every answer has a request id.
+    app.add_middleware(IgnoredFields)
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     if keys:
         app.add_middleware(ApiKeys, keys=keys, open_paths=open_paths(settings))
@@ -107,7 +110,7 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
             allow_origins=listed(settings.cors_origins),
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after", "retry-after-ms"],
+            expose_headers=["x-request-id", "x-easel-ignored", "retry-after", "retry-after-ms"],
         )
     app.add_middleware(RequestIds)
     return app
