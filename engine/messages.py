@@ -38,14 +38,17 @@ class Sampling(msgspec.Struct, frozen=True):
     `top_k` (0: all tokens) and `top_p` (above 0, at most 1) limit the tokens that an accepted
     position draws from. `top_k` keeps the k most likely tokens and all that are as likely as the
     last of them. Of these, `top_p` keeps the fewest most likely tokens that together have the share
-    p of their probability. The final block is the argmax canvas and not the drawn tokens, so both
-    options only influence how the canvas develops. Entropy, acceptance, argmax and
-    self-conditioning are computed over all tokens.
+    p of their probability. Of these, `min_p` (0 to 1; 0: all) keeps the tokens that are at least
+    `min_p` times as likely as the most likely one. The final block is the argmax canvas and not the
+    drawn tokens, so these options only influence how the canvas develops. Entropy, acceptance,
+    argmax and self-conditioning are computed over all tokens.
 
     `logit_bias` maps token ids to numbers that are added to the logits before the temperature is
     applied. OpenAI's `presence_penalty` and `frequency_penalty` are subtracted from the logits.
-    They count the tokens in this answer's finished blocks. Bias and penalties affect everything
-    except log-probabilities.
+    They count the tokens in this answer's finished blocks. Before all of that, the logits of the
+    tokens in the prompt and in these blocks are divided by `repetition_penalty` (above 0) if they
+    are positive, and multiplied by it if they are negative. `banned_tokens` are impossible. Bias,
+    penalties and bans affect everything except log-probabilities.
 
     `end_tokens` are the chat format's end tokens, which the checkpoint's `generation_config.json`
     may lack. `stop_token_ids` are the request's own. All of them end the answer, like the
@@ -74,9 +77,12 @@ class Sampling(msgspec.Struct, frozen=True):
     choice: int = 0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     logit_bias: dict[int, float] = {}
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    banned_tokens: list[int] = []
     end_tokens: list[int] = []
     stop_token_ids: list[int] = []
     min_tokens: int = 0

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_STEPS = 1024  # limits memory: a block's random numbers for all steps are made at once
 _MOST_BIAS = 1e4  # nats: stays far below the limit of float32 even at the lowest temperature
+_MOST_REPETITION_PENALTY = 1e4  # biased logits stay as far below that limit
 _MOST_TEMPERATURE = 1e4  # up to here a banned token's probability is still zero in float32
 _NOT_FINITE = (
     "The model's outputs are not finite (NaN or infinite). Its weights may be damaged, or the "
@@ -173,7 +174,7 @@ class Worker:
             room = self._denoiser.context_length - len(request.prompt)
             if length > min(self._denoiser.model.dimensions.canvas_length, room):
                 return "suffix and max_tokens together do not fit one canvas behind the prompt."
-        for name in ("suffix", "logit_bias", "stop_token_ids"):
+        for name in ("suffix", "logit_bias", "banned_tokens", "stop_token_ids"):
             if any(not 0 <= token < vocab_size for token in getattr(sampling, name)):
                 return f"{name} has token ids that the model does not have."
         invalid = _out_of_range(sampling)
@@ -272,9 +273,13 @@ def _out_of_range(sampling: Sampling) -> list[str]:
         "temperature": 0 <= sampling.temperature <= _MOST_TEMPERATURE,
         "top_p": 0 < sampling.top_p <= 1,
         "top_k": sampling.top_k >= 0,
+        "min_p": 0 <= sampling.min_p <= 1,
         "logit_bias": all(abs(bias) <= _MOST_BIAS for bias in biases),
         "presence_penalty": abs(sampling.presence_penalty) <= _MOST_BIAS,
         "frequency_penalty": abs(sampling.frequency_penalty) <= _MOST_BIAS,
+        "repetition_penalty": (
+            1 / _MOST_REPETITION_PENALTY <= sampling.repetition_penalty <= _MOST_REPETITION_PENALTY
+        ),
         "max_denoising_steps": steps is None or 1 <= steps <= _MOST_STEPS,
         "top_logprobs": sampling.top_logprobs is None or sampling.top_logprobs >= 0,
     }

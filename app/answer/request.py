@@ -71,6 +71,7 @@ def prepare(request: AnswerRequest, limits: Ready) -> list[GenerateRequest]:
     ids are not in the vocabulary or a suffix does not fit.
     """
     _check_token_ids("logit_bias", request.sampling.logit_bias, limits)
+    _check_token_ids("bad_words", request.sampling.banned_tokens, limits)
     _check_token_ids("stop_token_ids", request.sampling.stop_token_ids, limits)
     suffix = request.sampling.suffix
     prepared = []

@@ -73,6 +73,17 @@ class Vocabulary:
         # A tokenizer may have a control token among its words too. Its single characters are safe.
         return [token for character in text for token in _ids(self._literal, character)]
 
+    def word_tokens(self, word: str) -> set[int] | None:
+        """Returns the tokens that are a whole word, with or without a space before it.
+
+        Returns None if one of these two forms has several tokens and none of them is such a token:
+        a ban of the tokens could then not ban the word.
+        """
+        bare = word.lstrip(" ")
+        forms = [self.encode_literally(form) for form in ((bare, f" {bare}") if bare else (word,))]
+        whole = {form[0] for form in forms if len(form) == 1}
+        return None if any(whole.isdisjoint(form) for form in forms) else whole
+
     def byte(self, token: int) -> bytes | None:
         """Returns the byte that this token stands for, or None if it is a word."""
         byte = _BYTE_TOKEN.fullmatch(self.tokenizer.id_to_token(token) or "")

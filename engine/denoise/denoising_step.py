@@ -9,6 +9,7 @@ together, D hidden size.
 """
 
 import logging
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -171,13 +172,19 @@ class DenoisingStep:
         inputs = (hidden, embedding, temperatures, uniforms)
         sample = draw(tail, *inputs, accepted, softcap=softcap, biases=biases)
         for canvas, span in zip(canvases, rows.slices, strict=True):
-            top_k, top_p = canvas.sampling.top_k, canvas.sampling.top_p
-            if canvas.greedy or top_k == 1:
+            sampling = canvas.sampling
+            if canvas.greedy or sampling.top_k == 1:
                 sample[span] = tail.argmax[span]
-            elif top_k or top_p < 1:
+            elif sampling.top_k or sampling.top_p < 1 or sampling.min_p:
                 drawn = span.start + accepted[span].nonzero().squeeze(1)
                 sample[drawn] = truncated_draw(
-                    *inputs, drawn, softcap=softcap, top_k=top_k, top_p=top_p, biases=biases
+                    *inputs,
+                    drawn,
+                    softcap=softcap,
+                    top_k=sampling.top_k,
+                    top_p=sampling.top_p,
+                    min_p=sampling.min_p,
+                    biases=biases,
                 )
         fresh = torch.cat(
             [
@@ -231,7 +238,7 @@ def _finite(hidden: Tensor, tail: TailResult, rows: CanvasRows) -> Tensor:
 def _shifted_biases(canvases: list[Canvas], rows: CanvasRows) -> list[Bias]:
     """Returns the canvases' biases, shifted to the rows of the pass."""
     return [
-        Bias(slice(span.start + bias.rows.start, span.start + bias.rows.stop), bias.values)
+        replace(bias, rows=slice(span.start + bias.rows.start, span.start + bias.rows.stop))
         for canvas, span in zip(canvases, rows.slices, strict=True)
         for bias in canvas.biases
     ]

@@ -132,12 +132,16 @@ def filled_cache(denoiser: Denoiser, tokens: list[int]) -> KVCache:
 
 
 def biased(raw: Tensor, request: GenerateRequest, answer: list[int], ends: set[int]) -> Tensor:
-    """Returns the logits [C, V] with the request's bias, penalties and min_tokens applied."""
+    """Returns the logits [C, V] with the request's bias, penalties, bans and min_tokens applied."""
     sampling, logits = request.sampling, raw.clone()
+    for token in {*request.prompt, *answer}:
+        column, penalty = logits[:, token], sampling.repetition_penalty
+        logits[:, token] = torch.where(column > 0, column / penalty, column * penalty)
     for token, bias in sampling.logit_bias.items():
         logits[:, token] += bias
     for token, count in Counter(answer).items():
         logits[:, token] -= count * sampling.frequency_penalty + sampling.presence_penalty
+    logits[:, sampling.banned_tokens] = -math.inf
     for position in range(len(logits)):
         if len(answer) + position < sampling.min_tokens:
             logits[position, list(ends)] = -math.inf
@@ -145,7 +149,7 @@ def biased(raw: Tensor, request: GenerateRequest, answer: list[int], ends: set[i
 
 
 def drawn(probs: Tensor, uniform: float, request: GenerateRequest) -> int:
-    """Draw a token from one position's distribution [V], after top-k and top-p."""
+    """Draw a token from one position's distribution [V], after top-k, top-p and min-p."""
     sampling = request.sampling
     order = probs.argsort(descending=True).tolist()
     order = order[: sampling.top_k or len(order)]
@@ -154,6 +158,7 @@ def drawn(probs: Tensor, uniform: float, request: GenerateRequest) -> int:
         if spent < sampling.top_p * mass:
             kept.add(token)
         spent += float(probs[token])
+    kept = {token for token in kept if probs[token] >= sampling.min_p * probs.max()}
     target, running = uniform * float(probs[sorted(kept)].sum()), 0.0
     for token in sorted(kept):
         running += float(probs[token])

@@ -78,6 +78,8 @@ OPTIONS = {
     "top_k": {"top_k": 3},
     "top_k of one": {"top_k": 1},
     "top_k and top_p": {"top_k": 20, "top_p": 0.7, "temperature": 1.5},
+    "min_p": {"min_p": 0.2},
+    "top_k and top_p and min_p": {"top_k": 20, "top_p": 0.9, "min_p": 0.1, "temperature": 1.5},
     "logit_bias": {"logit_bias": {7: 5.0, 8: -100.0, 9: 4.5, 120: 3.0}},
     "penalties": {
         "presence_penalty": 1.5,
@@ -85,6 +87,14 @@ OPTIONS = {
         "logit_bias": {77: 9.0, 78: 8.5, 79: 8.0},
         "max_tokens": 40,
     },
+    "repetition_penalty": {"repetition_penalty": 1.4, "max_tokens": 40},
+    "repetition reward": {
+        "repetition_penalty": 0.6,
+        "logit_bias": {77: 9.0, 78: 8.5},
+        "presence_penalty": 0.5,
+        "max_tokens": 40,
+    },
+    "banned_tokens": {"banned_tokens": list(range(60, 160)), "logit_bias": {77: 100.0}},
     "rewards": {"presence_penalty": -2.0, "frequency_penalty": -2.0, "max_tokens": 40},
     "end_tokens": {"end_tokens": list(range(120, 150))},
     "stop_token_ids": {"stop_token_ids": list(range(120, 150)), "ignore_eos": True},
@@ -106,6 +116,9 @@ OPTIONS = {
         "logit_bias": {150: 3.0, 30: 2.0},
         "presence_penalty": 0.5,
         "frequency_penalty": 0.3,
+        "repetition_penalty": 1.2,
+        "banned_tokens": [31, 32, 150],
+        "min_p": 0.01,
         "min_tokens": 9,
         "end_tokens": [140, 141],
         "stop_token_ids": [142, 143],
@@ -119,6 +132,7 @@ OPTIONS = {
         "suffix": [50, 151],
         "max_tokens": 6,
         "top_p": 0.8,
+        "repetition_penalty": 1.1,
         "logit_bias": {30: 3.0},
         "min_tokens": 3,
         "top_logprobs": 0,
@@ -216,6 +230,43 @@ def test_penalties_count_the_tokens_of_all_blocks_so_far(worker, penalties, expe
     likely = {77: 1000.0, 78: 600.0}  # so large that hidden states do not matter
     blocks, _ = answer(worker, logit_bias=likely, **penalties)
     assert [set(block.tokens) for block in blocks] == [{token} for token in expected]
+
+
+def test_a_repetition_penalty_concerns_the_tokens_of_the_prompt_and_of_finished_blocks(worker):
+    reward = {"repetition_penalty": 1e-4}  # repeated tokens with a positive logit win
+    assert set(tokens_of(answer(worker, **reward)[0])) <= set(PROMPT)
+    first, second, _ = answer(worker, **reward, banned_tokens=PROMPT)[0]
+    assert set(second.tokens) <= set(first.tokens)
+    first, second, _ = answer(worker, banned_tokens=PROMPT)[0]
+    assert not set(second.tokens) <= set(first.tokens)
+
+
+def test_a_banned_token_never_comes_whatever_its_bias(worker):
+    blocks, _ = answer(worker, logit_bias={77: 1000.0, 78: 900.0}, banned_tokens=[77])
+    assert tokens_of(blocks) == [78] * 20
+
+
+@pytest.mark.parametrize(
+    "neutral",
+    [
+        {"min_p": 0.0},
+        {"repetition_penalty": 1.0},
+        {"banned_tokens": []},
+        {"logit_bias": {7: 0.0}, "presence_penalty": 0.0},
+    ],
+)
+def test_options_that_ask_for_nothing_cost_nothing(worker, monkeypatch, neutral):
+    used = []
+
+    def recorded(*inputs, biases, **scales):
+        used.append(biases)
+        return vocab_tail(*inputs, **scales, biases=biases)
+
+    monkeypatch.setattr("engine.denoise.denoising_step.vocab_tail", recorded)
+    monkeypatch.setattr("engine.denoise.denoising_step.truncated_draw", None)
+    answer(worker, **neutral)
+    assert used
+    assert not any(used)
 
 
 def test_no_answer_ends_before_min_tokens(worker, with_ends):
@@ -419,6 +470,12 @@ def test_a_block_made_again_has_other_noise_and_is_reproducible(worker, with_end
         ("max_denoising_steps", {"max_denoising_steps": 0}),
         ("top_p", {"top_p": 0.0}),
         ("top_k", {"top_k": -1}),
+        ("min_p", {"min_p": -0.1}),
+        ("min_p", {"min_p": 1.1}),
+        ("min_p", {"min_p": float("nan")}),
+        ("repetition_penalty", {"repetition_penalty": 0.0}),
+        ("repetition_penalty", {"repetition_penalty": 2e4}),
+        ("banned_tokens", {"banned_tokens": [VOCAB]}),
         ("top_logprobs", {"top_logprobs": -1}),
         ("temperature", {"temperature": float("nan")}),
     ],
@@ -430,18 +487,24 @@ def test_an_impossible_option_fails_and_is_named(worker, name, options):
     assert worker.idle
 
 
-def test_kernels_that_rely_on_the_softcap_are_not_used_with_a_bias(worker, denoiser, monkeypatch):
-    used = []
+@pytest.mark.parametrize(
+    "biased",
+    [{"logit_bias": {7: 9.0}}, {"repetition_penalty": 0.5}, {"banned_tokens": [7, 8, 9]}],
+)
+def test_kernels_that_rely_on_the_softcap_are_not_used_with_a_bias(
+    worker, denoiser, monkeypatch, biased
+):
+    used, unbiased = [], {"min_p": 0.2}
 
     def kernels(*args, least_temperature, **scales):
         used.append(least_temperature)
         return vocab_tail(*args, **scales)
 
-    expected = tokens_of(answer(worker)[0]), tokens_of(answer(worker, logit_bias={7: 9.0})[0])
+    expected = tokens_of(answer(worker, **unbiased)[0]), tokens_of(answer(worker, **biased)[0])
     monkeypatch.setattr("engine.denoise.denoising_step.triton_vocab_tail", kernels)
     monkeypatch.setattr(denoiser._step, "_kernels", True)
-    assert tokens_of(answer(worker)[0]) == expected[0]
+    assert tokens_of(answer(worker, **unbiased)[0]) == expected[0]
     assert used
     used.clear()
-    assert tokens_of(answer(worker, logit_bias={7: 9.0})[0]) == expected[1]
+    assert tokens_of(answer(worker, **biased)[0]) == expected[1]
     assert not used
