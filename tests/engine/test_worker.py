@@ -259,7 +259,7 @@ class Damaged:
     "options",
     [{}, {"top_p": 0.5}, {"top_k": 3}, {"temperature": 0}, {"top_logprobs": 2}, {"min_tokens": 3}],
 )
-def test_a_request_fails_at_once_if_the_model_s_outputs_are_not_finite(
+def test_a_request_fails_at_once_if_outputs_of_the_model_are_not_finite(
     worker, denoiser, monkeypatch, value, first, step, options
 ):
     expected = tokens_of(worker.generate(request("sound", **options)))

@@ -48,7 +48,7 @@ def changed_demo(tmp_path):
     return folder
 
 
-def test_chats_end_with_the_chat_format_s_tokens_if_the_checkpoint_does_not_name_them(
+def test_chats_end_with_tokens_of_the_chat_format_that_the_checkpoint_does_not_name(
     start_server, demo_server, changed_demo
 ):
     file = changed_demo / "generation_config.json"
@@ -73,7 +73,7 @@ def test_chats_end_with_the_chat_format_s_tokens_if_the_checkpoint_does_not_name
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_ends_at_the_request_s_own_end_token_which_has_no_text(demo_server, stream):
+def test_an_answer_ends_at_one_of_stop_token_ids_which_has_no_text(demo_server, stream):
     url, text = demo_server.url, "Count to 20"
     comma = httpx.post(f"{url}/tokenize", json={"prompt": "1, 2", "add_special_tokens": False})
     _, comma, *_ = comma.json()["tokens"]
@@ -87,7 +87,7 @@ def test_an_answer_ends_at_the_request_s_own_end_token_which_has_no_text(demo_se
     assert choices[-1]["finish_reason"] == "stop"
 
 
-def test_the_request_s_own_end_tokens_are_known_to_every_dialect(demo_server):
+def test_every_dialect_has_stop_token_ids(demo_server):
     messages = [{"role": "user", "content": "hello"}]
     plain = chat(demo_server).json()["choices"][0]["message"]["content"]
     body = {"prompt": plain, "add_special_tokens": False}

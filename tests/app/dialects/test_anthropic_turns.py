@@ -272,7 +272,7 @@ async def test_a_thought_that_the_model_never_closed_is_the_text_too_but_not_if_
     ("token", "expected"),
     [("<turn|>", ["thinking", "text"]), ("<channel|>", ["thinking"])],
 )
-async def test_only_the_chat_format_s_end_tokens_mean_that_the_model_has_ended_its_answer(
+async def test_only_end_tokens_of_the_chat_format_mean_that_the_model_has_ended_its_answer(
     token, expected
 ):
     answer = f"<|channel>thought\nHm. Paris.{token}"

@@ -49,7 +49,7 @@ def test_a_chat_has_the_same_tokens_as_in_transformers(prompts, reference):
     assert prompts.chat(CONVERSATION).tokens == expected["input_ids"]
 
 
-def test_only_a_chat_s_prompt_has_the_chat_format_s_end_tokens(prompts):
+def test_only_the_prompt_of_a_chat_has_end_tokens_of_the_chat_format(prompts):
     ends = {END_OF_TURN, SPECIAL_TOKENS["<|tool_response>"]}
     assert set(prompts.chat(user("x")).end_tokens) == ends
     assert prompts.raw("<|turn>user\nx<turn|>").end_tokens == ()

@@ -280,7 +280,7 @@ def test_no_answer_ends_before_min_tokens(worker, with_ends):
 
 
 @pytest.mark.parametrize("field", ["end_tokens", "stop_token_ids"])
-def test_no_answer_ends_with_a_request_s_end_token_before_min_tokens(worker, field):
+def test_no_answer_ends_with_an_end_token_of_the_request_before_min_tokens(worker, field):
     eager = {"logit_bias": {150: 100.0}, field: [150]}
     for least in (0, 7, 8, 13):
         blocks, reason = answer(worker, **eager, min_tokens=least)
@@ -306,7 +306,7 @@ def test_ignored_end_tokens_are_ordinary_tokens(worker, with_ends):
         assert not blocks[0].rerolled
 
 
-def test_a_request_s_own_end_tokens_end_an_answer_that_ignores_the_others(worker, with_ends):
+def test_stop_token_ids_end_an_answer_that_ignores_other_end_tokens(worker, with_ends):
     with_ends({150}, PADDING)
     options = {"logit_bias": {140: 100.0}, "stop_token_ids": [140], "min_tokens": 3}
     blocks, reason = answer(worker, **options, ignore_eos=True)

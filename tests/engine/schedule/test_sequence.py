@@ -42,7 +42,7 @@ def test_encoding_does_not_pause_behind_a_short_first_turn():
     assert sequence.next_work(10_000).tokens == [8, 99, 10]
 
 
-def test_the_chat_format_s_end_tokens_end_a_first_turn_too():
+def test_end_tokens_of_the_chat_format_end_a_first_turn_too():
     system = [*([8, 9] * WORTH_KEEPING_TOKENS), 97]
     request = GenerateRequest("r", [*system, 10], 100, Sampling(seed=0, end_tokens=[97]))
     assert Sequence.start(request, END).next_work(10_000).tokens == system
@@ -241,12 +241,12 @@ def test_ignored_end_tokens_neither_end_nor_cut_nor_retry_a_block():
 
 
 @pytest.mark.parametrize("canvas", [[97, 8], [98, 98]])
-def test_ignored_ends_include_padding_and_the_chat_format_s_end_tokens(canvas):
+def test_ignored_ends_include_padding_and_end_tokens_of_the_chat_format(canvas):
     block = run(start(ignore_eos=True, end_tokens=[97]), canvas)
     assert (block.tokens, block.finish_reason, block.rerolled) == (canvas, None, False)
 
 
-def test_a_request_s_own_end_tokens_are_never_ignored():
+def test_stop_token_ids_are_never_ignored():
     block = run(start(ignore_eos=True, stop_token_ids=[97]), [99, 97, 8])
     assert (block.tokens, block.finish_reason) == ([99, 97], "stop")
 
