@@ -169,7 +169,7 @@ async def _choice_events(
                     case Failed(message=why, code=code):
                         figures.outcome = "error"
                         raise GenerationFailed(why, code=code)
-        for delta in deltas(output.finish()):
+        for delta in deltas(output.finish(cut_off=reason == "length")):
             yield delta
         figures.outcome = "stop" if output.ended else reason
         figures.duration_s = time.monotonic() - started
@@ -198,6 +198,7 @@ def _output(services: Services, request: AnswerRequest, prompt: Prompt) -> Answe
         request.stops,
         AnswerParser(thinking=prompt.thinking, calls=chat.calls) if chat else None,
         most_calls=None if chat is None or chat.parallel_calls else 1,
+        stop_tokens=set(request.sampling.stop_token_ids).difference(prompt.end_tokens),
     )
 
 

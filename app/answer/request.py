@@ -70,12 +70,9 @@ def prepare(request: AnswerRequest, limits: Ready) -> list[GenerateRequest]:
     Raises ContextLengthExceeded if a prompt leaves no room for an answer, and BadRequest if token
     ids are not in the vocabulary or a suffix does not fit.
     """
-    largest = max(request.sampling.logit_bias, default=0)
-    if largest >= limits.vocab_size:
-        raise BadRequest(
-            f"logit_bias: {largest} is not a token id; ids must be below {limits.vocab_size}.",
-            param="logit_bias",
-        )
+    _check_token_ids("logit_bias", request.sampling.logit_bias, limits)
+    _check_token_ids("bad_words", request.sampling.banned_tokens, limits)
+    _check_token_ids("stop_token_ids", request.sampling.stop_token_ids, limits)
     suffix = request.sampling.suffix
     prepared = []
     for prompt in request.prompts:
@@ -93,8 +90,19 @@ def prepare(request: AnswerRequest, limits: Ready) -> list[GenerateRequest]:
                     id=uuid.uuid4().hex,
                     prompt=prompt.tokens,
                     max_tokens=room,
-                    sampling=msgspec.structs.replace(request.sampling, choice=choice),
+                    sampling=msgspec.structs.replace(
+                        request.sampling, choice=choice, end_tokens=list(prompt.end_tokens)
+                    ),
                     images=list(prompt.images),
                 )
             )
     return prepared
+
+
+def _check_token_ids(field: str, tokens: Iterable[int], limits: Ready) -> None:
+    largest = max(tokens, default=0)
+    if largest >= limits.vocab_size:
+        raise BadRequest(
+            f"{field}: {largest} is not a token id; ids must be below {limits.vocab_size}.",
+            param=field,
+        )

@@ -15,7 +15,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from app.chat_format.gemma import ends_in_thought, with_text_before_call
+from app.chat_format.gemma import ANSWER_ENDS, ends_in_thought, with_text_before_call
 from app.errors import BadRequest, ContextLengthExceeded
 from app.prompting.conversation import Conversation, Tool, ToolResult, Turn
 from app.prompting.images import ImageReader
@@ -34,11 +34,15 @@ from engine.messages import Image
 
 @dataclass(frozen=True)
 class Prompt:
-    """The model's input. If `thinking`, it ends inside a thought, which the answer continues."""
+    """The model's input. If `thinking`, it ends inside a thought, which the answer continues.
+
+    `end_tokens` are the control tokens with which the chat format ends an answer.
+    """
 
     tokens: list[int]
     thinking: bool = False
     images: Sequence[Image] = ()
+    end_tokens: Sequence[int] = ()
 
 
 class PromptBuilder:
@@ -125,7 +129,8 @@ class PromptBuilder:
         if continues:
             text = text.partition(marks.end)[0]
         tokens, images = self._images.insert(marks.tokens(text), pictures, param)
-        return Prompt(tokens, ends_in_thought(text), images)
+        ends = self.vocabulary.control_ids(ANSWER_ENDS)
+        return Prompt(tokens, ends_in_thought(text), images, ends)
 
     def raw(self, text: str) -> Prompt:
         """Returns a raw completion's prompt: the beginning-of-text token, then the text."""

@@ -10,7 +10,7 @@ Letters: N canvases of a pass, C positions of the widest canvas.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,7 @@ class SamplerConfig:
     stability_threshold: int = 1  # steps
     confidence_threshold: float = 0.005  # nats a position
     end_tokens: frozenset[int] = frozenset()
+    padding: int | None = None  # the token that fills a canvas behind the answer's end
     early_end: bool = False  # the stopping rule ignores positions behind an end token
 
     @classmethod
@@ -68,10 +69,10 @@ class SamplerConfig:
             "confidence_threshold": values.get("confidence_threshold"),
         }
         known = {key: value for key, value in given.items() if value is not None}
-        return cls(**known, end_tokens=frozenset(ends))
+        return cls(**known, end_tokens=frozenset(ends), padding=values.get("pad_token_id"))
 
     def for_request(self, sampling: Sampling) -> "SamplerConfig":
-        """Returns this sampler with the numbers that the request sets, or itself if it sets none.
+        """Returns this sampler with the numbers that the request sets, and with its end tokens.
 
         As in Transformers, the temperature falls over the request's `max_denoising_steps` too.
         """
@@ -79,10 +80,9 @@ class SamplerConfig:
             "max_denoising_steps": sampling.max_denoising_steps,
             "entropy_bound": sampling.entropy_bound,
             "confidence_threshold": sampling.confidence_threshold,
-            "end_tokens": frozenset() if sampling.ignore_eos else None,
         }
         given = {name: number for name, number in numbers.items() if number is not None}
-        return dataclasses.replace(self, **given) if given else self
+        return dataclasses.replace(self, **given, end_tokens=sampling.ends(self.end_tokens))
 
     def temperature(self, step_index: int) -> float:
         """Returns the schedule's temperature at step 0, 1, … of a block.
@@ -110,19 +110,25 @@ def counted_positions(argmax: Tensor, configs: Sequence[SamplerConfig]) -> Tenso
     """Returns which positions the stopping rule looks at, [N, C] bool, or None for all.
 
     With `early_end`, these are the positions up to the first end token of the argmax canvas [N, C],
-    where the block will be cut. A request that ignores end tokens has none.
+    where the block will be cut. Each request has its own end tokens. One that ignores end tokens
+    may have none.
     """
-    cut = [config.early_end and bool(config.end_tokens) for config in configs]
-    if not any(cut):
+    ends = [config.end_tokens if config.early_end else frozenset() for config in configs]
+    if not any(ends):
         return None
+    is_end = torch.stack(
+        [_is_one_of(tokens, row) for row, tokens in zip(argmax, ends, strict=True)]
+    )
+    return is_end.cumsum(-1) - is_end.long() == 0
+
+
+def _is_one_of(tokens: Iterable[int], row: Tensor) -> Tensor:
+    """Returns where `row` [C] has one of the tokens, [C] bool."""
+    result = torch.zeros_like(row, dtype=torch.bool)
     # One by one: the host would wait for the device before it copied a tensor of them there.
-    end_tokens = configs[cut.index(True)].end_tokens
-    ends = torch.stack([argmax == token for token in end_tokens]).any(0)
-    counted = ends.cumsum(-1) - ends.long() == 0
-    if all(cut):
-        return counted
-    each = zip(counted, cut, strict=True)
-    return torch.stack([row if is_cut else torch.ones_like(row) for row, is_cut in each])
+    for token in tokens:
+        result |= row == token
+    return result
 
 
 def stable_steps(

@@ -63,7 +63,7 @@ class Checkpoint:
 
     folder: Path
     config: ModelConfig
-    generation: dict[str, Any]  # its generation_config.json
+    generation: dict[str, Any]  # its generation_config.json, with the padding of its config.json
     vision: VisionConfig | None
     read_module: ReadModule  # reads the format in which the weights are stored
     gguf: Path | None = None  # the file that holds the weights instead of the folder
@@ -112,6 +112,8 @@ def find_checkpoint(model: str, gguf: str = "") -> Checkpoint:
     folder = local_folder or _download(model, _CONFIG_FILES)
     vision = None if gguf_file else VisionConfig.find(folder, config)
     generation = _generation_config(folder)
+    if generation.get("pad_token_id") is None:
+        generation["pad_token_id"] = config.text_config.pad_token_id
     stored: dict[str, Any] | None = getattr(config, "quantization_config", None)
     try:
         read_module = read_dense if gguf_file else find_format(folder, stored)

@@ -58,7 +58,7 @@ def answer_request(services: Services, body: MessagesRequest) -> AnswerRequest:
     prompt = _prompt(services, body)
     return AnswerRequest(
         [prompt],
-        body.sampling(unset_seed(body.temperature, [prompt])),
+        body.sampling(unset_seed(body.temperature, [prompt]), services.prompts.vocabulary),
         body.max_tokens,
         "messages",
         timeout_s=body.timeout,

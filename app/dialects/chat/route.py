@@ -46,7 +46,9 @@ def answer_request(services: Services, body: ChatCompletionRequest) -> AnswerReq
     top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return AnswerRequest(
         [prompt],
-        msgspec.structs.replace(body.sampling(seed), top_logprobs=top_logprobs),
+        msgspec.structs.replace(
+            body.sampling(seed, services.prompts.vocabulary), top_logprobs=top_logprobs
+        ),
         body.token_limit,
         "messages",
         timeout_s=body.timeout,

@@ -48,7 +48,7 @@ def answer_request(services: Services, body: CompletionRequest, limits: Ready) -
     return AnswerRequest(
         prompts,
         msgspec.structs.replace(
-            body.sampling(unset_seed(body.temperature, prompts)),
+            body.sampling(unset_seed(body.temperature, prompts), services.prompts.vocabulary),
             top_logprobs=body.logprobs,
             suffix=services.prompts.vocabulary.encode_literally(body.suffix) if body.suffix else [],
         ),

@@ -105,7 +105,7 @@ def answer_request(
     return AnswerRequest(
         [prompt],
         msgspec.structs.replace(
-            body.sampling(unset_seed(body.temperature, [prompt])),
+            body.sampling(unset_seed(body.temperature, [prompt]), services.prompts.vocabulary),
             top_logprobs=(body.top_logprobs or 0) if body.wants_logprobs else None,
         ),
         body.max_output_tokens,
