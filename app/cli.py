@@ -208,7 +208,10 @@ def _listen(settings: Settings) -> socket.socket:
 
     Call this before anything is loaded, so that a taken port is reported at once.
     """
-    listening = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    # The protocol is named, because asyncio switches Nagle's algorithm off only for connections of
+    # which it knows that they are TCP. With it, each response on a kept connection takes 40 ms.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     # A restart must not wait until the previous server's connections have timed out.
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     # A client that reads nothing for as long as an answer may take counts as gone. The system then

@@ -1,19 +1,17 @@
-"""A real server on a real worker, with a checkpoint of the demo model's shape."""
+"""Fixtures that run real servers with real workers.
+
+`server` has random weights in the demo model's shape, `demo_server` has the trained demo model.
+`shared_server` and `start_server` start servers with other settings.
+"""
 
 import os
 
-# Kernels are tested on Triton's interpreter, which it chooses when it is imported: by any of the
-# imports below. The servers that tests start are not told.
+# The tests of the kernels run on Triton's interpreter. Triton reads this variable when it is first
+# imported, which the imports below do. The servers that the tests start do not inherit it.
 os.environ["TRITON_INTERPRET"] = "1"
 
 import json
-import re
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -23,59 +21,11 @@ import pytest
 from demo.network import new_model
 from demo.tokenizer import build_tokenizer
 from demo.train import save
-from engine.config import DEMO_MODEL_PATH
+from tests.running_server import Server
 
-START_S = 90
-STEPS = 3  # denoising steps a block: random weights never converge
+STEPS = 3  # denoising steps a block, because random weights never converge
 
-
-class Server:
-    """`easel serve` as a process of its own, on a port that is free."""
-
-    def __init__(self, model: Path, log: Path, **settings: str) -> None:
-        self.log = log
-        variables = {"EASEL_MODEL": str(model), "EASEL_PORT": "0", "EASEL_THREADS": "1"}
-        with log.open("w") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "app.cli", "serve"],
-                env={**os.environ, "TRITON_INTERPRET": "0", **variables, **settings},
-                stdout=output,
-                stderr=output,
-            )
-
-    @cached_property
-    def url(self) -> str:
-        """The address, which the server says before it loads anything."""
-        for _ in range(START_S * 100):
-            found = re.search(r"listening on (http://\S+?);", self.log.read_text())
-            if found:
-                return found[1]
-            assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.01)
-        raise AssertionError(f"it does not listen:\n{self.log.read_text()}")
-
-    def wait_until_ready(self) -> "Server":
-        with httpx.Client(base_url=self.url) as client:
-            for _ in range(START_S * 10):
-                assert self.process.poll() is None, self.log.read_text()
-                try:
-                    if client.get("/health/ready").status_code == 200:
-                        return self
-                except httpx.ConnectError:
-                    pass
-                try:
-                    self.process.wait(0.1)
-                except subprocess.TimeoutExpired:
-                    continue
-        raise AssertionError(f"not ready in time:\n{self.log.read_text()}")
-
-    def worker_pid(self) -> int:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return int(children.read_text().split()[0])
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+StartServer = Callable[..., Server]
 
 
 @pytest.fixture(scope="session")
@@ -88,43 +38,66 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def shared_server(
+    model_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StartServer]:
+    """Returns a function that returns a ready server with the given settings.
+
+    Each distinct combination of settings has one server, which all tests of the process share. A
+    test must not end it or its worker, but may stop the worker inside `Server.stopped_worker`.
+    """
+    servers: dict[frozenset[tuple[str, str]], Server] = {}
+
+    def get(**settings: str) -> Server:
+        key = frozenset(settings.items())
+        if key not in servers:
+            log = tmp_path_factory.mktemp("server") / "log"
+            servers[key] = Server(log, **{"EASEL_MODEL": str(model_folder), **settings})
+        return servers[key].wait_until_ready()
+
+    yield get
+    try:
+        failed = [server.log.read_text() for server in servers.values() if server.stop() != 0]
+    finally:
+        for server in servers.values():
+            server.kill()
+    assert not failed, "\n\n".join(failed)
+
+
 @pytest.fixture
-def start_server(model_folder: Path, tmp_path: Path) -> Iterator[object]:
-    """Start a server of the test's own, with these settings in its environment."""
+def start_server(model_folder: Path, tmp_path: Path) -> Iterator[StartServer]:
+    """Returns a function that starts a server with the given settings for one test.
+
+    The test may end the server and its worker in any way. The server is not ready yet.
+    """
     started: list[Server] = []
 
     def start(**settings: str) -> Server:
         log = tmp_path / f"server-{len(started)}.log"
-        started.append(Server(model_folder, log, **settings))
+        started.append(Server(log, **{"EASEL_MODEL": str(model_folder), **settings}))
         return started[-1]
 
     yield start
     for server in started:
-        server.process.kill()
-        server.process.wait()
+        server.kill()
 
 
 @pytest.fixture(scope="session")
-def server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = Server(model_folder, tmp_path_factory.mktemp("server") / "log").wait_until_ready()
-    yield running
-    assert running.stop() == 0, running.log.read_text()
+def server(shared_server: StartServer) -> Server:
+    """The server with the default settings and random weights."""
+    return shared_server()
 
 
 @pytest.fixture(scope="session")
-def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """What a newcomer gets: the trained demo model."""
-    log = tmp_path_factory.mktemp("demo") / "log"
-    running = Server(DEMO_MODEL_PATH, log, EASEL_MODEL="demo").wait_until_ready()
-    yield running
-    assert running.stop() == 0, log.read_text()
+def limited_server(shared_server: StartServer) -> Server:
+    """A server with low limits: 3 open answers, bodies of 2,000 bytes and 1 kept response."""
+    return shared_server(EASEL_MAX_QUEUE="3", EASEL_MAX_BODY_BYTES="2000", EASEL_RESPONSES_KEPT="1")
 
 
 @pytest.fixture(scope="session")
-def demo_client(demo_server: Server) -> Iterator[openai.OpenAI]:
-    url = f"{demo_server.url}/v1"
-    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
-        yield client
+def http(server: Server) -> httpx.Client:
+    return server.http
 
 
 @pytest.fixture(scope="session")
@@ -134,6 +107,13 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 
 
 @pytest.fixture(scope="session")
-def http(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=60) as client:
+def demo_server(shared_server: StartServer) -> Server:
+    """The server that a newcomer starts: the trained demo model with the default settings."""
+    return shared_server(EASEL_MODEL="demo")
+
+
+@pytest.fixture(scope="session")
+def demo_client(demo_server: Server) -> Iterator[openai.OpenAI]:
+    url = f"{demo_server.url}/v1"
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
         yield client

@@ -1,4 +1,4 @@
-"""Pictures to send: random noise, which no scaling or cutting mistake leaves as it is."""
+"""Pictures of random noise for requests. Any mistake in scaling or cutting changes the noise."""
 
 import base64
 from io import BytesIO
@@ -15,7 +15,7 @@ def noise_picture(height: int, width: int, *, mode: str = "RGB", seed: int = 0) 
 
 
 def data_url(image: PIL.Image.Image, kind: str = "png", **options: object) -> str:
-    """The picture as a file of this format, in a URL."""
+    """Returns a data URL with the picture as a file of the format `kind`."""
     return raw_data_url(file_bytes(image, kind, **options), kind)
 
 

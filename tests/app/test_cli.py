@@ -1,8 +1,11 @@
 """The help and the output of the command line."""
 
+import asyncio
+import socket
+
 from typer.testing import CliRunner
 
-from app.cli import _banner, main
+from app.cli import _banner, _listen, main
 from app.settings import Settings
 from engine.config import profile_names
 from engine.messages import Ready
@@ -17,3 +20,19 @@ def test_the_help_of_serve_names_every_profile_and_every_setting():
 def test_the_banner_shows_the_profile():
     ready = Ready("cpu", "float32", 2048, 32, 1280, profile="demo: max_active 4")
     assert "  profile  demo: max_active 4\n" in _banner(Settings(), "http://127.0.0.1:8000", ready)
+
+
+async def test_responses_do_not_wait_until_earlier_ones_are_acknowledged():
+    accepted = asyncio.get_running_loop().create_future()
+    listening = _listen(Settings(port=0))
+    port = listening.getsockname()[1]
+
+    def on_connection(_reader, writer):
+        accepted.set_result(writer)
+
+    async with await asyncio.start_server(on_connection, sock=listening):
+        _, client = await asyncio.open_connection("127.0.0.1", port)
+        connection = (await accepted).get_extra_info("socket")
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        for each in (client, await accepted):
+            each.close()

@@ -1,7 +1,8 @@
-"""The snippets of a Markdown page: fenced code, and the output that the page promises of it.
+"""Reads the snippets of a Markdown page: fenced code and the output that the page shows for it.
 
-A fence of `python`, `js` or `sh` is a snippet; the fence without a language right after it is its
-output, in which `...` stands for any text. Any other fence is an error, so that none goes unrun.
+A fence of `python`, `js` or `sh` is a snippet. The fence without a language right after it is its
+output, in which `...` stands for any text. Any other fence is an error, so that no code on the page
+stays untested.
 """
 
 import re
@@ -15,7 +16,7 @@ LANGUAGES = ("python", "js", "sh")
 
 @dataclass(frozen=True)
 class Snippet:
-    """Code under a heading; `name` is that heading and, from 1, which of its snippets this is."""
+    """Code under a heading. `name` is the heading and the snippet's number under it, from 1."""
 
     name: str
     language: str
@@ -23,27 +24,30 @@ class Snippet:
     output: str
 
     def promises(self, text: str) -> bool:
-        """Whether `text` is the output shown; blank space at the ends does not count."""
+        """Returns whether `text` is the output shown, except for blank space at both ends."""
         parts = map(re.escape, self.output.strip().split("..."))
         return re.fullmatch("(?s:.*?)".join(parts), text.strip()) is not None
 
 
 def snippets(page: str) -> list[Snippet]:
-    """Every snippet of a page in its order; raises ValueError for a fence that is not of one."""
+    """Returns every snippet of a page, in order.
+
+    Raises ValueError for a snippet without output and for a fence that belongs to no snippet.
+    """
     heading, counts = "", Counter[str]()
-    found = []
-    rest = iter(MarkdownIt().parse(page))
-    for token in rest:
+    result = []
+    tokens = iter(MarkdownIt().parse(page))
+    for token in tokens:
         if token.type == "heading_open":
-            heading = next(rest).content
+            heading = next(tokens).content
         if token.type != "fence":
             continue
         if token.info not in LANGUAGES:
-            raise ValueError(f"{heading}: a fence of {token.info!r} is no snippet's")
-        output = next(rest, None)
+            raise ValueError(f"{heading}: a fence of {token.info!r} belongs to no snippet")
+        output = next(tokens, None)
         if output is None or (output.type, output.info) != ("fence", ""):
             raise ValueError(f"{heading}: no output follows the snippet\n{token.content}")
         counts[heading] += 1
         name = f"{heading} {counts[heading]}"
-        found.append(Snippet(name, token.info, token.content, output.content))
-    return found
+        result.append(Snippet(name, token.info, token.content, output.content))
+    return result

@@ -1,4 +1,4 @@
-"""docs/clients.md, run as it stands: each client's real package against a real `easel serve`."""
+"""Runs the snippets of docs/clients.md: each client's real package against a real server."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from tests.clients.snippets import Snippet, snippets
 
 ROOT = Path(__file__).parents[2]
 CLIENTS = ROOT / ".venv-clients"
-ADDRESS = "http://127.0.0.1:8000"  # the page's
+ADDRESS = "http://127.0.0.1:8000"  # in the snippets
 PAGE = snippets((ROOT / "docs" / "clients.md").read_text())
 COMMANDS = {"python": ("python",), "js": ("node",), "sh": ("bash", "-euo", "pipefail")}
 SUFFIXES = {"python": ".py", "js": ".mjs", "sh": ".sh"}
@@ -19,10 +19,13 @@ LIMIT_S = 100
 
 
 def run(snippet: Snippet, url: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """The snippet, in a folder that is its home too, with nothing of our environment."""
+    """Run the snippet against the server at `url`.
+
+    It runs in `folder`, which is its home too, and gets nothing of our environment but the PATH.
+    """
     file = folder / f"snippet{SUFFIXES[snippet.language]}"
     file.write_text(snippet.code.replace(ADDRESS, url))
-    # Node looks for packages beside the file and above it.
+    # Node looks for packages in the folder of the file and in the folders above.
     (folder / "node_modules").symlink_to(CLIENTS / "node_modules")
     return subprocess.run(
         [*COMMANDS[snippet.language], file.name],
@@ -37,9 +40,9 @@ def run(snippet: Snippet, url: str, folder: Path) -> subprocess.CompletedProcess
 
 @pytest.mark.parametrize("snippet", PAGE, ids=lambda snippet: snippet.name)
 def test_the_snippet_prints_what_the_page_shows(snippet, demo_server, tmp_path):
-    assert (CLIENTS / ".installed").exists(), f"no clients yet: make {CLIENTS.name}/.installed"
+    assert (CLIENTS / ".installed").exists(), f"install them: make {CLIENTS.name}/.installed"
     if "curl " in snippet.code and shutil.which("curl") is None:
         pytest.skip("there is no curl on this machine")
-    ran = run(snippet, demo_server.url, tmp_path)
-    assert ran.returncode == 0, ran.stderr
-    assert snippet.promises(ran.stdout), f"{ran.stdout}\n{ran.stderr}"
+    result = run(snippet, demo_server.url, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert snippet.promises(result.stdout), f"{result.stdout}\n{result.stderr}"

@@ -38,7 +38,7 @@ console.log(3);
 """
 
 
-def test_snippets_are_found_in_order_with_their_heading_language_and_output():
+def test_snippets_are_read_in_order_with_their_heading_language_and_output():
     assert snippets(PAGE) == [
         Snippet("First 1", "sh", "# no heading\necho one\n", "one\n"),
         Snippet("First 2", "python", 'print("two")\n', "two\n"),
@@ -55,14 +55,14 @@ def test_snippets_are_found_in_order_with_their_heading_language_and_output():
         "```python\n1\n```\n```python\n2\n```\n",
     ],
 )
-def test_a_snippet_without_its_output_right_after_it_is_an_error(page):
+def test_a_snippet_that_is_not_followed_by_its_output_is_an_error(page):
     with pytest.raises(ValueError, match="no output follows"):
         snippets(page)
 
 
 @pytest.mark.parametrize("page", ["```\n1\n```\n", "```json\n{}\n```\n", "```toml\n```\n```\n```"])
-def test_a_fence_that_would_go_unrun_is_an_error(page):
-    with pytest.raises(ValueError, match="is no snippet's"):
+def test_a_fence_that_belongs_to_no_snippet_is_an_error(page):
+    with pytest.raises(ValueError, match="belongs to no snippet"):
         snippets(page)
 
 
@@ -79,5 +79,5 @@ def test_a_fence_that_would_go_unrun_is_an_error(page):
         ("first...last", "first\nand\nlast", True),
     ],
 )
-def test_dots_in_an_output_stand_for_any_text_and_all_else_for_itself(output, printed, same):
+def test_dots_in_an_output_match_any_text_and_other_characters_themselves(output, printed, same):
     assert Snippet("", "sh", "", output).promises(printed) is same

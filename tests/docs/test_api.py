@@ -1,4 +1,4 @@
-"""docs/api.md says of every field and every endpoint what becomes of it."""
+"""docs/api.md describes every field and every endpoint."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 
 
 def named_in(heading):
-    """Everything in backticks under the first heading that has this in it."""
+    """Returns everything in backticks under the first heading that contains `heading`."""
     section = next(s for s in re.split(r"^## ", PAGE, flags=re.M) if heading in s.splitlines()[0])
     return set(re.findall(r"`([^`]+)`", section))
 
@@ -38,13 +38,13 @@ CHAT = named_in("/v1/chat/completions") | {"model"}
         (DetokenizeRequest, named_in("/tokenize")),
     ],
 )
-def test_every_field_has_its_line(schema, named):
+def test_every_field_is_described(schema, named):
     fields = {*schema.model_fields, *schema.neutral}
     assert fields - named - {"model"} == set()
 
 
 @pytest.mark.parametrize("module", ENDPOINTS)
-def test_every_endpoint_is_named(module):
+def test_every_endpoint_is_described(module):
     for route in module.router.routes:
         assert isinstance(route, APIRoute)
         if route.include_in_schema and route.path != "/":

@@ -1,9 +1,9 @@
-"""Streams held chunk by chunk against OpenAI's published schema, more strictly than any client.
+"""Checks every chunk of a stream against OpenAI's published schema, more strictly than any client.
 
-The schema is the `openai` package's types, which are generated from OpenAI's specification: types
-without coercion, required fields, literals, and no field beside them but our documented
-extensions. What a schema cannot say (order, one end, one usage) is asserted here. Knows nothing of
-what is said in a stream.
+The schema is the `openai` package's types, which are generated from OpenAI's specification. Types
+are not coerced, fields are required, literals are exact, and no field is allowed beside them except
+our documented extensions. The functions here also check what a schema cannot express: the order of
+the chunks, one end and one usage. They do not depend on the text of a stream.
 """
 
 import json
@@ -21,14 +21,18 @@ DELTA_EXTENSIONS = {"reasoning", "reasoning_content"}
 
 
 def strictly(schema: Any, data: Any) -> Any:
-    """`data` as `schema`, a pydantic type; raises ValidationError, for unknown fields too."""
+    """Returns `data` as `schema`, a pydantic type.
+
+    Raises ValidationError if it does not fit exactly, or if it has unknown fields.
+    """
     return TypeAdapter(schema).validate_json(json.dumps(data), strict=True, extra="forbid")
 
 
 def check_chat_stream(lines: Iterable[str], *, include_usage: bool = False) -> list[dict[str, Any]]:
-    """The chunks of a chat stream, as sent, if it is right; raises AssertionError and the like.
+    """Returns the chunks of a correct chat stream as they were sent.
 
-    `lines` are the body's, `include_usage` what the request asked for.
+    `lines` are the lines of the response's body and `include_usage` is the option of the request.
+    Raises AssertionError, KeyError or ValueError if the stream is wrong.
     """
     chunks = _chunks(lines)
     for chunk in chunks:
@@ -41,43 +45,46 @@ def check_chat_stream(lines: Iterable[str], *, include_usage: bool = False) -> l
     for choices in _check_frame(chunks, include_usage):
         deltas = [choice["delta"] for choice in choices]
         assert deltas[0] == {"role": "assistant", "content": ""}, f"begins with {deltas[0]}"
-        assert all("role" not in delta for delta in deltas[1:]), "the role is told once"
-        assert all(delta for delta in deltas[1:-1]), "a chunk that says nothing"
-        assert deltas[-1] == {}, f"the end says {deltas[-1]}"
+        assert all("role" not in delta for delta in deltas[1:]), "the role is sent once"
+        assert all(delta for delta in deltas[1:-1]), "an empty chunk"
+        assert deltas[-1] == {}, f"the last chunk has the delta {deltas[-1]}"
         reason = choices[-1]["finish_reason"]
         calls = _check_tool_calls(deltas, whole=reason != "length")
         assert (reason == "tool_calls") <= bool(calls), "tool_calls without a call"
-        assert not calls or reason in ("tool_calls", "length"), f"a call, and the end is {reason}"
+        assert not calls or reason in ("tool_calls", "length"), f"a call that ends with {reason}"
     return chunks
 
 
 def check_completion_stream(
     lines: Iterable[str], *, include_usage: bool = False
 ) -> list[dict[str, Any]]:
-    """The same for `/v1/completions`."""
+    """Returns the chunks of a correct stream of `/v1/completions`, like `check_chat_stream`."""
     chunks = _chunks(lines)
     for chunk in chunks:
         known = _without(chunk, CHUNK_EXTENSIONS)
-        # The specification has one schema for whole and streamed completions, where the reason is
-        # never null; OpenAI's own streams send null until the end, and clients wait for that.
+        # The specification has one schema for whole and streamed completions, in which the reason
+        # is never null. OpenAI's own streams send null until the end, and clients rely on it.
         known["choices"] = [
             {**choice, "finish_reason": choice["finish_reason"] or "stop"}
             for choice in chunk["choices"]
         ]
         strictly(Completion, known)
     for choices in _check_frame(chunks, include_usage):
-        assert all(choice["text"] for choice in choices[:-1]), "a chunk that says nothing"
-        assert choices[-1]["text"] == "", "the end says something"
+        assert all(choice["text"] for choice in choices[:-1]), "an empty chunk"
+        assert choices[-1]["text"] == "", "the last chunk has text"
     return chunks
 
 
 def _chunks(lines: Iterable[str]) -> list[dict[str, Any]]:
-    """The events' JSON; every event is one `data:` line and a blank one, the last is [DONE]."""
+    """Returns the JSON of the events before [DONE].
+
+    Every event must be one `data:` line and a blank line, and the last must be [DONE].
+    """
     text = "\n".join(lines)
-    # A comment, which keeps a quiet connection open, ends with a blank line too.
+    # A comment keeps a quiet connection open. It ends with a blank line too.
     lines = re.sub(r"^:.*\n\n?", "", text, flags=re.MULTILINE).split("\n")
-    assert not any(lines[1::2]), "an event is one line, and a blank one ends it"
-    assert all(line.startswith("data: ") for line in lines[::2]), "a line that is no data"
+    assert not any(lines[1::2]), "an event is not one line and a blank line"
+    assert all(line.startswith("data: ") for line in lines[::2]), "a line that is not data"
     *events, done = [line.removeprefix("data: ") for line in lines[::2]]
     assert done == "[DONE]", f"the last event is {done}"
     chunks = [json.loads(event) for event in events]
@@ -87,7 +94,7 @@ def _chunks(lines: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def _check_frame(chunks: list[dict[str, Any]], include_usage: bool) -> list[list[dict[str, Any]]]:
-    """What both kinds share; gives each choice's parts in their order, by index from 0."""
+    """Check what both kinds of streams share. Returns the parts of each choice, by its index."""
     for field in ("id", "created", "model", "object"):
         assert len({chunk[field] for chunk in chunks}) == 1, f"{field} changes"
     if include_usage:
@@ -96,13 +103,13 @@ def _check_frame(chunks: list[dict[str, Any]], include_usage: bool) -> list[list
         _check_usage(last["usage"])
         assert all(chunk["usage"] is None for chunk in chunks), "usage before the end"
     else:
-        assert all("usage" not in chunk for chunk in chunks), "usage that was not asked for"
+        assert all("usage" not in chunk for chunk in chunks), "usage that was not requested"
     assert all(chunk["choices"] for chunk in chunks), "a chunk without a choice"
     by_index: dict[int, list[dict[str, Any]]] = {}
     for chunk in chunks:
         for choice in chunk["choices"]:
             assert choice.keys() >= {"finish_reason", "logprobs"}, (
-                "always there in OpenAI's streams"
+                "OpenAI's streams always have both fields"
             )
             by_index.setdefault(choice["index"], []).append(choice)
     assert sorted(by_index) == list(range(len(by_index))), "choices are numbered from 0"
@@ -114,29 +121,33 @@ def _check_frame(chunks: list[dict[str, Any]], include_usage: bool) -> list[list
 
 
 def _check_usage(usage: Any) -> None:
-    read = strictly(CompletionUsage, usage)
-    assert read.total_tokens == read.prompt_tokens + read.completion_tokens
-    assert min(read.prompt_tokens, read.completion_tokens) >= 0
-    assert usage["prompt_tokens_details"]["cached_tokens"] <= read.prompt_tokens
+    counts = strictly(CompletionUsage, usage)
+    assert counts.total_tokens == counts.prompt_tokens + counts.completion_tokens
+    assert min(counts.prompt_tokens, counts.completion_tokens) >= 0
+    assert usage["prompt_tokens_details"]["cached_tokens"] <= counts.prompt_tokens
 
 
 def _check_tool_calls(deltas: list[dict[str, Any]], *, whole: bool) -> list[dict[str, Any]]:
-    """The calls put together; each is named once, where it begins, and if whole gives an object."""
+    """Returns the calls that the deltas add up to.
+
+    Each call must have its id, type and name once, in its first part. Its arguments must be a JSON
+    object, except for the last call of an answer that is not `whole`.
+    """
     calls: list[dict[str, Any]] = []
     for delta in deltas:
         for part in strictly(ChoiceDelta, _without(delta, DELTA_EXTENSIONS)).tool_calls or []:
             if part.index == len(calls):
-                assert part.id, "a call begins with its id"
-                assert part.type == "function", "and its type"
-                assert part.function.name, "and its name"
+                assert part.id, "a call begins without its id"
+                assert part.type == "function", "a call begins without its type"
+                assert part.function.name, "a call begins without its name"
                 calls.append({"id": part.id, "arguments": ""})
             else:
                 assert part.index == len(calls) - 1, f"call {part.index} after {len(calls) - 1}"
-                assert (part.id, part.type, part.function.name) == (None, None, None), "twice named"
+                assert (part.id, part.type, part.function.name) == (None, None, None), "named twice"
             calls[part.index]["arguments"] += part.function.arguments
     for call in calls if whole else calls[:-1]:
-        assert isinstance(json.loads(call["arguments"]), dict), "arguments are an object"
-    assert len({call["id"] for call in calls}) == len(calls), "two calls of one id"
+        assert isinstance(json.loads(call["arguments"]), dict), "arguments that are not an object"
+    assert len({call["id"] for call in calls}) == len(calls), "two calls with one id"
     return calls
 
 

@@ -6,7 +6,6 @@ import openai
 import pytest
 
 MESSAGES = [{"role": "user", "content": "Count to 20"}]
-CANVAS = 32
 
 
 def ask(client, **options):
@@ -35,7 +34,7 @@ def test_the_same_seed_gives_the_same_answer_and_another_seed_another(client):
     assert first != other
 
 
-def test_a_stream_is_role_then_a_chunk_a_block_then_the_end_and_usage(client):
+def test_a_stream_is_a_role_then_a_chunk_per_block_then_an_end_and_usage(client):
     chunks = list(ask(client, max_tokens=70, stream=True, stream_options={"include_usage": True}))
     role, *texts, last, usage = chunks
     assert (role.choices[0].delta.role, role.choices[0].delta.content) == ("assistant", "")
@@ -46,12 +45,12 @@ def test_a_stream_is_role_then_a_chunk_a_block_then_the_end_and_usage(client):
     assert usage.usage.completion_tokens == 70
 
 
-def test_a_stream_says_what_the_whole_answer_says(client):
+def test_a_stream_has_the_text_of_the_whole_answer(client):
     whole = ask(client, max_tokens=70).choices[0].message.content
     assert content(ask(client, max_tokens=70, stream=True)) == whole
 
 
-def test_a_stop_string_ends_the_answer_before_it_wherever_it_stands(client):
+def test_an_answer_ends_before_a_stop_string_in_its_middle_or_at_its_end(client):
     whole = ask(client, max_tokens=96).choices[0].message.content
     middle = len(whole) // 2
     for stop in (whole[middle : middle + 12], whole[-8:-2]):
@@ -75,7 +74,7 @@ async def test_the_async_client_streams_the_same(server, client):
         assert content([chunk async for chunk in stream]) == whole
 
 
-def test_the_next_turn_s_usage_tells_what_did_not_have_to_be_read_again(client):
+def test_usage_of_the_next_turn_counts_the_tokens_that_were_cached(client):
     first = ask(client, max_tokens=20)
     turns = [
         *MESSAGES,
@@ -83,7 +82,8 @@ def test_the_next_turn_s_usage_tells_what_did_not_have_to_be_read_again(client):
         {"role": "user", "content": "And on"},
     ]
     second = ask(client, max_tokens=20, messages=turns)
-    # Up to where the model's turn begins: the prompt's end is the template's, not the history's.
+    # The common prefix ends where the model's turn begins, because the template ends a prompt
+    # differently from a finished turn.
     cached = second.usage.prompt_tokens_details.cached_tokens
     assert first.usage.prompt_tokens - 8 <= cached <= first.usage.prompt_tokens
     chunks = list(
@@ -99,7 +99,7 @@ def test_the_next_turn_s_usage_tells_what_did_not_have_to_be_read_again(client):
     assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens
 
 
-async def test_requests_at_the_same_time_get_the_answers_that_each_gets_alone(server, client):
+async def test_concurrent_requests_get_the_same_answers_as_alone(server, client):
     seeds = range(6)  # more than run together
     alone = [ask(client, max_tokens=60, seed=seed).choices[0].message.content for seed in seeds]
     url = f"{server.url}/v1"
@@ -108,7 +108,7 @@ async def test_requests_at_the_same_time_get_the_answers_that_each_gets_alone(se
     assert [answer.choices[0].message.content for answer in together] == alone
 
 
-def test_completions_take_text_and_token_ids(client):
+def test_completions_accept_text_and_token_ids(client):
     for prompt in ("one two", [200, 201, 202]):
         answer = client.completions.create(model=None, prompt=prompt, max_tokens=5, seed=0)
         assert answer.usage.completion_tokens == 5
@@ -126,6 +126,6 @@ def test_the_model_is_listed_and_its_name_is_accepted(client):
         client.models.retrieve("gpt-9")
 
 
-def test_another_model_is_not_found(client):
+def test_another_model_name_is_not_found(client):
     with pytest.raises(openai.NotFoundError, match="'gpt-9' is not served"):
         ask(client, model="gpt-9")

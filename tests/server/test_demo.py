@@ -1,4 +1,4 @@
-"""What a newcomer sees: the server as it starts by default, with the trained demo model."""
+"""The server as a newcomer sees it: with its default settings and the trained demo model."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ def client(demo_client):
 
 
 def say(client, *turns, **options):
-    """The answer to the last of these turns, the user's and the model's by turns."""
+    """Ask for the next answer after `turns`, which alternate between the user and the model."""
     messages = [
         {"role": "assistant" if index % 2 else "user", "content": turn}
         for index, turn in enumerate(turns)
@@ -40,7 +40,7 @@ def test_the_demo_model_answers(client, turns, answer):
     assert (reply.message.content, reply.finish_reason) == (answer, "stop")
 
 
-def test_a_long_answer_streams_in_as_many_chunks_as_it_has_blocks(client):
+def test_a_long_answer_is_streamed_in_one_chunk_per_block(client):
     chunks = list(say(client, "Count to 50", stream=True))
     texts = [c.choices[0].delta.content for c in chunks if c.choices[0].delta.content]
     assert "".join(texts) == ", ".join(map(str, range(1, 51)))
@@ -48,13 +48,15 @@ def test_a_long_answer_streams_in_as_many_chunks_as_it_has_blocks(client):
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl on this machine")
-def test_the_curl_line_that_the_server_prints_works_when_pasted(demo_server):
+def test_the_curl_line_that_the_server_prints_works(demo_server):
     log = demo_server.log.read_text()
     command = log[log.index("curl -N") :].split("\n\n")[0]
-    pasted = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True
+    seeded = command.replace('"stream": true', '"stream": true, "seed": 0')
+    assert seeded != command
+    printed = subprocess.run(
+        ["bash", "-c", seeded], capture_output=True, text=True, timeout=60, check=True
     )
-    *chunks, done = [line[6:] for line in pasted.stdout.splitlines() if line.startswith("data: ")]
+    *chunks, done = [line[6:] for line in printed.stdout.splitlines() if line.startswith("data: ")]
     text = "".join(json.loads(c)["choices"][0]["delta"].get("content", "") for c in chunks)
     assert text == ", ".join(map(str, range(1, 21)))
     assert done == "[DONE]"

@@ -1,6 +1,6 @@
-"""Requests made up from our own OpenAPI document, right and wrong ones: no 5xx, no hang, no harm.
+"""Valid and invalid requests generated from our OpenAPI document: no 5xx, no hang, no harm.
 
-The same ones every time. `make fuzz` sends other ones for as long as it is told to.
+They are the same in every run. `make fuzz` sends different ones for the given number of minutes.
 """
 
 import os
@@ -19,9 +19,8 @@ from app.settings import Settings
 from tests.server.vitals import unharmed
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))  # 0: a fixed set of requests instead
-EXAMPLES = (
-    40  # an operation and a kind, right or wrong: the whole takes about a minute on two busy cores
-)
+# For each operation and each kind, valid or invalid. The file takes a minute on two busy cores.
+EXAMPLES = 40
 LIMIT_S = 60
 GROWN_BYTES = 300 * 2**20
 CHECKS = [
@@ -38,7 +37,7 @@ operations = {
     for each in document.get_all_operations()
 }
 SHARES = sum(2 if operation.body else 1 for operation in operations.values())
-MADE_UP = settings(
+GENERATED = settings(
     max_examples=EXAMPLES,
     database=None,
     deadline=None,
@@ -52,8 +51,8 @@ def _no_harm(server):
         yield
 
 
-def tamed(body, path, model):
-    """The same, for the model that is served and with a short answer, where it has any."""
+def with_short_answers(body, path, model):
+    """Returns the body with the served model's name and with limits for few and short answers."""
     if not isinstance(body, dict):
         return body
     body = dict(body)
@@ -61,29 +60,32 @@ def tamed(body, path, model):
         body["model"] = model
     if isinstance(body.get("n"), int) and body["n"] > 2:
         body["n"] = 2
-    given = [name for name in LIMITS if name in body]
-    for name in given or ([] if path not in BODIES else _limit(path)):
+    limits = [name for name in LIMITS if name in body]
+    if not limits and path in BODIES:
+        limits = [name for name in LIMITS if name in BODIES[path].model_fields][-1:]
+    for name in limits:
         if isinstance(body.get(name, 1), int) and body.get(name, 9) > 4:
             body[name] = 4
     return body
 
 
-def _limit(path):
-    fields = BODIES[path].model_fields
-    return [name for name in LIMITS if name in fields][-1:]
-
-
 def mended(value):
-    """A right request without what only code can tell to be wrong, so that more are answered."""
+    """Returns the body without the mistakes that no JSON schema excludes, so that it is answered.
+
+    A generated body fits the schema, but may break a rule that only code checks.
+    """
     match value:
         case float() if value.is_integer():
-            return int(value)  # to a JSON schema 1.0 is an integer
+            return int(value)  # 1.0 is an integer in a JSON schema
         case {"role": role}:
-            spoken = {"role": "user" if role == "tool" else role, "content": value.get("content")}
-            return spoken if isinstance(spoken["content"], str) else {**spoken, "content": "x"}
+            content = value.get("content")
+            return {
+                "role": "user" if role == "tool" else role,
+                "content": content if isinstance(content, str) else "x",
+            }
         case {"messages": [*messages]}:
-            asked = [*mended(messages), {"role": "user", "content": "x"}]
-            return {**{k: mended(v) for k, v in value.items()}, "messages": asked}
+            turns = [*mended(messages), {"role": "user", "content": "x"}]
+            return {**{k: mended(v) for k, v in value.items()}, "messages": turns}
         case dict():
             return {key: mended(each) for key, each in value.items()}
         case list():
@@ -97,18 +99,18 @@ def mended(value):
         pytest.param(name, mode, id=f"{name} {mode.value}")
         for name, operation in operations.items()
         for mode in schemathesis.GenerationMode
-        if operation.body or mode.is_positive  # a path is a string, whatever is in it
+        if operation.body or mode.is_positive  # any string is a valid path
     ],
 )
 @pytest.mark.timeout(SECONDS + 300)
-def test_made_up_requests_are_answered_as_documented(server, model_folder, name, mode):
+def test_generated_requests_are_answered_as_documented(server, model_folder, name, mode):
     until = time.monotonic() + SECONDS / SHARES
     answers = []
 
     def send(case):
-        right = mode.is_positive and len(answers) % 2 == 1
-        body = mended(case.body) if right else case.body
-        case.body = tamed(body, case.path, str(model_folder))
+        valid = mode.is_positive and len(answers) % 2 == 1
+        body = mended(case.body) if valid else case.body
+        case.body = with_short_answers(body, case.path, str(model_folder))
         response = case.call(base_url=server.url, timeout=LIMIT_S)
         case.validate_response(response, checks=CHECKS)
         status = response.status_code
@@ -118,7 +120,7 @@ def test_made_up_requests_are_answered_as_documented(server, model_folder, name,
 
     for number in count():
         cases = given(operations[name].as_strategy(generation_mode=mode))
-        seed(number)(MADE_UP(cases(lambda case: send(case))))()
+        seed(number)(GENERATED(cases(lambda case: send(case))))()
         if time.monotonic() >= until:
             break
     if operations[name].body and mode.is_positive:

@@ -1,19 +1,17 @@
-"""Clients that go away, close half of their connection or read too slowly, on real sockets."""
+"""Clients that disconnect, close half of their connection or read too slowly, on real sockets."""
 
 import contextlib
 import json
-import os
-import signal
 import socket
-import time
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
-from tests.server.test_life import LONG, ended, in_flight
+from tests.polling import wait_until
+from tests.server.test_life import LONG
 
-# 6,400 tokens with 20 alternatives each, 10 MB: more than a socket's buffers hold.
+# 6,400 tokens with 20 alternatives each take 10 MB, more than the buffers of a socket hold.
 LARGE = {
     **LONG,
     "stream": True,
@@ -26,158 +24,135 @@ LARGE = {
 
 
 def sent(server, body, *, receive_bytes=None):
-    """A socket on which this was asked."""
-    where = urlsplit(server.url)
+    """Returns a socket on which the request was sent."""
+    address = urlsplit(server.url)
     connection = socket.socket()
     if receive_bytes is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
     connection.settimeout(60)
-    connection.connect((where.hostname, where.port))
+    connection.connect((address.hostname, address.port))
     text = json.dumps(body).encode()
     head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {where.netloc}\r\n"
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address.netloc}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
     )
     connection.sendall(head.encode() + text)
     return connection
 
 
-def read_until(connection, wanted):
-    """What came, up to this and some more."""
-    came = bytearray()
-    while wanted not in came[-131072:]:
+def read_until(connection, expected):
+    """Returns what was received until `expected` is part of it. It may be followed by more."""
+    received = bytearray()
+    while expected not in received[-131072:]:
         part = connection.recv(65536)
-        assert part, came
-        came += part
-    return bytes(came)
+        assert part, received
+        received += part
+    return bytes(received)
 
 
-def rest(connection):
-    came = b""
+def read_to_end(connection):
+    received = b""
     while part := connection.recv(65536):
-        came += part
-    return came
+        received += part
+    return received
 
 
-@contextlib.contextmanager
-def held(server):
-    """The worker does nothing meanwhile, so that what happens happens before its next step."""
-    worker = server.worker_pid()
-    os.kill(worker, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(worker, signal.SIGCONT)
-
-
-def settled(http, server):
-    """How many have ended, by outcome, once nobody is in flight."""
-    # What comes next waits for the worker, so it comes after the cancel.
-    http.post("/v1/chat/completions", json={**LONG, "max_tokens": 1}).raise_for_status()
-    while in_flight(http):
-        time.sleep(0.01)
-    return ended(http)
-
-
-def wait_for(http, count):
-    while f"easel_requests_in_flight {count}.0" not in http.get("/metrics").text:
-        time.sleep(0.01)
+def settled(server):
+    """Returns how many answers have ended, by outcome, when none is in flight any more."""
+    # The worker gets this request after the cancels, so it has handled them when it answers.
+    body = {**LONG, "max_tokens": 1}
+    server.http.post("/v1/chat/completions", json=body).raise_for_status()
+    server.wait_until_idle()
+    return server.ended()
 
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("half", [True, False])
-def test_a_client_that_goes_before_the_first_block_is_cancelled(server, http, stream, half):
-    before = ended(http).get("cancelled", 0)
-    with held(server):
+def test_a_client_that_disconnects_before_the_first_block_is_cancelled(server, stream, half):
+    before = server.ended()["cancelled"]
+    with server.stopped_worker():
         connection = sent(server, {**LONG, "stream": stream})
-        wait_for(http, 1)
+        wait_until(lambda: server.in_flight() == 1)
         if half:
             connection.shutdown(socket.SHUT_WR)
-            rest(connection)  # the server closes its half: nothing more comes
+            read_to_end(connection)  # the server closes the connection
         connection.close()
-    assert settled(http, server)["cancelled"] == before + 1
+    assert settled(server)["cancelled"] == before + 1
 
 
 @pytest.mark.parametrize("half", [True, False])
-def test_a_client_that_goes_between_blocks_is_cancelled(server, http, half):
-    before = ended(http).get("cancelled", 0)
+def test_a_client_that_disconnects_between_blocks_is_cancelled(server, half):
+    before = server.ended()["cancelled"]
     connection = sent(server, {**LONG, "stream": True, "ignore_eos": True})
     read_until(connection, b'"content": "')
-    with held(server):
+    with server.stopped_worker():
         if half:
             connection.shutdown(socket.SHUT_WR)
-            assert b"[DONE]" not in rest(connection)
+            assert b"[DONE]" not in read_to_end(connection)
         connection.close()
-    assert settled(http, server)["cancelled"] == before + 1
+    assert settled(server)["cancelled"] == before + 1
 
 
-def test_each_of_several_answers_to_one_client_is_cancelled(server, http):
-    before = ended(http).get("cancelled", 0)
-    with held(server):
-        connection = sent(server, {**LONG, "n": 6})  # more than denoise together
-        wait_for(http, 6)
+def test_all_answers_to_a_client_that_disconnects_are_cancelled(server):
+    before = server.ended()["cancelled"]
+    with server.stopped_worker():
+        connection = sent(server, {**LONG, "n": 6})  # more than are denoised together
+        wait_until(lambda: server.in_flight() == 6)
         connection.close()
-    assert settled(http, server)["cancelled"] == before + 6
+    assert settled(server)["cancelled"] == before + 6
 
 
-def test_a_reader_that_stops_blocks_nobody_and_its_answer_still_waits_for_it(server, http):
-    tasks, before = idle_tasks(http), ended(http)
+def test_a_reader_that_pauses_delays_no_other_request_and_gets_all_of_its_answer(server):
+    tasks, before = idle_tasks(server), server.ended()
     with contextlib.closing(sent(server, LARGE, receive_bytes=4096)) as connection:
         begun = read_until(connection, b'"content": "')
-        after = settled(http, server)  # others are answered, and the worker is free of it
-        assert sum(after.values()) == sum(before.values()) + LARGE["n"] + 1
-        assert after.get("cancelled", 0) == before.get("cancelled", 0)
-        assert event_loop_tasks(http) > tasks  # what it has not read yet waits
+        after = settled(server)  # another request is answered, and the worker has finished this one
+        assert after.total() == before.total() + LARGE["n"] + 1
+        assert after["cancelled"] == before["cancelled"]
+        assert server.event_loop_tasks() > tasks  # the front end keeps what was not read yet
         whole = begun + read_until(connection, b"data: [DONE]")
     assert whole.count(b'"finish_reason": "') == LARGE["n"]
 
 
-def test_a_reader_that_stops_and_goes_leaves_nothing_behind(server, http):
-    tasks = idle_tasks(http)
+def test_a_reader_that_pauses_and_disconnects_leaves_nothing_behind(server):
+    tasks = idle_tasks(server)
     with contextlib.closing(sent(server, LARGE, receive_bytes=4096)) as connection:
         read_until(connection, b'"content": "')
-        settled(http, server)
-        assert event_loop_tasks(http) > tasks
-    while event_loop_tasks(http) > tasks:
-        time.sleep(0.01)
+        settled(server)
+        assert server.event_loop_tasks() > tasks
+    wait_until(lambda: server.event_loop_tasks() <= tasks)
 
 
-def test_a_reader_that_never_goes_on_is_gone_when_an_answer_may_last_no_longer(start_server):
-    server = start_server(EASEL_REQUEST_TIMEOUT_S="3")
-    server.wait_until_ready()
-    with httpx.Client(base_url=server.url, timeout=60) as http:
-        tasks = idle_tasks(http)
-        with contextlib.closing(
-            sent(server, {**LARGE, "timeout": 600}, receive_bytes=4096)
-        ) as connection:
-            read_until(connection, b'"content": "')
-            while event_loop_tasks(http) > tasks:
-                time.sleep(0.01)
-            with pytest.raises(ConnectionResetError):
-                rest(connection)
+def test_a_reader_that_never_resumes_is_disconnected_after_the_request_timeout(shared_server):
+    server = shared_server(EASEL_REQUEST_TIMEOUT_S="3")
+    tasks = idle_tasks(server)
+    body = {**LARGE, "timeout": 600}
+    with contextlib.closing(sent(server, body, receive_bytes=4096)) as connection:
+        read_until(connection, b'"content": "')
+        wait_until(lambda: server.event_loop_tasks() <= tasks)
+        with pytest.raises(ConnectionResetError):
+            read_to_end(connection)
 
 
-def idle_tasks(http):
-    """How many there are when nobody asks; a library's own is there from the first stream on."""
+def idle_tasks(server):
+    """Returns the number of tasks on the event loop of a server without requests.
+
+    The first stream adds a task of a library that stays, so this sends a stream first.
+    """
     body = {**LONG, "max_tokens": 1, "stream": True}
-    http.post("/v1/chat/completions", json=body).raise_for_status()
-    return event_loop_tasks(http)
-
-
-def event_loop_tasks(http):
-    lines = http.get("/metrics").text.splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith("easel_event_loop"))
+    server.http.post("/v1/chat/completions", json=body).raise_for_status()
+    return server.event_loop_tasks()
 
 
 def test_a_slow_reader_gets_all_of_its_answer(server):
     body = {**LONG, "max_tokens": 100, "stream": True}
     expected = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).text
     connection = sent(server, body, receive_bytes=4096)
-    came = b""
-    while b"[DONE]" not in came:
-        came += connection.recv(64)
+    received = b""
+    while b"[DONE]" not in received:
+        received += connection.recv(64)
     connection.close()
-    assert texts(came.decode()) == texts(expected)
+    assert texts(received.decode()) == texts(expected)
 
 
 def texts(stream):

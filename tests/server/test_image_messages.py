@@ -1,4 +1,4 @@
-"""Images in messages, through the official SDK to a real server whose model sees."""
+"""Images in messages, sent with the official SDK to a real server with a vision model."""
 
 import openai
 import pytest
@@ -6,7 +6,6 @@ import pytest
 from demo.network import new_config, new_model
 from demo.tokenizer import build_tokenizer
 from demo.train import save
-from tests.conftest import Server
 from tests.engine.weights.test_gguf_file import q8_0, write
 from tests.parity.tiny_models import write_image_processor
 from tests.pictures import data_url, noise_picture
@@ -15,29 +14,32 @@ MOST_TOKENS = 70  # of one image
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("seeing")
+def vision_model(tmp_path_factory):
+    """The folder of a model that reads images."""
+    folder = tmp_path_factory.mktemp("vision")
     save(new_model(0, new_config(image_positions=256)), build_tokenizer(0, examples=4000), folder)
     write_image_processor(folder, patch_size=16)
     return folder
 
 
 @pytest.fixture(scope="module")
-def seeing(folder, tmp_path_factory):
-    yield from client_of(folder, tmp_path_factory.mktemp("log"))
+def vision_client(vision_model, shared_server):
+    with sdk(shared_server(EASEL_MODEL=str(vision_model))) as client:
+        yield client
 
 
 @pytest.fixture
-def gguf_client(folder, tmp_path):
-    write(tmp_path / "model.gguf", folder, q8_0)
-    yield from client_of(folder, tmp_path, EASEL_GGUF=str(tmp_path / "model.gguf"))
-
-
-def client_of(folder, logs, **settings):
-    server = Server(folder, logs / "log", **settings).wait_until_ready()
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+def gguf_client(vision_model, start_server, tmp_path):
+    file = tmp_path / "model.gguf"
+    write(file, vision_model, q8_0)
+    server = start_server(EASEL_MODEL=str(vision_model), EASEL_GGUF=str(file)).wait_until_ready()
+    with sdk(server) as client:
         yield client
     assert server.stop() == 0
+
+
+def sdk(server):
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
 def ask(client, *images, question="What is this?", **options):
@@ -49,42 +51,42 @@ def ask(client, *images, question="What is this?", **options):
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
-def test_a_picture_of_each_format_is_read_as_tokens(seeing, kind):
-    blind = ask(seeing).usage.prompt_tokens
-    seen = ask(seeing, data_url(noise_picture(60, 80), kind)).usage.prompt_tokens
-    assert 10 < seen - blind <= MOST_TOKENS + 2
+def test_a_picture_of_each_format_is_read_as_tokens(vision_client, kind):
+    without = ask(vision_client).usage.prompt_tokens
+    with_picture = ask(vision_client, data_url(noise_picture(60, 80), kind)).usage.prompt_tokens
+    assert 10 < with_picture - without <= MOST_TOKENS + 2
 
 
-def test_what_is_in_the_picture_changes_the_answer(seeing):
-    one, again, other = (
-        ask(seeing, data_url(noise_picture(60, 80, seed=seed))) for seed in (0, 0, 1)
+def test_the_content_of_the_picture_changes_the_answer(vision_client):
+    first, again, other = (
+        ask(vision_client, data_url(noise_picture(60, 80, seed=seed))) for seed in (0, 0, 1)
     )
-    assert one.choices[0].message.content == again.choices[0].message.content
-    assert one.choices[0].message.content != other.choices[0].message.content
+    assert first.choices[0].message.content == again.choices[0].message.content
+    assert first.choices[0].message.content != other.choices[0].message.content
     assert again.usage.prompt_tokens_details.cached_tokens > MOST_TOKENS // 2
     assert other.usage.prompt_tokens_details.cached_tokens < MOST_TOKENS // 2
 
 
-def test_the_responses_api_reads_the_same_picture_and_remembers_it(seeing):
+def test_the_responses_api_reads_the_same_picture_and_keeps_it(vision_client):
     url = data_url(noise_picture(60, 80))
-    chat = ask(seeing, url)
+    chat = ask(vision_client, url)
     picture = {"type": "input_image", "image_url": url, "detail": "auto"}
     content = [picture, {"type": "input_text", "text": "What is this?"}]
     options = {"max_output_tokens": 32, "extra_body": {"seed": 0}}
-    first = seeing.responses.create(input=[{"role": "user", "content": content}], **options)
+    first = vision_client.responses.create(input=[{"role": "user", "content": content}], **options)
     assert first.usage.input_tokens == chat.usage.prompt_tokens
     assert first.output_text == chat.choices[0].message.content
-    (item,) = seeing.responses.input_items.list(first.id).data
+    (item,) = vision_client.responses.input_items.list(first.id).data
     assert [part.to_dict() for part in item.content] == content
-    second = seeing.responses.create(input="And?", previous_response_id=first.id, **options)
+    second = vision_client.responses.create(input="And?", previous_response_id=first.id, **options)
     assert second.usage.input_tokens > first.usage.input_tokens
     assert second.usage.input_tokens_details.cached_tokens > MOST_TOKENS // 2
 
 
-def test_a_typed_placeholder_is_text_and_moves_no_picture(seeing):
+def test_a_typed_placeholder_is_text_and_takes_no_picture(vision_client):
     picture = data_url(noise_picture(60, 80))
-    plain = ask(seeing, picture, question="x").usage.prompt_tokens
-    typed = ask(seeing, picture, question="<|image|>").usage.prompt_tokens
+    plain = ask(vision_client, picture, question="x").usage.prompt_tokens
+    typed = ask(vision_client, picture, question="<|image|>").usage.prompt_tokens
     assert typed == plain - 1 + len("<|image|>")
 
 
@@ -96,19 +98,19 @@ def test_a_typed_placeholder_is_text_and_moves_no_picture(seeing):
         ("data:image/png;base64,AAAA", "is not a PNG image"),
     ],
 )
-def test_what_is_no_picture_is_refused_by_its_field(seeing, url, says):
+def test_an_invalid_picture_is_refused_under_its_field(vision_client, url, says):
     with pytest.raises(openai.BadRequestError, match=says) as error:
-        ask(seeing, url)
+        ask(vision_client, url)
     assert error.value.body["param"] == "messages.0.content.0.image_url.url"
 
 
-def test_a_model_that_does_not_see_says_so(client):
+def test_a_model_without_vision_refuses_images(client):
     with pytest.raises(openai.BadRequestError, match="takes no images") as error:
         ask(client, data_url(noise_picture(8, 8)))
     assert error.value.code == "unsupported_parameter"
 
 
-def test_with_weights_from_a_gguf_file_the_same_model_does_not_see_either(gguf_client):
+def test_the_vision_model_with_weights_from_a_gguf_file_refuses_images(gguf_client):
     with pytest.raises(openai.BadRequestError, match="takes no images") as error:
         ask(gguf_client, data_url(noise_picture(60, 80)))
     assert error.value.param == "messages.0.content.0.image_url.url"

@@ -1,158 +1,145 @@
-"""Starting, stopping, dying and going away, with real processes."""
+"""Starts, ends, deaths and disconnects of real servers and workers."""
 
 import asyncio
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
-import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.polling import wait_until
+
 LONG = {"messages": [{"role": "user", "content": "Count"}], "max_tokens": 1500, "seed": 1}
 
 
-def ended(http):
-    """How many requests have ended, by outcome."""
-    lines = http.get("/metrics").text.splitlines()
-    return {
-        line.split('"')[1]: float(line.split()[-1])
-        for line in lines
-        if line.startswith("easel_requests_total{")
-    }
-
-
-def in_flight(http):
-    return "easel_requests_in_flight 0.0" not in http.get("/metrics").text
+def data_of(response):
+    """Returns an iterator over the data of a stream's events."""
+    return (line[6:] for line in response.iter_lines() if line.startswith("data: "))
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_away_frees_the_worker(server, http, stream):
-    before = ended(http).get("cancelled", 0)
-    worker = server.worker_pid()
-    os.kill(worker, signal.SIGSTOP)  # holds the request in the middle for certain
-    try:
-        with (
-            httpx.Client(base_url=server.url) as leaving,
-            pytest.raises(httpx.ReadTimeout),
-            leaving.stream(
-                "POST",
-                "/v1/chat/completions",
-                json={**LONG, "stream": stream},
-                timeout=httpx.Timeout(10, read=1),
-            ) as response,
-        ):
-            list(response.iter_lines())
-    finally:
-        os.kill(worker, signal.SIGCONT)
-    # The next request waits for the worker, so it comes after the cancel.
+def test_a_client_that_disconnects_frees_the_worker(server, http, stream):
+    before = server.ended()["cancelled"]
+    with (
+        server.stopped_worker(),  # so that the answer cannot have finished
+        httpx.Client(base_url=server.url) as leaving,
+        pytest.raises(httpx.ReadTimeout),
+        leaving.stream(
+            "POST",
+            "/v1/chat/completions",
+            json={**LONG, "stream": stream},
+            timeout=httpx.Timeout(10, read=1),
+        ) as response,
+    ):
+        list(response.iter_lines())
+    # The worker gets this request after the cancel, so it has handled that when it answers.
     http.post("/v1/chat/completions", json={**LONG, "max_tokens": 1}).raise_for_status()
-    assert ended(http)["cancelled"] == before + 1
-    assert not in_flight(http)
+    assert server.ended()["cancelled"] == before + 1
+    assert server.in_flight() == 0
 
 
-def test_more_requests_than_the_queue_holds_are_answered_429(start_server):
-    server = start_server(EASEL_MAX_QUEUE="1").wait_until_ready()
-    url = f"{server.url}/v1/chat/completions"
-    worker = server.worker_pid()
-    os.kill(worker, signal.SIGSTOP)
-    with httpx.stream("POST", url, json={**LONG, "stream": True}, timeout=60) as first:
-        next(first.iter_lines())  # it has been taken
+def test_more_requests_than_the_queue_holds_are_answered_429(limited_server):
+    limited_server.wait_until_idle()
+    url = f"{limited_server.url}/v1/chat/completions"
+    with (
+        limited_server.stopped_worker(),
+        httpx.stream("POST", url, json={**LONG, "n": 3, "stream": True}, timeout=60) as first,
+    ):
+        next(first.iter_lines())  # the request has been admitted
         refused = httpx.post(url, json=LONG)
-        os.kill(worker, signal.SIGCONT)
     assert refused.status_code == 429
     assert refused.json()["error"]["code"] == "queue_full"
     assert int(refused.headers["retry-after"]) >= 1
 
 
 @pytest.mark.parametrize("path", ["chat/completions", "responses"])
-async def test_streams_that_come_at_once_are_turned_away_by_a_status(start_server, path):
-    server = start_server(EASEL_MAX_QUEUE="3").wait_until_ready()
-    text = {"input": "Count"} if path == "responses" else {"messages": LONG["messages"]}
-    worker = server.worker_pid()
+async def test_streams_that_exceed_the_queue_at_once_are_refused_with_a_status(
+    limited_server, path
+):
+    limited_server.wait_until_idle()
+    body = {"stream": True, "messages": LONG["messages"], "max_tokens": 60}
+    if path == "responses":
+        body = {"stream": True, "input": "Count", "max_output_tokens": 60}
 
-    async def ask(http):
-        async with http.stream("POST", f"/v1/{path}", json={**text, "stream": True}) as response:
-            admitted.append(response.status_code == 200)
-            if len(admitted) == 12:
-                os.kill(worker, signal.SIGCONT)
-            return response.status_code, '"error":{' in (await response.aread()).decode()
+    async with httpx.AsyncClient(base_url=limited_server.url, timeout=60) as http:
+        for _ in range(2):  # after the first round its places in the queue are free again
+            async with AsyncExitStack() as stack:
+                with limited_server.stopped_worker():
+                    streams = [http.stream("POST", f"/v1/{path}", json=body) for _ in range(12)]
+                    responses = await asyncio.gather(*map(stack.enter_async_context, streams))
+                bodies = await asyncio.gather(*[response.aread() for response in responses])
+            answers = [
+                (response.status_code, '"error":{' in content.decode())
+                for response, content in zip(responses, bodies, strict=True)
+            ]
+            assert sorted(answers) == [(200, False)] * 3 + [(429, True)] * 9
 
-    async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
-        for _ in range(2):  # places are given back
-            admitted = []
-            os.kill(worker, signal.SIGSTOP)
-            told = await asyncio.gather(*[ask(http) for _ in range(12)])
-            assert sorted(told) == [(200, False)] * 3 + [(429, True)] * 9
 
-
-def test_a_full_queue_turns_no_question_away_that_needs_no_place(start_server):
-    server = start_server(EASEL_MAX_QUEUE="1").wait_until_ready()
-    worker = server.worker_pid()
-    os.kill(worker, signal.SIGSTOP)
-    url = f"{server.url}/v1/chat/completions"
-    with httpx.stream("POST", url, json={**LONG, "stream": True}, timeout=60) as first:
+def test_a_full_queue_refuses_no_request_that_needs_no_answer(limited_server):
+    limited_server.wait_until_idle()
+    url = f"{limited_server.url}/v1/chat/completions"
+    with (
+        limited_server.stopped_worker(),
+        httpx.stream("POST", url, json={**LONG, "n": 3, "stream": True}, timeout=60) as first,
+    ):
         next(first.iter_lines())
-        tokens = httpx.post(f"{server.url}/tokenize", json={"prompt": "one two"}).json()["tokens"]
-        text = httpx.post(f"{server.url}/detokenize", json={"tokens": tokens}).json()["prompt"]
-        os.kill(worker, signal.SIGCONT)
+        tokens = limited_server.http.post("/tokenize", json={"prompt": "one two"}).json()["tokens"]
+        text = limited_server.http.post("/detokenize", json={"tokens": tokens}).json()["prompt"]
     assert "one two" in text
 
 
 @pytest.mark.parametrize("blocks_before", [0, 3])
-def test_a_killed_worker_s_requests_go_on_where_they_stood(start_server, blocks_before):
+def test_requests_of_a_killed_worker_continue_from_their_last_block(start_server, blocks_before):
     server = start_server().wait_until_ready()
     body = {**LONG, "stream": True, "max_tokens": 400}
 
-    def events_of(response):
-        lines = (line[6:] for line in response.iter_lines() if line.startswith("data: "))
-        return (json.loads(line) for line in lines if line != "[DONE]")
+    def chunks_of(response):
+        return (json.loads(data) for data in data_of(response) if data != "[DONE]")
 
-    def content(events):
-        return "".join(e["choices"][0]["delta"].get("content", "") for e in events)
+    def content(chunks):
+        return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
 
     url = f"{server.url}/v1/chat/completions"
     with httpx.stream("POST", url, json=body, timeout=60) as response:
-        undisturbed = content(events_of(response))
+        undisturbed = content(chunks_of(response))
     with httpx.stream("POST", url, json=body, timeout=60) as response:
-        events = events_of(response)
-        first = [next(events) for _ in range(1 + blocks_before)]
-        os.kill(server.worker_pid(), signal.SIGKILL)
-        rest = list(events)
-        assert httpx.get(f"{server.url}/health/ready").status_code == 200
-    assert content([*first, *rest]) == undisturbed
-    assert rest[-1]["choices"][0]["finish_reason"] in ("length", "stop")
-    metrics = httpx.get(f"{server.url}/metrics").text
-    assert "easel_worker_starts_total 2.0" in metrics
+        chunks = chunks_of(response)
+        first = [next(chunks) for _ in range(1 + blocks_before)]
+        server.kill_worker()
+        remaining = list(chunks)
+        assert server.is_ready()
+    assert content([*first, *remaining]) == undisturbed
+    assert remaining[-1]["choices"][0]["finish_reason"] in ("length", "stop")
+    assert server.metrics()[("easel_worker_starts_total",)] == 2
 
 
-def test_without_a_worker_the_server_is_not_ready(start_server):
+def test_a_server_without_a_worker_is_not_ready(start_server):
     server = start_server().wait_until_ready()
-    os.kill(server.worker_pid(), signal.SIGKILL)
-    with httpx.Client(base_url=server.url) as http:
-        while http.get("/health/ready").status_code == 200:
-            time.sleep(0.01)
-        refused = http.post("/v1/chat/completions", json=LONG)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
-        assert refused.headers["retry-after"]
+    server.kill_worker()
+    wait_until(lambda: not server.is_ready())
+    refused = server.http.post("/v1/chat/completions", json=LONG)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+    assert refused.headers["retry-after"]
     server.wait_until_ready()
 
 
-def test_a_request_that_kills_the_worker_twice_is_given_up(start_server):
+def test_a_request_that_kills_the_worker_twice_fails(start_server):
     server = start_server(EASEL_PREFILL_CHUNK="1").wait_until_ready()
-    # Read token by token, so that its first block is seconds away.
+    # The prompt is read token by token, so its first block is seconds away.
     body = {"prompt": [300] * 1500, "max_tokens": 10, "stream": True}
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=90) as response:
         for _ in range(2):
             server.wait_until_ready()
-            time.sleep(0.3)  # it has been given to the worker
-            os.kill(server.worker_pid(), signal.SIGKILL)
-            while httpx.get(f"{server.url}/health/ready").status_code == 200:
-                time.sleep(0.01)
-        error, done = [line[6:] for line in response.iter_lines() if line.startswith("data: ")]
+            wait_until(lambda: server.metrics()[("easel_requests_running",)] == 1)
+            server.kill_worker()
+            wait_until(lambda: not server.is_ready())
+        error, done = data_of(response)
     assert json.loads(error)["error"]["code"] == "generation_failed"
     assert "died twice" in json.loads(error)["error"]["message"]
     assert done == "[DONE]"
@@ -160,57 +147,52 @@ def test_a_request_that_kills_the_worker_twice_is_given_up(start_server):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_running_stream_finishes_at_the_end_and_nothing_new_begins(start_server, number):
+def test_a_server_that_shuts_down_finishes_its_streams_and_accepts_no_more(start_server, number):
     server = start_server().wait_until_ready()
     url = f"{server.url}/v1/chat/completions"
     body = {**LONG, "stream": True, "max_tokens": 300}
-    worker = server.worker_pid()
+
+    def refuses_connections():
+        try:
+            httpx.get(f"{server.url}/health/live")
+        except httpx.ConnectError:
+            return True
+        except (httpx.RemoteProtocolError, httpx.ReadError):
+            pass  # the server closed while the connection still waited to be accepted
+        return False
+
     with httpx.stream("POST", url, json=body, timeout=60) as response:
-        events = (line[6:] for line in response.iter_lines() if line.startswith("data: "))
-        next(events)
-        os.kill(worker, signal.SIGSTOP)  # so that it can't have finished before
-        server.process.send_signal(number)
-        while True:
-            try:
-                httpx.get(f"{server.url}/health/live")
-            except httpx.ConnectError:
-                break
-            except (httpx.RemoteProtocolError, httpx.ReadError):
-                continue  # it had connected, and not yet been heard, when the server closed
-            time.sleep(0.01)
-        os.kill(worker, signal.SIGCONT)
-        *_, last, done = events
+        data = data_of(response)
+        next(data)
+        with server.stopped_worker() as worker:  # so that the answer cannot have finished
+            server.process.send_signal(number)
+            wait_until(refuses_connections)
+        *_, last, done = data
     assert done == "[DONE]"
     assert json.loads(last)["choices"][0]["finish_reason"] in ("length", "stop")
     assert server.process.wait(60) == 0
     assert not Path(f"/proc/{worker}").exists()
 
 
-def test_a_stream_that_outlives_the_grace_of_a_shutdown_ends_with_an_error(start_server):
+def test_a_stream_that_exceeds_the_grace_period_of_a_shutdown_ends_with_an_error(start_server):
     server = start_server(EASEL_SHUTDOWN_GRACE_S="1").wait_until_ready()
-    body = {**LONG, "stream": True}
-    worker = server.worker_pid()
-    with httpx.stream(
-        "POST", f"{server.url}/v1/chat/completions", json=body, timeout=60
-    ) as response:
-        events = (line[6:] for line in response.iter_lines() if line.startswith("data: "))
-        next(events)
-        os.kill(worker, signal.SIGSTOP)
-        server.process.send_signal(signal.SIGTERM)
-        *_, error, done = events
+    url = f"{server.url}/v1/chat/completions"
+    with httpx.stream("POST", url, json={**LONG, "stream": True}, timeout=60) as response:
+        data = data_of(response)
+        next(data)
+        with server.stopped_worker():
+            server.process.send_signal(signal.SIGTERM)
+            *_, error, done = data
+            assert server.process.wait(60) == 0  # it kills the worker, which is still stopped
     assert json.loads(error)["error"]["code"] == "not_ready"
     assert done == "[DONE]"
-    assert server.process.wait(60) == 0
     assert "Traceback" not in server.log.read_text()
 
 
-def test_a_killed_front_end_takes_its_worker_with_it(start_server):
+def test_the_worker_ends_when_the_front_end_is_killed(start_server):
     server = start_server().wait_until_ready()
     worker = os.pidfd_open(server.worker_pid())
-    server.process.kill()
-    server.process.wait()
-    import select
-
+    server.kill()
     assert select.select([worker], [], [], 30)[0], "the worker outlived the front end"
     os.close(worker)
 
@@ -238,19 +220,18 @@ def serve_with(**variables):
         ({"EASEL_MODEL": "/nowhere"}, "/nowhere"),
     ],
 )
-def test_a_server_that_cannot_start_says_why_and_fails(variables, complaint):
+def test_a_server_that_cannot_start_logs_the_reason_and_fails(variables, complaint):
     result = serve_with(**variables)
     assert result.returncode != 0
     assert complaint in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_a_port_that_is_taken_is_named_before_anything_is_loaded(server):
-    port = server.url.rpartition(":")[2]
-    result = serve_with(EASEL_MODEL="/nowhere", EASEL_PORT=port)
+def test_a_port_that_is_in_use_is_reported_before_anything_is_loaded(server):
+    result = serve_with(EASEL_MODEL="/nowhere", EASEL_PORT=server.port)
     assert result.returncode == 2
     assert result.stderr.strip().splitlines() == [
-        f"easel: cannot listen on 127.0.0.1 port {port}: Address already in use "
+        f"easel: cannot listen on 127.0.0.1 port {server.port}: Address already in use "
         "(settings: EASEL_HOST, EASEL_PORT)"
     ]
 

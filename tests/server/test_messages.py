@@ -3,7 +3,6 @@
 import json
 
 import anthropic
-import httpx
 import pytest
 from anthropic.types import Message, shared
 
@@ -35,25 +34,25 @@ def ask(sdk, messages=CAPITAL, **options):
 
 
 def streamed(sdk, messages=CAPITAL, **options):
-    """The whole answer as the SDK's accumulator builds it, and the raw events on the way."""
+    """Returns an answer that the SDK assembled from a stream, and the events of an equal stream."""
     fields = {"model": "demo", "max_tokens": 200, "messages": messages, **options}
     raw = list(sdk.messages.create(**fields, stream=True, extra_body={"seed": 0}))
     with sdk.messages.stream(**fields, extra_body={"seed": 0}) as stream:
         return stream.get_final_message(), raw
 
 
-def said(message):
+def text_of(message):
     return "".join(block.text for block in message.content if block.type == "text")
 
 
 def same(message, other):
-    """But for what is named at random."""
+    """Returns whether two answers are equal except for their ids, which are random."""
 
-    def fixed(each):
+    def without_ids(each):
         return [{**block.to_dict(), "id": None} for block in each.content]
 
-    return (fixed(message), message.stop_reason, message.stop_sequence) == (
-        fixed(other),
+    return (without_ids(message), message.stop_reason, message.stop_sequence) == (
+        without_ids(other),
         other.stop_reason,
         other.stop_sequence,
     )
@@ -65,14 +64,14 @@ def test_an_answer_is_a_message(sdk):
     assert message.id.startswith("msg_")
     assert (message.role, message.model) == ("assistant", "demo")
     assert [block.type for block in message.content] == ["text"]
-    assert said(message) == "The capital of France is Paris."
+    assert text_of(message) == "The capital of France is Paris."
     assert (message.stop_reason, message.stop_sequence) == ("end_turn", None)
     assert message.usage.output_tokens > 0
     assert message.to_dict()["diffusion"]["blocks"] >= 1
     assert message._request_id.startswith("req-")
 
 
-def test_a_stream_is_the_same_message_in_its_events_order(sdk):
+def test_a_stream_gives_the_same_message_in_ordered_events(sdk):
     message, raw = streamed(sdk, COUNT)
     assert same(message, ask(sdk, COUNT))
     assert [event.type for event in raw if event.type != "content_block_delta"] == [
@@ -83,7 +82,7 @@ def test_a_stream_is_the_same_message_in_its_events_order(sdk):
         "message_stop",
     ]
     deltas = [event for event in raw if event.type == "content_block_delta"]
-    assert len(deltas) > 1, "a delta a block"
+    assert len(deltas) > 1, "a delta for each block"
     assert {(event.index, event.delta.type) for event in deltas} == {(0, "text_delta")}
     assert raw[-2].usage.output_tokens == message.usage.output_tokens
     assert raw[-2].to_dict()["diffusion"]["blocks"] == len(deltas)
@@ -92,7 +91,7 @@ def test_a_stream_is_the_same_message_in_its_events_order(sdk):
 @pytest.mark.parametrize(
     "form", [lambda *a, **o: ask(*a, **o), lambda *a, **o: streamed(*a, **o)[0]]
 )
-def test_a_tool_s_result_goes_back_to_the_model_which_answers(sdk, form):
+def test_the_model_answers_when_it_gets_the_result_of_a_tool(sdk, form):
     call = form(sdk, QUESTION, tools=[WEATHER])
     (block,) = call.content
     assert call.stop_reason == "tool_use"
@@ -105,11 +104,11 @@ def test_a_tool_s_result_goes_back_to_the_model_which_answers(sdk, form):
     }
     turns = [*QUESTION, call.to_param(), {"role": "user", "content": [result]}]
     answer = form(sdk, turns, tools=[WEATHER])
-    assert said(answer) == "It is 21 degrees and sunny in Paris."
+    assert text_of(answer) == "It is 21 degrees and sunny in Paris."
     assert answer.stop_reason == "end_turn"
 
 
-def test_a_streamed_call_is_a_block_of_its_own_whose_input_comes_as_json(sdk):
+def test_a_streamed_call_is_a_separate_block_with_its_input_as_json(sdk):
     _, raw = streamed(sdk, QUESTION, tools=[WEATHER])
     start, delta, stop = raw[1:-2]
     assert (start.type, start.content_block.type) == ("content_block_start", "tool_use")
@@ -118,15 +117,15 @@ def test_a_streamed_call_is_a_block_of_its_own_whose_input_comes_as_json(sdk):
     assert stop.type == "content_block_stop"
 
 
-def test_without_a_tool_or_with_none_chosen_nothing_is_called(sdk):
+def test_no_tool_is_called_without_tools_or_with_the_choice_none(sdk):
     for options in ({}, {"tools": [WEATHER], "tool_choice": {"type": "none"}}):
         message = ask(sdk, QUESTION, **options)
-        assert said(message) == "I cannot look up the weather without a tool."
+        assert text_of(message) == "I cannot look up the weather without a tool."
     message = ask(sdk, QUESTION, tools=[WEATHER], tool_choice={"type": "auto"})
     assert message.stop_reason == "tool_use"
 
 
-def test_arguments_that_a_strict_schema_forbids_are_never_given_out(sdk):
+def test_arguments_that_a_strict_schema_forbids_are_never_returned(sdk):
     london = json.loads(json.dumps(WEATHER))
     london["input_schema"]["properties"]["city"]["enum"] = ["London"]
     assert ask(sdk, QUESTION, tools=[london]).stop_reason == "tool_use"
@@ -141,7 +140,7 @@ def test_arguments_that_a_strict_schema_forbids_are_never_given_out(sdk):
 @pytest.mark.parametrize(
     "thinking", [{"type": "adaptive"}, {"type": "enabled", "budget_tokens": 1024}]
 )
-def test_a_thought_is_a_block_before_the_answer_and_may_be_sent_back(sdk, thinking):
+def test_a_thought_is_a_block_before_the_answer_and_can_be_sent_back(sdk, thinking):
     message, raw = streamed(sdk, thinking=thinking)
     assert same(message, ask(sdk, thinking=thinking))
     thought, text = message.content
@@ -155,10 +154,10 @@ def test_a_thought_is_a_block_before_the_answer_and_may_be_sent_back(sdk, thinki
     thinking_tokens = message.usage.output_tokens_details.thinking_tokens
     assert 0 < thinking_tokens < message.usage.output_tokens
     turns = [*CAPITAL, message.to_param(), {"role": "user", "content": "Hello!"}]
-    assert said(ask(sdk, turns, thinking=thinking)) == "Hello! How can I help you?"
+    assert text_of(ask(sdk, turns, thinking=thinking)) == "Hello! How can I help you?"
 
 
-def test_a_thought_can_be_left_out_of_what_is_shown(sdk):
+def test_the_text_of_a_thought_can_be_omitted(sdk):
     thinking = {"type": "adaptive", "display": "omitted"}
     message, raw = streamed(sdk, thinking=thinking)
     assert same(message, ask(sdk, thinking=thinking))
@@ -168,17 +167,17 @@ def test_a_thought_can_be_left_out_of_what_is_shown(sdk):
     assert list(dict.fromkeys(kinds)) == ["signature_delta", "text_delta"]
 
 
-def test_thinking_is_off_unless_it_is_asked_for(sdk):
+def test_thinking_is_off_unless_it_is_requested(sdk):
     for options in ({}, {"thinking": {"type": "disabled"}}):
         assert ask(sdk, **options).usage.output_tokens_details.thinking_tokens == 0
 
 
-def test_a_stop_sequence_ends_the_answer_and_is_named(sdk):
+def test_a_stop_sequence_ends_the_answer_and_is_reported(sdk):
     for message in (
         ask(sdk, COUNT, stop_sequences=["xyz", ", 9"]),
         streamed(sdk, COUNT, stop_sequences=["xyz", ", 9"])[0],
     ):
-        assert said(message) == "1, 2, 3, 4, 5, 6, 7, 8"
+        assert text_of(message) == "1, 2, 3, 4, 5, 6, 7, 8"
         assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", ", 9")
 
 
@@ -187,7 +186,7 @@ def test_max_tokens_cuts_the_answer(sdk):
         assert (message.stop_reason, message.usage.output_tokens) == ("max_tokens", 5)
 
 
-def test_a_call_that_max_tokens_cuts_is_no_part_of_the_answer(sdk):
+def test_a_call_that_max_tokens_cuts_off_is_not_part_of_the_answer(sdk):
     whole = ask(sdk, QUESTION, tools=[WEATHER])
     contents = []
     for cut in range(1, whole.usage.output_tokens):
@@ -200,7 +199,7 @@ def test_a_call_that_max_tokens_cuts_is_no_part_of_the_answer(sdk):
     assert all(call.input == {"city": "Paris"} for call in calls)
 
 
-def test_an_answer_that_fills_the_context_says_so(sdk):
+def test_an_answer_that_fills_the_context_has_a_stop_reason_for_it(sdk):
     prompt = [{"role": "user", "content": "a " * 800}]
     tokens = sdk.messages.count_tokens(model="demo", messages=prompt).input_tokens
     (model,) = sdk.models.list()
@@ -210,7 +209,7 @@ def test_an_answer_that_fills_the_context_says_so(sdk):
     assert tokens + message.usage.output_tokens == model.max_input_tokens
 
 
-def test_usage_parts_what_was_cached_from_what_was_not(sdk):
+def test_usage_counts_cached_tokens_separately(sdk):
     turns = [{"role": "user", "content": "Repeat after me: " + "apple " * 40}]
     first = ask(sdk, turns).usage
     again, raw = streamed(sdk, turns)
@@ -219,12 +218,12 @@ def test_usage_parts_what_was_cached_from_what_was_not(sdk):
     for usage in (first, again.usage):
         assert usage.input_tokens + usage.cache_read_input_tokens == total
         assert usage.cache_creation_input_tokens == 0
-    told = raw[0].message.usage
-    assert told.cache_read_input_tokens == again.usage.cache_read_input_tokens
-    assert told.input_tokens == again.usage.input_tokens
+    at_start = raw[0].message.usage
+    assert at_start.cache_read_input_tokens == again.usage.cache_read_input_tokens
+    assert at_start.input_tokens == again.usage.input_tokens
 
 
-def test_tokens_are_counted_as_the_answer_counts_them(sdk):
+def test_counted_tokens_are_those_of_the_usage(sdk):
     fields = {
         "messages": QUESTION,
         "system": [{"type": "text", "text": "Be brief."}],
@@ -237,7 +236,7 @@ def test_tokens_are_counted_as_the_answer_counts_them(sdk):
     assert counted > sdk.messages.count_tokens(model="demo", messages=QUESTION).input_tokens
 
 
-def test_models_are_listed_in_the_dialect_that_asks(sdk, demo_server):
+def test_models_are_listed_in_the_dialect_of_the_client(sdk, demo_server):
     (model,) = sdk.models.list()
     assert (model.id, model.type, model.display_name) == ("demo", "model", "demo")
     assert model.created_at.year >= 2025
@@ -245,12 +244,12 @@ def test_models_are_listed_in_the_dialect_that_asks(sdk, demo_server):
     assert list(sdk.models.list(after_id="demo")) == []
     with pytest.raises(anthropic.NotFoundError):
         sdk.models.retrieve("nope")
-    assert httpx.get(f"{demo_server.url}/v1/models").json()["object"] == "list"
-    assert httpx.get(f"{demo_server.url}/v1/models/demo").json()["object"] == "model"
+    assert demo_server.http.get("/v1/models").json()["object"] == "list"
+    assert demo_server.http.get("/v1/models/demo").json()["object"] == "model"
 
 
 def envelope(response):
-    """The one shape that every error of this dialect has."""
+    """Check the shape that every error of this dialect has. Returns the error."""
     body = response.json()
     assert sorted(body) == ["error", "request_id", "type"]
     assert body["type"] == "error"
@@ -336,9 +335,9 @@ USE = {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {}}
         ({"colour": "red"}, "Unknown field: colour"),
     ],
 )
-def test_a_refusal_names_the_field_in_anthropic_s_envelope(demo_server, change, named):
+def test_a_refusal_names_the_field_in_the_envelope_of_anthropic(demo_server, change, named):
     body = {name: value for name, value in {**TURN, **change}.items() if value is not None}
-    response = httpx.post(f"{demo_server.url}/v1/messages", json=body)
+    response = demo_server.http.post("/v1/messages", json=body)
     error = envelope(response)
     assert (response.status_code, error["type"]) == (400, "invalid_request_error")
     shared.ErrorResponse.model_validate(response.json(), strict=True)
@@ -346,50 +345,50 @@ def test_a_refusal_names_the_field_in_anthropic_s_envelope(demo_server, change, 
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
-def test_both_endpoints_refuse_alike(demo_server, path):
-    url = f"{demo_server.url}{path}"
+def test_both_endpoints_refuse_requests_in_the_same_way(demo_server, path):
+    http = demo_server.http
     limit = {"max_tokens": 9} if path == "/v1/messages" else {}
     other = {**limit, "model": "claude-sonnet-5", "messages": CAPITAL}
-    wrong_model = httpx.post(url, json=other)
+    wrong_model = http.post(path, json=other)
     assert (wrong_model.status_code, envelope(wrong_model)["type"]) == (404, "not_found_error")
-    no_json = httpx.post(url, content=b"{")
+    no_json = http.post(path, content=b"{")
     assert (no_json.status_code, envelope(no_json)["type"]) == (400, "invalid_request_error")
-    wrong_method = httpx.get(url)
+    wrong_method = http.get(path)
     assert wrong_method.status_code == 405
     assert envelope(wrong_method)["type"] == "invalid_request_error"
-    unknown = httpx.post(url, json={**other, "model": "demo", "max_tokenz": 5})
+    unknown = http.post(path, json={**other, "model": "demo", "max_tokenz": 5})
     assert envelope(unknown)["message"] == "Unknown field: max_tokenz."
 
 
-def test_a_path_that_is_not_there_answers_in_its_dialect(demo_server):
-    response = httpx.post(f"{demo_server.url}/v1/messages/batches", json={})
+def test_a_path_that_does_not_exist_is_answered_in_its_dialect(demo_server):
+    http = demo_server.http
+    response = http.post("/v1/messages/batches", json={})
     assert (response.status_code, envelope(response)["type"]) == (404, "not_found_error")
     headers = {"anthropic-version": "2023-06-01"}
-    model = httpx.get(f"{demo_server.url}/v1/models/nope", headers=headers)
+    model = http.get("/v1/models/nope", headers=headers)
     assert (model.status_code, envelope(model)["type"]) == (404, "not_found_error")
-    body = {"messages": []}
-    chat = httpx.post(f"{demo_server.url}/v1/chat/completions", json=body, headers=headers)
+    chat = http.post("/v1/chat/completions", json={"messages": []}, headers=headers)
     assert "code" in chat.json()["error"]
 
 
-def test_a_prompt_that_is_too_long_is_told_in_the_words_that_clients_look_for(sdk):
+def test_the_refusal_of_too_long_a_prompt_has_the_words_that_clients_look_for(sdk):
     with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: \d+ tokens > \d+ m"):
         ask(sdk, [{"role": "user", "content": "a " * 9000}])
 
 
-def test_a_body_over_the_limit_is_refused_in_the_envelope(start_server):
-    server = start_server(EASEL_MAX_BODY_BYTES="2000").wait_until_ready()
+def test_a_body_over_the_limit_is_refused_in_the_envelope(limited_server):
     huge = {**TURN, "system": "x" * 3000}
-    response = httpx.post(f"{server.url}/v1/messages", json=huge)
+    response = limited_server.http.post("/v1/messages", json=huge)
     assert (response.status_code, envelope(response)["type"]) == (413, "request_too_large")
 
 
 def claude_code(*turns):
-    """What Claude Code sends, but for the length of it."""
+    """Returns a request as Claude Code sends it, but shorter and with a seed."""
     kept = {"type": "ephemeral"}
     return {
         "model": "demo",
         "max_tokens": 32000,
+        "seed": 0,
         "stream": True,
         "system": [
             {
@@ -422,7 +421,7 @@ def claude_code(*turns):
 
 
 def post_as_claude_code(server, body):
-    """The events of the stream, by their names."""
+    """Returns the events of the streamed answer. Their names must be their types."""
     headers = {
         "anthropic-version": "2023-06-01",
         "anthropic-beta": "claude-code-20250219,interleaved-thinking-2025-05-14",
@@ -430,8 +429,7 @@ def post_as_claude_code(server, body):
         "authorization": "Bearer none",
         "x-app": "cli",
     }
-    url = f"{server.url}/v1/messages?beta=true"
-    response = httpx.post(url, json=body, headers=headers, timeout=60)
+    response = server.http.post("/v1/messages?beta=true", json=body, headers=headers)
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("text/event-stream")
     events = []
@@ -443,8 +441,8 @@ def post_as_claude_code(server, body):
     return events
 
 
-def test_claude_code_s_requests_are_answered_and_their_prefix_is_found_again(demo_server):
-    assert httpx.head(f"{demo_server.url}/").status_code == 200
+def test_requests_of_claude_code_are_answered_and_their_prefix_is_cached(demo_server):
+    assert demo_server.http.head("/").status_code == 200
     first = post_as_claude_code(demo_server, claude_code())
     assert [event["type"] for event in first[:2]] == ["message_start", "ping"]
     assert first[-2]["delta"]["stop_reason"] in ("end_turn", "tool_use")
@@ -476,13 +474,13 @@ def test_claude_code_s_requests_are_answered_and_their_prefix_is_found_again(dem
     assert usage["cache_read_input_tokens"] > usage["input_tokens"] > 0
     answer = [e["delta"].get("text", "") for e in second if e["type"] == "content_block_delta"]
     assert "".join(answer) == "It is 21 degrees and sunny in Paris."
-    # A reminder among the messages, which some versions send in the system's name.
+    # Some versions send a reminder among the messages, with the role of the system.
     reminder = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
     third = post_as_claude_code(demo_server, claude_code(*turns, reminder))
     assert third[-1]["type"] == "message_stop"
 
 
-def test_the_sdk_s_tool_runner_goes_on_without_threads(sdk):
+def test_the_tool_runner_of_the_sdk_works_without_threads(sdk):
     @anthropic.beta_tool
     def get_weather(city: str) -> str:
         """Get the weather

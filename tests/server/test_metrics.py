@@ -1,19 +1,15 @@
-"""What Prometheus reads, before and after one answer."""
+"""The metrics before and after an answer."""
 
-from prometheus_client.parser import text_string_to_metric_families
+from tests.running_server import figures
 
 
 def read(http):
     response = http.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
-    return {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(response.text)
-        for sample in family.samples
-    }
+    return figures(response.text)
 
 
-def test_an_answer_is_counted_once_in_every_figure(http, client):
+def test_an_answer_is_counted_once_in_every_metric(http, client):
     before = read(http)
     answer = client.chat.completions.create(
         model=None, messages=[{"role": "user", "content": "x"}], max_tokens=40
@@ -36,17 +32,17 @@ def test_an_answer_is_counted_once_in_every_figure(http, client):
     assert after[("easel_queue_depth",)] == 0
 
 
-def test_a_stop_string_ends_a_request_with_stop(http, client):
-    ask = {"model": None, "messages": [{"role": "user", "content": "x"}], "seed": 1}
-    text = client.chat.completions.create(**ask, max_tokens=60).choices[0].message.content
+def test_a_request_that_a_stop_string_ends_is_counted_as_stop(http, client):
+    options = {"model": None, "messages": [{"role": "user", "content": "x"}], "seed": 1}
+    text = client.chat.completions.create(**options, max_tokens=60).choices[0].message.content
     before = read(http)
-    client.chat.completions.create(**ask, max_tokens=600, stop=text[5:9])
+    client.chat.completions.create(**options, max_tokens=600, stop=text[5:9])
     rise = {key: value - before.get(key, 0) for key, value in read(http).items()}
     assert rise[("easel_requests_total", "stop")] == 1
     assert rise.get(("easel_requests_total", "cancelled"), 0) == 0
 
 
-def test_a_refused_request_is_not_counted_as_given_to_the_worker(http):
+def test_a_refused_request_changes_no_metric(http):
     before = read(http)
     assert http.post("/v1/chat/completions", json={"messages": []}).status_code == 400
     assert read(http) == before

@@ -1,12 +1,10 @@
-"""Who goes first, who has to wait, and for how long, through a real server."""
+"""The order of requests with different priorities, and the time limits of requests."""
 
 import json
-import os
-import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import pytest
@@ -31,7 +29,7 @@ def content(events):
 
 @contextmanager
 def streaming(url, body, key="none"):
-    """The chunks of a streamed answer behind the role's."""
+    """Yields an iterator over the chunks of a streamed answer that follow the role's chunk."""
     headers, body = {"authorization": f"Bearer {key}"}, {**body, "stream": True}
     with httpx.stream("POST", url, json=body, headers=headers, timeout=60) as response:
         events = events_of(response)
@@ -39,23 +37,26 @@ def streaming(url, body, key="none"):
         yield events
 
 
-def test_a_person_s_answer_is_whole_before_a_job_s_next_block(url):
+def test_an_answer_to_a_person_is_finished_before_the_next_block_of_a_job(url):
     check_that_the_person_goes_first(url, JOB)
 
 
-def test_a_key_s_priority_is_that_of_requests_that_have_none(start_server):
-    server = start_server(EASEL_API_KEY="person, agents priority=10").wait_until_ready()
+def test_requests_without_a_priority_have_the_priority_of_their_key(shared_server):
+    server = shared_server(EASEL_API_KEY="person, agents priority=10")
     job = {name: value for name, value in JOB.items() if name != "priority"}
     url = f"{server.url}/v1/chat/completions"
     check_that_the_person_goes_first(url, job, job_key="agents", person_key="person")
-    # What a request says itself goes before what its key says.
+    # The priority of a request takes precedence over the priority of its key.
     check_that_the_person_goes_first(url, {**JOB, "priority": 1}, "person", "person")
 
 
 def check_that_the_person_goes_first(url, job_body, job_key="none", person_key="none"):
-    """Counted in the job's blocks, not in seconds: the machine's speed is no matter."""
+    """Send a person's request while a job runs, and check the order in which blocks arrive.
+
+    It counts the job's blocks and not seconds, so the speed of the machine does not matter.
+    """
     arrived = threading.Event()
-    job_blocks = []  # when each came
+    job_blocks = []  # the time at which each arrived
 
     def job():
         with streaming(url, {**job_body, "n": 4}, job_key) as events:
@@ -66,22 +67,22 @@ def check_that_the_person_goes_first(url, job_body, job_key="none", person_key="
 
     with ThreadPoolExecutor() as pool:
         running = pool.submit(job)
-        arrived.wait(60)
-        asked = time.monotonic()
+        assert arrived.wait(60)
+        asked_at = time.monotonic()
         with streaming(url, {**LONG, "max_tokens": 200}, person_key) as events:
             next(events)
-            first = time.monotonic()
+            first_at = time.monotonic()
             *_, last = events
-            ended = time.monotonic()
+            ended_at = time.monotonic()
         running.result()
     assert last["choices"][0]["finish_reason"] == "length"
-    # What was on the device or on its way when the person's request came still arrives.
-    assert sum(first < at < ended for at in job_blocks) == 0
-    assert sum(asked < at < first for at in job_blocks) <= 8
-    assert sum(at > ended for at in job_blocks) > 50
+    # Blocks that were on the device or on their way when the person's request came still arrive.
+    assert sum(first_at < at < ended_at for at in job_blocks) == 0
+    assert sum(asked_at < at < first_at for at in job_blocks) <= 8
+    assert sum(at > ended_at for at in job_blocks) > 50
 
 
-def test_jobs_that_gave_way_say_what_they_would_have_said(url):
+def test_jobs_that_gave_way_give_the_same_answers_as_undisturbed_jobs(url):
     job = {**JOB, "max_tokens": 400}
     with streaming(url, job) as events:
         undisturbed = content(events)
@@ -98,14 +99,10 @@ def whole(url, body):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_that_takes_longer_than_it_may_ends_with_an_error(server, url, http, stream):
-    worker = server.worker_pid()
-    os.kill(worker, signal.SIGSTOP)
-    try:
+def test_an_answer_that_exceeds_its_timeout_ends_with_an_error(server, url, http, stream):
+    with server.stopped_worker():
         body = {**LONG, "timeout": 0.3, "stream": stream}
         response = httpx.post(url, json=body, timeout=60)
-    finally:
-        os.kill(worker, signal.SIGCONT)
     if stream:
         *_, error, done = [
             line[6:] for line in response.text.splitlines() if line.startswith("data: ")
@@ -117,35 +114,32 @@ def test_an_answer_that_takes_longer_than_it_may_ends_with_an_error(server, url,
         assert response.headers["x-should-retry"] == "false"
         error = response.json()["error"]
     assert (error["code"], error["type"]) == ("deadline_exceeded", "timeout_error")
-    whole(url, {**LONG, "max_tokens": 1})  # behind the cancel
-    assert "easel_requests_in_flight 0.0" in http.get("/metrics").text
-    assert 'easel_requests_total{outcome="timeout"}' in http.get("/metrics").text
+    # The worker gets this request after the cancel, so it has handled that when it answers.
+    whole(url, {**LONG, "max_tokens": 1})
+    assert server.in_flight() == 0
+    assert server.ended()["timeout"] > 0
 
 
-def test_the_server_s_own_time_limit_holds_where_a_request_has_none(start_server):
-    server = start_server(EASEL_REQUEST_TIMEOUT_S="0.2").wait_until_ready()
-    url = f"{server.url}/v1/chat/completions"
-    worker = server.worker_pid()
-    os.kill(worker, signal.SIGSTOP)
-    response = httpx.post(url, json=LONG, timeout=60)
-    os.kill(worker, signal.SIGCONT)  # a stopped process would outlive the test
+def test_the_timeout_of_the_server_limits_requests_without_a_timeout(shared_server):
+    server = shared_server(EASEL_REQUEST_TIMEOUT_S="3")
+    with server.stopped_worker():
+        response = server.http.post("/v1/chat/completions", json=LONG)
     assert response.status_code == 504
 
 
-def test_who_is_turned_away_is_told_a_measured_time(start_server):
-    server = start_server(EASEL_MAX_QUEUE="3").wait_until_ready()
-    url = f"{server.url}/v1/chat/completions"
+def test_a_refused_request_gets_a_measured_time_to_wait(limited_server):
+    limited_server.wait_until_idle()
+    url = f"{limited_server.url}/v1/chat/completions"
     short = {**LONG, "max_tokens": 32}
     with ThreadPoolExecutor() as pool:
         for _ in range(5):
             list(pool.map(lambda _: whole(url, short), range(3)))
-    worker = server.worker_pid()
-    os.kill(worker, signal.SIGSTOP)
-    with streaming(url, {**short, "n": 3}) as events:
-        refused = httpx.post(url, json=LONG)
-        os.kill(worker, signal.SIGCONT)
+    with ExitStack() as stream:
+        with limited_server.stopped_worker():
+            events = stream.enter_context(streaming(url, {**short, "n": 3}))
+            refused = httpx.post(url, json=LONG)
         list(events)
     assert refused.status_code == 429
-    # Answers of one block end many times a second here: the first guess, 1 s, was corrected.
+    # Answers of one block end many times a second here, so the first guess, 1 s, was corrected.
     assert int(refused.headers["retry-after-ms"]) < 1000
     assert int(refused.headers["retry-after"]) == 1

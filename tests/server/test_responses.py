@@ -1,7 +1,6 @@
 """The Responses API through the official SDK, from the trained demo model."""
 
 import json
-import os
 import signal
 
 import httpx
@@ -12,7 +11,7 @@ from openai.types.responses import Response, ResponseItemList, ResponseStreamEve
 from tests.pictures import data_url, noise_picture
 from tests.server.stream_schema import strictly
 
-EXTENSIONS = {"diffusion", "store"}  # OpenAI sends the latter too, beside its own schema
+EXTENSIONS = {"diffusion", "store"}  # OpenAI sends `store` too, although its schema lacks it
 
 WEATHER = {
     "type": "function",
@@ -34,7 +33,7 @@ ANSWERED = {"type": "function_call_output", "call_id": "a", "output": "ok"}
 PICTURE = {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}
 
 
-def says(role, *parts):
+def message(role, *parts):
     return {"role": role, "content": list(parts)}
 
 
@@ -49,14 +48,14 @@ def ask(client, input=CAPITAL, **options):
 
 
 def streamed(client, input=CAPITAL, **options):
-    """The events as they came, and the response that the SDK makes of them."""
+    """Returns the events of a stream and the response that the SDK assembles from them."""
     extra = {"seed": 0}
     with client.responses.stream(model="demo", input=input, extra_body=extra, **options) as stream:
         return list(stream), stream.get_final_response()
 
 
 def sent(http, **body):
-    """A stream as it is on the wire: names and data."""
+    """Returns the names and the data of a stream's events, as they were sent."""
     body = {"input": CAPITAL, "seed": 0, "stream": True, **body}
     with http.stream("POST", "/v1/responses", json=body) as response:
         lines = [line for line in response.iter_lines() if line and not line.startswith(":")]
@@ -66,19 +65,19 @@ def sent(http, **body):
 
 
 def official(response):
-    """A response without what is more than OpenAI's schema."""
+    """Returns the response without the fields that OpenAI's schema lacks."""
     return {key: value for key, value in response.items() if key not in EXTENSIONS}
 
 
 def check_schema(events):
-    """Each is OpenAI's, to the letter."""
+    """Check that each event fits OpenAI's schema exactly."""
     for event in events:
-        whole = {"response": official(event["response"])} if "response" in event else {}
-        strictly(ResponseStreamEvent, {**event, **whole})
+        response = {"response": official(event["response"])} if "response" in event else {}
+        strictly(ResponseStreamEvent, {**event, **response})
 
 
-def said(response):
-    """What an answer says, whichever ids it has and whatever the SDK adds."""
+def content_of(response):
+    """Returns the items of an answer without their ids and without what the SDK adds."""
     items = Response.model_validate(response.to_dict()).to_dict()["output"]
     for item in items:
         for field in ("id", "call_id", "parsed_arguments"):
@@ -90,11 +89,10 @@ def said(response):
 
 @pytest.fixture(scope="module")
 def demo_http(demo_server):
-    with httpx.Client(base_url=demo_server.url, timeout=60) as client:
-        yield client
+    return demo_server.http
 
 
-def test_a_whole_answer_is_one_that_the_official_types_take_strictly(demo_http):
+def test_a_whole_answer_fits_the_official_types_strictly(demo_http):
     body = {"input": CAPITAL, "seed": 0, "instructions": "Be brief.", "metadata": {"a": "b"}}
     answer = demo_http.post("/v1/responses", json={**body, "tools": [WEATHER], "user": "me"})
     response = strictly(Response, official(answer.json()))
@@ -123,7 +121,7 @@ def test_the_unprefixed_path_answers_the_same(demo_http):
     assert demo_http.get(f"/responses/{answer['id']}").json() == answer
 
 
-def test_a_streamed_answer_comes_in_openai_s_order_without_a_gap(demo_http):
+def test_the_events_of_a_stream_have_the_order_of_openai_without_gaps(demo_http):
     names, events = sent(demo_http, input="Count to 30")
     added = ["output_item.added", "content_part.added"]
     done = ["output_text.done", "content_part.done", "output_item.done"]
@@ -168,10 +166,10 @@ def test_a_stream_adds_up_to_its_last_response(demo_http):
         {"input": QUESTION, "tools": [WEATHER], "reasoning": THINKING},
     ],
 )
-def test_the_sdk_makes_the_same_of_a_stream_as_of_a_whole_answer(demo_client, options):
+def test_a_stream_and_a_whole_answer_give_the_same_response_in_the_sdk(demo_client, options):
     _, final = streamed(demo_client, **options)
     whole = ask(demo_client, **options)
-    assert said(final) == said(whole)
+    assert content_of(final) == content_of(whole)
     assert final.output_text == whole.output_text
     assert final.usage.output_tokens == whole.usage.output_tokens
 
@@ -187,14 +185,14 @@ def test_a_thought_is_an_item_before_the_answer(demo_client):
     assert response.reasoning.to_dict() == THINKING
 
 
-def test_thoughts_are_off_without_effort_and_have_a_summary_if_that_is_asked_for(demo_client):
-    for wish in ({}, {"effort": "none"}, {"effort": "minimal"}, {"summary": "auto"}):
-        assert [item.type for item in ask(demo_client, reasoning=wish).output] == ["message"]
+def test_thoughts_are_off_without_effort_and_have_a_summary_on_request(demo_client):
+    for options in ({}, {"effort": "none"}, {"effort": "minimal"}, {"summary": "auto"}):
+        assert [item.type for item in ask(demo_client, reasoning=options).output] == ["message"]
     thought = ask(demo_client, reasoning={"effort": "low"}).output[0]
     assert (thought.summary, thought.content[0].text) == ([], "The user asks for a capital.")
 
 
-def test_a_streamed_thought_and_call_come_in_order(demo_http):
+def test_the_events_of_a_thought_and_a_call_come_in_order(demo_http):
     names, events = sent(demo_http, input=QUESTION, tools=[WEATHER], reasoning=THINKING)
     assert [name.removeprefix("response.") for name in names] == [
         "created",
@@ -225,7 +223,7 @@ def test_a_streamed_thought_and_call_come_in_order(demo_http):
 
 
 @pytest.mark.parametrize("reasoning", [None, THINKING])
-def test_a_tool_s_result_goes_back_with_the_items_of_the_answer(demo_client, reasoning):
+def test_the_result_of_a_tool_can_be_sent_with_the_items_of_the_answer(demo_client, reasoning):
     items = [{"role": "user", "content": QUESTION}]
     options = {"tools": [WEATHER], "reasoning": reasoning, "store": False}
     first = ask(demo_client, items, **options)
@@ -240,7 +238,7 @@ def test_a_tool_s_result_goes_back_with_the_items_of_the_answer(demo_client, rea
     assert answer.output_text == "It is 21 degrees and sunny in Paris."
 
 
-def test_what_the_sdk_makes_of_a_stream_may_be_sent_back_whole(demo_client):
+def test_a_response_that_the_sdk_assembled_can_be_sent_back_unchanged(demo_client):
     _, final = streamed(demo_client, QUESTION, tools=[WEATHER], store=False)
     items = [{"role": "user", "content": QUESTION}, final.output[0].to_dict()]
     call_id = final.output[0].call_id
@@ -252,7 +250,7 @@ def test_what_the_sdk_makes_of_a_stream_may_be_sent_back_whole(demo_client):
 
 
 @pytest.mark.parametrize("output", [RESULT, [{"type": "input_text", "text": RESULT}]])
-def test_a_tool_s_result_goes_back_to_a_kept_response(demo_client, output):
+def test_the_result_of_a_tool_can_continue_a_kept_response(demo_client, output):
     first = ask(demo_client, QUESTION, tools=[WEATHER])
     result = {
         "type": "function_call_output",
@@ -265,7 +263,7 @@ def test_a_tool_s_result_goes_back_to_a_kept_response(demo_client, output):
     assert second.usage.input_tokens_details.cached_tokens > 0
 
 
-def test_a_conversation_goes_on_for_turns_and_from_each_of_them(demo_client):
+def test_a_conversation_continues_from_a_response_whose_predecessor_is_deleted(demo_client):
     first = ask(demo_client, "My name is Tom.")
     second = ask(demo_client, CAPITAL, previous_response_id=first.id)
     demo_client.responses.delete(first.id)
@@ -283,7 +281,7 @@ def test_instructions_come_first_and_are_not_inherited(demo_client):
         demo_client,
         [{"role": "system", "content": "Answer truthfully."}, {"role": "user", "content": "Hello"}],
     )
-    # The same prompt to the token, since all of it has been read already.
+    # All of the prompt is cached, so it has exactly the same tokens.
     cached = as_item.usage.input_tokens_details.cached_tokens
     assert cached == as_item.usage.input_tokens == first.usage.input_tokens
     after_plain = ask(demo_client, CAPITAL, previous_response_id=plain.id)
@@ -292,7 +290,7 @@ def test_instructions_come_first_and_are_not_inherited(demo_client):
     assert after_first.instructions is None
 
 
-def test_every_form_of_a_message_reads_the_same(demo_client):
+def test_every_form_of_a_message_is_read_in_the_same_way(demo_client):
     part = {"type": "input_text", "text": "My name is Tom."}
     answer = "Nice to meet you, Tom!"
     parts = [
@@ -315,7 +313,7 @@ def test_every_form_of_a_message_reads_the_same(demo_client):
     assert len(counts) == 1
 
 
-def test_an_answer_cut_off_is_incomplete(demo_client, demo_http):
+def test_an_answer_that_is_cut_off_is_incomplete(demo_client, demo_http):
     whole = ask(demo_client, "Count to 30", max_output_tokens=5)
     assert (whole.status, whole.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     assert (whole.output[0].status, whole.usage.output_tokens) == ("incomplete", 5)
@@ -326,13 +324,17 @@ def test_an_answer_cut_off_is_incomplete(demo_client, demo_http):
     assert events[-1]["response"]["output"][0]["content"][0]["text"] == whole.output_text
 
 
-def test_log_probabilities_come_for_every_token_of_text(demo_client, demo_http):
-    wish = {"include": ["message.output_text.logprobs"], "top_logprobs": 2, "reasoning": THINKING}
-    response = ask(demo_client, **wish)
+def test_every_token_of_the_text_has_log_probabilities(demo_client, demo_http):
+    options = {
+        "include": ["message.output_text.logprobs"],
+        "top_logprobs": 2,
+        "reasoning": THINKING,
+    }
+    response = ask(demo_client, **options)
     figures = response.output[1].content[0].logprobs
     assert "".join(figure.token for figure in figures) == response.output_text
     assert all(len(figure.top_logprobs) == 2 for figure in figures)
-    _, events = sent(demo_http, **wish)
+    _, events = sent(demo_http, **options)
     check_schema(events[:2] + events[-1:])
     deltas = [event for event in events if event["type"] == "response.output_text.delta"]
     last = events[-1]["response"]["output"][1]["content"][0]
@@ -340,13 +342,13 @@ def test_log_probabilities_come_for_every_token_of_text(demo_client, demo_http):
     assert last["logprobs"] == [figure.to_dict() for figure in figures]
 
 
-def test_parallel_calls_are_only_made_if_they_may_be(demo_client):
+def test_one_call_is_made_without_parallel_tool_calls(demo_client):
     response = ask(demo_client, QUESTION, tools=[WEATHER], parallel_tool_calls=False)
     assert [item.type for item in response.output] == ["function_call"]
     assert response.parallel_tool_calls is False
 
 
-def test_no_tool_is_called_if_none_is_chosen(demo_client):
+def test_no_tool_is_called_with_the_choice_none(demo_client):
     response = ask(demo_client, QUESTION, tools=[WEATHER], tool_choice="none")
     assert response.output_text == "I cannot look up the weather without a tool."
     assert response.tool_choice == "none"
@@ -369,8 +371,8 @@ def test_tools_of_other_types_are_skipped(demo_client):
     assert beside.output[0].name == "get_weather"
 
 
-def test_codex_is_answered(demo_http):
-    """Its request's shape: every field that it sends, most of them always."""
+def test_a_request_of_codex_is_answered(demo_http):
+    """The request has every field that Codex sends."""
     user = {
         "type": "message",
         "role": "user",
@@ -418,32 +420,32 @@ def test_codex_is_answered(demo_http):
     assert (last["store"], last["prompt_cache_key"]) == (False, "0199-cafe")
 
 
-def test_a_kept_response_is_given_back_until_it_is_deleted(demo_client):
+def test_a_kept_response_can_be_retrieved_until_it_is_deleted(demo_client):
     for response in (ask(demo_client), streamed(demo_client)[1]):
         assert demo_client.responses.retrieve(response.id).output_text == response.output_text
         demo_client.responses.delete(response.id)
-        for gone in (demo_client.responses.retrieve, demo_client.responses.delete):
+        for request in (demo_client.responses.retrieve, demo_client.responses.delete):
             with pytest.raises(openai.NotFoundError, match=response.id):
-                gone(response.id)
+                request(response.id)
         with pytest.raises(openai.BadRequestError, match=response.id) as error:
             ask(demo_client, previous_response_id=response.id)
         assert error.value.code == "previous_response_not_found"
 
 
-def test_a_response_that_is_not_to_be_stored_is_not_kept(demo_client):
+def test_a_response_with_store_false_is_not_kept(demo_client):
     response = ask(demo_client, store=False)
     assert response.to_dict()["store"] is False
     with pytest.raises(openai.NotFoundError):
         demo_client.responses.retrieve(response.id)
 
 
-def test_a_kept_response_is_not_streamed_again(demo_client):
+def test_a_kept_response_cannot_be_streamed_again(demo_client):
     response = ask(demo_client)
     with pytest.raises(openai.BadRequestError, match="stream"):
         demo_client.responses.retrieve(response.id, stream=True)
 
 
-def test_items_can_be_referred_to(demo_client):
+def test_items_can_be_referenced_by_their_ids(demo_client):
     first = ask(demo_client, QUESTION, tools=[WEATHER])
     (user,) = demo_client.responses.input_items.list(first.id).data
     call = first.output[0]
@@ -470,17 +472,16 @@ def test_input_items_are_listed_page_by_page(demo_client, demo_http):
         CAPITAL,
     ]
     assert (listed.first_id, listed.last_id) == (listed.data[0].id, listed.data[-1].id)
-    one = demo_client.responses.input_items.list(second.id, limit=1)
-    assert [item.id for item in one.data] == [listed.data[2].id]
-    assert [item.id for item in one] == [item.id for item in reversed(listed.data)]
+    page = demo_client.responses.input_items.list(second.id, limit=1)
+    assert [item.id for item in page.data] == [listed.data[2].id]
+    assert [item.id for item in page] == [item.id for item in reversed(listed.data)]
     for bad in ({"limit": "0"}, {"limit": "many"}, {"after": "msg_nowhere"}):
         answer = demo_http.get(path, params=bad)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, next(iter(bad)))
 
 
-def test_the_store_is_bounded_by_a_setting(start_server):
-    server = start_server(EASEL_RESPONSES_KEPT="1").wait_until_ready()
-    url = f"{server.url}/v1"
+def test_a_setting_limits_the_number_of_kept_responses(limited_server):
+    url = f"{limited_server.url}/v1"
     with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
         first, second = (client.responses.create(input="hi", max_output_tokens=1) for _ in "ab")
         assert client.responses.retrieve(second.id).id == second.id
@@ -488,7 +489,7 @@ def test_the_store_is_bounded_by_a_setting(start_server):
             client.responses.retrieve(first.id)
 
 
-def test_a_failure_in_a_stream_is_told_as_an_event_and_raised_by_the_sdk(demo_client, demo_http):
+def test_a_failure_in_a_stream_is_an_event_that_the_sdk_raises(demo_client, demo_http):
     forbidden = {"input": QUESTION, "tools": [strict_weather("London")]}
     with pytest.raises(openai.InternalServerError, match="strict schema forbids"):
         ask(demo_client, **forbidden)
@@ -512,14 +513,13 @@ def test_a_failure_in_a_stream_is_told_as_an_event_and_raised_by_the_sdk(demo_cl
 def test_a_stream_cut_by_a_shutdown_ends_with_an_error_event(start_server):
     server = start_server(EASEL_SHUTDOWN_GRACE_S="1").wait_until_ready()
     body = {"input": "hi", "ignore_eos": True, "stream": True}
-    worker = server.worker_pid()
     url = f"{server.url}/v1/responses"
     with httpx.stream("POST", url, json=body, timeout=60) as response:
         lines = (line for line in response.iter_lines() if line)
         next(lines)
-        os.kill(worker, signal.SIGSTOP)
-        server.process.send_signal(signal.SIGTERM)
-        *_, name, data = lines
+        with server.stopped_worker():
+            server.process.send_signal(signal.SIGTERM)
+            *_, name, data = lines
     assert name == "event: error"
     event = json.loads(data.removeprefix("data: "))
     assert event["type"] == "error"
@@ -534,11 +534,11 @@ def test_a_stream_cut_by_a_shutdown_ends_with_an_error_event(start_server):
         ({"input": [{"role": "user"}]}, "input.0.content"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input.0.role"),
         ({"input": [{"role": "user", "content": []}]}, "input.0.content"),
-        ({"input": [says("user", {"type": "input_image"})]}, "input.0.content.0.image_url"),
-        ({"input": [says("user", {**PICTURE, "detail": "high"})]}, "input.0.content.0.detail"),
-        ({"input": [says("user", {**PICTURE, "file_id": "f"})]}, "input.0.content.0.file_id"),
-        ({"input": [says("system", PICTURE)]}, "input.0.content"),
-        ({"input": [says("user", {"type": "input_file"})]}, "input.0.content.0"),
+        ({"input": [message("user", {"type": "input_image"})]}, "input.0.content.0.image_url"),
+        ({"input": [message("user", {**PICTURE, "detail": "high"})]}, "input.0.content.0.detail"),
+        ({"input": [message("user", {**PICTURE, "file_id": "f"})]}, "input.0.content.0.file_id"),
+        ({"input": [message("system", PICTURE)]}, "input.0.content"),
+        ({"input": [message("user", {"type": "input_file"})]}, "input.0.content.0"),
         ({"input": [{"role": "user", "content": "x", "mood": "good"}]}, "input.0.mood"),
         ({"input": [{"type": "web_search_call", "id": "ws_1"}]}, "input.0"),
         ({"input": [{**CALL, "namespace": "n"}]}, "input.0.namespace"),
@@ -597,13 +597,13 @@ def test_a_stream_cut_by_a_shutdown_ends_with_an_error_event(start_server):
         ({"n": 2}, "n"),
     ],
 )
-def test_what_is_not_honoured_is_refused_by_name(http, change, param):
+def test_the_refusal_of_an_unsupported_value_names_it(http, change, param):
     answer = http.post("/v1/responses", json={"input": "hi", **change})
     assert answer.status_code == (404 if param == "model" else 400)
     assert answer.json()["error"]["param"] == param
 
 
-def test_values_that_ask_for_nothing_are_taken(http):
+def test_values_that_have_no_effect_are_accepted(http):
     neutral = {
         "background": False,
         "context_management": [],
@@ -623,7 +623,7 @@ def test_values_that_ask_for_nothing_are_taken(http):
     assert answer.json()["reasoning"] == {"effort": None, "summary": "concise"}
 
 
-def test_an_image_is_blamed_where_it_stands_by_a_model_that_does_not_see(http):
+def test_a_model_without_vision_names_the_image_that_it_refuses(http):
     parts = [{"type": "input_image", "image_url": data_url(noise_picture(8, 8))}]
     answer = http.post("/v1/responses", json={"input": [{"role": "user", "content": parts}]})
     assert answer.status_code == 400
@@ -631,6 +631,6 @@ def test_an_image_is_blamed_where_it_stands_by_a_model_that_does_not_see(http):
     assert "takes no images" in answer.json()["error"]["message"]
 
 
-def test_a_prompt_longer_than_the_context_blames_the_input(http):
+def test_the_refusal_of_a_prompt_longer_than_the_context_names_the_input(http):
     error = http.post("/v1/responses", json={"input": "x y " * 3000}).json()["error"]
     assert (error["code"], error["param"]) == ("context_length_exceeded", "input")

@@ -1,9 +1,8 @@
-"""Every stream is OpenAI's, to the letter; and the check is one that a wrong stream fails."""
+"""Every stream fits OpenAI's schema exactly, and the check refuses streams that do not."""
 
 import json
 from copy import deepcopy
 
-import httpx
 import pytest
 
 from tests.server.stream_schema import check_chat_stream, check_completion_stream
@@ -30,7 +29,7 @@ def lines(chunks):
     "options", [{}, VOWELS, {"max_tokens": 1}, LOGPROBS, {**LOGPROBS, **VOWELS, "n": 2}]
 )
 @pytest.mark.parametrize("usage", [{}, USAGE])
-def test_a_chat_stream_is_openai_s_schema(http, options, usage):
+def test_a_chat_stream_fits_the_schema_of_openai(http, options, usage):
     sent = stream(http, "/v1/chat/completions", **{**CHAT, **options, **usage})
     check_chat_stream(sent, include_usage=bool(usage))
 
@@ -39,7 +38,7 @@ def test_a_chat_stream_is_openai_s_schema(http, options, usage):
     "options", [{}, VOWELS, {"max_tokens": 1}, {"logprobs": 2}, {"logprobs": 2, **VOWELS, "n": 2}]
 )
 @pytest.mark.parametrize("usage", [{}, USAGE])
-def test_a_completion_stream_is_openai_s_schema(http, options, usage):
+def test_a_completion_stream_fits_the_schema_of_openai(http, options, usage):
     sent = stream(http, "/v1/completions", **{**COMPLETION, **options, **usage})
     check_completion_stream(sent, include_usage=bool(usage))
 
@@ -63,45 +62,47 @@ def by_choice(chunks):
         {"reasoning_effort": "low"},
     ],
 )
-def test_streamed_log_probabilities_are_the_whole_answer_s_and_its_text_s(demo_server, options):
+def test_a_chat_stream_has_the_log_probabilities_of_its_text_and_of_the_whole_answer(
+    demo_server, options
+):
     body = {**CHAT, **LOGPROBS, **options}
-    with httpx.Client(base_url=demo_server.url, timeout=60) as http:
-        whole = http.post("/v1/chat/completions", json=body).json()["choices"]
-        chunks = check_chat_stream(stream(http, "/v1/chat/completions", **body))
+    whole = demo_server.http.post("/v1/chat/completions", json=body).json()["choices"]
+    chunks = check_chat_stream(stream(demo_server.http, "/v1/chat/completions", **body))
     assert len(whole) == options.get("n", 1)
     for answer, parts in zip(whole, by_choice(chunks), strict=True):
-        told = answer["logprobs"]["content"]
+        expected = answer["logprobs"]["content"]
         streamed, text = [], ""
         for each in parts:
             streamed += (each["logprobs"] or {"content": []})["content"]
             text += each["delta"].get("content", "")
-            # All of the text, and no more than the end of a token that a stop string begins in.
+            # The tokens cover the whole text. Only a token in which a stop string begins goes on
+            # after the text's end.
             tokens = [token["token"] for token in streamed]
             assert "".join(tokens).startswith(text)
             assert len("".join(tokens[:-1])) <= max(len(text) - 1, 0)
-        assert [token["token"] for token in streamed] == [token["token"] for token in told]
-        for one, other in zip(streamed, told, strict=True):
-            assert one["logprob"] == pytest.approx(other["logprob"], abs=1e-3)
-            assert len(one["top_logprobs"]) == len(other["top_logprobs"]) == 2
-            assert one["top_logprobs"][0]["logprob"] >= one["logprob"] - 1e-6
+        assert [token["token"] for token in streamed] == [token["token"] for token in expected]
+        for token, same in zip(streamed, expected, strict=True):
+            assert token["logprob"] == pytest.approx(same["logprob"], abs=1e-3)
+            assert len(token["top_logprobs"]) == len(same["top_logprobs"]) == 2
+            assert token["top_logprobs"][0]["logprob"] >= token["logprob"] - 1e-6
 
 
 @pytest.mark.parametrize("options", [{}, {"n": 2}, {"stop": ["i"]}, {"max_tokens": 7}])
-def test_a_completion_s_streamed_log_probabilities_are_the_whole_one_s(http, options):
+def test_a_completion_stream_has_the_log_probabilities_of_the_whole_answer(http, options):
     body = {**COMPLETION, "logprobs": 2, **options}
     whole = http.post("/v1/completions", json=body).json()["choices"]
     chunks = check_completion_stream(stream(http, "/v1/completions", **body))
     assert len(whole) == options.get("n", 1)
     for answer, parts in zip(whole, by_choice(chunks), strict=True):
-        told = answer["logprobs"]
-        assert told["tokens"]
+        expected = answer["logprobs"]
+        assert expected["tokens"]
         streamed = [each["logprobs"] for each in parts if each["logprobs"]]
         for field in ("tokens", "text_offset"):
-            assert [value for each in streamed for value in each[field]] == told[field]
+            assert [value for each in streamed for value in each[field]] == expected[field]
         figures = [value for each in streamed for value in each["token_logprobs"]]
-        assert figures == pytest.approx(told["token_logprobs"], abs=1e-3)
+        assert figures == pytest.approx(expected["token_logprobs"], abs=1e-3)
         assert [len(best) for each in streamed for best in each["top_logprobs"]] == [
-            len(best) for best in told["top_logprobs"]
+            len(best) for best in expected["top_logprobs"]
         ]
 
 
@@ -128,7 +129,7 @@ WEATHER = {
         ("What is the weather in Paris?", {"reasoning_effort": "low"}, "tool_calls"),
     ],
 )
-def test_the_demo_model_s_streams_are_openai_s_schema(demo_server, question, options, reason):
+def test_streams_of_the_demo_model_fit_the_schema_of_openai(demo_server, question, options, reason):
     body = {
         "messages": [{"role": "user", "content": question}],
         "tools": [{"type": "function", "function": WEATHER}] if "weather" in question else None,
@@ -136,8 +137,7 @@ def test_the_demo_model_s_streams_are_openai_s_schema(demo_server, question, opt
         **options,
         **USAGE,
     }
-    with httpx.Client(base_url=demo_server.url, timeout=60) as http:
-        sent = stream(http, "/v1/chat/completions", **body)
+    sent = stream(demo_server.http, "/v1/chat/completions", **body)
     chunks = check_chat_stream(sent, include_usage=True)
     parts = [part for chunk in chunks for part in chunk["choices"]]
     ends = [part["finish_reason"] for part in parts if part["finish_reason"]]
@@ -208,7 +208,7 @@ BREAKS = {
     "usage too early": lambda c: c[2].update(usage=c[-1]["usage"]),
     "usage with a choice": lambda c: c[-1].update(choices=c[2]["choices"]),
     "usage that does not add up": lambda c: c[-1]["usage"].update(total_tokens=6),
-    "more cached than read": lambda c: c[-1]["usage"]["prompt_tokens_details"].update(
+    "more cached than prompt tokens": lambda c: c[-1]["usage"]["prompt_tokens_details"].update(
         cached_tokens=3
     ),
     "choices not from 0": lambda c: [choice(c, i).update(index=1) for i in range(7)],
@@ -218,20 +218,20 @@ BREAKS = {
     "a call without a type": lambda c: first_call(c, 3).pop("type"),
     "a call without a name": lambda c: first_call(c, 3)["function"].pop("name"),
     "a call named twice": lambda c: first_call(c, 4).update(id="call_1"),
-    "a call left out": lambda c: first_call(c, 5).update(index=2),
-    "two calls of one id": lambda c: first_call(c, 5).update(id="call_1"),
-    "arguments cut": lambda c: first_call(c, 4)["function"].update(arguments='{"a"'),
-    "a call and no reason for it": lambda c: choice(c, 6).update(finish_reason="stop"),
-    "a reason and no call": lambda c: [c.pop(3) for _ in range(3)],
+    "a skipped index of a call": lambda c: first_call(c, 5).update(index=2),
+    "two calls with one id": lambda c: first_call(c, 5).update(id="call_1"),
+    "cut arguments": lambda c: first_call(c, 4)["function"].update(arguments='{"a"'),
+    "a call without the reason tool_calls": lambda c: choice(c, 6).update(finish_reason="stop"),
+    "the reason tool_calls without a call": lambda c: [c.pop(3) for _ in range(3)],
 }
 
 
-def test_a_stream_with_calls_and_our_extensions_is_right():
+def test_a_stream_with_calls_and_our_extensions_is_accepted():
     assert check_chat_stream([": ping", "", *lines(RIGHT)], include_usage=True) == RIGHT
 
 
 @pytest.mark.parametrize("broken", BREAKS.values(), ids=BREAKS)
-def test_a_stream_that_is_wrong_in_one_place_is_refused(broken):
+def test_a_stream_with_one_mistake_is_refused(broken):
     chunks = deepcopy(RIGHT)
     broken(chunks)
     with pytest.raises((AssertionError, KeyError, ValueError)):
@@ -250,13 +250,13 @@ def test_a_stream_that_is_wrong_in_one_place_is_refused(broken):
         ["data: [DONE]", ""],
     ],
 )
-def test_events_that_are_framed_otherwise_are_refused(broken):
+def test_wrongly_framed_events_are_refused(broken):
     with pytest.raises((AssertionError, ValueError)):
         check_chat_stream(broken, include_usage=True)
 
 
-def test_usage_that_was_not_asked_for_is_refused():
-    with pytest.raises(AssertionError, match="not asked for"):
+def test_usage_that_was_not_requested_is_refused():
+    with pytest.raises(AssertionError, match="not requested"):
         check_chat_stream(lines(RIGHT))
 
 
@@ -271,7 +271,7 @@ COMPLETION_BREAKS = {
 
 
 @pytest.mark.parametrize("broken", COMPLETION_BREAKS.values(), ids=COMPLETION_BREAKS)
-def test_a_completion_stream_that_is_wrong_in_one_place_is_refused(broken):
+def test_a_completion_stream_with_one_mistake_is_refused(broken):
     head = {"id": "cmpl-1", "created": 1, "model": "demo", "object": "text_completion"}
     parts = [{"text": "one", "finish_reason": None}, {"text": "", "finish_reason": "stop"}]
     chunks = [{**head, "choices": [{"index": 0, **each, "logprobs": None}]} for each in parts]

@@ -26,13 +26,13 @@ def ask(client, messages=QUESTION, tools=(), **options):
 
 
 def streamed(client, **options):
-    """The whole answer as the SDK's accumulator builds it, and what came on the way."""
+    """Returns the choice that the SDK assembles from a stream, and the chunks of the stream."""
     with client.chat.completions.stream(model="demo", seed=0, **options) as stream:
         chunks = [event.chunk for event in stream if event.type == "chunk"]
         return stream.get_final_completion().choices[0], chunks
 
 
-def test_a_question_that_a_tool_answers_becomes_its_call(demo_client):
+def test_a_question_that_a_tool_can_answer_becomes_a_call(demo_client):
     choice = ask(demo_client, tools=[weather()]).choices[0]
     (call,) = choice.message.tool_calls
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
@@ -40,7 +40,7 @@ def test_a_question_that_a_tool_answers_becomes_its_call(demo_client):
     assert json.loads(call.function.arguments) == {"city": "Paris"}
 
 
-def test_the_sdk_rebuilds_the_same_call_from_a_stream(demo_client):
+def test_the_sdk_assembles_the_same_call_from_a_stream(demo_client):
     choice, chunks = streamed(demo_client, messages=QUESTION, tools=[weather()])
     (call,) = choice.message.tool_calls
     assert json.loads(call.function.arguments) == {"city": "Paris"}
@@ -50,7 +50,7 @@ def test_the_sdk_rebuilds_the_same_call_from_a_stream(demo_client):
     assert [c.choices[0].finish_reason for c in chunks][-1] == "tool_calls"
 
 
-def test_a_tool_s_result_goes_back_to_the_model_which_answers(demo_client):
+def test_the_model_answers_when_it_gets_the_result_of_a_tool(demo_client):
     message = ask(demo_client, tools=[weather()]).choices[0].message
     result = {
         "role": "tool",
@@ -63,21 +63,21 @@ def test_a_tool_s_result_goes_back_to_the_model_which_answers(demo_client):
     assert choice.finish_reason == "stop"
 
 
-def test_a_call_that_max_tokens_cuts_is_never_shown_as_text(demo_client):
+def test_a_call_that_max_tokens_cuts_off_is_never_returned_as_text(demo_client):
     whole = ask(demo_client, tools=[weather()]).usage.completion_tokens
     for cut in range(1, whole):
         choice = ask(demo_client, tools=[weather()], max_tokens=cut).choices[0]
         assert (choice.message.content or "", choice.finish_reason) == ("", "length")
 
 
-def test_without_a_tool_or_with_none_chosen_nothing_is_called(demo_client):
+def test_no_tool_is_called_without_tools_or_with_the_choice_none(demo_client):
     for options in ({}, {"tools": [weather()], "tool_choice": "none"}):
         message = ask(demo_client, **options).choices[0].message
         assert message.tool_calls is None
         assert message.content == "I cannot look up the weather without a tool."
 
 
-def test_arguments_that_a_strict_schema_forbids_are_never_given_out(demo_client):
+def test_arguments_that_a_strict_schema_forbids_are_never_returned(demo_client):
     fits = ask(demo_client, tools=[weather({"enum": ["Paris"]}, strict=True)])
     assert fits.choices[0].finish_reason == "tool_calls"
     other = weather({"enum": ["London"]}, strict=True)
@@ -92,7 +92,7 @@ def test_arguments_that_a_strict_schema_forbids_are_never_given_out(demo_client)
 
 @pytest.mark.parametrize("keyword", ["$ref", "$schema", "$dynamicRef"])
 @pytest.mark.parametrize("strict", [True, False])
-def test_a_schema_s_references_are_not_fetched(demo_client, keyword, strict):
+def test_references_in_a_schema_are_not_fetched(demo_client, keyword, strict):
     with socket.create_server(("127.0.0.1", 0)) as elsewhere:
         address = f"http://127.0.0.1:{elsewhere.getsockname()[1]}/schema.json"
         tools = [weather(parameters={keyword: address}, strict=strict)]
@@ -119,7 +119,7 @@ def test_a_schema_s_references_are_not_fetched(demo_client, keyword, strict):
         {"patternProperties": {"((a{1000}){1000}){1000}": {}}},
     ],
 )
-def test_a_schema_that_arguments_cannot_be_checked_by_is_refused(demo_client, parameters):
+def test_a_schema_that_cannot_check_arguments_is_refused(demo_client, parameters):
     with pytest.raises(openai.BadRequestError) as refused:
         ask(demo_client, tools=[weather(parameters=parameters, strict=True)])
     assert refused.value.param == "tools.0.function.parameters"
@@ -134,7 +134,7 @@ def test_a_schema_that_arguments_cannot_be_checked_by_is_refused(demo_client, pa
         {"$ref": "#/$defs/a"},
     ],
 )
-def test_arguments_are_checked_by_all_that_a_schema_may_have(demo_client, city):
+def test_a_strict_schema_may_use_any_valid_keyword(demo_client, city):
     parameters = {"type": "object", "properties": {"city": city}, "$defs": {}}
     if "$ref" in str(city):
         parameters["$defs"] = {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "string"}]}}
@@ -142,7 +142,7 @@ def test_arguments_are_checked_by_all_that_a_schema_may_have(demo_client, city):
     ask(demo_client, tools=[weather(parameters=parameters, strict=True)])
 
 
-def test_a_schema_may_be_deep_but_not_without_end(demo_client):
+def test_the_depth_of_a_schema_is_limited(demo_client):
     def nested(levels):
         parameters = {"type": "string"}
         for _ in range(levels // 2):
@@ -156,14 +156,14 @@ def test_a_schema_may_be_deep_but_not_without_end(demo_client):
 
 
 @pytest.mark.parametrize("depth", [300, 1000, 100_000])
-def test_arguments_too_deep_to_be_read_are_shown_as_they_came(demo_client, depth):
+def test_a_call_with_arguments_too_deep_to_parse_is_accepted(demo_client, depth):
     arguments = '{"a":' * depth + "1" + "}" * depth
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
     turns = [*QUESTION, {"role": "assistant", "tool_calls": [call]}]
     assert ask(demo_client, turns, max_tokens=1).usage.prompt_tokens
 
 
-def test_what_the_sdk_makes_of_a_stream_may_be_sent_back_whole(demo_client):
+def test_a_message_that_the_sdk_assembled_can_be_sent_back_unchanged(demo_client):
     message = streamed(demo_client, messages=QUESTION, tools=[weather(strict=True)])[0].message
     sent = message.to_dict()
     assert "parsed" in sent
@@ -173,45 +173,45 @@ def test_what_the_sdk_makes_of_a_stream_may_be_sent_back_whole(demo_client):
 
 
 @pytest.mark.parametrize(
-    "wish",
+    "options",
     [
         {"reasoning_effort": "high"},
         {"extra_body": {"chat_template_kwargs": {"enable_thinking": True}}},
     ],
 )
-def test_a_thought_comes_apart_from_the_answer(demo_client, wish):
+def test_a_thought_is_separate_from_the_answer(demo_client, options):
     question = [{"role": "user", "content": "What is the capital of France?"}]
-    answer = ask(demo_client, question, **wish)
+    answer = ask(demo_client, question, **options)
     message = answer.choices[0].message
     assert message.content == "The capital of France is Paris."
     assert message.reasoning_content == message.reasoning == "The user asks for a capital."
     thinking = answer.usage.completion_tokens_details.reasoning_tokens
     assert 0 < thinking < answer.usage.completion_tokens
-    chunks = list(ask(demo_client, question, stream=True, **wish))
+    chunks = list(ask(demo_client, question, stream=True, **options))
     deltas = [c.choices[0].delta for c in chunks]
     assert "".join(d.content or "" for d in deltas) == message.content
     thoughts = [getattr(d, "reasoning_content", None) or "" for d in deltas]
     assert "".join(thoughts) == message.reasoning
 
 
-def test_thinking_is_off_unless_it_is_asked_for(demo_client):
-    for wish in ({}, {"reasoning_effort": "none"}, {"reasoning_effort": "minimal"}):
-        answer = ask(demo_client, **wish)
+def test_thinking_is_off_unless_it_is_requested(demo_client):
+    for options in ({}, {"reasoning_effort": "none"}, {"reasoning_effort": "minimal"}):
+        answer = ask(demo_client, **options)
         assert not hasattr(answer.choices[0].message, "reasoning_content")
         assert answer.usage.completion_tokens_details.reasoning_tokens == 0
 
 
-def test_several_answers_come_with_indices_of_their_own(demo_client):
+def test_each_of_several_answers_has_its_own_index(demo_client):
     question = [{"role": "user", "content": "Count to 50"}]
     whole = ask(demo_client, question, n=3)
     assert [choice.index for choice in whole.choices] == [0, 1, 2]
-    one = ask(demo_client, question)
-    assert whole.usage.prompt_tokens == one.usage.prompt_tokens
+    single = ask(demo_client, question)
+    assert whole.usage.prompt_tokens == single.usage.prompt_tokens
     assert whole.usage.completion_tokens >= 3 * 50
     chunks = list(ask(demo_client, question, n=3, stream=True))
     for index in range(3):
-        mine = [c.choices[0] for c in chunks if c.choices[0].index == index]
-        assert (mine[0].delta.role, mine[0].delta.content) == ("assistant", "")
-        assert [c.finish_reason for c in mine if c.finish_reason] == ["stop"]
-        text = "".join(c.delta.content or "" for c in mine)
+        choices = [c.choices[0] for c in chunks if c.choices[0].index == index]
+        assert (choices[0].delta.role, choices[0].delta.content) == ("assistant", "")
+        assert [c.finish_reason for c in choices if c.finish_reason] == ["stop"]
+        text = "".join(c.delta.content or "" for c in choices)
         assert text == whole.choices[index].message.content

@@ -1,23 +1,21 @@
-"""What must be the same after any input: both processes alive, nothing open, nothing grown."""
+"""Checks that input did no harm: both processes live, nothing stays open and memory is bounded."""
 
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
-from tests.conftest import Server
+from tests.polling import wait_until
+from tests.running_server import Server
 
 SETTLE_S = 30
-DESCRIPTORS = 20  # connections that clients keep open, above those before
+DESCRIPTORS = 20  # connections that clients may keep open in addition to those before
 
 
 @dataclass(frozen=True)
 class Vitals:
-    """Of the front end and of its worker."""
+    """The figures of the front end and of its worker at one moment, in this order."""
 
     worker: int  # its process id
     resident_bytes: tuple[int, ...]
@@ -32,20 +30,12 @@ class Vitals:
         return Vitals(worker, tuple(1024 * int(kib) for kib in resident), tuple(open_files))
 
 
-def in_flight(server: Server) -> float:
-    metrics = httpx.get(f"{server.url}/metrics", timeout=SETTLE_S).text
-    return float(re.findall(r"^easel_requests_in_flight (.+)$", metrics, re.MULTILINE)[0])
-
-
 @contextmanager
 def unharmed(server: Server, grown_bytes: int) -> Iterator[None]:
-    """Checks that what runs inside did no harm; memory may grow by no more than this."""
+    """Check that the block does no harm. Each process may grow by at most `grown_bytes`."""
     before, log_before = Vitals.of(server), len(server.log.read_text())
     yield
-    deadline = time.monotonic() + SETTLE_S
-    while in_flight(server) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert in_flight(server) == 0
+    wait_until(lambda: server.in_flight() == 0, SETTLE_S)
     after = Vitals.of(server)
     assert after.worker == before.worker, "the worker died"
     assert "Traceback" not in server.log.read_text()[log_before:]

@@ -1,20 +1,19 @@
-"""What can be seen of the server's processes from outside, and what it says of itself."""
+"""The resources of the server's processes, by the operating system, and the server's metrics."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from prometheus_client.parser import text_string_to_metric_families
+
+from tests.running_server import Figures, figures
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-
-Figures = dict[tuple[str, ...], float]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One moment: resident memory in bytes, open files, and the server's metrics."""
+    """The resident memory in bytes, the open files and the server's metrics at one moment."""
 
     seconds: float  # since the traffic's start
     front_bytes: int
@@ -40,15 +39,10 @@ class Sample:
 
 
 async def sample(http: httpx.AsyncClient, front: int, worker: int, seconds: float) -> Sample:
-    """Of the front end and the worker with these process ids."""
-    text = (await http.get("/metrics")).text
-    figures = {
-        (each.name, *each.labels.values()): each.value
-        for family in text_string_to_metric_families(text)
-        for each in family.samples
-    }
+    """Take a sample of the front end and the worker with these process ids."""
+    metrics = figures((await http.get("/metrics")).text)
     return Sample(
-        seconds, _resident(front), _resident(worker), _files(front), _files(worker), figures
+        seconds, _resident(front), _resident(worker), _files(front), _files(worker), metrics
     )
 
 

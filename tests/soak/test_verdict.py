@@ -1,9 +1,9 @@
-"""A soak's verdict must be able to fail."""
+"""The verdict of a soak complains about every fault that it looks for."""
 
 import pytest
 
 from tests.soak.process import Sample
-from tests.soak.traffic import Seen
+from tests.soak.traffic import Observation
 from tests.soak.verdict import accounts, leaks, memory
 
 MIB = 2**20
@@ -31,7 +31,7 @@ FIGURES = {
     ("easel_time_to_first_block_seconds_count",): 1,
     ("easel_blocks_total",): 1,
 }
-SEEN = Seen("a", 1, "finished", 200, 1, tokens=9)
+FINISHED = Observation("a", 1, "finished", 200, 1, tokens=9)
 
 
 def sample(seconds=0, front=100 * MIB, worker=300 * MIB, files=20, **changed):
@@ -39,12 +39,12 @@ def sample(seconds=0, front=100 * MIB, worker=300 * MIB, files=20, **changed):
     return Sample(seconds, front, worker, files, 10, figures)
 
 
-def test_memory_that_rises_only_while_it_warms_up_is_flat():
+def test_memory_that_rises_only_during_the_warm_up_is_flat():
     rising = [sample(s, front=(100 + min(s, 200)) * MIB) for s in range(0, 601, 5)]
     assert memory(rising) == []
 
 
-def test_memory_that_goes_on_rising_is_a_complaint():
+def test_memory_that_rises_after_the_warm_up_is_a_complaint():
     (complaint,) = memory([sample(s, front=100 * MIB + s * MIB // 20) for s in range(0, 601, 5)])
     assert complaint.startswith("the front's memory rose by 20.0 MiB")
 
@@ -60,32 +60,32 @@ def test_memory_that_goes_on_rising_is_a_complaint():
         {"files": 23},
     ],
 )
-def test_what_is_left_over_is_a_complaint(after):
+def test_leftovers_are_a_complaint(after):
     assert leaks(sample(), sample()) == []
     assert len(leaks(sample(), sample(**after))) == 1
 
 
-def test_accounts_that_agree_are_settled():
-    assert accounts([SEEN], [LINE], FIGURES) == []
+def test_accounts_that_agree_give_no_complaint():
+    assert accounts([FINISHED], [LINE], FIGURES) == []
 
 
 @pytest.mark.parametrize(
-    ("seen", "log", "figures"),
+    ("observations", "log", "figures"),
     [
-        ([SEEN], [], {("easel_blocks_total",): 0}),
-        ([Seen("a", 1, "finished", 200, 1, tokens=8)], [LINE], FIGURES),
-        ([Seen("a", 2, "finished", 200, 1, tokens=9)], [LINE], FIGURES),
-        ([Seen("a", 1, "refused", 400)], [LINE], FIGURES),
-        ([Seen("a", 1, "failed", 500)], [LINE], FIGURES),
+        ([FINISHED], [], {("easel_blocks_total",): 0}),
+        ([Observation("a", 1, "finished", 200, 1, tokens=8)], [LINE], FIGURES),
+        ([Observation("a", 2, "finished", 200, 1, tokens=9)], [LINE], FIGURES),
+        ([Observation("a", 1, "refused", 400)], [LINE], FIGURES),
+        ([Observation("a", 1, "failed", 500)], [LINE], FIGURES),
         ([], [LINE], FIGURES),
-        ([SEEN], [LINE], {**FIGURES, ("easel_requests_total", "stop"): 2}),
-        ([SEEN], [LINE], {**FIGURES, ("easel_requests_total", "error"): 1}),
-        ([SEEN], [LINE], {**FIGURES, ("easel_completion_tokens_total",): 10}),
-        ([SEEN], [LINE], {**FIGURES, ("easel_blocks_total",): 0}),
-        ([SEEN], [LINE], {**FIGURES, ("easel_blocks_total",): 4}),
-        ([SEEN], [LINE, {"logger": "app", "level": "error", "message": "x"}], FIGURES),
-        ([SEEN, Seen("b", 1, "left", 200, events=2)], [LINE], FIGURES),
+        ([FINISHED], [LINE], {**FIGURES, ("easel_requests_total", "stop"): 2}),
+        ([FINISHED], [LINE], {**FIGURES, ("easel_requests_total", "error"): 1}),
+        ([FINISHED], [LINE], {**FIGURES, ("easel_completion_tokens_total",): 10}),
+        ([FINISHED], [LINE], {**FIGURES, ("easel_blocks_total",): 0}),
+        ([FINISHED], [LINE], {**FIGURES, ("easel_blocks_total",): 4}),
+        ([FINISHED], [LINE, {"logger": "app", "level": "error", "message": "x"}], FIGURES),
+        ([FINISHED, Observation("b", 1, "left", 200, events=2)], [LINE], FIGURES),
     ],
 )
-def test_accounts_that_do_not_agree_are_a_complaint(seen, log, figures):
-    assert len(accounts(seen, log, figures)) == 1
+def test_accounts_that_disagree_are_a_complaint(observations, log, figures):
+    assert len(accounts(observations, log, figures)) == 1

@@ -1,7 +1,7 @@
-"""What a soak's clients ask, how they behave, and what each of them saw.
+"""The clients of a soak: what they request, how they behave and what each of them observes.
 
-Half of the point is in how they leave: before the first block, between blocks, by closing half a
-connection, by never reading on. Knows nothing of the server's own figures.
+They leave in many ways: before the first block, between blocks, by closing half of a connection, or
+by no longer reading. They know nothing of the server's own figures.
 """
 
 import asyncio
@@ -34,8 +34,8 @@ End = Literal["finished", "failed", "refused", "left"]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One request. `choices` are the answers that it asks for."""
+class Request:
+    """One request, for as many answers as `choices`."""
 
     path: str
     body: dict[str, Any]
@@ -47,8 +47,8 @@ class Asked:
 
 
 @dataclass
-class Seen:
-    """What its client saw of it. `tokens` are the usage that a whole answer told."""
+class Observation:
+    """A client's view of its request. `tokens` are those of the usage of a whole answer."""
 
     id: str
     choices: int
@@ -56,174 +56,184 @@ class Seen:
     status: int = 0
     events: int = 0  # with text, thoughts or calls
     tokens: int | None = None
-    why: str = ""  # it was refused or failed
+    why: str = ""  # the reason if the request was refused or failed
 
 
-async def client(url: str, number: int, until: float, seen: list[Seen]) -> None:
-    """Ask one thing after the other until the loop's clock is there."""
-    chance, loop, kept = random.Random(number), asyncio.get_running_loop(), list[str]()
+async def client(url: str, number: int, until: float, observations: list[Observation]) -> None:
+    """Send one request after the other until the event loop's clock reaches `until`.
+
+    Appends an observation of each request to `observations`.
+    """
+    rng, loop, kept = random.Random(number), asyncio.get_running_loop(), list[str]()
     async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S) as http:
         turn = 0
         while loop.time() < until:
-            asked = _bad(chance) if chance.random() < 0.1 else _good(chance, kept)
-            one = Seen(f"soak-{number}-{turn}", asked.choices)
+            request = _bad(rng) if rng.random() < 0.1 else _good(rng, kept)
+            observed = Observation(f"soak-{number}-{turn}", request.choices)
             turn += 1
-            match chance.choices(
-                ["stays", "leaves", "half_closes", "stops_reading"], [70, 20, 5, 5]
-            )[0]:
+            ways = ["stays", "leaves", "half_closes", "stops_reading"]
+            match rng.choices(ways, [70, 20, 5, 5])[0]:
                 case "stays":
-                    await _ask(http, asked, one, kept)
+                    await _stay(http, request, observed, kept)
                 case "leaves":
-                    await _leave(http, asked, one, chance)
+                    await _leave(http, request, observed, rng)
                 case way:
-                    await _by_hand(url, asked, one, chance, half_close=way == "half_closes")
-            seen.append(one)
+                    await _misbehave(url, request, observed, rng, half_close=way == "half_closes")
+            observations.append(observed)
 
 
-def _good(chance: random.Random, kept: list[str]) -> Asked:
-    question = chance.choice(QUESTIONS).format(n=chance.randint(2, 60))
+def _good(rng: random.Random, kept: list[str]) -> Request:
+    """Make a valid request. `kept` has the id of the client's last kept response, if any."""
+    question = rng.choice(QUESTIONS).format(n=rng.randint(2, 60))
     body: dict[str, Any] = {
-        "stream": chance.random() < 0.6,
-        "seed": chance.randrange(2**32),
-        "priority": chance.choice([-1, 0, 0, 0, 1]),
-        "temperature": chance.choice([0, 0.7, 1]),
+        "stream": rng.random() < 0.6,
+        "seed": rng.randrange(2**32),
+        "priority": rng.choice([-1, 0, 0, 0, 1]),
+        "temperature": rng.choice([0, 0.7, 1]),
     }
-    if chance.random() < 0.2:
-        body["ignore_eos"] = True  # a long one
-    tokens = chance.choice([8, 40, 100, 300])
-    tools = chance.random() < 0.3
+    if rng.random() < 0.2:
+        body["ignore_eos"] = True  # a long answer
+    tokens = rng.choice([8, 40, 100, 300])
+    tools = rng.random() < 0.3
     messages = [{"role": "user", "content": question}]
-    match chance.choice(["chat", "completions", "responses", "messages"]):
+    match rng.choice(["chat", "completions", "responses", "messages"]):
         case "chat":
-            n = chance.choice([1, 1, 1, 2, 4])
+            n = rng.choice([1, 1, 1, 2, 4])
             body |= {"messages": messages, "max_tokens": tokens, "n": n}
             if body["stream"]:
                 body["stream_options"] = {"include_usage": True}
             if tools:
                 function = {"name": "get_weather", "parameters": WEATHER}
                 body["tools"] = [{"type": "function", "function": function}]
-            if chance.random() < 0.2:
+            if rng.random() < 0.2:
                 body["stop"] = ["7", "is"]
-            if chance.random() < 0.3:
+            if rng.random() < 0.3:
                 body["reasoning_effort"] = "high"
-            if chance.random() < 0.2:
+            if rng.random() < 0.2:
                 body |= {"logprobs": True, "top_logprobs": 20}
-            return Asked("/v1/chat/completions", body, n)
+            return Request("/v1/chat/completions", body, n)
         case "completions":
-            prompts = [question] * chance.choice([1, 1, 3])
+            prompts = [question] * rng.choice([1, 1, 3])
             body |= {"prompt": prompts, "max_tokens": tokens, "logprobs": 5}
             if body["stream"]:
                 body["stream_options"] = {"include_usage": True}
-            return Asked("/v1/completions", body, len(prompts))
+            return Request("/v1/completions", body, len(prompts))
         case "responses":
             body |= {"input": question, "max_output_tokens": tokens}
-            body["store"] = chance.random() < 0.7
-            if kept and chance.random() < 0.5:
+            body["store"] = rng.random() < 0.7
+            if kept and rng.random() < 0.5:
                 body["previous_response_id"] = kept[-1]
             if tools:
                 body["tools"] = [{"type": "function", "name": "get_weather", "parameters": WEATHER}]
-            return Asked("/v1/responses", body)
+            return Request("/v1/responses", body)
         case _:
             body |= {"model": "demo", "messages": messages, "max_tokens": tokens}
             if tools:
                 body["tools"] = [{"name": "get_weather", "input_schema": WEATHER}]
-            if chance.random() < 0.3:
+            if rng.random() < 0.3:
                 body["thinking"] = {"type": "adaptive"}
-            del body["seed"]  # which Anthropic's API does not know
-            return Asked("/v1/messages", body)
+            del body["seed"]  # Anthropic's API has no seed
+            return Request("/v1/messages", body)
 
 
-def _bad(chance: random.Random) -> Asked:
-    """Something that must be refused, before the worker hears of it."""
+def _bad(rng: random.Random) -> Request:
+    """Make a request that must be refused before the worker gets it."""
     picture = [{"type": "image_url", "image_url": {"url": PICTURE}}]
     user = {"role": "user", "content": "hi"}
-    return chance.choice(
+    return rng.choice(
         [
-            Asked("/v1/chat/completions", {"messages": [{"role": "user", "content": picture}]}),
-            Asked("/v1/chat/completions", {"messages": [user], "model": "another"}),
-            Asked("/v1/chat/completions", {"messages": [user], "tool_choice": "required"}),
-            Asked("/v1/completions", {"prompt": [5] * 5000, "stream": True}),
-            Asked("/v1/responses", {"input": "hi", "previous_response_id": "resp_none"}),
-            Asked("/v1/messages", {"model": "demo", "messages": [user]}),
-            Asked("/v1/nothing", {}),
+            Request("/v1/chat/completions", {"messages": [{"role": "user", "content": picture}]}),
+            Request("/v1/chat/completions", {"messages": [user], "model": "another"}),
+            Request("/v1/chat/completions", {"messages": [user], "tool_choice": "required"}),
+            Request("/v1/completions", {"prompt": [5] * 5000, "stream": True}),
+            Request("/v1/responses", {"input": "hi", "previous_response_id": "resp_none"}),
+            Request("/v1/messages", {"model": "demo", "messages": [user]}),
+            Request("/v1/nothing", {}),
         ]
     )
 
 
-async def _ask(http: httpx.AsyncClient, asked: Asked, one: Seen, kept: list[str]) -> None:
-    """As a client does that wants its answer."""
-    headers = {"x-request-id": one.id}
-    async with http.stream("POST", asked.path, json=asked.body, headers=headers) as response:
-        one.status = response.status_code
-        told = []
+async def _stay(
+    http: httpx.AsyncClient, request: Request, observed: Observation, kept: list[str]
+) -> None:
+    """Read the whole answer, like a client that needs it."""
+    headers = {"x-request-id": observed.id}
+    async with http.stream("POST", request.path, json=request.body, headers=headers) as response:
+        observed.status = response.status_code
+        parts = []  # the events of a stream, or the one object of a whole answer
         if response.headers["content-type"].startswith("text/event-stream"):
             async for line in response.aiter_lines():
                 if line.startswith("data: {"):
-                    told.append(json.loads(line[6:]))
-                    one.events += _says(told[-1])
+                    parts.append(json.loads(line[6:]))
+                    observed.events += _has_content(parts[-1])
         else:
-            told.append(json.loads(await response.aread()))
-    if one.status >= 400:
-        one.end = "failed" if one.status == 500 else "refused"
-        one.why = told[0]["error"]["message"]
-    elif any(each.get("error") for each in told):
-        one.end = "failed"
-        one.why = str(told[-1]["error"])
+            parts.append(json.loads(await response.aread()))
+    if observed.status >= 400:
+        observed.end = "failed" if observed.status == 500 else "refused"
+        observed.why = parts[0]["error"]["message"]
+    elif any(part.get("error") for part in parts):
+        observed.end = "failed"
+        observed.why = str(parts[-1]["error"])
     else:
-        one.end = "finished"
-        one.tokens = _usage(told)
-        last = told[-1].get("response") or told[-1]
+        observed.end = "finished"
+        observed.tokens = _completion_tokens(parts)
+        last = parts[-1].get("response") or parts[-1]
         if last.get("object") == "response" and last["store"]:
             kept[:] = [last["id"]]
 
 
-async def _leave(http: httpx.AsyncClient, asked: Asked, one: Seen, chance: random.Random) -> None:
-    """After some time, before the first block or behind it, or after so many events."""
-    headers, events = {"x-request-id": one.id}, chance.choice([0, 1, 2, 5])
+async def _leave(
+    http: httpx.AsyncClient, request: Request, observed: Observation, rng: random.Random
+) -> None:
+    """Leave after some time, before or after the first block, or after a number of events."""
+    headers, events = {"x-request-id": observed.id}, rng.choice([0, 1, 2, 5])
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(chance.choice([0.001, 0.02, 0.1, 0.5, 2])):
+        async with asyncio.timeout(rng.choice([0.001, 0.02, 0.1, 0.5, 2])):
             async with http.stream(
-                "POST", asked.path, json=asked.body, headers=headers
+                "POST", request.path, json=request.body, headers=headers
             ) as response:
-                one.status = response.status_code
-                if one.status >= 400:
-                    one.end = "failed" if one.status == 500 else "refused"
+                observed.status = response.status_code
+                if observed.status >= 400:
+                    observed.end = "failed" if observed.status == 500 else "refused"
                     return
                 async for line in response.aiter_lines():
-                    one.events += line.startswith("data: {") and _says(json.loads(line[6:]))
-                    if one.events >= events and asked.stream:
+                    observed.events += line.startswith("data: {") and _has_content(
+                        json.loads(line[6:])
+                    )
+                    if observed.events >= events and request.stream:
                         return
 
 
-async def _by_hand(
-    url: str, asked: Asked, one: Seen, chance: random.Random, *, half_close: bool
+async def _misbehave(
+    url: str, request: Request, observed: Observation, rng: random.Random, *, half_close: bool
 ) -> None:
-    """On a socket of its own: says that nothing more will come, or reads no further."""
-    where, body = urlsplit(url), json.dumps(asked.body).encode()
-    reader, writer = await asyncio.open_connection(where.hostname, where.port, limit=1024)
+    """Close the sending half of a connection, or stop reading the answer and leave later."""
+    address, body = urlsplit(url), json.dumps(request.body).encode()
+    reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=1024)
     head = (
-        f"POST {asked.path} HTTP/1.1\r\nHost: {where.netloc}\r\nX-Request-Id: {one.id}\r\n"
+        f"POST {request.path} HTTP/1.1\r\nHost: {address.netloc}\r\n"
+        f"X-Request-Id: {observed.id}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     writer.write(head.encode() + body)
     with contextlib.suppress(OSError):
         await writer.drain()
         if half_close:
-            await asyncio.sleep(chance.choice([0, 0.02, 0.2]))
+            await asyncio.sleep(rng.choice([0, 0.02, 0.2]))
             writer.write_eof()
             async with asyncio.timeout(TIMEOUT_S):
                 while await reader.read(1024):
                     pass
         else:
-            await reader.read(chance.choice([1, 500]))
-            await asyncio.sleep(chance.uniform(1, 6))
+            await reader.read(rng.choice([1, 500]))
+            await asyncio.sleep(rng.uniform(1, 6))
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
 
 
-def _says(event: dict[str, Any]) -> bool:
-    """Whether a stream's event brings something that the model made."""
+def _has_content(event: dict[str, Any]) -> bool:
+    """Returns whether the event of a stream has text, a thought or a call of the model."""
     if "choices" in event:
         return any(
             choice.get("text")
@@ -236,10 +246,10 @@ def _says(event: dict[str, Any]) -> bool:
     return event.get("type", "").endswith("delta") and event["type"] != "message_delta"
 
 
-def _usage(told: list[dict[str, Any]]) -> int | None:
-    """The answer's tokens as the last event that has them tells."""
-    for each in reversed(told):
-        usage = (each.get("response") or each).get("usage")
+def _completion_tokens(parts: list[dict[str, Any]]) -> int | None:
+    """Returns the answer's tokens from the last part with usage, or None if no part has it."""
+    for part in reversed(parts):
+        usage = (part.get("response") or part).get("usage")
         if usage:
             return int(usage.get("completion_tokens", usage.get("output_tokens")))
     return None

@@ -1,8 +1,8 @@
-"""What a soak's figures must be: every complaint is a sentence, none means that all is well.
+"""The requirements of a soak. `memory`, `leaks` and `accounts` return a sentence per complaint.
 
-Memory is flat if, behind a warm-up of a third of the time, the line through a process' samples
-rises over the rest by no more than 8 MiB, or 4 % of its memory. The accounts are held request by
-request: the server's log has a line for each answer, which must be what its client saw.
+Memory is flat if the line through a process' samples after a warm-up of a third of the time rises
+by at most 8 MiB or 4 % of the process' memory. The accounts are checked request by request: the
+server's log has a line for each answer, which must agree with what the client observed.
 """
 
 from collections import Counter
@@ -10,13 +10,14 @@ from collections.abc import Iterable, Sequence
 from statistics import linear_regression, mean, quantiles
 from typing import Any
 
-from tests.soak.process import Figures, Sample
-from tests.soak.traffic import Seen
+from tests.running_server import Figures
+from tests.soak.process import Sample
+from tests.soak.traffic import Observation
 
 WARM_UP = 1 / 3
 MOST_RISE_BYTES, MOST_RISE = 8 * 2**20, 0.04
-# More than before the traffic: what libraries open at their first use, and sse-starlette's task
-# that waits for a shutdown from the first stream on.
+# What may be there in addition to before the traffic: files that libraries open at their first use,
+# and a task of sse-starlette that waits for a shutdown from the first stream on.
 MORE_FILES, MORE_TASKS = 2, 1
 
 Line = dict[str, Any]  # of the log
@@ -24,7 +25,7 @@ OUTCOMES = ("stop", "length", "cancelled", "error")
 
 
 def rise_bytes(samples: Sequence[tuple[float, int]]) -> tuple[float, float]:
-    """Of (seconds, bytes): how far they rise behind the warm-up, and how far they may."""
+    """Returns by how much samples of (seconds, bytes) rise after the warm-up, and the limit."""
     end = samples[-1][0]
     warm = [each for each in samples if each[0] >= WARM_UP * end]
     seconds, sizes = zip(*warm, strict=True)
@@ -33,50 +34,53 @@ def rise_bytes(samples: Sequence[tuple[float, int]]) -> tuple[float, float]:
 
 
 def memory(samples: Sequence[Sample]) -> list[str]:
-    """Complaints about either process' resident memory."""
-    found = []
+    """Returns complaints about the resident memory of either process."""
+    complaints = []
     for name in ("front", "worker"):
         rise, most = rise_bytes([(s.seconds, getattr(s, f"{name}_bytes")) for s in samples])
         if rise > most:
-            found.append(
-                f"the {name}'s memory rose by {rise / 2**20:.1f} MiB behind the warm-up, "
+            complaints.append(
+                f"the {name}'s memory rose by {rise / 2**20:.1f} MiB after the warm-up, "
                 f"more than {most / 2**20:.1f}"
             )
-    return found
+    return complaints
 
 
 def leaks(before: Sample, after: Sample) -> list[str]:
-    """Complaints about what is left when every client has gone."""
-    found = [
+    """Returns complaints about what is left over when every client has gone."""
+    complaints = [
         f"{name} is {after.figures[(name,)]:.0f} at the end"
         for name in ("easel_requests_in_flight", "easel_requests_running", "easel_queue_depth")
         if after.figures[(name,)]
     ]
     if after.figures[("easel_worker_starts_total",)] != 1:
-        found.append("the worker has died")
+        complaints.append("the worker has died")
     tasks = ("easel_event_loop_tasks",)
-    if after.figures[tasks] > before.figures[tasks] + MORE_TASKS:
-        found.append(f"{after.figures[tasks] - before.figures[tasks]:.0f} tasks more than before")
+    more_tasks = after.figures[tasks] - before.figures[tasks]
+    if more_tasks > MORE_TASKS:
+        complaints.append(f"{more_tasks:.0f} tasks more than before")
     for name in ("front_files", "worker_files"):
         more = getattr(after, name) - getattr(before, name)
         if more > MORE_FILES:
-            found.append(f"{name}: {more} more than before")
-    return found
+            complaints.append(f"{name}: {more} more than before")
+    return complaints
 
 
-def accounts(seen: Iterable[Seen], log: Sequence[Line], figures: Figures) -> list[str]:
-    """Complaints where clients, log and metrics do not agree."""
+def accounts(
+    observations: Iterable[Observation], log: Sequence[Line], figures: Figures
+) -> list[str]:
+    """Returns complaints where clients, log and metrics do not agree."""
     answers = [line for line in log if line["logger"] == "app.answers"]
     by_id: dict[str, list[Line]] = {}
     for line in answers:
         by_id.setdefault(line["request_id"], []).append(line)
-    found = []
-    for one in seen:
-        complaint = _wrong(one, by_id.pop(one.id, []))
+    complaints = []
+    for observed in observations:
+        complaint = _disagreement(observed, by_id.pop(observed.id, []))
         if complaint:
-            found.append(f"{one}: {complaint}")
-    found += [f"nobody asked for {name}" for name in by_id]
-    found += [
+            complaints.append(f"{observed}: {complaint}")
+    complaints += [f"no client sent the request {name}" for name in by_id]
+    complaints += [
         f"log: {line['message']} {line.get('exception', '')}"
         for line in log
         if line["level"] in ("error", "critical")
@@ -88,39 +92,39 @@ def accounts(seen: Iterable[Seen], log: Sequence[Line], figures: Figures) -> lis
         ("easel_completion_tokens_total",): sum(line["completion_tokens"] for line in answers),
         ("easel_time_to_first_block_seconds_count",): sum(line["blocks"] > 0 for line in answers),
     }
-    found += [
-        f"{key} is {figures.get(key, 0):.0f}, by the log {total}"
+    complaints += [
+        f"{key} is {figures.get(key, 0):.0f}, but {total} in the log"
         for key, total in totals.items()
         if figures.get(key, 0) != total
     ]
-    # The worker may finish a block more of an answer that has ended here before it hears of it.
+    # When an answer ends early, the worker may finish more of its blocks before it learns of that.
     blocks, counted = sum(line["blocks"] for line in answers), figures[("easel_blocks_total",)]
     early = sum(line["outcome"] in ("cancelled", "stop", "error") for line in answers)
     if not blocks <= counted <= blocks + 2 * early:
-        found.append(f"easel_blocks_total is {counted:.0f}, by the log {blocks}")
-    return found
+        complaints.append(f"easel_blocks_total is {counted:.0f}, but {blocks} in the log")
+    return complaints
 
 
-def _wrong(one: Seen, lines: list[Line]) -> str | None:
-    """What of one request's lines in the log does not fit what its client saw."""
+def _disagreement(observed: Observation, lines: list[Line]) -> str | None:
+    """Returns how a request's lines of the log disagree with its client, or None if they agree."""
     outcomes = Counter(line["outcome"] for line in lines)
-    told = ", ".join(f"{count} {name}" for name, count in outcomes.items()) or "nothing"
+    logged = ", ".join(f"{count} {name}" for name, count in outcomes.items()) or "nothing"
     tokens = sum(line["completion_tokens"] for line in lines)
-    match one.end:
+    match observed.end:
         case "finished":
-            whole = outcomes["stop"] + outcomes["length"] == len(lines) == one.choices
-            fits = whole and tokens == one.tokens
+            whole = outcomes["stop"] + outcomes["length"] == len(lines) == observed.choices
+            agrees = whole and tokens == observed.tokens
         case "failed":
-            fits = outcomes["error"] >= 1 and len(lines) <= one.choices
+            agrees = outcomes["error"] >= 1 and len(lines) <= observed.choices
         case "refused":
-            fits = not lines
+            agrees = not lines
         case "left":
-            fits = (one.events > 0) <= len(lines) <= one.choices
-    return None if fits else f"the log has {told} with {tokens} tokens"
+            agrees = (observed.events > 0) <= len(lines) <= observed.choices
+    return None if agrees else f"the log has {logged} with {tokens} tokens"
 
 
 def first_block_s(log: Iterable[Line]) -> tuple[float, float]:
-    """p50 and p95 of the time from a request's arrival to its first block."""
+    """Returns p50 and p95 of the time from a request's arrival to its first block."""
     times = [line["time_to_first_block_s"] for line in log if line.get("blocks")]
     cuts = quantiles(times, n=20)
     return cuts[9], cuts[18]
