@@ -39,6 +39,11 @@ def test_tokens_as_likely_as_the_last_kept_one_are_kept_too():
         assert float(least_kept(probs, **cut)) == pytest.approx(0.2)
 
 
+def test_the_likeliest_token_is_kept_however_small_top_p_is():
+    probs = torch.tensor([[0.1, 0.2, 0.2, 0.3, 0.2]])
+    assert least_kept(probs, top_k=1, top_p=5e-324) == probs[0, 3]
+
+
 @pytest.mark.parametrize(("top_k", "top_p"), [(5, 1.0), (0, 0.7), (9, 0.8)])
 def test_draws_follow_the_kept_part_of_the_biased_distribution(top_k, top_p):
     vocab, draws = 2 * VOCAB_CHUNK, 300
