@@ -20,7 +20,7 @@ from typing import Literal
 import msgspec
 
 FinishReason = Literal["stop", "length", "cancelled"]
-FailureCode = Literal["generation_failed", "out_of_memory"]
+FailureCode = Literal["generation_failed", "out_of_memory", "worker_died"]
 
 
 class Sampling(msgspec.Struct, frozen=True):
