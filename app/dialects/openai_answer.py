@@ -15,6 +15,7 @@ from app.answer.generation import Choice, Delta, Finished, answer_events, whole_
 from app.answer.request import AnswerRequest
 from app.errors import ApiError, error_body
 from app.services import Services
+from app.sse import event_stream
 from engine.messages import GenerateRequest
 
 
@@ -47,7 +48,11 @@ class OpenAIAnswer(ABC):
             }
         )
 
-    async def chunks(self) -> AsyncGenerator[str, None]:
+    def stream(self) -> Response:
+        """Returns a stream that is the same answer as `whole`."""
+        return event_stream(self._chunks(), self.services.settings.stream_idle_s)
+
+    async def _chunks(self) -> AsyncGenerator[str, None]:
         head = {**self.head, "object": self.chunk_object}
         if self.include_usage:
             head["usage"] = None  # OpenAI's specification has null in every chunk but the last

@@ -304,7 +304,7 @@ class CountTokensRequest(Strict):
         "workspace_id": (),
     }
 
-    model: str
+    model: str | None = None
     messages: list[InputMessage] = Field(min_length=1, fail_fast=True)
     system: (
         Annotated[Annotated[str, ONE] | Annotated[SystemBlocks, SEVERAL], ONE_OR_SEVERAL] | None

@@ -14,7 +14,6 @@ from app.dialects.chat.schema import ChatCompletionRequest
 from app.dialects.chat.turns import conversation, offered_tools
 from app.dialects.waiting import unless_gone
 from app.services import Admission, Services, check_model, services_of
-from app.sse import event_stream
 
 router = APIRouter()
 
@@ -35,7 +34,7 @@ async def chat_completions(http: Request, admit: Admission) -> Response:
     }
     answer = ChatAnswer(services, request, prepared, head, body.include_usage)
     if body.stream:
-        return event_stream(answer.chunks())
+        return answer.stream()
     return await unless_gone(http, answer.whole())
 
 

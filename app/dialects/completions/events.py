@@ -55,7 +55,7 @@ class CompletionAnswer(OpenAIAnswer):
         logprobs: Sequence[TokenLogprobs] = (),
     ) -> dict[str, Any]:
         shown = None
-        if self.body.logprobs is not None and logprobs:
+        if self.body.logprobs is not None:
             tokens = [self._token(each.token) for each in logprobs]
             ends = accumulate(map(len, tokens), initial=self.offsets[index])
             *starts, self.offsets[index] = ends

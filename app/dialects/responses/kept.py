@@ -1,4 +1,7 @@
-"""The endpoints `/v1/responses/{id}`, which read and delete kept responses."""
+"""The endpoints `/v1/responses/{id}`, which read and delete kept responses.
+
+OpenAI's other endpoints of this kind are refused by name.
+"""
 
 import re
 from typing import Any
@@ -64,6 +67,26 @@ async def get_input_items(http: Request, id: str) -> Response:
             "last_id": shown[-1]["id"] if shown else None,
             "has_more": len(shown) < len(items),
         }
+    )
+
+
+@router.post("/responses/compact", include_in_schema=False)
+@router.post("/v1/responses/compact", include_in_schema=False)
+async def compact() -> None:
+    raise NotFound(
+        "/v1/responses/compact is not supported: nothing here compacts a conversation. Ask for a "
+        "summary of it with /v1/responses, and go on with that.",
+        code="unsupported_endpoint",
+    )
+
+
+@router.post("/responses/{id}/cancel", include_in_schema=False)
+@router.post("/v1/responses/{id}/cancel", include_in_schema=False)
+async def cancel() -> None:
+    raise NotFound(
+        "/v1/responses/{id}/cancel is not supported: no response runs in the background. Close the "
+        "connection to cancel an answer.",
+        code="unsupported_endpoint",
     )
 
 

@@ -1,4 +1,4 @@
-"""The body of `POST /v1/responses`: the accepted fields and the refused ones.
+"""The bodies of `POST /v1/responses` and `/v1/responses/input_tokens`.
 
 Tools of other types than `function` are the only thing that is skipped instead of refused. They run
 in OpenAI's service or in the client, and clients such as Codex send several with every request. The
@@ -82,6 +82,12 @@ class ResponseStreamOptions(Strict):
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"include_obfuscation": (False,)}
 
 
+Input = Annotated[
+    Annotated[str, ONE] | Annotated[list[AnyItem], Field(min_length=1, fail_fast=True), SEVERAL],
+    ONE_OR_SEVERAL,
+]
+
+
 class ResponseRequest(SamplingFields):
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "access_programs": (),
@@ -100,11 +106,7 @@ class ResponseRequest(SamplingFields):
     }
 
     model: str | None = None
-    input: Annotated[
-        Annotated[str, ONE]
-        | Annotated[list[AnyItem], Field(min_length=1, fail_fast=True), SEVERAL],
-        ONE_OR_SEVERAL,
-    ]
+    input: Input
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool | None = None
@@ -172,3 +174,22 @@ class ResponseRequest(SamplingFields):
     def functions(self) -> list[FunctionTool]:
         """Returns the tools that are not skipped."""
         return [tool for tool in self.tools or () if isinstance(tool, FunctionTool)]
+
+
+class InputTokensRequest(ResponseRequest):
+    """Asks how many tokens a response's prompt has. Any body that asks for a response may be sent.
+
+    Nothing is required: instructions or an earlier response are a prompt, too.
+    """
+
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **ResponseRequest.neutral,
+        "personality": (),
+        "stream": (False,),
+    }
+
+    input: Input | None = None  # type: ignore[assignment]  # nothing reads it but `items`
+
+    @property
+    def items(self) -> list[InputItem | ItemReference]:
+        return [] if self.input is None else super().items
