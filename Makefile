@@ -38,7 +38,7 @@ fuzz: $(VENV)/.installed-dev ## Send generated requests for MINUTES (10), for ex
 	FUZZ_SECONDS=$$((60 * $(MINUTES))) $(BIN)/pytest tests/server/test_fuzz.py
 
 image-test: $(VENV)/.installed-dev ## Build and run the image without Docker (needs Debian and root; takes minutes)
-	$(BIN)/pytest -s tests/image/test_image.py
+	$(BIN)/pytest -n 0 -s tests/image/test_image.py
 
 check: $(VENV)/.installed-dev ## Run lint, types and import rules only
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""Middleware around every endpoint: the request's target and id, metrics, unexpected errors."""
+"""Middleware around every endpoint: target, id, metrics, ignored fields, unexpected errors."""
 
 import asyncio
 import logging
@@ -21,6 +21,10 @@ _SHUTTING_DOWN = NotReady("The server is shutting down.")
 _UNEXPECTED = ApiError("An unexpected error happened; the server's log has its traceback.")
 _REQUEST_ID = b"x-request-id"
 _ANTHROPIC_REQUEST_ID = b"request-id"  # where Anthropic's SDKs look for it
+_IGNORED = b"x-easel-ignored"
+_UNSAFE = re.compile(r"[^\w.\[\]-]", re.ASCII)  # characters of a name that a header must not have
+_NAME_LENGTH = 64
+_NAMES_SHOWN = 20
 _ACCEPTABLE_ID = re.compile(rb"[\w.:/+=-]{1,128}")
 _ORIGIN = re.compile("https?://[^/]*", re.IGNORECASE)
 _SLASHES = re.compile("/{2,}")
@@ -29,6 +33,7 @@ _SLASHES = re.compile("/{2,}")
 OWN_HEADERS = (
     "x-request-id",
     "request-id",
+    "x-easel-ignored",
     "retry-after",
     "retry-after-ms",
     "x-should-retry",
@@ -81,6 +86,30 @@ class RequestIds:
             await send(message)
 
         await self._app(scope, receive, send_with_id)
+
+
+class IgnoredFields:
+    """Adds a header that names the fields of the request's body that had no effect."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        state = scope.setdefault("state", {})
+
+        async def send_with_names(message: Message) -> None:
+            names = state.get("ignored_fields")
+            if names and message["type"] == "http.response.start":
+                shown = [_UNSAFE.sub("?", name[:_NAME_LENGTH]) for name in names[:_NAMES_SHOWN]]
+                more = [f"{len(names) - _NAMES_SHOWN} more"] if len(names) > _NAMES_SHOWN else []
+                header = (_IGNORED, ", ".join([*shown, *more]).encode())
+                message["headers"] = [*message.get("headers", []), header]
+            await send(message)
+
+        await self._app(scope, receive, send_with_names)
 
 
 class RequestMetrics:

@@ -26,6 +26,7 @@ from app.metrics import Metrics
 from app.middleware import (
     OWN_HEADERS,
     HttpOnly,
+    IgnoredFields,
     RequestIds,
     RequestMetrics,
     RequestTarget,
@@ -64,12 +65,14 @@ async def _announce_nothing(_states: AsyncIterator[Loading | Ready]) -> None:
 def create_app(settings: Settings, announce: Announce = _announce_nothing) -> FastAPI:
     """Returns an app that starts its own worker and passes the worker's states to `announce`.
 
-    Raises OSError if the tokenizer's files are missing, and KeysUnreadableError if the API keys
-    can't be read.
+    Raises OSError if the tokenizer's files are missing, KeysUnreadableError if the API keys can't
+    be read, and TemplateUnreadableError if the chat template can't be used.
     """
     keys = api_keys(settings)
     hosts, sees = listed(settings.image_hosts), not settings.gguf  # a GGUF file has no vision
-    prompts = PromptBuilder(settings.model_path, hosts, sees=sees)
+    prompts = PromptBuilder(
+        settings.model_path, hosts, sees=sees, template_file=settings.chat_template
+    )
     metrics = Metrics()
 
     @asynccontextmanager
@@ -108,6 +111,7 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_exception)
     # The middleware added last is the outermost, so every answer has a request id.
+    app.add_middleware(IgnoredFields)
     app.add_middleware(RequestBody, most=settings.max_body_bytes)
     if keys:
         app.add_middleware(ApiKeys, keys=keys, open_paths=open_paths(settings))

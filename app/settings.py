@@ -60,6 +60,11 @@ class Settings(EngineConfig, BaseSettings):
         description="Hosts from which images may be fetched, separated by commas, each with or "
         "without a port. If not set, images must be sent as data URLs.",
     )
+    chat_template: Path | None = Field(
+        default=None,
+        description="File with the chat template (Jinja) to use. If not set, the checkpoint's own "
+        "is used.",
+    )
     max_queue: int = Field(
         default=64,
         ge=1,

@@ -5,18 +5,15 @@ JSON.
 """
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jsonschema_rs import ValidationError as InvalidArguments
-
 from app.answer.figures import Figures
 from app.answer.output import AnswerOutput
-from app.answer.request import AnswerRequest, ChatFormat
+from app.answer.request import AnswerRequest
 from app.chat_format.events import Event, TextDelta, ThinkingDelta, ToolCallEnd, merged
 from app.chat_format.gemma import AnswerParser
 from app.errors import DeadlineExceeded, GenerationFailed
@@ -177,8 +174,8 @@ async def _choice_events(
         figures.outcome = "stop" if output.ended else reason
         figures.duration_s = time.monotonic() - started
         called = bool(output.calls) and figures.outcome == "stop" and output.stop_string is None
-        if request.format is not None:
-            _check_calls(output.calls, request.format, figures, called=called)
+        if request.format is not None and request.format.whole_calls:
+            _check_calls(output.calls, figures)
         yield Finished(
             choice,
             "tool_calls" if called else "stop" if output.ended else reason,
@@ -199,39 +196,22 @@ def _output(services: Services, request: AnswerRequest, prompt: Prompt) -> Answe
     return AnswerOutput(
         services.prompts.vocabulary,
         request.stops,
-        AnswerParser(thinking=prompt.thinking, calls=bool(chat.tools)) if chat else None,
+        AnswerParser(thinking=prompt.thinking, calls=chat.calls) if chat else None,
         most_calls=None if chat is None or chat.parallel_calls else 1,
     )
 
 
-def _check_calls(
-    calls: Sequence[ToolCallEnd], chat: ChatFormat, figures: Figures, *, called: bool
-) -> None:
-    """Raises GenerationFailed if a call is not as the client may expect it.
+def _check_calls(calls: Sequence[ToolCallEnd], figures: Figures) -> None:
+    """Raises GenerationFailed if a call is not whole.
 
-    If the dialect needs whole calls, only the last call of an answer that was cut off may be
-    incomplete. If the answer ended with its calls (`called`), the arguments of strict tools must
-    satisfy their schemas.
+    The last call of an answer that was cut off may be incomplete.
     """
     cut_off = calls[-1] if calls and figures.outcome == "length" else None
     for call in calls:
-        if chat.whole_calls and not call.complete and call is not cut_off:
-            why = f"that are not in the call format: {call.arguments}"
-            raise _invalid_call(call, why, figures)
-        validator = chat.tools.get(call.name) if called else None
-        if validator is not None:
-            try:
-                if not call.complete:
-                    raise ValueError("they are not JSON")
-                validator.validate(json.loads(call.arguments))
-            except ValueError as error:
-                why = error.message if isinstance(error, InvalidArguments) else str(error)
-                why = f"that its strict schema forbids: {why}"
-                raise _invalid_call(call, why, figures) from error
-
-
-def _invalid_call(call: ToolCallEnd, why: str, figures: Figures) -> GenerationFailed:
-    figures.outcome = "error"
-    return GenerationFailed(
-        f"The model called {call.name} with arguments {why}", code="tool_call_invalid"
-    )
+        if not call.complete and call is not cut_off:
+            figures.outcome = "error"
+            raise GenerationFailed(
+                f"The model called {call.name} with arguments that are not in the call format: "
+                f"{call.arguments}",
+                code="tool_call_invalid",
+            )

@@ -1,15 +1,15 @@
 """The request in the form that all dialects share, and its conversion to the worker's form."""
 
+import secrets
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
 
 import msgspec
-from jsonschema_rs import Validator
 
-from app.answer.tool_schemas import strict_validator
 from app.errors import BadRequest
-from app.prompting.conversation import Tool
 from app.prompting.prompt import Prompt, answer_room
 from engine.messages import GenerateRequest, Ready, Sampling
 
@@ -18,24 +18,13 @@ from engine.messages import GenerateRequest, Ready, Sampling
 class ChatFormat:
     """The settings for reading a chat's answer.
 
-    `tools` has a validator for each strict tool, and None for each other tool. Set `whole_calls` if
-    the dialect can't send a call whose arguments are not JSON.
+    Set `calls` if tools were offered, and `whole_calls` if the dialect can't send a call whose
+    arguments are not JSON.
     """
 
-    tools: Mapping[str, Validator | None] = field(default_factory=dict)
+    calls: bool = False
     parallel_calls: bool = True
     whole_calls: bool = False
-
-    @classmethod
-    def offering(
-        cls, tools: Iterable[Tool], *, parallel_calls: bool, whole_calls: bool = False
-    ) -> "ChatFormat":
-        """Returns the settings for a chat with these tools.
-
-        Raises BadRequest, naming the field, if a strict tool's schema can't be used for checks.
-        """
-        validators = {tool.name: strict_validator(tool) for tool in tools}
-        return cls(validators, parallel_calls, whole_calls)
 
 
 @dataclass(frozen=True)
@@ -61,9 +50,18 @@ class AnswerRequest:
         return len(self.prompts) * self.n
 
 
-def random_seed() -> int:
-    """Returns a seed in 0 .. 2**64 - 1, for a request that has none."""
-    return uuid.uuid4().int % 2**64
+def unset_seed(temperature: float | None, prompts: Iterable[Prompt]) -> int:
+    """Returns a seed in 0 .. 2**64 - 1 for a request that has none.
+
+    It is random, but at temperature 0 it is made of the prompts, so that the same request gets the
+    same answer each time.
+    """
+    if temperature != 0:
+        return secrets.randbits(64)
+    digest = blake2b(digest_size=8)
+    for prompt in prompts:
+        digest.update(array("q", [len(prompt.tokens), *prompt.tokens]))
+    return int.from_bytes(digest.digest())
 
 
 def prepare(request: AnswerRequest, limits: Ready) -> list[GenerateRequest]:

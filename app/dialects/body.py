@@ -3,15 +3,18 @@
 import asyncio
 import codecs
 import json
+import logging
 import re
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from app.dialects.fields import SamplingFields, quoted
+from app.dialects.fields import SamplingFields, ignored_fields, quoted
 from app.errors import UNSUPPORTED, ApiError, BadRequest
 from app.security import key_priority
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -31,6 +34,8 @@ _COMPLETE = {UNSUPPORTED, "value_error", "missing", "too_short", "too_long"}
 async def parsed(request: Request, schema: type[T]) -> T:
     """Returns the body as an instance of `schema`. Raises BadRequest that names the wrong field.
 
+    The names of ignored fields go into the state of the request, and into the log.
+
     A request without a priority gets that of its API key. A byte order mark is skipped. Lone
     surrogates, which JavaScript makes when it cuts a text inside an emoji, become U+FFFD. The body
     is parsed in a thread, because a large one takes seconds and other requests are served
@@ -45,6 +50,9 @@ async def parsed(request: Request, schema: type[T]) -> T:
             raise _bad_request(error) from error
 
     value = await asyncio.to_thread(parse)
+    request.state.ignored_fields = ignored_fields(value)
+    if request.state.ignored_fields:
+        logger.debug("ignored fields of the request: %s", ", ".join(request.state.ignored_fields))
     if isinstance(value, SamplingFields) and value.priority is None:
         value.priority = key_priority(request)
     return value

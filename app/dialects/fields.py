@@ -1,17 +1,23 @@
 """The base of the dialects' request schemas: strictness, refusals and the sampling fields."""
 
 import json
-from typing import Annotated, Any, ClassVar
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Self
 
 import msgspec
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
     GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    RootModel,
     Tag,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -22,7 +28,7 @@ from app.errors import UNSUPPORTED
 from app.prompting.conversation import bounded_json
 from engine.messages import Sampling
 
-MAX_STOPS = 4
+MAX_STOPS = 64
 MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 20
 _MAX_QUOTED = 60  # characters of a value that an error repeats
@@ -60,53 +66,127 @@ JsonObject = Annotated[dict[str, Any], AfterValidator(bounded_json)]
 JsonValue = Annotated[Any, AfterValidator(bounded_json)]
 
 
-class Strict(BaseModel):
-    """Refuses unknown fields, so that none is ignored silently.
+class Fields(BaseModel):
+    """The fields of an object in a request. The subclass declares those that Easel honours.
 
-    `neutral` lists fields of the dialect that Easel does not support, each with the values that
-    have no effect. These values and null are accepted. Any other value is refused.
+    Keys that are not declared are ignored, because clients carry them from other providers.
+    `neutral` lists fields that would promise what does not happen, each with the values that ask
+    for nothing. These values and null are accepted. Any other value is refused.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="ignore", strict=True)
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
-    @model_validator(mode="before")
+    _ignored: tuple[str, ...] = PrivateAttr(default=())
+
+    @model_validator(mode="wrap")
     @classmethod
-    def _refuse(cls, data: Any) -> Any:
+    def _read(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(data, dict):
-            return data
-        for field, allowed in cls.neutral.items():
-            value = data.get(field)
-            # Types are compared too, because 1 == True in Python.
-            if value is None or any(value == a and type(value) is type(a) for a in allowed):
+            return handler(data)
+        kept, ignored = {}, []
+        for field, value in data.items():
+            if field in cls.model_fields:
+                kept[field] = value
+            elif value is None:
                 continue
-            values = ", ".join(json.dumps(v) for v in (None, *allowed))
-            raise unsupported(field, f"{quoted(value)} is not supported; allowed: {values}")
-        return {field: value for field, value in data.items() if field not in cls.neutral}
+            elif field in cls.neutral:
+                _check_neutral(field, value, cls.neutral[field])
+            elif cls._ignores(field):
+                ignored.append(field)
+            else:
+                kept[field] = value  # pydantic refuses it
+        made = handler(kept)
+        made._ignored = tuple(ignored)
+        return made
+
+    @classmethod
+    def _ignores(cls, _field: str) -> bool:
+        return True
 
     @classmethod
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         made = handler(schema)
-        properties = handler.resolve_ref_schema(made).setdefault("properties", {})
+        described = handler.resolve_ref_schema(made)
+        properties = described.setdefault("properties", {})
         for field, allowed in cls.neutral.items():
             properties[field] = {"enum": [None, *allowed]}
         return made
 
 
-class StreamOptions(Strict):
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"include_obfuscation": (False,)}
+class RequestFields(Fields):
+    """The fields of a whole request. A key that is not known is refused, as OpenAI does.
 
-    include_usage: bool = False
+    `hints` are the names of fields that are ignored whatever their value is: they say how to do
+    something, or concern a provider, and promise nothing about the answer.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    hints: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def _ignores(cls, field: str) -> bool:
+        return field in cls.hints
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        made = super().__get_pydantic_json_schema__(schema, handler)
+        described = handler.resolve_ref_schema(made)
+        for field in sorted(cls.hints):
+            described["properties"][field] = {"description": "Accepted without effect"}
+        described["additionalProperties"] = {"type": "null"}
+        return made
 
 
-def thinks(effort: str | None) -> bool:
-    """Returns whether this effort switches thinking on. The model has no degrees of thinking."""
-    return effort not in (None, "none", "minimal")
+def ignored_fields(value: BaseModel) -> list[str]:
+    """Returns the names of the ignored fields, such as "messages.cache_control", each once."""
+    names = dict.fromkeys(_ignored_below(value, ""))
+    return list(names)
 
 
-class SamplingFields(Strict):
+def _ignored_below(value: Any, path: str) -> Iterator[str]:
+    match value:
+        case RootModel(root=root):
+            yield from _ignored_below(root, path)
+        case Fields():
+            yield from (path + name for name in value._ignored)
+            for name in value.model_fields_set:
+                yield from _ignored_below(getattr(value, name), f"{path}{name}.")
+        case [Fields(), *_]:
+            for each in value:
+                yield from _ignored_below(each, path)
+
+
+def _check_neutral(field: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    # True is not meant by 1, although both are equal in Python.
+    if not any(value == each and (value is True) == (each is True) for each in allowed):
+        values = ", ".join(json.dumps(each) for each in (None, *allowed))
+        raise unsupported(field, f"{quoted(value)} is not supported; allowed: {values}")
+
+
+def _whole(value: Any) -> Any:
+    """Returns 2 for 2.0, which clients send whose language has one type of numbers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _unlimited(value: Any) -> Any:
+    """Returns None for -1, which other servers take for no limit."""
+    return None if value == -1 and value is not True else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+TokenLimit = Annotated[
+    Annotated[Whole, Field(ge=1)] | None,
+    BeforeValidator(_unlimited),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"enum": [None, -1]}]}),
+]
+
+
+class SamplingFields(RequestFields):
     """Fields that control how an answer is drawn, in every dialect.
 
     `temperature`, `top_p` and `seed` are OpenAI's. The others are extensions, which have the same
@@ -115,13 +195,15 @@ class SamplingFields(Strict):
 
     temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1, lt=2**31, description="0 and -1 mean all tokens")
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    top_k: Whole | None = Field(
+        default=None, ge=-1, lt=2**31, description="0 and -1 mean all tokens"
+    )
+    seed: Whole | None = Field(default=None, ge=-(2**63), lt=2**63)
     ignore_eos: bool | None = None
-    min_tokens: int | None = Field(default=None, ge=0, lt=2**31)
-    priority: int | None = Field(default=None, ge=-(2**31), lt=2**31)
+    min_tokens: Whole | None = Field(default=None, ge=0, lt=2**31)
+    priority: Whole | None = Field(default=None, ge=-(2**31), lt=2**31)
     timeout: float | None = Field(default=None, gt=0, le=86400, description="in seconds")
-    max_denoising_steps: int | None = Field(default=None, ge=1, le=1024)
+    max_denoising_steps: Whole | None = Field(default=None, ge=1, le=1024)
     entropy_bound: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     confidence_threshold: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
@@ -141,25 +223,75 @@ class SamplingFields(Strict):
         )
 
 
+class StreamOptions(Fields):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+Stops = Annotated[
+    Annotated[str, ONE] | Annotated[list[str], Field(fail_fast=True), SEVERAL], ONE_OR_SEVERAL
+]
+
+
 class ApiRequest(SamplingFields):
-    """The fields that OpenAI's chat completions and raw completions share."""
+    """The fields that OpenAI's chat completions and raw completions share.
+
+    `hints` and `neutral` have OpenAI's fields and those of vLLM, SGLang, llama.cpp and OpenRouter
+    that clients set by default.
+    """
+
+    hints: ClassVar[frozenset[str]] = frozenset(
+        {
+            "cache_prompt",
+            "cache_salt",
+            "id_slot",
+            "keep_alive",
+            "metadata",
+            "prediction",
+            "prompt_cache_key",
+            "prompt_cache_options",
+            "prompt_cache_retention",
+            "provider",
+            "request_id",
+            "safety_identifier",
+            "service_tier",
+            "session_id",
+            "timings_per_token",
+            "usage",
+            "user",
+            "verbosity",
+        }
+    )
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "allowed_token_ids": ([],),
+        "best_of": (1,),
+        "early_stopping": (False,),
+        "grammar": ("",),
+        "guided_choice": (),
+        "guided_grammar": (),
+        "guided_json": (),
+        "guided_regex": (),
+        "include_stop_str_in_output": (False,),
+        "length_penalty": (1.0,),
+        "prompt_logprobs": (),
+        "repeat_penalty": (1.0,),
+        "response_format": ({"type": "text"},),
+        "skip_special_tokens": (True,),
+        "spaces_between_special_tokens": (True, False),
+        "structured_outputs": (),
+        "truncate_prompt_tokens": (),
+        "typical_p": (1.0,),
+        "use_beam_search": (False,),
+    }
 
     model: str | None = None
-    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
+    n: Whole | None = Field(default=None, ge=1, le=MAX_CHOICES)
     logit_bias: dict[str, float] | None = None
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    stop: (
-        Annotated[
-            Annotated[str, Field(min_length=1), ONE]
-            | Annotated[list[Annotated[str, Field(min_length=1)]], Field(fail_fast=True), SEVERAL],
-            ONE_OR_SEVERAL,
-        ]
-        | None
-    ) = None
+    stop: Stops | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = None
 
     @field_validator("stop")
     @classmethod
@@ -182,12 +314,6 @@ class ApiRequest(SamplingFields):
                 )
         return value
 
-    @model_validator(mode="after")
-    def _options_need_a_stream(self) -> "ApiRequest":
-        if self.stream_options is not None and not self.stream:
-            raise unsupported("stream_options", "it is only allowed if stream is true")
-        return self
-
     def sampling(self, seed: int) -> Sampling:
         return msgspec.structs.replace(
             super().sampling(seed),
@@ -198,10 +324,9 @@ class ApiRequest(SamplingFields):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        if self.stop is None:
-            return ()
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        several = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return tuple(each for each in several if each)  # an empty string would stop nothing
 
     @property
     def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)

@@ -37,7 +37,6 @@ class ImageUrl:
 class ImageFile:
     """The file of an image in base64, as a client sent it."""
 
-    media_type: str
     base64: str
 
 
@@ -49,7 +48,18 @@ class ImagePart:
     field: str
 
 
-Part = TextPart | ImagePart
+@dataclass(frozen=True)
+class UnreadablePart:
+    """A part of a type that no model reads here, such as "input_audio".
+
+    `field` is the request's field that an error about it names.
+    """
+
+    kind: str
+    field: str
+
+
+Part = TextPart | ImagePart | UnreadablePart
 Content = str | tuple[Part, ...]
 
 

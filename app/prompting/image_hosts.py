@@ -20,8 +20,8 @@ class ImageHosts:
     def __init__(self, hosts: Sequence[str]) -> None:
         self._hosts = frozenset(host.lower() for host in hosts)
 
-    def fetch(self, url: str, *, most_bytes: int, param: str) -> tuple[str, bytes]:
-        """Returns the file's media type and its bytes. Raises BadRequest, which names `param`."""
+    def fetch(self, url: str, *, most_bytes: int, param: str) -> bytes:
+        """Returns the file's bytes. Raises BadRequest, which names `param`."""
         try:
             parsed = httpx.URL(url)
         except httpx.InvalidURL as error:
@@ -52,8 +52,7 @@ class ImageHosts:
                         raise BadRequest(
                             f"{param}: the file is larger than {most_bytes} bytes.", param=param
                         )
-                kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-                return kind, bytes(file)
+                return bytes(file)
         except httpx.HTTPError as error:
             raise BadRequest(
                 f"{param}: the image can't be fetched: {type(error).__name__}.", param=param

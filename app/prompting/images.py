@@ -6,7 +6,7 @@ because it imports torch. The worker uses it for the second half. So the worker 
 of that size, and never decodes a large one while all requests wait.
 
 Whatever a client sends, images are fetched only from hosts that the configuration names. Only the
-decoders of three formats run, on no more bytes and pixels than are allowed.
+decoders of four formats run, on no more bytes and pixels than are allowed.
 """
 
 import base64
@@ -32,8 +32,8 @@ MOST_IMAGES = 32  # per request, because a file of 100 bytes becomes megabytes o
 MOST_BYTES = 20 * 2**20  # per file
 MOST_PIXELS = 50_000_000  # per picture, as many as a phone's camera makes
 
-_FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
-_DATA_URL = re.compile(f"data:image/({'|'.join(_FORMATS)});base64,", re.IGNORECASE)
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # by Pillow's names
+_DATA_URL = re.compile("data:image/[^,]*;base64,", re.IGNORECASE)
 _SHOWN = 32  # characters of a bad URL that an error repeats
 
 
@@ -130,6 +130,11 @@ class ImageReader:
             hosts=hosts,
         )
 
+    @property
+    def sees(self) -> bool:
+        """Returns whether the model has a vision tower."""
+        return self._format is not None
+
     def read(self, parts: Sequence[ImagePart]) -> list[Picture]:
         """Returns the pictures of a request's images. Raises BadRequest, which names the image."""
         if not parts:
@@ -174,32 +179,34 @@ class ImageReader:
         return PromptWithImages(tokens, images)
 
     def _read(self, part: ImagePart, picture_format: PictureFormat) -> Picture:
-        file, kind = self._file(part)
+        file = self._file(part)
         with self._decoding:
-            rgb = _upright_rgb(_opened(file, kind, part.field), kind, part.field)
+            rgb = _upright_rgb(_opened(file, part.field), part.field)
             rows, columns = picture_format.grid(rgb.height, rgb.width)
             height, width = (count * picture_format.token_side for count in (rows, columns))
             pixels = rgb.resize((width, height), picture_format.resample).tobytes()
         return Picture(rows * columns, height, width, pixels)
 
-    def _file(self, part: ImagePart) -> tuple[bytes, str]:
-        """Returns the bytes of the image's file and the name of its format in Pillow."""
+    def _file(self, part: ImagePart) -> bytes:
+        """Returns the bytes of the image's file.
+
+        The media type that a client declares is not used, because it is often wrong.
+        """
         field = part.field
         match part.source:
-            case ImageFile(media_type=media_type, base64=encoded):
-                return _decoded(encoded, field), _kind(media_type, "its media type", field)
+            case ImageFile(base64=encoded):
+                return _decoded(encoded, field)
             case ImageUrl(url=url) if re.match("https?:", url, re.IGNORECASE):
-                media_type, file = self._hosts.fetch(url, most_bytes=MOST_BYTES, param=field)
-                return file, _kind(media_type, "the host's media type", field)
+                return self._hosts.fetch(url, most_bytes=MOST_BYTES, param=field)
             case ImageUrl(url=url):
                 match = _DATA_URL.match(url)
                 if match is None:
                     raise BadRequest(
-                        f"{field}: the URL must begin with data:image/png;base64, or have jpeg or "
-                        f"webp in place of png, but it begins with {url[:_SHOWN]!r}.",
+                        f"{field}: the URL must begin with data:image/png;base64, or have another "
+                        f"type of image in place of png, but it begins with {url[:_SHOWN]!r}.",
                         param=field,
                     )
-                return _decoded(url[match.end() :], field), _FORMATS[match[1].lower()]
+                return _decoded(url[match.end() :], field)
 
 
 def _image_processor(model: str) -> dict[str, Any] | None:
@@ -213,17 +220,6 @@ def _image_processor(model: str) -> dict[str, Any] | None:
     return None if path is None else json.loads(path.read_text())
 
 
-def _kind(media_type: str, whose: str, field: str) -> str:
-    """Returns Pillow's name of the format. Raises BadRequest if the format is not allowed."""
-    kind = _FORMATS.get(media_type.removeprefix("image/"))
-    if kind is None:
-        raise BadRequest(
-            f"{field}: {whose} is {media_type!r}; allowed: image/png, image/jpeg, image/webp.",
-            param=field,
-        )
-    return kind
-
-
 def _decoded(encoded: str, field: str) -> bytes:
     """Returns the decoded bytes. Raises BadRequest if they are too many or not valid base64."""
     if len(encoded) * 3 // 4 > MOST_BYTES:
@@ -234,40 +230,44 @@ def _decoded(encoded: str, field: str) -> bytes:
         raise BadRequest(f"{field}: the data is not valid base64: {error}.", param=field) from error
 
 
-def _opened(data: bytes, kind: str, param: str) -> PIL.Image.Image:
+def _opened(data: bytes, param: str) -> PIL.Image.Image:
     """Returns the picture before it is decoded: only its header has been read.
 
-    Raises BadRequest if it is not an image of this kind, too large or animated.
+    Raises BadRequest if it is not an image of a known format, too large, or an animated PNG or
+    WebP.
     """
     too_large = BadRequest(f"{param}: the image has more than {MOST_PIXELS} pixels.", param=param)
     try:
-        image = PIL.Image.open(BytesIO(data), formats=[kind])
+        image = PIL.Image.open(BytesIO(data), formats=_FORMATS)
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise too_large from error
     except Exception as error:  # Pillow raises all kinds of exceptions for a broken file
-        raise BadRequest(f"{param}: the file is not a {kind} image.", param=param) from error
+        raise BadRequest(
+            f"{param}: the file is not a PNG, JPEG, WebP or GIF image.", param=param
+        ) from error
     if image.height * image.width > MOST_PIXELS:
         raise too_large
-    # Further pictures in a JPEG are previews and brightness maps, which are ignored.
-    if kind != "JPEG" and getattr(image, "is_animated", False):
+    # Further pictures in a JPEG are previews and brightness maps, which are ignored. The first
+    # picture of a GIF stands for all, because most GIFs have several.
+    if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
         raise BadRequest(
             f"{param}: the image is animated; only still images are accepted.", param=param
         )
     return image
 
 
-def _upright_rgb(image: PIL.Image.Image, kind: str, param: str) -> PIL.Image.Image:
+def _upright_rgb(image: PIL.Image.Image, param: str) -> PIL.Image.Image:
     """Returns the picture turned as its EXIF data says, with a white background if transparent.
 
     Raises BadRequest if it can't be decoded.
     """
     try:
-        image = PIL.ImageOps.exif_transpose(image)
-        if "A" in image.getbands() or image.info.get("transparency") is not None:
-            background = PIL.Image.new("RGBA", image.size, "white")
-            image = PIL.Image.alpha_composite(background, image.convert("RGBA"))
-        return image.convert("RGB")
+        turned = PIL.ImageOps.exif_transpose(image)
+        if "A" in turned.getbands() or turned.info.get("transparency") is not None:
+            background = PIL.Image.new("RGBA", turned.size, "white")
+            turned = PIL.Image.alpha_composite(background, turned.convert("RGBA"))
+        return turned.convert("RGB")
     except Exception as error:  # see _opened
         raise BadRequest(
-            f"{param}: the {kind} image can't be decoded: {error}.", param=param
+            f"{param}: the {image.format} image can't be decoded: {error}.", param=param
         ) from error

@@ -18,6 +18,7 @@ from app.prompting.conversation import (
     Content,
     Conversation,
     ImagePart,
+    Part,
     TextPart,
     Tool,
     ToolCall,
@@ -252,14 +253,14 @@ def _content(content: Content) -> str | list[dict[str, str]]:
     return parts
 
 
-def _text(content: str | Sequence[TextPart | ImagePart]) -> str:
+def _text(content: str | Sequence[Part]) -> str:
     """Returns the texts, a line each: a template would glue them together."""
     if isinstance(content, str):
         return content
     return "\n".join(part.text for part in content if isinstance(part, TextPart))
 
 
-def _parts(content: Content) -> Sequence[TextPart | ImagePart]:
+def _parts(content: Content) -> Sequence[Part]:
     return [TextPart(content)] if isinstance(content, str) else content
 
 

@@ -26,6 +26,7 @@ from app.prompting.messages import (
     template_tools,
 )
 from app.prompting.model_files import model_file
+from app.prompting.readable import readable
 from app.prompting.template import Message, find_template
 from app.prompting.vocabulary import Vocabulary
 from engine.messages import Image
@@ -94,7 +95,7 @@ class PromptBuilder:
                 code="no_chat_template",
             )
         _check_names(tools)
-        shown = shown_conversation(conversation, template)
+        shown = shown_conversation(readable(conversation, sees=self._images.sees), template)
         continues = continues and bool(shown) and _may_continue(shown[-1])
         pictures = self._images.read(images_of(shown))
         marks = _Marks(self.vocabulary)

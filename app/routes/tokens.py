@@ -6,9 +6,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from app.dialects.body import parsed
-from app.dialects.chat.turns import conversation, offered_tools
+from app.dialects.chat.turns import chat_prompt
 from app.errors import BadRequest
-from app.routes.tokens_schema import DetokenizeRequest, TokenizeRequest
+from app.routes.tokens_schema import (
+    DetokenizeRequest,
+    TokenizeChat,
+    TokenizeRequest,
+    TokenizeText,
+)
 from app.services import Services, check_model, services_of
 
 router = APIRouter()
@@ -16,7 +21,7 @@ router = APIRouter()
 
 @router.post("/tokenize")
 async def tokenize(http: Request) -> dict[str, Any]:
-    body = await parsed(http, TokenizeRequest)
+    body = (await parsed(http, TokenizeRequest)).root
     services = services_of(http)
     check_model(body.model, services.settings.model)
     limits = services.worker.limits()
@@ -24,14 +29,10 @@ async def tokenize(http: Request) -> dict[str, Any]:
     return {"count": len(tokens), "max_model_len": limits.context_length, "tokens": tokens}
 
 
-def _tokens(services: Services, body: TokenizeRequest) -> list[int]:
-    if body.messages is not None:
-        options = body.chat_template_kwargs
-        thinking = options is not None and bool(options.enable_thinking)
-        tools = offered_tools(body.tools or [])
-        return services.prompts.chat(conversation(body.messages), tools, thinking=thinking).tokens
-    assert body.prompt is not None, "the schema requires one of the two"
-    if body.add_special_tokens:
+def _tokens(services: Services, body: TokenizeText | TokenizeChat) -> list[int]:
+    if isinstance(body, TokenizeChat):
+        return chat_prompt(services.prompts, body).tokens
+    if body.add_special_tokens is not False:
         return services.prompts.raw(body.prompt).tokens
     return services.prompts.vocabulary.encode_literally(body.prompt)
 

@@ -1,35 +1,42 @@
 """The bodies of `POST /tokenize` and `/detokenize`. Their fields are vLLM's."""
 
-from typing import Annotated, Any, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Discriminator, Field, RootModel, Tag
 
-from app.dialects.chat.schema import ChatMessage, ChatTool, TemplateOptions
-from app.dialects.fields import Strict
+from app.dialects.chat.schema import ChatFields
+from app.dialects.fields import RequestFields
 
 
-class TokenizeRequest(Strict):
-    """Asks for the tokens of a raw text (`prompt`) or of a conversation (`messages`)."""
-
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"add_generation_prompt": (True,)}
+class TokenizeText(RequestFields):
+    """Asks for the tokens of a raw text."""
 
     model: str | None = None
-    prompt: str | None = None
-    add_special_tokens: bool = True
-    messages: list[ChatMessage] | None = Field(default=None, min_length=1, fail_fast=True)
-    tools: list[ChatTool] | None = Field(default=None, fail_fast=True)
-    chat_template_kwargs: TemplateOptions | None = None
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> "TokenizeRequest":
-        if (self.prompt is None) == (self.messages is None):
-            raise PydanticCustomError(
-                "missing", "exactly one of prompt and messages is required", {"field": "prompt"}
-            )
-        return self
+    prompt: str
+    add_special_tokens: bool | None = None
 
 
-class DetokenizeRequest(Strict):
+class TokenizeChat(ChatFields):
+    """Asks for the tokens of a conversation's prompt."""
+
+    model: str | None = None
+
+
+def _form(value: Any) -> str:
+    chat = isinstance(value, TokenizeChat) or (isinstance(value, Mapping) and "messages" in value)
+    return "(chat)" if chat else "(text)"
+
+
+class TokenizeRequest(RootModel[Any]):
+    """Asks for the tokens of a raw text (`prompt`) or of a conversation (`messages`)."""
+
+    root: Annotated[
+        Annotated[TokenizeText, Tag("(text)")] | Annotated[TokenizeChat, Tag("(chat)")],
+        Discriminator(_form),
+    ]
+
+
+class DetokenizeRequest(RequestFields):
     model: str | None = None
     tokens: list[Annotated[int, Field(ge=0)]] = Field(fail_fast=True)

@@ -62,7 +62,7 @@ BAD = [
     ("/v1/chat/completions", {"messages": CHAT, "store": True}),
     ("/v1/chat/completions", {"messages": CHAT, "response_format": {"type": "json_object"}}),
     ("/v1/completions", {"prompt": [1, "a"]}),
-    ("/v1/responses", {"input": "a", "text": {"verbosity": "high"}}),
+    ("/v1/responses", {"input": "a", "text": {"format": {"type": "json_object"}}}),
     ("/v1/messages", {"model": "m", "messages": TURNS}),
     ("/detokenize", {}),
 ]

@@ -8,7 +8,7 @@ import uuid
 
 from fastapi import APIRouter, Request, Response
 
-from app.answer.request import AnswerRequest, ChatFormat, prepare, random_seed
+from app.answer.request import AnswerRequest, ChatFormat, prepare, unset_seed
 from app.dialects.anthropic.events import MessagesAnswer
 from app.dialects.anthropic.schema import CountTokensRequest, MessagesRequest
 from app.dialects.anthropic.turns import conversation, offered_tools
@@ -54,15 +54,16 @@ async def count_tokens(http: Request) -> dict[str, int]:
 def answer_request(services: Services, body: MessagesRequest) -> AnswerRequest:
     """Returns the dialect-independent request. Raises BadRequest if no prompt can be made of it."""
     choice = body.tool_choice
+    prompt = _prompt(services, body)
     return AnswerRequest(
-        [_prompt(services, body)],
-        body.sampling(random_seed()),
+        [prompt],
+        body.sampling(unset_seed(body.temperature, [prompt])),
         body.max_tokens,
         "messages",
         timeout_s=body.timeout,
         stops=tuple(body.stop_sequences or ()),
-        format=ChatFormat.offering(
-            offered_tools(body),
+        format=ChatFormat(
+            calls=bool(body.offered),
             parallel_calls=choice is None or not choice.disable_parallel_tool_use,
             whole_calls=True,
         ),

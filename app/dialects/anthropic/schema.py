@@ -1,13 +1,8 @@
 """The bodies of `POST /v1/messages` and `/v1/messages/count_tokens`.
 
-They have Anthropic's fields, including those of beta versions. Some fields are accepted without an
-effect:
-
-- `cache_control`: prefixes are kept without being marked.
-- `service_tier`, `metadata`, `diagnostics`: nothing of a request is kept.
-- `effort`, `budget_tokens`: the model has no degrees of thinking, and `max_tokens` limits thoughts
-  and answer together.
-- `eager_input_streaming`: a call's input is sent when it is complete and known to be JSON.
+They have Anthropic's fields, including those of beta versions. The objects inside a request declare
+only what has an effect: `cache_control`, for example, is ignored anywhere, because prefixes are
+kept without being marked.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,46 +10,33 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from app.answer.tool_schemas import checked_schema
 from app.dialects.fields import (
+    MAX_STOPS,
     ONE,
     ONE_OR_SEVERAL,
     SEVERAL,
+    Fields,
     JsonObject,
+    JsonValue,
+    RequestFields,
     SamplingFields,
-    Strict,
+    Whole,
     quoted,
     unsupported,
 )
-from app.dialects.tools import ToolName
-
-MAX_STOP_SEQUENCES = 64
+from app.dialects.tools import OtherTool, ToolName, checked_if_strict
 
 B = TypeVar("B")
 
 
-class CacheControl(Strict):
-    type: Literal["ephemeral"]
-    ttl: Literal["5m", "1h"] | None = None
-    scope: str | None = None  # Claude Code sends it
-
-
-class ContentBlock(Strict):
-    """The base of content blocks that may have `cache_control`."""
-
-    cache_control: CacheControl | None = None
-
-
-class TextBlock(ContentBlock):
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"citations": ([],)}
-
+class TextBlock(Fields):
     type: Literal["text"]
     text: str
 
 
-class ImageSource(Strict):
+class ImageSource(Fields):
     type: Literal["base64"]
-    media_type: Literal["image/jpeg", "image/png", "image/gif", "image/webp"]
+    media_type: str | None = None  # the file itself says its format
     data: str
 
     @field_validator("type", mode="before")
@@ -67,44 +49,41 @@ class ImageSource(Strict):
         return value
 
 
-class ImageBlock(ContentBlock):
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "transformations": ({}, {"oversized_image": "downsize"}),
-    }
-
+class ImageBlock(Fields):
     type: Literal["image"]
     source: ImageSource
 
-    @property
-    def url(self) -> str:
-        return f"data:{self.source.media_type};base64,{self.source.data}"
+
+class DocumentBlock(Fields):
+    """A file, of which the model is shown the text. A PDF's cannot be read."""
+
+    type: Literal["document"]
+    title: str | None = None
+    context: str | None = None
+    source: JsonObject
 
 
-class ThinkingBlock(Strict):
+class ThinkingBlock(Fields):
     """A thought of an earlier answer. Its signature is not checked, since Easel signs nothing."""
 
     type: Literal["thinking"]
     thinking: str
-    signature: str
+    signature: str | None = None
 
 
-class RedactedThinkingBlock(Strict):
-    """A thought that only Anthropic's servers can read. It is not shown to the model."""
-
-    type: Literal["redacted_thinking"]
-    data: str
-
-
-class ToolUseBlock(ContentBlock):
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "caller": ({"type": "direct"},),
-        "toolset_name": (),
-    }
-
+class ToolUseBlock(Fields):
     type: Literal["tool_use"]
     id: str = Field(min_length=1)
     name: str = Field(min_length=1)
     input: JsonObject
+
+
+class OtherBlock(Fields):
+    """A block of another type, such as those of Anthropic's server tools. Its texts are shown."""
+
+    type: str
+    text: Any = None
+    content: JsonValue = None
 
 
 def _tagged(*kinds: str) -> Discriminator:
@@ -112,33 +91,38 @@ def _tagged(*kinds: str) -> Discriminator:
 
     def tag(value: Any) -> str | None:
         kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
-        return f"({kind})" if kind in kinds else None
+        if not isinstance(kind, str):
+            return None
+        return f"({kind})" if kind in kinds else "(other)"
 
     return Discriminator(
         tag,
         custom_error_type="block",
-        custom_error_message=f"Input should be a block of type {', '.join(kinds)}",
+        custom_error_message="Input should be an object with a type, such as 'text'",
     )
 
 
-_TaggedText = Annotated[TextBlock, Tag("(text)")]
-_TaggedImage = Annotated[ImageBlock, Tag("(image)")]
-SystemBlocks = Annotated[list[Annotated[_TaggedText, _tagged("text")]], Field(fail_fast=True)]
+_TaggedOther = Annotated[OtherBlock, Tag("(other)")]
+_Shown = (
+    Annotated[TextBlock, Tag("(text)")]
+    | Annotated[ImageBlock, Tag("(image)")]
+    | Annotated[DocumentBlock, Tag("(document)")]
+)
 ResultBlocks = Annotated[
-    list[Annotated[_TaggedText | _TaggedImage, _tagged("text", "image")]], Field(fail_fast=True)
+    list[Annotated[_Shown | _TaggedOther, _tagged("text", "image", "document")]],
+    Field(fail_fast=True),
 ]
+SystemBlocks = Annotated[list[TextBlock], Field(fail_fast=True)]
 
 
-def _blocks(content: str | Sequence[B] | None) -> list[B | TextBlock]:
+def _blocks(content: str | Sequence[B] | None) -> Sequence[B | TextBlock]:
     """Returns the blocks without texts that are empty or only white space, which clients send."""
     if isinstance(content, str | None):
         return [TextBlock(type="text", text=content)] if content and content.strip() else []
     return [each for each in content if not isinstance(each, TextBlock) or each.text.strip()]
 
 
-class ToolResultBlock(ContentBlock):
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"toolset_name": ()}
-
+class ToolResultBlock(Fields):
     type: Literal["tool_result"]
     tool_use_id: str
     content: (
@@ -147,83 +131,76 @@ class ToolResultBlock(ContentBlock):
     is_error: bool | None = None
 
     @property
-    def blocks(self) -> list[TextBlock | ImageBlock]:
+    def blocks(self) -> "Sequence[AnyBlock]":
         return _blocks(self.content)
 
 
 AnyBlock = Annotated[
-    _TaggedText
-    | _TaggedImage
+    _Shown
     | Annotated[ThinkingBlock, Tag("(thinking)")]
-    | Annotated[RedactedThinkingBlock, Tag("(redacted_thinking)")]
     | Annotated[ToolUseBlock, Tag("(tool_use)")]
-    | Annotated[ToolResultBlock, Tag("(tool_result)")],
-    _tagged("text", "image", "thinking", "redacted_thinking", "tool_use", "tool_result"),
+    | Annotated[ToolResultBlock, Tag("(tool_result)")]
+    | _TaggedOther,
+    _tagged("text", "image", "document", "thinking", "tool_use", "tool_result"),
 ]
 MessageBlocks = Annotated[list[AnyBlock], Field(fail_fast=True)]
 
-_ALLOWED_BLOCKS = {
-    "user": ("text", "image", "tool_result"),
-    "assistant": ("text", "thinking", "redacted_thinking", "tool_use"),
-    "system": ("text",),
+# Blocks that have a meaning only in the other side's messages.
+_MISPLACED_BLOCKS = {
+    "user": (ThinkingBlock, ToolUseBlock),
+    "assistant": (ImageBlock, DocumentBlock, ToolResultBlock),
+    "system": (ImageBlock, DocumentBlock, ThinkingBlock, ToolUseBlock, ToolResultBlock),
 }
 
 
-class InputMessage(Strict):
+class InputMessage(Fields):
     """One message. System messages may come anywhere, because Claude Code sends them later too."""
 
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"clear_at": ("never",), "output_config": ()}
-
     role: Literal["user", "assistant", "system"]
-    content: Annotated[Annotated[str, ONE] | Annotated[MessageBlocks, SEVERAL], ONE_OR_SEVERAL]
+    content: (
+        Annotated[Annotated[str, ONE] | Annotated[MessageBlocks, SEVERAL], ONE_OR_SEVERAL] | None
+    )
 
     @model_validator(mode="after")
     def _blocks_fit_the_role(self) -> "InputMessage":
-        allowed = _ALLOWED_BLOCKS[self.role]
-        for block in [] if isinstance(self.content, str) else self.content:
-            if block.type not in allowed:
+        for block in self.content if isinstance(self.content, list) else []:
+            if isinstance(block, _MISPLACED_BLOCKS[self.role]):
                 raise unsupported(
                     "content",
                     f"a block of type {block.type!r} is not supported in a message of role "
-                    f"{self.role!r}; allowed: {', '.join(allowed)}",
+                    f"{self.role!r}",
                 )
         return self
 
     @property
-    def blocks(self) -> list[AnyBlock]:
+    def blocks(self) -> Sequence[AnyBlock]:
         return _blocks(self.content)
 
 
-class ClientTool(Strict):
-    """A tool that the client runs. Anthropic's server tools and typed tools are refused."""
-
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "allowed_callers": (["direct"],),
-        "defer_loading": (False,),
-        "input_examples": ([],),
-    }
+class ClientTool(Fields):
+    """A tool that the client runs. Tools of other types have no schema that could be shown."""
 
     type: Literal["custom"] | None = None
     name: ToolName
     description: str | None = None
     input_schema: JsonObject
     strict: bool | None = None
-    eager_input_streaming: bool | None = None
-    cache_control: CacheControl | None = None
 
-    _schema = field_validator("input_schema")(checked_schema)
-
-    @field_validator("type", mode="before")
-    @classmethod
-    def _only_custom_tools(cls, value: Any) -> Any:
-        if value not in (None, "custom"):
-            raise unsupported(
-                "", f'tools of type {quoted(value)} are not supported; allowed: null, "custom"'
-            )
-        return value
+    _schema = model_validator(mode="after")(checked_if_strict("input_schema"))
 
 
-class MessagesToolChoice(Strict):
+def _tool_type(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
+    return "(custom)" if kind in (None, "custom") else "(other)"
+
+
+AnyTool = Annotated[
+    Annotated[ClientTool, Tag("(custom)")] | Annotated[OtherTool, Tag("(other)")],
+    Discriminator(_tool_type),
+]
+
+
+class MessagesToolChoice(Fields):
     type: Literal["auto", "none"]
     disable_parallel_tool_use: bool | None = None
 
@@ -235,58 +212,34 @@ class MessagesToolChoice(Strict):
         return value
 
 
-class Thinking(Strict):
+class Thinking(Fields):
     """Adaptive thinking is the same as enabled: the model itself decides how much it thinks."""
 
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"block_binding": ({},)}
-
     type: Literal["enabled", "disabled", "adaptive"]
-    budget_tokens: int | None = Field(default=None, ge=1)
     display: Literal["summarized", "omitted"] | None = None
 
 
-class OutputConfig(Strict):
+class OutputConfig(Fields):
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"format": (), "task_budget": ()}
 
-    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
 
-
-class KeptThinking(Strict):
-    type: Literal["thinking_turns", "all"]
-    value: int | None = Field(default=None, ge=1)
-
-
-class ClearThinking(Strict):
-    """Has no effect, because the chat template never shows thoughts of turns before the last."""
-
-    type: Literal["clear_thinking_20251015"]
-    keep: KeptThinking | None = None
-
-    @field_validator("keep", mode="before")
-    @classmethod
-    def _all_as_object(cls, value: Any) -> Any:
-        return {"type": "all"} if value == "all" else value
-
-
-class ContextManagement(Strict):
-    edits: list[ClearThinking] | None = Field(default=None, fail_fast=True)
-
-
-class Metadata(Strict):
-    user_id: str | None = None
-
-
-class Diagnostics(Strict):
-    """Asks why the cache was missed. It has no effect: `usage` has the number of cached tokens."""
-
-    previous_message_id: str | None = None
-
-
-class CountTokensRequest(Strict):
+class CountTokensRequest(RequestFields):
     """The fields that a prompt is made of."""
 
+    hints: ClassVar[frozenset[str]] = frozenset(
+        {
+            "betas",
+            "cache_control",
+            "context_management",
+            "diagnostics",
+            "metadata",
+            "service_tier",
+            "speed",
+            "user_profile_id",
+            "workspace_id",
+        }
+    )
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "betas": ([],),
         "billing_policy": (
             {"type": "billing_policy"},
             {"type": "billing_policy", "bill_to": "self"},
@@ -298,10 +251,7 @@ class CountTokensRequest(Strict):
         "inference_geo": (),
         "mcp_servers": ([],),
         "output_format": (),
-        "speed": ("standard",),
         "thread": (),
-        "user_profile_id": (),
-        "workspace_id": (),
     }
 
     model: str | None = None
@@ -309,17 +259,13 @@ class CountTokensRequest(Strict):
     system: (
         Annotated[Annotated[str, ONE] | Annotated[SystemBlocks, SEVERAL], ONE_OR_SEVERAL] | None
     ) = None
-    tools: list[ClientTool] | None = Field(default=None, fail_fast=True)
+    tools: list[AnyTool] | None = Field(default=None, fail_fast=True)
     tool_choice: MessagesToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
-    context_management: ContextManagement | None = None
-    cache_control: CacheControl | None = None
 
     @model_validator(mode="after")
-    def _fields_agree(self) -> "CountTokensRequest":
-        if self.tool_choice is not None and self.tool_choice.type == "auto" and not self.tools:
-            raise unsupported("tool_choice", '"auto" is only allowed with tools')
+    def _ends_with_the_user(self) -> "CountTokensRequest":
         spoken = [each for each in self.messages if each.role != "system"]
         if not spoken or spoken[-1].role != "user" or not spoken[-1].blocks:
             raise unsupported(
@@ -334,26 +280,19 @@ class CountTokensRequest(Strict):
         return self.thinking is not None and self.thinking.type != "disabled"
 
     @property
-    def offered(self) -> list[ClientTool]:
-        """Returns the tools that the model may call."""
-        none = self.tool_choice is not None and self.tool_choice.type == "none"
-        return [] if none else self.tools or []
+    def offered(self) -> list[tuple[int, ClientTool]]:
+        """Returns the tools that the model may call, with their indices in the request."""
+        if self.tool_choice is not None and self.tool_choice.type == "none":
+            return []
+        several = enumerate(self.tools or [])
+        return [(index, tool) for index, tool in several if isinstance(tool, ClientTool)]
 
 
 class MessagesRequest(CountTokensRequest, SamplingFields):
-    max_tokens: int = Field(ge=1)
+    max_tokens: Whole = Field(ge=1)
     temperature: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
-    stop_sequences: (
-        Annotated[
-            list[Annotated[str, Field(min_length=1)]],
-            Field(fail_fast=True, max_length=MAX_STOP_SEQUENCES),
-        ]
-        | None
-    ) = None
+    stop_sequences: Annotated[list[str], Field(fail_fast=True, max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
-    metadata: Metadata | None = None
-    service_tier: Literal["auto", "standard_only"] | None = None
-    diagnostics: Diagnostics | None = None
 
     @property
     def shows_thoughts(self) -> bool:

@@ -3,11 +3,14 @@
 from collections.abc import Iterable, Sequence, Set
 from itertools import groupby
 from operator import attrgetter
+from typing import Any
 
 from app.dialects.anthropic.schema import (
     AnyBlock,
     CountTokensRequest,
+    DocumentBlock,
     ImageBlock,
+    OtherBlock,
     TextBlock,
     ThinkingBlock,
     ToolResultBlock,
@@ -24,6 +27,7 @@ from app.prompting.conversation import (
     ToolCall,
     ToolResult,
     Turn,
+    UnreadablePart,
 )
 
 _FIELD = "messages"  # the field that errors name; their text says which part of it is wrong
@@ -64,7 +68,7 @@ def offered_tools(body: CountTokensRequest) -> list[Tool]:
             bool(tool.strict),
             f"tools.{index}.input_schema",
         )
-        for index, tool in enumerate(body.offered)
+        for index, tool in body.offered
     ]
 
 
@@ -117,5 +121,30 @@ def _content(blocks: Iterable[AnyBlock]) -> Content:
             case TextBlock(text=text):
                 parts.append(TextPart(text))
             case ImageBlock(source=source):
-                parts.append(ImagePart(ImageFile(source.media_type, source.data), _FIELD))
+                parts.append(ImagePart(ImageFile(source.data), _FIELD))
+            case DocumentBlock():
+                parts.append(TextPart(_document_text(block)))
+            case OtherBlock():
+                text = block.text if isinstance(block.text, str) else _texts(block.content)
+                unreadable = UnreadablePart(block.type, _FIELD)
+                parts.append(TextPart(text) if text else unreadable)
     return tuple(parts)
+
+
+def _document_text(block: DocumentBlock) -> str:
+    """Returns the document's title, context and text, or a line that says that it can't be read."""
+    source = block.source
+    text = _texts(source.get("data") if source.get("type") == "text" else source.get("content"))
+    if not text:
+        kind = source.get("media_type", "unknown type")
+        text = f"[A document of {kind} was here, which you cannot read.]"
+    return "\n".join(filter(None, [block.title, block.context, text]))
+
+
+def _texts(content: Any) -> str:
+    """Returns a text, or the texts of a list of blocks, or nothing."""
+    if isinstance(content, str):
+        return content
+    blocks = content if isinstance(content, list) else []
+    texts = [each.get("text") for each in blocks if isinstance(each, dict)]
+    return "\n".join(text for text in texts if isinstance(text, str))

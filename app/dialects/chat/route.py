@@ -7,11 +7,11 @@ import uuid
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from app.answer.request import AnswerRequest, ChatFormat, prepare, random_seed
+from app.answer.request import AnswerRequest, ChatFormat, prepare, unset_seed
 from app.dialects.body import parsed
 from app.dialects.chat.events import ChatAnswer
 from app.dialects.chat.schema import ChatCompletionRequest
-from app.dialects.chat.turns import conversation, offered_tools
+from app.dialects.chat.turns import chat_prompt
 from app.dialects.waiting import unless_gone
 from app.services import Admission, Services, check_model, services_of
 
@@ -40,16 +40,18 @@ async def chat_completions(http: Request, admit: Admission) -> Response:
 
 def answer_request(services: Services, body: ChatCompletionRequest) -> AnswerRequest:
     """Returns the dialect-independent request. Raises BadRequest if no prompt can be made of it."""
-    tools = offered_tools(body.offered)
-    prompt = services.prompts.chat(conversation(body.messages), tools, thinking=body.thinking)
+    prompt = chat_prompt(services.prompts, body)
+    seed = unset_seed(body.temperature, [prompt])
     top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return AnswerRequest(
         [prompt],
-        msgspec.structs.replace(body.sampling(random_seed()), top_logprobs=top_logprobs),
+        msgspec.structs.replace(body.sampling(seed), top_logprobs=top_logprobs),
         body.token_limit,
         "messages",
         timeout_s=body.timeout,
         n=body.n or 1,
         stops=body.stops,
-        format=ChatFormat.offering(tools, parallel_calls=body.parallel_tool_calls is not False),
+        format=ChatFormat(
+            calls=bool(body.offered), parallel_calls=body.parallel_tool_calls is not False
+        ),
     )

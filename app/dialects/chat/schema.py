@@ -12,71 +12,71 @@ from app.dialects.fields import (
     ONE_OR_SEVERAL,
     SEVERAL,
     ApiRequest,
-    Strict,
-    quoted,
-    thinks,
+    Fields,
+    TokenLimit,
+    Whole,
     unsupported,
 )
-from app.dialects.tools import Function, ToolChoice
+from app.dialects.thinking import ThinkingFields
+from app.dialects.tools import Function, OtherTool, ToolChoice, tool_type
 
 
-class TextPart(Strict):
+class TextPart(Fields):
     type: Literal["text"]
     text: str
 
 
-class ImageUrl(Strict):
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"detail": ("auto",)}
-
+class ImageUrl(Fields):
     url: str
 
 
-class ImageUrlPart(Strict):
+class ImageUrlPart(Fields):
     type: Literal["image_url"]
     image_url: ImageUrl
 
 
+class OtherPart(Fields):
+    """A part of another type. Its text is shown, if it has one."""
+
+    type: str
+    text: Any = None
+
+
 def _part_type(value: Any) -> str | None:
-    """Returns the tag for a part's type, or None, which is an error, for an unknown type."""
+    """Returns the tag for a part's type, or None, which is an error, if it has no type."""
     kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
-    return f"({kind})" if kind in ("text", "image_url") else None
+    if not isinstance(kind, str):
+        return None
+    return f"({kind})" if kind in ("text", "image_url") else "(other)"
 
 
 Part = Annotated[
-    Annotated[TextPart, Tag("(text)")] | Annotated[ImageUrlPart, Tag("(image_url)")],
+    Annotated[TextPart, Tag("(text)")]
+    | Annotated[ImageUrlPart, Tag("(image_url)")]
+    | Annotated[OtherPart, Tag("(other)")],
     Discriminator(
         _part_type,
         custom_error_type="part",
-        custom_error_message="Input should be a part of type 'text' or 'image_url'",
+        custom_error_message="Input should be an object with a type, such as 'text'",
     ),
 ]
-Parts = Annotated[list[Part], Field(min_length=1, fail_fast=True)]
+Parts = Annotated[list[Part], Field(fail_fast=True)]
 Content = Annotated[Annotated[str, ONE] | Annotated[Parts, SEVERAL], ONE_OR_SEVERAL]
 
 
-class CalledFunction(Strict):
+class CalledFunction(Fields):
     name: str = Field(min_length=1)
     arguments: str
-    parsed_arguments: Any = None  # OpenAI's SDK adds it to the answers that it reads
 
 
-class ToolCall(Strict):
+class ToolCall(Fields):
     id: str
-    type: Literal["function"] = "function"
+    type: Literal["function"] | None = None
     function: CalledFunction
-    index: int | None = None  # some clients send back what they streamed
 
 
-class ChatMessage(Strict):
-    """One message. Every field of an answer that SDKs send back is accepted."""
-
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "annotations": ([],),
-        "audio": (),
-        "function_call": (),
-        "parsed": (),  # OpenAI's SDK adds it for JSON formats
-        "refusal": (),
-    }
+class ChatMessage(Fields):
+    """One message. Keys that clients carry from other providers are ignored."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
@@ -94,89 +94,89 @@ class ChatMessage(Strict):
                     raise unsupported(
                         field, f"only a message of role 'assistant' may have it, not {self.role!r}"
                     )
-        if (self.role == "tool") != (self.tool_call_id is not None):
-            raise unsupported(
-                "tool_call_id", "messages of role 'tool' need it, and no others may have it"
-            )
-        if self.content is None and not self.tool_calls:
+        if self.role == "tool" and self.tool_call_id is None:
+            raise unsupported("tool_call_id", "messages of role 'tool' need it")
+        if "content" not in self.model_fields_set and not self.tool_calls:
             raise PydanticCustomError(
                 "missing", "Input should be a string or a list", {"field": "content"}
             )
         return self
 
 
-class ChatTool(Strict):
+class ChatTool(Fields):
     type: Literal["function"]
     function: Function
 
 
-class TemplateOptions(Strict):
-    """`chat_template_kwargs`, with the only option that the checkpoint's template has."""
+AnyTool = Annotated[
+    Annotated[ChatTool, Tag("(function)")] | Annotated[OtherTool, Tag("(other)")],
+    Discriminator(tool_type),
+]
 
-    enable_thinking: bool | None = None
+
+class ChatFields(ThinkingFields):
+    """The fields that a chat's prompt is made of."""
+
+    messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
+    tools: list[AnyTool] | None = Field(default=None, fail_fast=True)
+    tool_choice: ToolChoice = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+
+    @model_validator(mode="after")
+    def _end_is_clear(self) -> "ChatFields":
+        last = self.messages[-1]
+        if self.continue_final_message and (last.role != "assistant" or last.tool_calls):
+            raise unsupported(
+                "continue_final_message", "the last message must be the assistant's, without calls"
+            )
+        if self.add_generation_prompt is False and not self.continues:
+            raise unsupported(
+                "add_generation_prompt", "false is only allowed if the last message is continued"
+            )
+        return self
+
+    @property
+    def continues(self) -> bool:
+        """Returns whether the answer goes on with the last message, which is the assistant's."""
+        return self.continue_final_message is not False and self.messages[-1].role == "assistant"
+
+    @property
+    def offered(self) -> list[tuple[int, ChatTool]]:
+        """Returns the tools that the model may call, with their indices in the request."""
+        if self.tool_choice == "none":
+            return []
+        several = enumerate(self.tools or [])
+        return [(index, tool) for index, tool in several if isinstance(tool, ChatTool)]
 
 
-class ChatCompletionRequest(ApiRequest):
+class ChatCompletionRequest(ChatFields, ApiRequest):
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **ApiRequest.neutral,
+        "add_special_tokens": (False,),
         "audio": (),
+        "documents": ([],),
+        "echo": (False,),
         "function_call": ("none", "auto"),
         "functions": ([],),
         "modalities": (["text"],),
         "moderation": (),
-        "prediction": (),
-        "prompt_cache_options": (),
-        "prompt_cache_retention": ("in_memory",),
-        "response_format": ({"type": "text"},),
-        "service_tier": ("auto", "default"),
         "store": (False,),
-        "verbosity": ("medium",),
         "web_search_options": (),
     }
 
-    messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    tools: list[ChatTool] | None = Field(default=None, fail_fast=True)
-    tool_choice: ToolChoice = None
+    max_tokens: TokenLimit = None
+    max_completion_tokens: TokenLimit = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
-        None
-    )
-    chat_template_kwargs: TemplateOptions | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
-    metadata: dict[str, str] | None = None
-    prompt_cache_key: str | None = None  # has no effect: prefixes are kept without a key
-    safety_identifier: str | None = None  # has no effect, like `user`
+    top_logprobs: Whole | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "ChatCompletionRequest":
         if self.top_logprobs and not self.logprobs:
             raise unsupported("top_logprobs", "it is only allowed if logprobs is true")
-        if self.tool_choice == "auto" and not self.tools:
-            raise unsupported("tool_choice", '"auto" is only allowed with tools')
-        options, effort = self.chat_template_kwargs, self.reasoning_effort
-        wanted = None if options is None else options.enable_thinking
-        if wanted is not None and effort is not None and wanted != thinks(effort):
-            raise unsupported(
-                "reasoning_effort",
-                f"{quoted(effort)} contradicts chat_template_kwargs.enable_thinking, which is "
-                f"{quoted(wanted)}",
-            )
         return self
 
     @property
     def token_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
-
-    @property
-    def thinking(self) -> bool:
-        options = self.chat_template_kwargs
-        if options is not None and options.enable_thinking is not None:
-            return options.enable_thinking
-        return thinks(self.reasoning_effort)
-
-    @property
-    def offered(self) -> list[ChatTool]:
-        """Returns the tools that the model may call."""
-        return [] if self.tool_choice == "none" else self.tools or []

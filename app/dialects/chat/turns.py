@@ -1,19 +1,33 @@
-"""A chat's messages and tools as a conversation."""
+"""A chat's messages and tools as a conversation, and the prompt that is made of them."""
 
 from collections.abc import Sequence
 
-from app.dialects.chat.schema import ChatMessage, ChatTool, ImageUrlPart
+from app.dialects.chat.schema import ChatFields, ChatMessage, ImageUrlPart
 from app.prompting.conversation import (
     Content,
     ImagePart,
     ImageUrl,
+    Part,
     TextPart,
     Tool,
     ToolCall,
     ToolResult,
     Turn,
+    UnreadablePart,
     check_results,
 )
+from app.prompting.prompt import Prompt, PromptBuilder
+
+
+def chat_prompt(prompts: PromptBuilder, body: ChatFields) -> Prompt:
+    """Returns the prompt of a chat. Raises BadRequest if none can be made of it."""
+    return prompts.chat(
+        conversation(body.messages),
+        offered_tools(body),
+        thinking=body.thinks,
+        continues=body.continues,
+        options=body.template_options,
+    )
 
 
 def conversation(messages: Sequence[ChatMessage]) -> list[Turn | ToolResult]:
@@ -23,10 +37,8 @@ def conversation(messages: Sequence[ChatMessage]) -> list[Turn | ToolResult]:
     return turns
 
 
-def offered_tools(tools: Sequence[ChatTool]) -> list[Tool]:
-    return [
-        tool.function.tool(f"tools.{index}.function.parameters") for index, tool in enumerate(tools)
-    ]
+def offered_tools(body: ChatFields) -> list[Tool]:
+    return [tool.function.tool(f"tools.{index}.function") for index, tool in body.offered]
 
 
 def _turn(message: ChatMessage, field: str) -> Turn | ToolResult:
@@ -45,9 +57,13 @@ def _turn(message: ChatMessage, field: str) -> Turn | ToolResult:
 def _content(message: ChatMessage, field: str) -> Content:
     if message.content is None or isinstance(message.content, str):
         return message.content or ""
-    return tuple(
-        ImagePart(ImageUrl(part.image_url.url), f"{field}.{index}.image_url.url")
-        if isinstance(part, ImageUrlPart)
-        else TextPart(part.text)
-        for index, part in enumerate(message.content)
-    )
+    parts: list[Part] = []
+    for index, part in enumerate(message.content):
+        if isinstance(part, ImageUrlPart):
+            url = part.image_url.url
+            parts.append(ImagePart(ImageUrl(url), f"{field}.{index}.image_url.url"))
+        elif isinstance(part.text, str):
+            parts.append(TextPart(part.text))
+        else:
+            parts.append(UnreadablePart(part.type, f"{field}.{index}"))
+    return tuple(parts)

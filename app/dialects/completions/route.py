@@ -7,7 +7,7 @@ import uuid
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from app.answer.request import AnswerRequest, prepare, random_seed
+from app.answer.request import AnswerRequest, prepare, unset_seed
 from app.dialects.body import parsed
 from app.dialects.completions.events import CompletionAnswer
 from app.dialects.completions.schema import CompletionRequest
@@ -43,10 +43,11 @@ async def completions(http: Request, admit: Admission) -> Response:
 
 def answer_request(services: Services, body: CompletionRequest, limits: Ready) -> AnswerRequest:
     """Returns the dialect-independent request. Raises BadRequest for an unknown token id."""
+    prompts = [_prompt(services, prompt, limits) for prompt in body.prompts]
     return AnswerRequest(
-        [_prompt(services, prompt, limits) for prompt in body.prompts],
+        prompts,
         msgspec.structs.replace(
-            body.sampling(random_seed()),
+            body.sampling(unset_seed(body.temperature, prompts)),
             top_logprobs=body.logprobs,
             suffix=services.prompts.vocabulary.encode_literally(body.suffix) if body.suffix else [],
         ),

@@ -5,7 +5,7 @@ stream sends all events. A whole answer is the response in the last event.
 """
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -23,20 +23,28 @@ _PREFIXES = {
 }
 
 
-def item_id(type: str) -> str:
-    return f"{_PREFIXES[type]}_{uuid.uuid4().hex}"
+def item_id(type: str | None) -> str:
+    return f"{_PREFIXES.get(type or 'message', 'item')}_{uuid.uuid4().hex}"
 
 
 class OutputItems:
     """The items of an answer so far. An item is in its final form once it has ended."""
 
     def __init__(
-        self, logprobs: Callable[[Sequence[TokenLogprobs]], list[Any]], *, summary: bool
+        self,
+        logprobs: Callable[[Sequence[TokenLogprobs]], list[Any]],
+        *,
+        summary: bool,
+        namespaces: Mapping[str, tuple[str | None, str]],
     ) -> None:
-        """If `summary`, thoughts are also sent as their own summary, which many clients read."""
+        """If `summary`, thoughts are also sent as their own summary, which many clients read.
+
+        `namespaces` has the namespace and name of the functions by the names that the model uses.
+        """
         self.items: list[Item] = []
         self._logprobs = logprobs
         self._summary = summary
+        self._namespaces = namespaces
 
     def add(self, event: Event, logprobs: Sequence[TokenLogprobs]) -> list[StreamEvent]:
         match event:
@@ -47,7 +55,10 @@ class OutputItems:
                 begun = self._begin("reasoning", summary=[], content=[])
                 return begun + self._add_thought(text)
             case ToolCallDelta(name=str() as name, arguments=arguments):
-                call = {"call_id": f"call_{uuid.uuid4().hex[:24]}", "name": name, "arguments": ""}
+                namespace, plain = self._namespaces.get(name, (None, name))
+                call = {"call_id": f"call_{uuid.uuid4().hex[:24]}", "name": plain, "arguments": ""}
+                if namespace is not None:
+                    call["namespace"] = namespace
                 return self.end() + self._open("function_call", call) + self._argue(arguments)
             case ToolCallDelta(arguments=arguments):
                 return self._argue(arguments)

@@ -1,191 +1,163 @@
 """The items of a Responses conversation, in all the forms in which clients send them.
 
-Clients write items of their own, and they send back all items of an answer.
+Clients write items of their own, and they send back all items of an answer. Items of other types,
+which OpenAI's own tools and other servers made, are kept as far as they are calls and results.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from app.dialects.fields import (
     ONE,
     ONE_OR_SEVERAL,
     SEVERAL,
+    Fields,
     JsonValue,
-    Strict,
     unsupported,
 )
-from app.prompting.conversation import bounded_json
-
-Status = Literal["in_progress", "completed", "incomplete"]
 
 
 def _by_type(*names: str, implied: Callable[[Mapping[str, Any]], str] | None = None) -> Any:
     """Returns a discriminator that selects a union's member by its `type`.
 
-    `implied` returns the type of a value that has none.
+    A type that is not among the names selects the member that is tagged "(other)". `implied`
+    returns the type of a value that has none.
     """
 
     def tag(value: Any) -> str | None:
-        if not isinstance(value, Mapping):
-            return f"({getattr(value, 'type', None)})"
-        named = value.get("type")
-        if named is None and implied is not None:
+        mapping = isinstance(value, Mapping)
+        named = value.get("type") if mapping else getattr(value, "type", None)
+        if named is None and mapping and implied is not None:
             named = implied(value)
-        return f"({named})" if named in names else None
+        if not isinstance(named, str):
+            return None
+        return f"({named})" if named in names else "(other)"
 
     return Discriminator(
         tag,
         custom_error_type="item",
-        custom_error_message=f"Input should be an object of type {', '.join(names)}",
+        custom_error_message=f"Input should be an object with a type, such as {names[0]!r}",
     )
 
 
-class InputText(Strict):
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"prompt_cache_breakpoint": ()}
-
+class InputText(Fields):
     type: Literal["input_text"]
     text: str
 
 
-class InputImage(Strict):
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "detail": ("auto",),
-        "file_id": (),
-        "prompt_cache_breakpoint": (),
-    }
-
+class InputImage(Fields):
     type: Literal["input_image"]
-    image_url: str
+    image_url: str | None = None
 
 
-class OutputText(Strict):
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"annotations": ([],)}
-
+class OutputText(Fields):
     type: Literal["output_text"]
     text: str
-    # Clients send these back, but they add nothing to the text. `parsed` comes from OpenAI's SDK.
-    logprobs: Annotated[list[Any], AfterValidator(bounded_json)] | None = None
-    parsed: JsonValue = None
+    logprobs: JsonValue | None = None  # listed again, but shown to nobody
 
 
-class Refusal(Strict):
-    type: Literal["refusal"]
-    refusal: str
+class OtherPart(Fields):
+    """A part of another type. Its text is shown, if it has one."""
 
-    @property
-    def text(self) -> str:
-        return self.refusal
+    type: str
+    text: Any = None
+    refusal: Any = None
 
 
 Part = Annotated[
     Annotated[InputText, Tag("(input_text)")]
     | Annotated[InputImage, Tag("(input_image)")]
     | Annotated[OutputText, Tag("(output_text)")]
-    | Annotated[Refusal, Tag("(refusal)")],
-    _by_type("input_text", "input_image", "output_text", "refusal"),
+    | Annotated[OtherPart, Tag("(other)")],
+    _by_type("input_text", "input_image", "output_text"),
 ]
 Content = Annotated[
-    Annotated[str, ONE] | Annotated[list[Part], Field(min_length=1, fail_fast=True), SEVERAL],
-    ONE_OR_SEVERAL,
-]
-Output = Annotated[
-    Annotated[str, ONE] | Annotated[list[InputText], Field(fail_fast=True), SEVERAL],
-    ONE_OR_SEVERAL,
+    Annotated[str, ONE] | Annotated[list[Part], Field(fail_fast=True), SEVERAL], ONE_OR_SEVERAL
 ]
 
 
-class Item(Strict):
+class Item(Fields):
     id: str | None = None
-    status: Status | None = None
+    status: str | None = None
 
 
 class MessageItem(Item):
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"phase": ("commentary", "final_answer")}
-
-    type: Literal["message"] = "message"
+    type: Literal["message"] | None = "message"
     role: Literal["user", "system", "developer", "assistant"]
-    content: Content
+    content: Content | None
 
     @model_validator(mode="after")
     def _only_the_user_shows_images(self) -> "MessageItem":
-        images = [part for part in self.content if isinstance(part, InputImage)]
+        images = [part for part in self.content or () if isinstance(part, InputImage)]
         if images and self.role != "user":
             raise unsupported(
                 "content", f"only a message of role 'user' may have images, not {self.role!r}"
             )
         return self
 
-    @property
-    def text(self) -> str:
-        """Returns the texts of the content, joined."""
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content if not isinstance(part, InputImage))
-
 
 class FunctionCallItem(Item):
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "async": (False,),
-        "caller": ({"type": "direct"},),
-        "namespace": (),
-    }
-
     type: Literal["function_call"]
     call_id: str
     name: str = Field(min_length=1)
+    namespace: str | None = None
     arguments: str
-    parsed_arguments: JsonValue = None  # OpenAI's SDK adds it in a stream
 
 
 class FunctionCallOutputItem(Item):
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "caller": ({"type": "direct"},),
-        "namespace": (),
-    }
-
     type: Literal["function_call_output"]
     call_id: str
     name: str | None = None
-    output: Output
-
-    @property
-    def text(self) -> str:
-        if isinstance(self.output, str):
-            return self.output
-        return "".join(part.text for part in self.output)
+    output: Content | None
 
 
-class SummaryText(Strict):
+class OtherItem(Item):
+    """An item of another type: a call if it has a `call_id`, or the result of one.
+
+    Results have a type that ends in "_output". Items that are neither are not shown.
+    """
+
+    type: str
+    call_id: str | None = None
+    name: str | None = None
+    arguments: JsonValue = None
+    input: JsonValue = None
+    action: JsonValue = None
+    operation: JsonValue = None
+    output: JsonValue = None
+
+
+class SummaryText(Fields):
     type: Literal["summary_text"]
     text: str
 
 
-class ReasoningText(Strict):
+class ReasoningText(Fields):
     type: Literal["reasoning_text"]
     text: str
 
 
 class ReasoningItem(Item):
     type: Literal["reasoning"]
-    summary: list[SummaryText] = Field(default_factory=list, fail_fast=True)
+    summary: list[SummaryText] | None = Field(default=None, fail_fast=True)
     content: list[ReasoningText] | None = Field(default=None, fail_fast=True)
     encrypted_content: str | None = None  # only the service that wrote it can read it
 
     @property
     def text(self) -> str:
-        return "".join(part.text for part in self.content or self.summary)
+        return "".join(part.text for part in self.content or self.summary or ())
 
 
-class ItemReference(Strict):
+class ItemReference(Fields):
     """Refers to an item of a kept response by its id."""
 
     type: Literal["item_reference"] | None = None
     id: str
 
 
-InputItem = MessageItem | FunctionCallItem | FunctionCallOutputItem | ReasoningItem
+InputItem = MessageItem | FunctionCallItem | FunctionCallOutputItem | ReasoningItem | OtherItem
 
 
 def _without_type(value: Mapping[str, Any]) -> str:
@@ -197,7 +169,8 @@ AnyItem = Annotated[
     | Annotated[FunctionCallItem, Tag("(function_call)")]
     | Annotated[FunctionCallOutputItem, Tag("(function_call_output)")]
     | Annotated[ReasoningItem, Tag("(reasoning)")]
-    | Annotated[ItemReference, Tag("(item_reference)")],
+    | Annotated[ItemReference, Tag("(item_reference)")]
+    | Annotated[OtherItem, Tag("(other)")],
     _by_type(
         "message",
         "function_call",

@@ -15,14 +15,19 @@ from fastapi.responses import JSONResponse
 
 from app.answer.figures import Figures, diffusion
 from app.answer.generation import Delta, Finished, answer_events
-from app.answer.request import AnswerRequest, ChatFormat, prepare, random_seed
+from app.answer.request import AnswerRequest, ChatFormat, prepare, unset_seed
 from app.dialects.body import parsed
 from app.dialects.logprobs import token_logprobs
 from app.dialects.responses.events import OutputItems, StreamEvent, item_id
 from app.dialects.responses.items import InputItem, ItemReference, sent_back
-from app.dialects.responses.schema import InputTokensRequest, ResponseRequest
+from app.dialects.responses.schema import (
+    FunctionTool,
+    InputTokensRequest,
+    NamespaceTool,
+    ResponseRequest,
+)
 from app.dialects.responses.store import KeptResponse, ResponseStore, response_store
-from app.dialects.responses.turns import conversation, offered_tools
+from app.dialects.responses.turns import conversation, namespaces, offered_tools
 from app.dialects.waiting import unless_gone
 from app.errors import ApiError, BadRequest, NotFound, error_event
 from app.prompting.conversation import Turn
@@ -119,17 +124,19 @@ def answer_request(
     new: Sequence[InputItem],
 ) -> AnswerRequest:
     """Returns the dialect-independent request. Raises BadRequest if no prompt can be made of it."""
+    prompt = _prompt(services, body, earlier, new)
     return AnswerRequest(
-        [_prompt(services, body, earlier, new)],
+        [prompt],
         msgspec.structs.replace(
-            body.sampling(random_seed()),
+            body.sampling(unset_seed(body.temperature, [prompt])),
             top_logprobs=(body.top_logprobs or 0) if body.wants_logprobs else None,
         ),
         body.max_output_tokens,
         "input",
         timeout_s=body.timeout,
-        format=ChatFormat.offering(
-            offered_tools(body), parallel_calls=body.parallel_tool_calls is not False
+        format=ChatFormat(
+            calls=bool(offered_tools(body)),
+            parallel_calls=body.parallel_tool_calls is not False,
         ),
     )
 
@@ -162,7 +169,7 @@ def _head(services: Services, body: ResponseRequest) -> dict[str, Any]:
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
         "max_tool_calls": None,
-        "metadata": body.metadata or {},
+        "metadata": body.metadata if isinstance(body.metadata, dict) else {},
         "model": services.settings.model,
         "output": [],
         "parallel_tool_calls": body.parallel_tool_calls is not False,
@@ -176,13 +183,20 @@ def _head(services: Services, body: ResponseRequest) -> dict[str, Any]:
         "temperature": 1.0 if body.temperature is None else body.temperature,
         "text": {"format": {"type": "text"}, "verbosity": "medium"},
         "tool_choice": body.tool_choice or "auto",
-        "tools": [{**tool.model_dump(), "strict": bool(tool.strict)} for tool in body.functions],
+        "tools": [_listed_tool(tool) for tool in body.shown_tools],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": body.top_p or 1.0,
-        "truncation": "disabled",
+        "truncation": body.truncation or "disabled",
         "usage": None,
         "user": body.user,
     }
+
+
+def _listed_tool(tool: FunctionTool | NamespaceTool) -> dict[str, Any]:
+    if isinstance(tool, FunctionTool):
+        return {**tool.model_dump(), "strict": bool(tool.strict)}
+    inner = [_listed_tool(each) for each in tool.tools if isinstance(each, FunctionTool)]
+    return {**tool.model_dump(), "tools": inner}
 
 
 def _output(services: Services, incoming: Incoming) -> OutputItems:
@@ -191,7 +205,11 @@ def _output(services: Services, incoming: Incoming) -> OutputItems:
             return []
         return token_logprobs(services.prompts.vocabulary, figures)
 
-    return OutputItems(logprobs, summary=incoming.body.summary is not None)
+    return OutputItems(
+        logprobs,
+        summary=incoming.body.summary is not None,
+        namespaces=namespaces(incoming.body),
+    )
 
 
 async def _events(

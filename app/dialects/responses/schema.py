@@ -1,85 +1,73 @@
 """The bodies of `POST /v1/responses` and `/v1/responses/input_tokens`.
 
-Tools of other types than `function` are the only thing that is skipped instead of refused. They run
-in OpenAI's service or in the client, and clients such as Codex send several with every request. The
+Tools of other types than `function` and `namespace` are not shown to the model. They run in
+OpenAI's service or in the client, and clients such as Codex send several with every request. The
 response's `tools` shows which tools the model was offered.
 """
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from app.dialects.fields import (
     MAX_TOP_LOGPROBS,
     ONE,
     ONE_OR_SEVERAL,
     SEVERAL,
+    Fields,
+    JsonValue,
     SamplingFields,
-    Strict,
-    thinks,
+    TokenLimit,
+    Whole,
     unsupported,
 )
 from app.dialects.responses.items import AnyItem, InputItem, ItemReference, MessageItem
-from app.dialects.tools import Function, ToolChoice
+from app.dialects.thinking import Effort, thinks
+from app.dialects.tools import Function, OtherTool, ToolChoice, tool_type
 
 LOGPROBS = "message.output_text.logprobs"
 
 
 class FunctionTool(Function):
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "allowed_callers": (["direct"],),
-        "async": (False,),
-        "defer_loading": (False,),
-        "output_schema": (),
-    }
-
     type: Literal["function"]
 
 
-class SkippedTool(BaseModel):
-    """A tool of any other type, which is not shown to the model."""
+class NamespaceTool(Fields):
+    """A group of functions. A call gives back the function's name and that of the group."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    type: str
+    type: Literal["namespace"]
+    name: str = Field(min_length=1)
+    tools: list[
+        Annotated[
+            Annotated[FunctionTool, Tag("(function)")] | Annotated[OtherTool, Tag("(other)")],
+            Discriminator(tool_type),
+        ]
+    ] = Field(fail_fast=True)
 
 
 def _tool_type(value: Any) -> str:
     kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
-    return "(function)" if kind == "function" else "(other)"
+    return "(namespace)" if kind == "namespace" else tool_type(value)
 
 
 AnyTool = Annotated[
-    Annotated[FunctionTool, Tag("(function)")] | Annotated[SkippedTool, Tag("(other)")],
+    Annotated[FunctionTool, Tag("(function)")]
+    | Annotated[NamespaceTool, Tag("(namespace)")]
+    | Annotated[OtherTool, Tag("(other)")],
     Discriminator(_tool_type),
 ]
+Summary = Literal["auto", "concise", "detailed"]
 
 
-class Reasoning(Strict):
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"context": ("auto",), "mode": ("standard",)}
-
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    summary: Literal["auto", "concise", "detailed"] | None = None
-    generate_summary: Literal["auto", "concise", "detailed"] | None = None  # its older name
+class Reasoning(Fields):
+    effort: Effort | None = None
+    summary: Summary | None = None
+    generate_summary: Summary | None = None  # its older name
 
 
-class TextConfig(Strict):
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "format": ({"type": "text"},),
-        "verbosity": ("medium",),
-    }
-
-
-class ResponseStreamOptions(Strict):
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"include_obfuscation": (False,)}
+class TextConfig(Fields):
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"format": ({"type": "text"},)}
 
 
 Input = Annotated[
@@ -89,6 +77,16 @@ Input = Annotated[
 
 
 class ResponseRequest(SamplingFields):
+    hints: ClassVar[frozenset[str]] = frozenset(
+        {
+            "client_metadata",
+            "max_tool_calls",
+            "prompt_cache_options",
+            "prompt_cache_retention",
+            "service_tier",
+            "stream_options",
+        }
+    )
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "access_programs": (),
         "background": (False,),
@@ -96,13 +94,8 @@ class ResponseRequest(SamplingFields):
         "context_management": ([],),
         "conversation": (),
         "image": (),
-        "max_tool_calls": (),
         "moderation": (),
         "prompt": (),
-        "prompt_cache_options": (),
-        "prompt_cache_retention": ("in_memory",),
-        "service_tier": ("auto", "default"),
-        "truncation": ("disabled",),
     }
 
     model: str | None = None
@@ -115,29 +108,15 @@ class ResponseRequest(SamplingFields):
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
     text: TextConfig | None = None
-    max_output_tokens: int | None = Field(default=None, ge=1)
-    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
-    # Only the log-probabilities have an effect. The others extend items that never occur here.
-    include: (
-        list[
-            Literal[
-                "message.output_text.logprobs",
-                "reasoning.encrypted_content",
-                "message.input_image.image_url",
-                "file_search_call.results",
-                "web_search_call.results",
-                "web_search_call.action.sources",
-                "computer_call_output.output.image_url",
-                "code_interpreter_call.outputs",
-            ]
-        ]
-        | None
-    ) = Field(default=None, fail_fast=True)
+    max_output_tokens: TokenLimit = None
+    top_logprobs: Whole | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    # Only the log-probabilities have an effect. Others extend items that never occur here.
+    include: list[str] | None = Field(default=None, fail_fast=True)
+    # Nothing is cut off. A prompt that does not fit is an error with either value.
+    truncation: Literal["auto", "disabled"] | None = None
     stream: bool | None = None
-    stream_options: ResponseStreamOptions | None = None
-    # These fields have no effect. Some are returned in the response.
-    metadata: dict[str, str] | None = None
-    client_metadata: dict[str, str] | None = None
+    # These fields have no effect, but are returned in the response.
+    metadata: JsonValue = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
     user: str | None = None
@@ -146,8 +125,6 @@ class ResponseRequest(SamplingFields):
     def _fields_agree(self) -> "ResponseRequest":
         if self.top_logprobs and not self.wants_logprobs:
             raise unsupported("top_logprobs", f'it is only allowed if include has "{LOGPROBS}"')
-        if self.stream_options is not None and not self.stream:
-            raise unsupported("stream_options", "it is only allowed if stream is true")
         return self
 
     @property
@@ -162,7 +139,7 @@ class ResponseRequest(SamplingFields):
 
     @property
     def thinking(self) -> bool:
-        return thinks(None if self.reasoning is None else self.reasoning.effort)
+        return bool(thinks(None if self.reasoning is None else self.reasoning.effort))
 
     @property
     def summary(self) -> str | None:
@@ -171,9 +148,9 @@ class ResponseRequest(SamplingFields):
         return None if reasoning is None else reasoning.summary or reasoning.generate_summary
 
     @property
-    def functions(self) -> list[FunctionTool]:
-        """Returns the tools that are not skipped."""
-        return [tool for tool in self.tools or () if isinstance(tool, FunctionTool)]
+    def shown_tools(self) -> list[FunctionTool | NamespaceTool]:
+        """Returns the tools that are shown to the model."""
+        return [tool for tool in self.tools or () if not isinstance(tool, OtherTool)]
 
 
 class InputTokensRequest(ResponseRequest):
@@ -182,12 +159,9 @@ class InputTokensRequest(ResponseRequest):
     Nothing is required: instructions or an earlier response are a prompt, too.
     """
 
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
-        **ResponseRequest.neutral,
-        "personality": (),
-        "stream": (False,),
-    }
+    hints: ClassVar[frozenset[str]] = ResponseRequest.hints | {"personality"}
 
+    stream: Literal[False] | None = None
     input: Input | None = None  # type: ignore[assignment]  # nothing reads it but `items`
 
     @property

@@ -1,18 +1,26 @@
 """The items of a Responses conversation as turns, and its tools."""
 
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 from app.dialects.responses.items import (
     FunctionCallItem,
     FunctionCallOutputItem,
     InputImage,
     InputItem,
+    InputText,
     MessageItem,
+    OtherItem,
+    OtherPart,
+    OutputText,
     ReasoningItem,
 )
-from app.dialects.responses.schema import FunctionTool, ResponseRequest
+from app.dialects.responses.schema import FunctionTool, NamespaceTool, ResponseRequest
+from app.prompting import conversation as shared
 from app.prompting.conversation import (
-    Content,
     ImagePart,
     ImageUrl,
     TextPart,
@@ -20,6 +28,7 @@ from app.prompting.conversation import (
     ToolCall,
     ToolResult,
     Turn,
+    UnreadablePart,
     check_results,
 )
 
@@ -30,39 +39,113 @@ def conversation(earlier: Sequence[InputItem], new: Sequence[InputItem]) -> list
     Raises BadRequest if a result belongs to no call.
     """
     turns: list[Turn | ToolResult] = []
+    called: set[str] = set()
     for index, item in enumerate([*earlier, *new], start=-len(earlier)):
         field = f"input.{index}" if index >= 0 else "previous_response_id"
         match item:
             case FunctionCallOutputItem():
-                turns.append(ToolResult(item.call_id, item.text, f"{field}.call_id", item.name))
+                content = _content(item.output, f"{field}.output")
+                turns.append(ToolResult(item.call_id, content, f"{field}.call_id", item.name))
             case MessageItem():
-                turns.append(Turn(item.role, _content(item, field)))
+                turns.append(Turn(item.role, _content(item.content, f"{field}.content")))
             case ReasoningItem():
                 turns.append(Turn("assistant", "", thought=item.text))
             case FunctionCallItem():
-                call = ToolCall.from_json(item.call_id, item.name, item.arguments)
+                name = shown_name(item.namespace, item.name)
+                call = ToolCall.from_json(item.call_id, name, item.arguments)
                 turns.append(Turn("assistant", "", calls=(call,)))
+            case OtherItem(call_id=str(id)) if item.type.endswith("_output"):
+                if id in called:
+                    turns.append(ToolResult(id, _other_text(item.output), f"{field}.call_id"))
+            case OtherItem(call_id=str()):
+                turns.append(Turn("assistant", "", calls=(_other_call(item),)))
+        called |= _called(turns[-1:])
     check_results(turns)
     return turns
 
 
-def offered_tools(body: ResponseRequest) -> list[Tool]:
-    """Returns the functions among the request's tools, or none if the choice forbids them all."""
+def shown_name(namespace: str | None, name: str) -> str:
+    """Returns the name by which the model knows a function."""
+    return name if namespace is None else f"{namespace}.{name}"
+
+
+def offered_functions(body: ResponseRequest) -> Iterator[tuple[str | None, FunctionTool, str]]:
+    """Yields the functions that the model may call: the namespace, the function, its field.
+
+    There are none if the tool choice forbids them all.
+    """
     if body.tool_choice == "none":
-        return []
+        return
+    for index, tool in enumerate(body.tools or []):
+        match tool:
+            case FunctionTool():
+                yield None, tool, f"tools.{index}"
+            case NamespaceTool():
+                for inner, function in enumerate(tool.tools):
+                    if isinstance(function, FunctionTool):
+                        yield tool.name, function, f"tools.{index}.tools.{inner}"
+
+
+def offered_tools(body: ResponseRequest) -> list[Tool]:
+    """Returns the functions that the model may call, under the names by which it knows them."""
     return [
-        tool.tool(f"tools.{index}.parameters")
-        for index, tool in enumerate(body.tools or [])
-        if isinstance(tool, FunctionTool)
+        replace(function.tool(field), name=shown_name(namespace, function.name))
+        for namespace, function, field in offered_functions(body)
     ]
 
 
-def _content(item: MessageItem, field: str) -> Content:
-    if isinstance(item.content, str):
-        return item.content
-    return tuple(
-        ImagePart(ImageUrl(part.image_url), f"{field}.content.{index}.image_url")
-        if isinstance(part, InputImage)
-        else TextPart(part.text)
-        for index, part in enumerate(item.content)
-    )
+def namespaces(body: ResponseRequest) -> dict[str, tuple[str | None, str]]:
+    """Returns the namespace and name of each function, by every name that the model may use for it.
+
+    These are the name by which it knows the function and, if no other has the same, its plain name.
+    """
+    functions = [(namespace, function.name) for namespace, function, _ in offered_functions(body)]
+    plain = Counter(name for _, name in functions)
+    names = {name: (namespace, name) for namespace, name in functions if plain[name] == 1}
+    return names | {shown_name(*each): each for each in functions}
+
+
+def _called(turns: Sequence[Turn | ToolResult]) -> set[str]:
+    return {call.id for turn in turns if isinstance(turn, Turn) for call in turn.calls}
+
+
+def _content(content: Any, field: str) -> shared.Content:
+    if content is None or isinstance(content, str):
+        return content or ""
+    parts: list[shared.Part] = []
+    for index, part in enumerate(content):
+        match part:
+            case InputImage(image_url=str(url)):
+                parts.append(ImagePart(ImageUrl(url), f"{field}.{index}.image_url"))
+            case (
+                InputText(text=str(text))
+                | OutputText(text=str(text))
+                | OtherPart(text=str(text))
+                | OtherPart(refusal=str(text))
+            ):
+                parts.append(TextPart(text))
+            case _:
+                parts.append(UnreadablePart(part.type, f"{field}.{index}"))
+    return tuple(parts)
+
+
+def _other_call(item: OtherItem) -> ToolCall:
+    """Returns the call of a tool that is no function, such as OpenAI's shell."""
+    assert item.call_id is not None, "items without it are no calls"
+    name = item.name or item.type.removesuffix("_call")
+    if isinstance(item.arguments, str):
+        return ToolCall.from_json(item.call_id, name, item.arguments)
+    given = item.arguments or item.action or item.operation
+    arguments = given if isinstance(given, dict) else {"input": item.input}
+    return ToolCall(item.call_id, name, arguments)
+
+
+def _other_text(output: Any) -> str:
+    """Returns the text of a result: itself, that of its parts, or its JSON."""
+    if isinstance(output, str):
+        return output
+    if isinstance(output, list) and all(isinstance(part, dict) for part in output):
+        texts = [part["text"] for part in output if isinstance(part.get("text"), str)]
+        if len(texts) == len(output):
+            return "\n".join(texts)
+    return json.dumps(output, ensure_ascii=False)

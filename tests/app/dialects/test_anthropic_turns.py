@@ -137,7 +137,7 @@ def test_a_result_needs_its_call_in_the_message_before_it():
 def test_an_image_keeps_the_file_that_was_sent():
     source = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
     image = {"type": "image", "source": source}
-    part = ImagePart(ImageFile("image/png", "AAAA"), "messages")
+    part = ImagePart(ImageFile("AAAA"), "messages")
     (turn,) = parsed_turns(user(text("What"), text("is"), image, text("this?")))
     assert turn.content == (TextPart("What"), TextPart("is"), part, TextPart("this?"))
     *_, last = parsed_turns(

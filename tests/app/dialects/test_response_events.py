@@ -7,7 +7,9 @@ from engine.messages import TokenLogprobs
 
 def output(*, summary=False):
     """Returns items that show each log-probability as its token id."""
-    return OutputItems(lambda logprobs: [each.token for each in logprobs], summary=summary)
+    return OutputItems(
+        lambda logprobs: [each.token for each in logprobs], summary=summary, namespaces={}
+    )
 
 
 def types(events):

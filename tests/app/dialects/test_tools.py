@@ -1,8 +1,8 @@
-"""Tools' schemas: JSON schemas of any draft are accepted, anything else is refused."""
+"""Schemas of strict tools: JSON schemas of any draft are accepted, anything else is refused."""
 
 import pytest
 
-from app.answer.tool_schemas import checked_schema
+from app.dialects.tool_schemas import check_schema
 
 
 @pytest.mark.parametrize(
@@ -16,10 +16,10 @@ from app.answer.tool_schemas import checked_schema
 )
 def test_a_value_that_is_not_a_schema_is_refused(schema):
     with pytest.raises(ValueError, match="not a JSON schema"):
-        checked_schema(schema)
+        check_schema(schema)
 
 
 def test_a_schema_of_any_draft_is_accepted():
     for draft in ("draft-04", "draft-06", "draft-07"):
-        checked_schema({"$schema": f"http://json-schema.org/{draft}/schema#", "enum": [1, "1"]})
-    checked_schema({"required": ["a", "b"], "enum": [{}, {}]})
+        check_schema({"$schema": f"http://json-schema.org/{draft}/schema#", "enum": [1, "1"]})
+    check_schema({"required": ["a", "b"], "enum": [{}, {}]})

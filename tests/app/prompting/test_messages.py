@@ -205,7 +205,7 @@ def test_options_reach_the_template_and_forge_nothing(tmp_path):
     assert not set(prompts.vocabulary.controls) & set(prompt.tokens)
 
 
-IMAGE = ImagePart(ImageFile("image/png", "AAAA"), "messages.0.content.1")
+IMAGE = ImagePart(ImageFile("AAAA"), "messages.0.content.1")
 
 
 def test_an_image_in_a_system_turn_is_refused_by_its_field():
