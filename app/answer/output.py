@@ -95,6 +95,7 @@ class AnswerOutput:
     tokens: int = 0
     thinking_tokens: int = 0
     calls: list[ToolCallEnd] = field(default_factory=list)  # the ended calls, in order
+    _untaken: list[int] = field(default_factory=list)  # the used tokens that nobody took
     _logprobs: list[tuple[int, TokenLogprobs]] = field(default_factory=list)
     _read_characters: int = 0  # of text; a log-probability is kept with its token's offset
     _given_characters: int = 0
@@ -125,6 +126,7 @@ class AnswerOutput:
             if self.ended:
                 break
             self.tokens += 1
+            self._untaken.append(token)
             figure = next(figures, None)
             start = self._read_characters
             section = "text" if self.parser is None else self.parser.section
@@ -135,6 +137,11 @@ class AnswerOutput:
             elif section == "text" and token not in self.vocabulary.controls and figure is not None:
                 self._logprobs.append((start, figure))
         return merged(events)
+
+    def take_tokens(self) -> list[int]:
+        """Returns the tokens that were used since the last call of this method."""
+        taken, self._untaken = self._untaken, []
+        return taken
 
     def take_logprobs(self) -> list[TokenLogprobs]:
         """Returns the log-probabilities of the text given out since the last call of this method.

@@ -21,14 +21,16 @@ RESPONSE_TOOLS = {"tools": [{"type": "function", **WEATHER}], "metadata": {"a": 
 THOUGHTS = {"reasoning": {"effort": "low", "summary": "auto"}}
 LOGPROBS = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
 ADAPTIVE = {"thinking": {"type": "adaptive"}, "max_tokens": 100}
-USAGE = {"stream_options": {"include_usage": True}}
+USAGE = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+IDS = {"return_token_ids": True}
 
 GENERATED = [
     (CHAT, {"messages": COUNT}),
     (CHAT, {"messages": COUNT, "n": 2, "logprobs": True, "top_logprobs": 2, "max_tokens": 3}),
     (CHAT, {"messages": QUESTION, **TOOLS}),
+    (CHAT, {"messages": QUESTION, **TOOLS, **IDS, "include_reasoning": False}),
     ("/v1/completions", {"prompt": "one two", "max_tokens": 5}),
-    ("/v1/completions", {"prompt": ["one", "two"], "max_tokens": 5, "logprobs": 2}),
+    ("/v1/completions", {"prompt": ["one", "two"], "max_tokens": 5, "logprobs": 2, **IDS}),
     ("/v1/responses", {"input": "Count to 20"}),
     ("/v1/responses", {"input": "Count to 20", "max_output_tokens": 3, **LOGPROBS}),
     ("/v1/responses", {"input": QUESTION[0]["content"], **RESPONSE_TOOLS, **THOUGHTS}),

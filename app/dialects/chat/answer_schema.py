@@ -39,6 +39,7 @@ class ChatChoice(Sent):
     message: ChatAnswerMessage
     finish_reason: FinishReason
     logprobs: ChatLogprobs | None
+    token_ids: list[int] = optional(list)
 
 
 class ChatCompletion(Sent):
@@ -49,6 +50,7 @@ class ChatCompletion(Sent):
     choices: list[ChatChoice]
     usage: Usage
     diffusion: Diffusion
+    prompt_token_ids: list[int] = optional(list)
 
 
 class CalledFunctionDelta(Sent):
@@ -78,10 +80,15 @@ class ChatChunkChoice(Sent):
     delta: ChatDelta
     finish_reason: FinishReason | None
     logprobs: ChatLogprobs | None
+    token_ids: list[int] = optional(list)
 
 
 class ChatCompletionChunk(Sent):
-    """A part of a streamed answer. The last part of each choice has `diffusion`."""
+    """A part of a streamed answer.
+
+    The first part of each choice has the prompt's token ids if the request asks for them, and the
+    last has `diffusion`.
+    """
 
     id: str
     object: Literal["chat.completion.chunk"]
@@ -90,3 +97,4 @@ class ChatCompletionChunk(Sent):
     choices: list[ChatChunkChoice]
     usage: Usage | None = optional()
     diffusion: Diffusion = optional()
+    prompt_token_ids: list[int] = optional(list)

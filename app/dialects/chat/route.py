@@ -32,7 +32,7 @@ async def chat_completions(http: Request, admit: Admission) -> Response:
         "created": int(time.time()),
         "model": services.settings.model,
     }
-    answer = ChatAnswer(services, request, prepared, head, body.include_usage)
+    answer = ChatAnswer(services, request, prepared, head, body)
     if body.stream:
         return answer.stream()
     return await unless_gone(http, answer.whole())

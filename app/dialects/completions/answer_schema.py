@@ -19,6 +19,8 @@ class CompletionChoice(Sent):
     text: str
     finish_reason: Literal["stop", "length"] | None
     logprobs: CompletionLogprobs | None
+    token_ids: list[int] = optional(list)
+    prompt_token_ids: list[int] = optional(list)
 
 
 class CompletionChunk(Sent):

@@ -35,7 +35,7 @@ async def completions(http: Request, admit: Admission) -> Response:
         "created": int(time.time()),
         "model": services.settings.model,
     }
-    answer = CompletionAnswer(services, request, prepared, head, body.include_usage, body)
+    answer = CompletionAnswer(services, request, prepared, head, body)
     if body.stream:
         return answer.stream()
     return await unless_gone(http, answer.whole())

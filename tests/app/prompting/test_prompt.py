@@ -143,7 +143,7 @@ def test_the_answer_gets_the_requested_room_or_what_the_context_leaves():
 
 def test_the_refusal_of_a_prompt_that_fills_the_context_has_the_numbers():
     with pytest.raises(ContextLengthExceeded, match=r"100 tokens; at most 99") as error:
-        answer_room([1] * 100, 1, 100, param="prompt")
+        answer_room([1] * 100, 1, 100, suffix_tokens=0, param="prompt")
     assert error.value.param == "prompt"
 
 
