@@ -130,9 +130,16 @@ def test_kept_responses_fit_their_schemas(http, document):
         {"role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
         {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
         {"role": "assistant", "content": "Hello!"},
+        {"role": "assistant", "content": None},
+        {"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]},
         {**thought, "encrypted_content": "x"},
         call,
         result,
+        {"type": "custom_tool_call", "call_id": "c", "name": "edit", "input": "a", "more": 1},
+        {"type": "custom_tool_call_output", "call_id": "c", "output": "b"},
+        {"type": "function_call", "call_id": "d", "name": "f", "namespace": "n", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "d", "output": None},
+        {"role": "user", "content": "And in Rome?"},
     ]
     last = http.post("/v1/responses", json={"input": turns, **RESPONSE_TOOLS}).json()
     path = "/v1/responses/{id}"
@@ -140,6 +147,16 @@ def test_kept_responses_fit_their_schemas(http, document):
     listed = http.get(f"/v1/responses/{last['id']}/input_items")
     assert len(check_answer(document, listed, f"{path}/input_items")["data"]) == len(turns)
     check_answer(document, http.delete(f"/v1/responses/{last['id']}"), path)
+
+
+def test_a_response_with_tools_in_a_namespace_fits_its_schema(http, document):
+    tools = [{"type": "namespace", "name": "sky", "tools": RESPONSE_TOOLS["tools"]}]
+    body = {"input": QUESTION, "tools": tools, "truncation": "auto", **THOUGHTS, "seed": 0}
+    response = check_answer(document, http.post("/v1/responses", json=body))
+    assert response["tools"][0]["type"] == "namespace"
+    assert response["output"][-1]["namespace"] == "sky"
+    for event in events(http.post("/v1/responses", json={**body, "stream": True})):
+        check(document, event_schema(document, "/v1/responses"), event)
 
 
 @pytest.mark.parametrize("headers", [{}, {"anthropic-version": "2023-06-01"}])

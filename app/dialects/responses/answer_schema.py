@@ -66,6 +66,7 @@ class OutputFunctionCall(SentItem):
     type: Literal["function_call"]
     call_id: str
     name: str
+    namespace: str = optional(str)
     arguments: str
 
 
@@ -82,52 +83,79 @@ class ListedText(Sent):
 
 class ListedImage(Sent):
     type: Literal["input_image"]
-    image_url: str
-    detail: str
+    image_url: str = optional(str)
+    detail: Literal["auto"]
 
 
 class ListedAnswer(Sent):
-    """A text of an earlier answer, as it was made here or sent by the client."""
+    """A text of an earlier answer. Log-probabilities are listed as the client sent them."""
 
     type: Literal["output_text"]
     text: str
     annotations: list[None]
-    logprobs: list[Any] = optional(list)
-    parsed: Any = optional()
+    logprobs: Any = optional()
 
 
-class ListedRefusal(Sent):
-    type: Literal["refusal"]
-    refusal: str
+class ListedOtherPart(Sent):
+    type: str
+    text: Any = optional()
+    refusal: Any = optional()
 
 
-class ListedMessage(SentItem):
+ListedPart = ListedText | ListedImage | ListedAnswer | ListedOtherPart
+
+
+class ListedItem(Sent):
+    id: str
+    status: str
+
+
+class ListedMessage(ListedItem):
     type: Literal["message"]
     role: Literal["user", "system", "developer", "assistant"]
-    content: list[ListedText | ListedImage | ListedAnswer | ListedRefusal]
+    content: list[ListedPart]
 
 
-class ListedReasoning(SentItem):
+class ListedReasoning(ListedItem):
     type: Literal["reasoning"]
-    summary: list[SummaryTextPart]
+    summary: list[SummaryTextPart] = optional(list)
     content: list[ReasoningTextPart] = optional(list)
     encrypted_content: str = optional(str)
 
 
-class ListedFunctionCall(OutputFunctionCall):
-    parsed_arguments: Any = optional()
+class ListedFunctionCall(ListedItem):
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    namespace: str = optional(str)
+    arguments: str
 
 
-class ListedFunctionOutput(SentItem):
+class ListedFunctionOutput(ListedItem):
     type: Literal["function_call_output"]
     call_id: str
     name: str = optional(str)
-    output: str | list[ListedText]
+    output: str | list[ListedPart] = optional(str)
+
+
+class ListedOther(ListedItem):
+    """An item of another type, such as a call of one of OpenAI's own tools."""
+
+    type: str
+    call_id: str = optional(str)
+    name: str = optional(str)
+    arguments: Any = optional()
+    input: Any = optional()
+    action: Any = optional()
+    operation: Any = optional()
+    output: Any = optional()
 
 
 class InputItemList(Sent):
     object: Literal["list"]
-    data: list[ListedMessage | ListedReasoning | ListedFunctionCall | ListedFunctionOutput]
+    data: list[
+        ListedMessage | ListedReasoning | ListedFunctionCall | ListedFunctionOutput | ListedOther
+    ]
     first_id: str | None
     last_id: str | None
     has_more: bool
@@ -170,6 +198,12 @@ class OfferedTool(Sent):
     strict: bool
 
 
+class OfferedNamespace(Sent):
+    type: Literal["namespace"]
+    name: str
+    tools: list[OfferedTool]
+
+
 class Response(Sent):
     """A response. It has usage and `diffusion` when it has ended without an error."""
 
@@ -199,10 +233,10 @@ class Response(Sent):
     temperature: float
     text: dict[str, Any]
     tool_choice: str | dict[str, Any]
-    tools: list[OfferedTool]
+    tools: list[OfferedTool | OfferedNamespace]
     top_logprobs: int
     top_p: float
-    truncation: Literal["disabled"]
+    truncation: Literal["auto", "disabled"]
     usage: ResponseUsage | None
     user: str | None
     diffusion: Diffusion = optional()

@@ -108,7 +108,7 @@ def _listed(item: InputItem) -> dict[str, Any]:
     """Returns the item as OpenAI lists it: with a status, and a message's content in parts."""
     listed = {"status": "completed", **item.model_dump(exclude_none=True)}
     if isinstance(item, MessageItem):
-        parts = listed["content"]
+        parts = listed.get("content", [])
         if isinstance(parts, str):
             kind = "output_text" if item.role == "assistant" else "input_text"
             parts = [{"type": kind, "text": parts}]
