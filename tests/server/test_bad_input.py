@@ -100,7 +100,8 @@ def test_deeply_nested_values_are_accepted_or_refused(http, good, levels):
         for deep in ('{"a":' * levels + "1" + "}" * levels, "[" * levels + "]" * levels):
             body = deep if deep[0] == "[" else good[path] % f',"x":{deep}'
             assert is_refused(post(http, path, body))
-            assert is_refused(post(http, path, good[path] % f',"metadata":{{"a":{deep}}}'))
+            response = post(http, path, good[path] % f',"metadata":{{"a":{deep}}}')
+            assert is_accepted_or_refused(response)
     for path in WITH_TOOLS:
         for opened, closed in (('{"properties":{"a":', "}}"), ('{"not":', "}"), ('{"a":', "}")):
             schema = opened * levels + "{}" + closed * levels
@@ -119,8 +120,8 @@ def test_deeply_nested_values_are_accepted_or_refused(http, good, levels):
 
 @pytest.mark.parametrize("path", WITH_TOOLS)
 @pytest.mark.parametrize("schema", ['{"$schema":[]}', '{"$schema":5}', '{"$schema":{"a":1}}'])
-def test_a_schema_with_an_invalid_dialect_is_refused(http, good, path, schema):
-    assert is_refused(post(http, path, good[path] % tools(path, schema)))
+def test_a_schema_with_an_invalid_dialect_is_shown_without_it(http, good, path, schema):
+    assert post(http, path, good[path] % tools(path, schema)).status_code == 200
 
 
 def test_a_lone_surrogate_becomes_a_replacement_character_in_every_dialect(http, good):

@@ -95,7 +95,7 @@ def test_a_typed_placeholder_is_text_and_takes_no_picture(vision_client):
     [
         ("http://127.0.0.1:9/cat.png", "fetched only from hosts"),
         ("file:///etc/passwd", "must begin with data:"),
-        ("data:image/png;base64,AAAA", "is not a PNG image"),
+        ("data:image/png;base64,AAAA", "is not a PNG, JPEG, WebP or GIF image"),
     ],
 )
 def test_an_invalid_picture_is_refused_under_its_field(vision_client, url, says):

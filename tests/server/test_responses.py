@@ -38,11 +38,6 @@ def message(role, *parts):
     return {"role": role, "content": list(parts)}
 
 
-def strict_weather(city):
-    properties = {"city": {"type": "string", "enum": [city]}}
-    return {**WEATHER, "strict": True, "parameters": {"type": "object", "properties": properties}}
-
-
 def ask(client, input=CAPITAL, **options):
     body = {"seed": 0, **options.pop("extra_body", {})}
     return client.responses.create(model="demo", input=input, extra_body=body, **options)
@@ -367,9 +362,9 @@ def test_tools_of_other_types_are_skipped(demo_client):
     without = ask(demo_client, QUESTION)
     skipped = ask(demo_client, QUESTION, tools=others)
     assert skipped.usage.input_tokens == without.usage.input_tokens
-    assert skipped.tools == []
+    assert [tool.type for tool in skipped.tools] == ["namespace"]
     beside = ask(demo_client, QUESTION, tools=[*others, WEATHER])
-    assert [tool.name for tool in beside.tools] == ["get_weather"]
+    assert [tool.type for tool in beside.tools] == ["namespace", "function"]
     assert beside.output[0].name == "get_weather"
 
 
@@ -491,24 +486,22 @@ def test_a_setting_limits_the_number_of_kept_responses(limited_server):
             client.responses.retrieve(first.id)
 
 
-def test_a_failure_in_a_stream_is_an_event_that_the_sdk_raises(demo_client, demo_http):
-    forbidden = {"input": QUESTION, "tools": [strict_weather("London")]}
-    with pytest.raises(openai.InternalServerError, match="strict schema forbids"):
-        ask(demo_client, **forbidden)
-    events = []
-    with pytest.raises(openai.APIError, match="strict schema forbids"):
-        events.extend(ask(demo_client, stream=True, **forbidden))
-    with pytest.raises(openai.APIError, match="strict schema forbids"):
-        streamed(demo_client, **forbidden)
-    names, raw = sent(demo_http, **forbidden)
+def test_a_failure_in_a_stream_is_an_event_that_the_sdk_raises(demo_client, demo_http, demo_server):
+    failing = {"timeout": 0.3}
+    with demo_server.stopped_worker():
+        with pytest.raises(openai.APIStatusError, match="longer than allowed") as error:
+            ask(demo_client, extra_body=failing)
+        assert error.value.status_code == 504
+        with pytest.raises(openai.APIError, match="longer than allowed"):
+            list(ask(demo_client, stream=True, extra_body=failing))
+        names, raw = sent(demo_http, **failing)
     assert names[-2:] == ["response.failed", "error"]
     assert [event["sequence_number"] for event in raw] == list(range(len(raw)))
     check_schema(raw[:-1])
     failed = raw[-2]["response"]
     assert (failed["status"], failed["error"]["code"]) == ("failed", "server_error")
-    assert "strict schema forbids" in failed["error"]["message"]
-    assert [item["status"] for item in failed["output"]] == ["incomplete"]
-    assert raw[-1]["code"] == raw[-1]["error"]["code"] == "tool_call_invalid"
+    assert "longer than allowed" in failed["error"]["message"]
+    assert raw[-1]["code"] == raw[-1]["error"]["code"] == "deadline_exceeded"
     assert demo_http.get(f"/v1/responses/{failed['id']}").status_code == 404
 
 
@@ -535,21 +528,14 @@ def test_a_stream_cut_by_a_shutdown_ends_with_an_error_event(start_server):
         ({"input": []}, "input"),
         ({"input": [{"role": "user"}]}, "input.0.content"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input.0.role"),
-        ({"input": [{"role": "user", "content": []}]}, "input.0.content"),
-        ({"input": [message("user", {"type": "input_image"})]}, "input.0.content.0.image_url"),
-        ({"input": [message("user", {**PICTURE, "detail": "high"})]}, "input.0.content.0.detail"),
-        ({"input": [message("user", {**PICTURE, "file_id": "f"})]}, "input.0.content.0.file_id"),
+        ({"input": [message("user", {"type": "input_image"})]}, "input.0.content.0"),
+        (
+            {"input": [message("user", {"type": "input_image", "file_id": "f"})]},
+            "input.0.content.0",
+        ),
         ({"input": [message("system", PICTURE)]}, "input.0.content"),
         ({"input": [message("user", {"type": "input_file"})]}, "input.0.content.0"),
-        ({"input": [{"role": "user", "content": "x", "mood": "good"}]}, "input.0.mood"),
-        ({"input": [{"type": "web_search_call", "id": "ws_1"}]}, "input.0"),
-        ({"input": [{**CALL, "namespace": "n"}]}, "input.0.namespace"),
         ({"input": [{"role": "user", "content": "x"}, ANSWERED]}, "input.1.call_id"),
-        ({"input": [CALL, {"role": "user", "content": "x"}, ANSWERED]}, "input"),
-        (
-            {"input": [CALL, {**ANSWERED, "output": [{"type": "input_image"}]}]},
-            "input.1.output.0.type",
-        ),
         ({"input": [{"type": "reasoning", "summary": "x"}]}, "input.0.summary"),
         ({"instructions": ["x"]}, "instructions"),
         ({"previous_response_id": "resp_nowhere"}, "previous_response_id"),
@@ -557,9 +543,10 @@ def test_a_stream_cut_by_a_shutdown_ends_with_an_error_event(start_server):
         ({"tools": [{"type": "function"}]}, "tools.0.name"),
         ({"tools": [{"name": "f"}]}, "tools.0.type"),
         ({"tools": [{**WEATHER, "name": "a b"}]}, "tools.0.name"),
-        ({"tools": [{**WEATHER, "parameters": {"type": "objekt"}}]}, "tools.0.parameters"),
-        ({"tools": [{**WEATHER, "defer_loading": True}]}, "tools.0.defer_loading"),
-        ({"tools": [{**WEATHER, "output_schema": {}}]}, "tools.0.output_schema"),
+        (
+            {"tools": [{**WEATHER, "parameters": {"type": "objekt"}, "strict": True}]},
+            "tools.0.parameters",
+        ),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "name": "get_weather"}}, "tool_choice"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
@@ -567,33 +554,18 @@ def test_a_stream_cut_by_a_shutdown_ends_with_an_error_event(start_server):
         ({"top_p": 0}, "top_p"),
         ({"top_logprobs": 21, "include": ["message.output_text.logprobs"]}, "top_logprobs"),
         ({"top_logprobs": 2}, "top_logprobs"),
-        ({"include": ["everything"]}, "include.0"),
         ({"reasoning": {"effort": "huge"}}, "reasoning.effort"),
         ({"reasoning": {"summary": "long"}}, "reasoning.summary"),
-        ({"reasoning": {"context": "all_turns"}}, "reasoning.context"),
-        ({"reasoning": {"mode": "pro"}}, "reasoning.mode"),
         ({"text": {"format": {"type": "json_object"}}}, "text.format"),
         ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {}}}}, "text.format"),
-        ({"text": {"verbosity": "low"}}, "text.verbosity"),
-        ({"stream_options": {"include_obfuscation": False}}, "stream_options"),
-        (
-            {"stream": True, "stream_options": {"include_obfuscation": True}},
-            "stream_options.include_obfuscation",
-        ),
-        ({"metadata": {"a": 1}}, "metadata.a"),
         ({"access_programs": {}}, "access_programs"),
         ({"background": True}, "background"),
         ({"background_options": {}}, "background_options"),
         ({"context_management": [{"type": "compaction"}]}, "context_management"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"image": {}}, "image"),
-        ({"max_tool_calls": 1}, "max_tool_calls"),
         ({"moderation": {"model": "x"}}, "moderation"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt"),
-        ({"prompt_cache_options": {"mode": "explicit"}}, "prompt_cache_options"),
-        ({"prompt_cache_retention": "24h"}, "prompt_cache_retention"),
-        ({"service_tier": "flex"}, "service_tier"),
-        ({"truncation": "auto"}, "truncation"),
         ({"max_denoising_steps": 0}, "max_denoising_steps"),
         ({"stop": "x"}, "stop"),
         ({"n": 2}, "n"),
