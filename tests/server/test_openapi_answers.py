@@ -17,7 +17,11 @@ QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
 COUNT = [{"role": "user", "content": "Count to 20"}]
 CHAT = "/v1/chat/completions"
 TOOLS = {"tools": [{"type": "function", "function": WEATHER}], "reasoning_effort": "low"}
-RESPONSE_TOOLS = {"tools": [{"type": "function", **WEATHER}], "metadata": {"a": "b"}, "user": "me"}
+RESPONSE_TOOLS = {
+    "tools": [{"type": "function", **WEATHER}],
+    "metadata": {"a": {"b": 1}},
+    "user": "me",
+}
 THOUGHTS = {"reasoning": {"effort": "low", "summary": "auto"}}
 LOGPROBS = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
 ADAPTIVE = {"thinking": {"type": "adaptive"}, "max_tokens": 100}

@@ -219,7 +219,7 @@ class Response(Sent):
     instructions: str | None
     max_output_tokens: int | None
     max_tool_calls: None
-    metadata: dict[str, str]
+    metadata: dict[str, Any]
     model: str
     output: list[OutputItem]
     parallel_tool_calls: bool
