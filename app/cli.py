@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from rich.console import Console
@@ -184,13 +185,7 @@ def _serve(settings: Settings) -> int:
             f"[bold red]easel: anyone who can reach {escape(settings.host)} can use this server; "
             f"set {PREFIX}API_KEY to require a key.[/bold red]"
         )
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=settings.shutdown_grace_s,
-    )
+    config = _server_config(app, settings)
     # uvicorn shuts down in order and then raises the signal again. It is ignored then, because a
     # server that ends on request exits with code 0.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -201,6 +196,19 @@ def _serve(settings: Settings) -> int:
         console.print(f"easel: {failure}", markup=False)
         return 1
     return 0
+
+
+def _server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """Returns uvicorn's configuration, which does not depend on which packages are installed."""
+    return uvicorn.Config(
+        app,
+        http="h11",  # httptools loses the body of a request that offers HTTP/2, as Java's do
+        ws="none",
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=settings.shutdown_grace_s,
+    )
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -21,7 +21,7 @@ from typing import Literal
 import msgspec
 
 FinishReason = Literal["stop", "length", "cancelled"]
-FailureCode = Literal["generation_failed", "out_of_memory", "outputs_not_finite"]
+FailureCode = Literal["generation_failed", "out_of_memory", "outputs_not_finite", "worker_died"]
 
 
 class Sampling(msgspec.Struct, frozen=True):

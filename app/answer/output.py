@@ -98,6 +98,7 @@ class AnswerOutput:
     thinking_tokens: int = 0
     calls: list[ToolCallEnd] = field(default_factory=list)  # the ended calls, in order
     _stopped: bool = False  # by a stop token
+    _untaken: list[int] = field(default_factory=list)  # the used tokens that nobody took
     _logprobs: list[tuple[int, TokenLogprobs]] = field(default_factory=list)
     _read_characters: int = 0  # of text; a log-probability is kept with its token's offset
     _given_characters: int = 0
@@ -130,12 +131,18 @@ class AnswerOutput:
             if self.ended or self._stopped:
                 break
             self.tokens += 1
+            self._untaken.append(token)
             figure = next(figures, None)
             if token in self.stop_tokens:
                 self._stopped = True
             else:
                 events += self._read_token(token, figure)
         return merged(events)
+
+    def take_tokens(self) -> list[int]:
+        """Returns the tokens that were used since the last call of this method."""
+        taken, self._untaken = self._untaken, []
+        return taken
 
     def take_logprobs(self) -> list[TokenLogprobs]:
         """Returns the log-probabilities of the text given out since the last call of this method.

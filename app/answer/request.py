@@ -76,8 +76,13 @@ def prepare(request: AnswerRequest, limits: Ready) -> list[GenerateRequest]:
     suffix = request.sampling.suffix
     prepared = []
     for prompt in request.prompts:
-        context = limits.context_length - len(suffix)
-        room = answer_room(prompt.tokens, request.max_tokens, context, param=request.prompt_field)
+        room = answer_room(
+            prompt.tokens,
+            request.max_tokens,
+            limits.context_length,
+            suffix_tokens=len(suffix),
+            param=request.prompt_field,
+        )
         if suffix and room + len(suffix) > limits.canvas_length:
             raise BadRequest(
                 f"suffix: its {len(suffix)} tokens and max_tokens ({room}) do not fit one canvas "

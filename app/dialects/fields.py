@@ -337,6 +337,7 @@ class ApiRequest(SamplingFields):
     stop: Stops | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = None
 
     @field_validator("stop")
     @classmethod
@@ -375,3 +376,9 @@ class ApiRequest(SamplingFields):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Returns whether each chunk has the usage so far. As in vLLM, the last one has it too."""
+        options = self.stream_options
+        return self.include_usage and options is not None and bool(options.continuous_usage_stats)

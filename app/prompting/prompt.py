@@ -222,16 +222,21 @@ def _check_names(tools: Iterable[Tool]) -> None:
             )
 
 
-def answer_room(prompt: list[int], wanted: int | None, context_length: int, *, param: str) -> int:
+def answer_room(
+    prompt: list[int], wanted: int | None, context_length: int, *, suffix_tokens: int, param: str
+) -> int:
     """Returns how many tokens the answer may have: `wanted`, or less if the context is full.
 
-    Raises ContextLengthExceeded, naming the request's field `param`, if there is no room at all.
+    The context also holds the suffix. Raises ContextLengthExceeded, naming the request's field
+    `param`, if there is no room at all.
     """
-    room = context_length - len(prompt)
-    if room < 1:
+    most = max(context_length - suffix_tokens - 1, 0)  # an answer has at least one token
+    if len(prompt) > most:
+        # Clients find out by the words "maximum context length", and then shorten the conversation.
         raise ContextLengthExceeded(
-            f"The prompt has {len(prompt)} tokens; at most {context_length - 1} fit the context "
-            f"of {context_length} tokens together with an answer.",
+            f"This model's maximum context length is {context_length} tokens. However, your prompt "
+            f"has {len(prompt)} tokens; at most {most} leave room for an answer.",
             param=param,
         )
+    room = most + 1 - len(prompt)
     return room if wanted is None else min(wanted, room)

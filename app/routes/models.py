@@ -22,7 +22,9 @@ async def models(http: Request) -> dict[str, Any]:
 @router.get("/models/{name:path}", include_in_schema=False)
 @router.get("/v1/models/{name:path}")
 async def model(http: Request, name: str) -> dict[str, Any]:
-    check_model(name, services_of(http).settings.model)
+    served = services_of(http).settings.model
+    # A model may be a folder, and the slash before its name may have been taken for one too many.
+    check_model(served if name == served.strip("/") else name, served)
     return _model_info(http) if _speaks_anthropic(http) else _model(http)
 
 

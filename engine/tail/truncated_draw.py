@@ -77,5 +77,6 @@ def _least_of_top(probs: Tensor, *, top_k: int, top_p: float) -> Tensor:
         if (ordered.sum(-1, dtype=torch.float64) < top_p * mass).any():
             ordered = probs.sort(descending=True).values
     before = ordered.cumsum(-1, dtype=torch.float64) - ordered
-    kept = before < top_p * mass[:, None]  # the likeliest token always is
-    return ordered.gather(1, kept.sum(-1, keepdim=True) - 1)
+    kept = before < top_p * mass[:, None]
+    # The likeliest token always is kept, even if top_p is so small that the product is 0.
+    return ordered.gather(1, kept.sum(-1, keepdim=True).clamp(min=1) - 1)

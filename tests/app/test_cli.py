@@ -3,9 +3,11 @@
 import asyncio
 import socket
 
+from fastapi import FastAPI
 from typer.testing import CliRunner
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from app.cli import _banner, _listen, main
+from app.cli import _banner, _listen, _server_config, main
 from app.settings import Settings
 from engine.config import profile_names
 from engine.messages import Ready
@@ -36,3 +38,9 @@ async def test_responses_do_not_wait_until_earlier_ones_are_acknowledged():
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         for each in (client, await accepted):
             each.close()
+
+
+def test_requests_are_read_by_h11_and_never_by_a_websocket_library():
+    config = _server_config(FastAPI(), Settings())
+    config.load()
+    assert (config.http_protocol_class, config.ws_protocol_class) == (H11Protocol, None)

@@ -161,14 +161,14 @@ def test_a_conversation_that_the_template_refuses_is_a_bad_request(prompts):
 
 
 def test_the_answer_gets_the_requested_room_or_what_the_context_leaves():
-    assert answer_room([1] * 60, 10, 100, param="prompt") == 10
-    assert answer_room([1] * 60, 32_000, 100, param="prompt") == 40
-    assert answer_room([1] * 60, None, 100, param="prompt") == 40
+    assert answer_room([1] * 60, 10, 100, suffix_tokens=0, param="prompt") == 10
+    assert answer_room([1] * 60, 32_000, 100, suffix_tokens=0, param="prompt") == 40
+    assert answer_room([1] * 60, None, 100, suffix_tokens=5, param="prompt") == 35
 
 
 def test_the_refusal_of_a_prompt_that_fills_the_context_has_the_numbers():
     with pytest.raises(ContextLengthExceeded, match=r"100 tokens; at most 99") as error:
-        answer_room([1] * 100, 1, 100, param="prompt")
+        answer_room([1] * 100, 1, 100, suffix_tokens=0, param="prompt")
     assert error.value.param == "prompt"
 
 

@@ -74,6 +74,11 @@ def test_tokens_as_likely_as_the_last_kept_one_are_kept_too():
         assert float(least_kept(probs, **cut, min_p=0.0)) == pytest.approx(0.2)
 
 
+def test_the_likeliest_token_is_kept_however_small_top_p_is():
+    probs = torch.tensor([[0.1, 0.2, 0.2, 0.3, 0.2]])
+    assert least_kept(probs, top_k=1, top_p=5e-324, min_p=0.0) == probs[0, 3]
+
+
 @pytest.mark.parametrize(
     ("top_k", "top_p", "min_p"),
     [(5, 1.0, 0.0), (0, 0.7, 0.0), (9, 0.8, 0.0), (0, 1.0, 0.1), (9, 0.8, 0.2)],
