@@ -1,13 +1,16 @@
 """The errors that clients get, each with its status, and the envelope of each dialect.
 
 ApiError
-├── BadRequest              400  a field of the request is wrong or not supported
-│   └── ContextLengthExceeded    the prompt leaves no room for an answer
-├── Unauthorized            401  the API key is missing or unknown
-├── NotFound                404
-│   └── ModelNotFound            the named model is not the served one
-├── MethodNotAllowed        405
-├── BodyTooLarge            413
+├── WrongRequest                 the same request would be refused again
+│   ├── BadRequest              400  a field of the request is wrong or not supported
+│   │   └── ContextLengthExceeded    the prompt leaves no room for an answer
+│   ├── Unauthorized            401  the API key is missing or unknown
+│   ├── NotFound                404
+│   │   └── ModelNotFound            the named model is not the served one
+│   ├── MethodNotAllowed        405
+│   ├── BodyTooLarge            413
+│   ├── UnsupportedEncoding     415  the body has a Content-Encoding that is not supported
+│   └── WebSocketRefused        426  HTTP is the only protocol here
 ├── TooManyRequests         429  with Retry-After
 ├── GenerationFailed        500  the worker could not finish this answer
 ├── DeadlineExceeded        504  the answer took longer than allowed
@@ -16,11 +19,15 @@ ApiError
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 # The error code for a field or value that Easel does not support.
 UNSUPPORTED = "unsupported_parameter"
+
+# Codes of failures that the same request would meet again: it does not fit the device's memory even
+# alone, or it kills the worker.
+_FINAL_FAILURES = frozenset({"out_of_memory", "worker_died"})
 
 Dialect = Literal["openai", "responses", "anthropic"]
 
@@ -30,6 +37,8 @@ _ANTHROPIC_TYPES = {  # by status
     404: "not_found_error",
     405: "invalid_request_error",
     413: "request_too_large",
+    415: "invalid_request_error",
+    426: "invalid_request_error",
     429: "rate_limit_error",
     503: "overloaded_error",
     504: "timeout_error",
@@ -37,12 +46,16 @@ _ANTHROPIC_TYPES = {  # by status
 
 
 class ApiError(Exception):
-    """An error that is sent to the client. `param` is the field of the request that caused it."""
+    """An error that is sent to the client. `param` is the field of the request that caused it.
+
+    `final` says that the same request would fail again, so that a client need not retry it.
+    """
 
     status = 500
     type = "server_error"
     code: str | None = None
     retry_after_s: float | None = None
+    final = False
 
     def __init__(
         self,
@@ -60,37 +73,43 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Returns the headers that say when to retry. OpenAI's SDKs read both."""
-        if self.retry_after_s is None:
-            return {}
-        return {
-            "Retry-After": str(math.ceil(self.retry_after_s)),
-            "retry-after-ms": str(math.ceil(1000 * self.retry_after_s)),
-        }
+        """Returns the headers that say whether and when to retry.
+
+        The SDKs of OpenAI and Anthropic, and Claude Code, read all three.
+        """
+        headers = {}
+        if self.retry_after_s is not None:
+            headers["retry-after"] = str(math.ceil(self.retry_after_s))
+            headers["retry-after-ms"] = str(math.ceil(1000 * self.retry_after_s))
+        if self.final:
+            headers["x-should-retry"] = "false"
+        return headers
 
 
-class BadRequest(ApiError):
-    status = 400
+class WrongRequest(ApiError):
     type = "invalid_request_error"
+    final = True
+
+
+class BadRequest(WrongRequest):
+    status = 400
 
 
 class ContextLengthExceeded(BadRequest):
     code = "context_length_exceeded"
 
 
-class Unauthorized(ApiError):
+class Unauthorized(WrongRequest):
     status = 401
-    type = "invalid_request_error"
     code = "invalid_api_key"
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"WWW-Authenticate": "Bearer"}
+        return {**super().headers, "www-authenticate": "Bearer"}
 
 
-class NotFound(ApiError):
+class NotFound(WrongRequest):
     status = 404
-    type = "invalid_request_error"
     code = "not_found"
 
 
@@ -98,16 +117,40 @@ class ModelNotFound(NotFound):
     code = "model_not_found"
 
 
-class MethodNotAllowed(ApiError):
+class MethodNotAllowed(WrongRequest):
     status = 405
-    type = "invalid_request_error"
     code = "method_not_allowed"
 
 
-class BodyTooLarge(ApiError):
+class BodyTooLarge(WrongRequest):
     status = 413
-    type = "invalid_request_error"
     code = "body_too_large"
+
+
+class UnsupportedEncoding(WrongRequest):
+    """The body has an encoding that is not in `allowed`."""
+
+    status = 415
+    code = "unsupported_encoding"
+
+    def __init__(self, message: str, allowed: Iterable[str]) -> None:
+        super().__init__(message)
+        self._allowed = ", ".join(allowed)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {**super().headers, "accept-encoding": self._allowed}
+
+
+class WebSocketRefused(WrongRequest):
+    """Codex uses HTTP at once after this status. After another one it first retries for a while."""
+
+    status = 426
+    code = "websocket_unsupported"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {**super().headers, "upgrade": "HTTP/1.1", "connection": "upgrade"}
 
 
 class TooManyRequests(ApiError):
@@ -117,18 +160,20 @@ class TooManyRequests(ApiError):
 
 
 class GenerationFailed(ApiError):
+    """A retry helps, with other random numbers, unless `code` says that it can't."""
+
     code = "generation_failed"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.final = code in _FINAL_FAILURES
 
 
 class DeadlineExceeded(ApiError):
     status = 504
     type = "timeout_error"
     code = "deadline_exceeded"
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Returns a header that stops SDKs from retrying: the retry would take as long."""
-        return {"x-should-retry": "false"}
+    final = True  # a retry would take as long
 
 
 class NotReady(ApiError):

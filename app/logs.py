@@ -34,6 +34,7 @@ def configure_logs(level: str, log_format: LogFormat) -> None:
         logging.getLogger(name).setLevel(least)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").addFilter(_not_about_upgrades)
     logging.captureWarnings(True)
     if log_format == "json":
         sys.excepthook = lambda *error: logging.critical(
@@ -92,6 +93,11 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 def _fields(record: logging.LogRecord) -> dict[str, Field]:
     fields: dict[str, Field] = getattr(record, "fields", {})
     return fields
+
+
+def _not_about_upgrades(record: logging.LogRecord) -> bool:
+    """Drops what uvicorn logs at each offer of an upgrade, which Java's clients make by default."""
+    return not record.getMessage().startswith(("Unsupported upgrade", "No supported WebSocket"))
 
 
 def _with_request_id(record: logging.LogRecord) -> bool:

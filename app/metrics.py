@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from engine.messages import Stats
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_LONG_SECONDS = (*_SECONDS, 120, 300, 600)  # an answer may take 600 s (request_timeout_s)
 
 
 class Metrics:
@@ -21,13 +22,23 @@ class Metrics:
         def gauge(name: str, text: str) -> Gauge:
             return Gauge(name, text, registry=self.registry)
 
-        def seconds(name: str, text: str) -> Histogram:
-            return Histogram(name, text, buckets=_SECONDS, registry=self.registry)
+        def seconds(
+            name: str,
+            text: str,
+            labels: tuple[str, ...] = (),
+            buckets: tuple[float, ...] = _SECONDS,
+        ) -> Histogram:
+            return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
         self.requests = counter(
             "easel_requests_total",
             "Answers that have ended, by outcome: stop, length, cancelled, timeout or error",
             ("outcome",),
+        )
+        self.error_responses = counter(
+            "easel_error_responses_total",
+            "Requests that got an error status, by status and by the error's code",
+            ("status", "code"),
         )
         self.prompt_tokens = counter(
             "easel_prompt_tokens_total", "Prompt tokens, counted once for each answer"
@@ -66,6 +77,13 @@ class Metrics:
         )
         tasks = gauge("easel_event_loop_tasks", "Tasks on the front end's event loop")
         tasks.set_function(lambda: len(asyncio.all_tasks()))
+        self.request_time = seconds(
+            "easel_request_seconds",
+            "Time from a request's arrival to the end of its response, in seconds, by endpoint. "
+            "Requests that got an error status are not counted",
+            ("endpoint",),
+            _LONG_SECONDS,
+        )
         self.time_to_first_block = seconds(
             "easel_time_to_first_block_seconds",
             "Time from a request's arrival to its first block, in seconds",

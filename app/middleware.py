@@ -1,16 +1,19 @@
-"""Middleware around every endpoint: request ids, ignored fields, body limit, unexpected errors."""
+"""Middleware around every endpoint: target, id, metrics, ignored fields, unexpected errors."""
 
 import asyncio
 import logging
 import re
+import time
 import uuid
 
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import ApiError, BodyTooLarge, NotReady, dialect, error_body, stream_end
+from app.errors import ApiError, NotReady, WebSocketRefused, dialect, error_body, stream_end
 from app.logs import request_id, route
+from app.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +26,42 @@ _UNSAFE = re.compile(r"[^\w.\[\]-]", re.ASCII)  # characters of a name that a he
 _NAME_LENGTH = 64
 _NAMES_SHOWN = 20
 _ACCEPTABLE_ID = re.compile(rb"[\w.:/+=-]{1,128}")
+_ORIGIN = re.compile("https?://[^/]*", re.IGNORECASE)
+_SLASHES = re.compile("/{2,}")
+
+# The headers that responses get here and from errors. Pages of other origins may read them.
+OWN_HEADERS = (
+    "x-request-id",
+    "request-id",
+    "x-easel-ignored",
+    "retry-after",
+    "retry-after-ms",
+    "x-should-retry",
+    "www-authenticate",
+    "accept-encoding",
+    "allow",
+)
+
+
+class RequestTarget:
+    """Reads a request's target as it is meant, so that a client's base URL may be imprecise.
+
+    The target may be a whole URL, as proxies get it. Several slashes in a row are one, and a slash
+    at the end is none. HEAD is GET: the server below sends no body for it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"]
+            origin = _ORIGIN.match(path)
+            path = path if origin is None else path[origin.end() :]
+            path = _SLASHES.sub("/", path).rstrip("/") or "/"
+            method = "GET" if scope["method"] == "HEAD" else scope["method"]
+            scope = {**scope, "path": path, "method": method}
+        await self._app(scope, receive, send)
 
 
 class RequestIds:
@@ -73,36 +112,52 @@ class IgnoredFields:
         await self._app(scope, receive, send_with_names)
 
 
-class BodyLimit:
-    """Refuses a body over the limit, by its Content-Length or as soon as too much has arrived."""
+class RequestMetrics:
+    """Measures how long requests take, and counts those that get an error instead.
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
+    A request whose client leaves is neither: `easel_requests_total` counts its answers.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
-        self._most = most
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
-        received = int(announced) if announced.isdigit() else 0
-        self._check(received)
-        received = 0
+        started = time.monotonic()
+        state = scope.setdefault("state", {})
+        succeeded = ended = False
 
-        async def limited() -> dict[str, object]:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            self._check(received)
-            return dict(message)
+        async def watched(message: Message) -> None:
+            nonlocal succeeded, ended
+            await send(message)
+            if message["type"] == "http.response.start":
+                succeeded = message["status"] < 400
+            else:
+                ended = not message.get("more_body", False)
 
-        await self._app(scope, limited, send)
+        await self._app(scope, receive, watched)
+        error: ApiError | None = state.get("error")
+        if error is not None:
+            self._metrics.error_responses.labels(error.status, error.code or error.type).inc()
+        elif succeeded and ended and "route" in scope:
+            seconds = time.monotonic() - started
+            self._metrics.request_time.labels(scope["route"].path).observe(seconds)
 
-    def _check(self, size: int) -> None:
-        if size > self._most:
-            raise BodyTooLarge(
-                f"The body is larger than the allowed {self._most} bytes (max_body_bytes)."
-            )
+
+class HttpOnly:
+    """Refuses WebSocket connections. Other upgrades, such as HTTP/2, are optional and ignored."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        offered = Headers(scope=scope).get("upgrade", "") if scope["type"] == "http" else ""
+        if offered.lower() == "websocket":
+            raise WebSocketRefused("WebSockets are not supported; use HTTP.")
+        await self._app(scope, receive, send)
 
 
 class UnexpectedErrors:
@@ -157,5 +212,6 @@ class UnexpectedErrors:
 
 def error_response(request: Request, error: ApiError) -> JSONResponse:
     """Returns the error in the envelope of the dialect that the request speaks."""
+    request.state.error = error
     body = error_body(error, dialect(request.url.path, request.headers), request_id.get())
     return JSONResponse(body, status_code=error.status, headers=error.headers)

@@ -17,7 +17,7 @@ from app.errors import Unauthorized
 from app.settings import PREFIX, Settings, listed
 
 # Supervisors have no key. These paths tell them nothing but whether the server is up.
-_OPEN = frozenset({"/health/live", "/health/ready"})
+_OPEN = frozenset({"/health", "/health/live", "/health/ready"})
 _PRIORITY = "priority="  # may follow a key, after a space
 
 
@@ -28,7 +28,8 @@ class KeysUnreadableError(RuntimeError):
 class ApiKeys:
     """Middleware that refuses requests without a known key and stores the key's priority.
 
-    OpenAI's clients send a key as `Authorization: Bearer`, Anthropic's older ones as `x-api-key`.
+    OpenAI's clients send a key as `Authorization: Bearer`, Anthropic's also as `x-api-key`, and
+    those for Azure as `api-key`. A client may send several, of which one must be known.
     """
 
     def __init__(self, app: ASGIApp, keys: Mapping[str, int], open_paths: frozenset[str]) -> None:
@@ -38,18 +39,28 @@ class ApiKeys:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in self._open:
-            headers = dict(scope["headers"])
-            scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
-            given = key.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key")
-            if given is None:
+            given = _given_keys(dict(scope["headers"]))
+            if not given:
                 raise Unauthorized("An API key is needed; send it as 'Authorization: Bearer KEY'.")
             # All hashes are compared, also after a match, and they have one length. So the time
             # reveals nothing about the keys.
-            fits = [each for each in self._priorities if hmac.compare_digest(_hash(given), each)]
+            fits = [
+                known
+                for key in given
+                for known in self._priorities
+                if hmac.compare_digest(_hash(key), known)
+            ]
             if not fits:
                 raise Unauthorized("The API key is not known to this server.")
             scope.setdefault("state", {})["priority"] = self._priorities[fits[0]]
         await self._app(scope, receive, send)
+
+
+def _given_keys(headers: Mapping[bytes, bytes]) -> list[bytes]:
+    """Returns the keys in a request's headers."""
+    scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
+    keys = [bearer.strip()] if scheme.lower() == b"bearer" else []
+    return keys + [headers[name] for name in (b"x-api-key", b"api-key") if name in headers]
 
 
 def key_priority(connection: HTTPConnection) -> int:

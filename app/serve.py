@@ -24,6 +24,8 @@ from app.terminal import ProgressLine
 from engine.messages import Loading, Ready
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from app.server import Announce
 
 _BACKLOG = 2048  # connections that may wait to be accepted; uvicorn's default
@@ -86,13 +88,7 @@ def _run(
             f"[bold red]easel: anyone who can reach {escape(settings.host)} can use this server; "
             f"set {PREFIX}API_KEY to require a key.[/bold red]"
         )
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=settings.shutdown_grace_s,
-    )
+    config = server_config(app, settings)
     # uvicorn shuts down in order and then raises the signal again. It is ignored then, because a
     # server that ends on request exits with code 0.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -100,6 +96,19 @@ def _run(
     _Server(config).run([listening])
     worker_error: str | None = getattr(app.state, "worker_error", None)
     return worker_error
+
+
+def server_config(app: "FastAPI", settings: Settings) -> uvicorn.Config:
+    """Returns uvicorn's configuration, which does not depend on which packages are installed."""
+    return uvicorn.Config(
+        app,
+        http="h11",  # httptools loses the body of a request that offers HTTP/2, as Java's do
+        ws="none",
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=settings.shutdown_grace_s,
+    )
 
 
 class _Server(uvicorn.Server):

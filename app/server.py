@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match
 
 from app.dialects.anthropic import route as messages
 from app.dialects.chat import route as chat
@@ -23,9 +24,19 @@ from app.dialects.responses.store import ResponseStore
 from app.engine_client.worker import WorkerCannotStartError, WorkerClient
 from app.errors import ApiError, MethodNotAllowed, NotFound
 from app.metrics import Metrics
-from app.middleware import BodyLimit, IgnoredFields, RequestIds, UnexpectedErrors, error_response
+from app.middleware import (
+    OWN_HEADERS,
+    HttpOnly,
+    IgnoredFields,
+    RequestIds,
+    RequestMetrics,
+    RequestTarget,
+    UnexpectedErrors,
+    error_response,
+)
 from app.openapi import document
 from app.prompting.prompt import PromptBuilder
+from app.request_body import RequestBody
 from app.routes import about, health, models, tokens
 from app.security import ApiKeys, api_keys, open_paths
 from app.services import Services
@@ -75,10 +86,10 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
     config = settings.engine_config()
     if commit:
         config = config.model_copy(update={"revision": commit})
+    metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        metrics = Metrics()
         worker = WorkerClient(
             config,
             metrics,
@@ -103,6 +114,7 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # `RequestTarget` takes the slashes away, so nothing is redirected
     )
     app.openapi = lambda: document(app)  # type: ignore[method-assign]  # as FastAPI documents it
     app.state.created = int(time.time())
@@ -112,9 +124,10 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
     app.add_exception_handler(HTTPException, _http_exception)
     # The middleware added last is the outermost, so every answer has a request id.
     app.add_middleware(IgnoredFields)
-    app.add_middleware(BodyLimit, most=settings.max_body_bytes)
+    app.add_middleware(RequestBody, most=settings.max_body_bytes)
     if keys:
         app.add_middleware(ApiKeys, keys=keys, open_paths=open_paths(settings))
+    app.add_middleware(HttpOnly)
     app.add_middleware(UnexpectedErrors)
     if settings.cors_origins:
         app.add_middleware(
@@ -122,9 +135,12 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
             allow_origins=listed(settings.cors_origins),
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "x-easel-ignored", "retry-after", "retry-after-ms"],
+            allow_private_network=True,  # browsers ask before a public page may use this machine
+            expose_headers=OWN_HEADERS,
         )
+    app.add_middleware(RequestMetrics, metrics=metrics)
     app.add_middleware(RequestIds)
+    app.add_middleware(RequestTarget)
     return app
 
 
@@ -140,21 +156,39 @@ def _end_if_failed(app: FastAPI, task: asyncio.Task[None]) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-async def _api_error(request: Request, error: Exception) -> JSONResponse:
+async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return error_response(request, error)
 
 
-async def _http_exception(request: Request, error: Exception) -> JSONResponse:
-    """Returns an error that Starlette itself raised, in the envelope of the request's dialect."""
+async def _http_exception(request: Request, error: Exception) -> Response:
+    """Returns an error that Starlette itself raised, in the envelope of the request's dialect.
+
+    No endpoint has a method OPTIONS. It is answered here, like each method that a path lacks, with
+    a list of those that it has.
+    """
     assert isinstance(error, HTTPException)
     path = request.url.path
     if error.status_code == 405:
+        allowed = {"allow": ", ".join(_methods(request, error))}
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=allowed)
         answer = error_response(
             request, MethodNotAllowed(f"{request.method} is not allowed on {path}.")
         )
-        answer.headers.update(error.headers or {})  # `Allow` lists the methods that are allowed
+        answer.headers.update(allowed)
         return answer
     if error.status_code == 404:
         return error_response(request, NotFound(f"The path {path} does not exist."))
     return error_response(request, ApiError(str(error.detail)))
+
+
+def _methods(request: Request, error: HTTPException) -> list[str]:
+    """Returns all methods of the request's path. The error names those of one of its routes."""
+    methods = {"OPTIONS", *(error.headers or {})["Allow"].split(", ")}
+    for module in ENDPOINTS:
+        for route in module.router.routes:
+            assert isinstance(route, APIRoute)
+            if route.matches(request.scope)[0] is not Match.NONE:
+                methods |= route.methods or set()
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)

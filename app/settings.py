@@ -86,10 +86,17 @@ class Settings(EngineConfig, BaseSettings):
         "unless the request sets its own timeout. A client that reads nothing for this long is "
         "disconnected.",
     )
+    stream_idle_s: float = Field(
+        default=15,
+        gt=0,
+        description="Time in seconds without an event after which a stream sends a keep-alive, so "
+        "that clients and proxies do not take the connection for dead.",
+    )
     max_body_bytes: int = Field(
         default=32 * 2**20,
         ge=1024,
-        description="Maximum size of a request body in bytes. Larger bodies get status 413.",
+        description="Maximum size of a request body in bytes, before and after it is decoded if it "
+        "is compressed. Larger bodies get status 413.",
     )
     responses_kept: int = Field(
         default=256,

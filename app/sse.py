@@ -1,13 +1,12 @@
 """Event-stream responses. Every endpoint that streams builds its response here."""
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import AppStatus
-
-_PING_S = 15
 
 
 @dataclass(frozen=True)
@@ -18,24 +17,73 @@ class NamedEvent:
     data: str
 
 
-def event_stream(events: AsyncGenerator[str | NamedEvent, None]) -> EventSourceResponse:
+@dataclass(frozen=True)
+class Comment:
+    """A line that clients skip.
+
+    No blank line follows it, because some clients read that as the end of an event without data:
+    openai-go before 3.43 fails then. Continue takes a comment that begins with "ping" for the end
+    of the stream.
+    """
+
+    text: str
+
+
+Event = str | NamedEvent | Comment
+
+
+def _keep_alive() -> Event:
+    return Comment("keep-alive")
+
+
+def event_stream(
+    events: AsyncGenerator[Event, None],
+    idle_s: float,
+    keep_alive: Callable[[], Event] = _keep_alive,
+) -> EventSourceResponse:
     """Returns a response that sends each item as one event. A string is an event without a name.
 
+    Whenever no event has come for `idle_s` seconds, it sends the one that `keep_alive` returns.
     The generator is closed when the client disconnects.
     """
     # By default the library cuts all streams at SIGTERM. Ours run to their end.
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]  # it lacks annotations
-    # The default separator is CRLF, which many hand-written clients do not expect.
-    return EventSourceResponse(_data(events), sep="\n", ping=_PING_S)
+    # The default separator is CRLF, which many hand-written clients do not expect. The library's
+    # own keep-alive is off, because it is the same for all dialects.
+    return EventSourceResponse(_encoded(_kept_alive(events, idle_s, keep_alive)), sep="\n", ping=0)
 
 
-async def _data(
-    events: AsyncGenerator[str | NamedEvent, None],
-) -> AsyncGenerator[dict[str, str], None]:
+async def _kept_alive(
+    events: AsyncGenerator[Event, None], idle_s: float, keep_alive: Callable[[], Event]
+) -> AsyncGenerator[Event, None]:
+    """Yields the events, and a keep-alive whenever the next one is not there in time."""
+    coming = asyncio.ensure_future(anext(events, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait([coming], timeout=idle_s)
+            if not done:
+                yield keep_alive()
+                continue
+            event = coming.result()
+            if event is None:
+                return
+            yield event
+            coming = asyncio.ensure_future(anext(events, None))
+    finally:
+        # A generator that runs can't be closed, but ends when it is cancelled.
+        if not coming.cancel():
+            await events.aclose()
+
+
+async def _encoded(
+    events: AsyncGenerator[Event, None],
+) -> AsyncGenerator[dict[str, str] | bytes, None]:
     async with aclosing(events):
         async for event in events:
             match event:
                 case NamedEvent(name=name, data=data):
                     yield {"event": name, "data": data}
+                case Comment(text=text):
+                    yield f": {text}\n".encode()
                 case str():
                     yield {"data": event}

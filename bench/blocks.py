@@ -53,4 +53,4 @@ def run_pass(denoiser: Denoiser, sequences: list[Sequence], most_tokens: int) ->
     """Do the next work of each sequence in one pass, encoding at most `most_tokens` of each."""
     works = [work for each in sequences if (work := each.next_work(most_tokens)) is not None]
     for work, step in zip(works, denoiser.run(works), strict=True):
-        work.sequence.record(work, step, frozenset())
+        work.sequence.record(work, step)

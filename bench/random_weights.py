@@ -65,7 +65,7 @@ def random_network(
             target.put(weight)
         else:
             std = embedding_std if target.kind == "embedding" else target.shape[-1] ** -0.5
-            target.put(_random_quantized(target.shape, weight_scheme, std, generator))
+            target.put(random_quantized(target.shape, weight_scheme, std, generator))
     # The embedding is also the lm_head. In a model of few layers the last hidden states still point
     # towards the embeddings of their own tokens, so every position would be certain of its token.
     # Random signs prevent that.
@@ -80,7 +80,7 @@ def weights_bytes(network: DiffusionGemma) -> int:
     )
 
 
-def _random_quantized(
+def random_quantized(
     shape: torch.Size, weight_scheme: FromDense, std: float, generator: torch.Generator
 ) -> QuantizedWeight:
     """Returns a weight [N, K] or [E, N, K] of random codes with this standard deviation.

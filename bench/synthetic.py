@@ -136,8 +136,37 @@ def rows(trial: Trial, show: Show = silent) -> Iterator[Row]:
             yield {"case": f"{case}: out of memory", "step_ms": None, **planned}
 
 
+def server_config(trial: Trial, formats: Formats) -> EngineConfig:
+    """Returns the configuration of a server, with canvases and prefill chunks by its profile.
+
+    Without a profile it has one canvas. Speculation and kept prefixes are off, because neither is
+    part of a step.
+    """
+    config = EngineConfig(
+        model=RELEASED_MODEL,
+        max_context=trial.context + trial.dimensions.canvas_length,
+        prefix_cache_mib=0,
+        speculate=False,
+        **formats.options,
+    )
+    profile = choose_profile(config, find_gpu(trial.device))
+    if profile == NO_PROFILE:
+        return config.model_copy(update={"max_active": 1})
+    return apply_profile(config, profile, quantized=False)
+
+
+def roofline_s(trial: Trial, formats: Formats, canvases: int) -> float | None:
+    """Returns the least time of a step with 16-bit products; None if the device is unknown."""
+    gpu = find_gpu(trial.device)
+    device = None if gpu is None else find_device(gpu.name)
+    if device is None:
+        return None
+    cost = step_cost(trial.dimensions, formats, context=trial.context)
+    return cost.seconds(bandwidth=device.bandwidth, peak=device.bf16, canvases=canvases)
+
+
 def _measured(trial: Trial, formats: Formats, show: Show) -> Iterator[Row]:
-    config, device = _config(trial, formats), trial.device
+    config, device = server_config(trial, formats), trial.device
     network = random_network(
         network_config(trial.dimensions),
         formats=formats,
@@ -169,7 +198,7 @@ def _measured(trial: Trial, formats: Formats, show: Show) -> Iterator[Row]:
             )
         step_s = median(seconds for each in answers for seconds in each.passes_s[1:])
         block_s = median(sum(each.passes_s) for each in answers)
-        least_s = _roofline_s(trial, formats, canvases)
+        least_s = roofline_s(trial, formats, canvases)
         yield {
             "case": _case(trial, formats) + (f", {canvases} canvases" if canvases > 1 else ""),
             "step_ms": step_s * 1e3,
@@ -190,28 +219,9 @@ def _measured(trial: Trial, formats: Formats, show: Show) -> Iterator[Row]:
         }
 
 
-def _config(trial: Trial, formats: Formats) -> EngineConfig:
-    """Returns the configuration of a server, with canvases and prefill chunks by its profile.
-
-    Without a profile it has one canvas. Speculation and kept prefixes are off, because neither is
-    part of a step.
-    """
-    config = EngineConfig(
-        model=RELEASED_MODEL,
-        max_context=trial.context + trial.dimensions.canvas_length,
-        prefix_cache_mib=0,
-        speculate=False,
-        **formats.options,
-    )
-    profile = choose_profile(config, find_gpu(trial.device))
-    if profile == NO_PROFILE:
-        return config.model_copy(update={"max_active": 1})
-    return apply_profile(config, profile, quantized=False)
-
-
 def _needs_bytes(trial: Trial, formats: Formats) -> int:
     cuda = trial.device.type == "cuda"
-    return make_plan(trial.dimensions, _config(trial, formats), cuda=cuda).total
+    return make_plan(trial.dimensions, server_config(trial, formats), cuda=cuda).total
 
 
 def _memory_bytes(device: torch.device) -> int:
@@ -221,16 +231,6 @@ def _memory_bytes(device: torch.device) -> int:
         return round(_CPU_SHARE * free_memory(device))
     torch.cuda.empty_cache()
     return free_memory(device)
-
-
-def _roofline_s(trial: Trial, formats: Formats, canvases: int) -> float | None:
-    """Returns the least time of a step with 16-bit products; None if the device is unknown."""
-    gpu = find_gpu(trial.device)
-    device = None if gpu is None else find_device(gpu.name)
-    if device is None:
-        return None
-    cost = step_cost(trial.dimensions, formats, context=trial.context)
-    return cost.seconds(bandwidth=device.bandwidth, peak=device.bf16, canvases=canvases)
 
 
 def _case(trial: Trial, formats: Formats) -> str:

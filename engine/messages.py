@@ -15,12 +15,13 @@ They hold no pickle, no tensor and no callable. Both sides keep these rules:
 - Each worker process gets a new socket address, so no message for a dead worker reaches the next.
 """
 
+from collections.abc import Set
 from typing import Literal
 
 import msgspec
 
 FinishReason = Literal["stop", "length", "cancelled"]
-FailureCode = Literal["generation_failed", "out_of_memory"]
+FailureCode = Literal["generation_failed", "out_of_memory", "outputs_not_finite", "worker_died"]
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -37,17 +38,25 @@ class Sampling(msgspec.Struct, frozen=True):
     `top_k` (0: all tokens) and `top_p` (above 0, at most 1) limit the tokens that an accepted
     position draws from. `top_k` keeps the k most likely tokens and all that are as likely as the
     last of them. Of these, `top_p` keeps the fewest most likely tokens that together have the share
-    p of their probability. The final block is the argmax canvas and not the drawn tokens, so both
-    options only influence how the canvas develops. Entropy, acceptance, argmax and
-    self-conditioning are computed over all tokens.
+    p of their probability. Of these, `min_p` (0 to 1; 0: all) keeps the tokens that are at least
+    `min_p` times as likely as the most likely one. The final block is the argmax canvas and not the
+    drawn tokens, so these options only influence how the canvas develops. Entropy, acceptance,
+    argmax and self-conditioning are computed over all tokens.
 
     `logit_bias` maps token ids to numbers that are added to the logits before the temperature is
     applied. OpenAI's `presence_penalty` and `frequency_penalty` are subtracted from the logits.
-    They count the tokens in this answer's finished blocks. Bias and penalties affect everything
-    except log-probabilities.
+    They count the tokens in this answer's finished blocks. Before all of that, the logits of the
+    tokens in the prompt and in these blocks are divided by `repetition_penalty` (above 0) if they
+    are positive, and multiplied by it if they are negative. `banned_tokens` are impossible. Bias,
+    penalties and bans affect everything except log-probabilities.
 
-    `min_tokens`: an end token cannot come before so many other tokens. With `ignore_eos`, end
-    tokens neither end nor cut the answer.
+    `end_tokens` are the chat format's end tokens, which the checkpoint's `generation_config.json`
+    may lack. `stop_token_ids` are the request's own. All of them end the answer, like the
+    checkpoint's.
+
+    `min_tokens`: no token that ends the answer, and no padding, can come before so many other
+    tokens. With `ignore_eos`, neither end tokens nor padding end or cut the answer: only
+    `stop_token_ids` do.
 
     `max_denoising_steps` (1 or more, also the number of steps over which the temperature falls),
     `entropy_bound` and `confidence_threshold` (0 or more) replace the checkpoint's values.
@@ -68,9 +77,14 @@ class Sampling(msgspec.Struct, frozen=True):
     choice: int = 0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     logit_bias: dict[int, float] = {}
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    banned_tokens: list[int] = []
+    end_tokens: list[int] = []
+    stop_token_ids: list[int] = []
     min_tokens: int = 0
     ignore_eos: bool = False
     max_denoising_steps: int | None = None
@@ -79,6 +93,11 @@ class Sampling(msgspec.Struct, frozen=True):
     top_logprobs: int | None = None
     suffix: list[int] = []
     priority: int = 0
+
+    def ends(self, checkpoint: Set[int]) -> frozenset[int]:
+        """Returns the tokens that end this answer, given the checkpoint's end tokens."""
+        ends = set[int]() if self.ignore_eos else {*checkpoint, *self.end_tokens}
+        return frozenset(ends.union(self.stop_token_ids))
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -169,6 +188,8 @@ class Block(msgspec.Struct, frozen=True, tag=True):
     """A finished block: the argmax canvas, cut after the first end token and at `max_tokens`.
 
     `tokens` may end with an end token, which counts as a token of the answer but has no text.
+    Padding up to the canvas' end ends the answer too, and is cut off. If there is nothing else,
+    `tokens` is empty.
 
     `denoising_steps` is the number of steps that made the block. `duration_s` is the time in
     seconds since the previous block, or since the request first ran. It includes prefill and
@@ -199,7 +220,11 @@ class Block(msgspec.Struct, frozen=True, tag=True):
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
-    """The end of a request: by an end token ("stop"), by `max_tokens` ("length") or by `Cancel`."""
+    """The end of a request.
+
+    The reason is "stop" if an end token or padding ended the answer, "length" if `max_tokens` did,
+    and "cancelled" after a `Cancel`.
+    """
 
     id: str
     finish_reason: FinishReason

@@ -49,7 +49,12 @@ REFUSALS = (
 )
 
 _MOST_BIAS = 1e4  # nats: stays far below the limit of float32 even at the lowest temperature
+_MOST_REPETITION_PENALTY = 1e4  # biased logits stay as far below that limit
 _MOST_TEMPERATURE = 1e4  # up to here a banned token's probability is still zero in float32
+_NOT_FINITE = (
+    "The model's outputs are not finite (NaN or infinite). Its weights may be damaged, or the "
+    "dtype may not suit them."
+)
 
 
 class Worker:
@@ -166,7 +171,8 @@ class Worker:
         obstacle = self._sampling_obstacle(request)
         if obstacle is not None:
             return [Failed(request.id, obstacle)]
-        sequence = Sequence.start(request, self._denoiser.sampler.end_tokens)
+        sampler = self._denoiser.sampler
+        sequence = Sequence.start(request, sampler.end_tokens, sampler.padding)
         self._scheduler.add(sequence, monotonic())
         return []
 
@@ -181,8 +187,9 @@ class Worker:
             room = self._denoiser.context_length - len(request.prompt)
             if length > min(self._denoiser.model.dimensions.canvas_length, room):
                 return "suffix and max_tokens together do not fit one canvas behind the prompt."
-        if any(not 0 <= token < vocab_size for token in (*sampling.suffix, *sampling.logit_bias)):
-            return "suffix or logit_bias has token ids that the model does not have."
+        for name in ("suffix", "logit_bias", "banned_tokens", "stop_token_ids"):
+            if any(not 0 <= token < vocab_size for token in getattr(sampling, name)):
+                return f"{name} has token ids that the model does not have."
         invalid = _out_of_range(sampling)
         return f"{invalid[0]} is out of range." if invalid else None
 
@@ -202,8 +209,11 @@ class Worker:
     def _record(self, work: Work, step: StepResult | None) -> Iterator[FromWorker]:
         """Record the result of a pass for one sequence. Yields the messages that result from it."""
         sequence, request_id = work.sequence, work.sequence.request.id
+        if step is not None and not step.finite:
+            yield self._end(sequence, Failed(request_id, _NOT_FINITE, "outputs_not_finite"))
+            return
         index = sequence.block_index
-        block = sequence.record(work, step, self._denoiser.sampler.end_tokens)
+        block = sequence.record(work, step)
         if block is None:
             return
         started, now = self._block_started[request_id], perf_counter()
@@ -225,7 +235,8 @@ class Worker:
 
     def _end(self, sequence: Sequence, last: Done | Failed) -> Done | Failed:
         self._scheduler.remove(sequence)
-        self._denoiser.release(sequence)
+        # What a failed request has in its cache may be why it failed.
+        self._denoiser.release(sequence, keep=isinstance(last, Done))
         self._block_started.pop(last.id, None)
         return last
 
@@ -274,9 +285,13 @@ def _out_of_range(sampling: Sampling) -> list[str]:
         "temperature": 0 <= sampling.temperature <= _MOST_TEMPERATURE,
         "top_p": 0 < sampling.top_p <= 1,
         "top_k": sampling.top_k >= 0,
+        "min_p": 0 <= sampling.min_p <= 1,
         "logit_bias": all(abs(bias) <= _MOST_BIAS for bias in biases),
         "presence_penalty": abs(sampling.presence_penalty) <= _MOST_BIAS,
         "frequency_penalty": abs(sampling.frequency_penalty) <= _MOST_BIAS,
+        "repetition_penalty": (
+            1 / _MOST_REPETITION_PENALTY <= sampling.repetition_penalty <= _MOST_REPETITION_PENALTY
+        ),
         "max_denoising_steps": steps is None or 1 <= steps <= MOST_STEPS,
         "top_logprobs": sampling.top_logprobs is None or sampling.top_logprobs >= 0,
     }

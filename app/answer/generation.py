@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from app.answer.figures import Figures
@@ -28,12 +28,14 @@ Reason = Literal["stop", "length", "tool_calls"]
 class Delta:
     """One event that a block adds to a choice. A text comes with its tokens' log-probabilities.
 
-    `figures` are not final yet, but from the first block on they have those of the prompt.
+    The first event after a block's tokens have come has the ids of all of them. `figures` are those
+    of the answer up to this block.
     """
 
     choice: int
     event: Event
     logprobs: list[TokenLogprobs]
+    tokens: list[int]
     figures: Figures
 
 
@@ -45,7 +47,9 @@ class Finished:
     reason: Reason
     figures: Figures
     stop_string: str | None = None
-    logprobs: list[TokenLogprobs] = field(default_factory=list)  # those that no delta had
+    # Those that no delta had.
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Choice:
 
     events: list[Event]
     logprobs: list[TokenLogprobs]
+    tokens: list[int]
     end: Finished
 
     @property
@@ -114,17 +119,19 @@ async def whole_answers(
     """Run all choices as `answer_events` does. Returns the whole answers in their order."""
     events: list[list[Event]] = [[] for _ in prepared]
     logprobs: list[list[TokenLogprobs]] = [[] for _ in prepared]
+    tokens: list[list[int]] = [[] for _ in prepared]
     ends: dict[int, Finished] = {}
     async with aclosing(answer_events(services, request, prepared)) as answer:
         async for event in answer:
             logprobs[event.choice] += event.logprobs
+            tokens[event.choice] += event.tokens
             match event:
                 case Delta():
                     events[event.choice].append(event.event)
                 case Finished():
                     ends[event.choice] = event
     return [
-        Choice(merged(events[choice]), logprobs[choice], ends[choice])
+        Choice(merged(events[choice]), logprobs[choice], tokens[choice], ends[choice])
         for choice in range(len(prepared))
     ]
 
@@ -143,9 +150,10 @@ async def _choice_events(
     reason: Literal["stop", "length"] = "length"
 
     def deltas(events: list[Event]) -> Iterator[Delta]:
+        so_far = replace(figures)
         for event in events:
-            is_text = isinstance(event, TextDelta)
-            yield Delta(choice, event, output.take_logprobs() if is_text else [], figures)
+            logprobs = output.take_logprobs() if isinstance(event, TextDelta) else []
+            yield Delta(choice, event, logprobs, output.take_tokens(), so_far)
 
     try:
         async with aclosing(services.worker.generate(prepared, deadline)) as messages:
@@ -169,7 +177,7 @@ async def _choice_events(
                     case Failed(message=why, code=code):
                         figures.outcome = "error"
                         raise GenerationFailed(why, code=code)
-        for delta in deltas(output.finish()):
+        for delta in deltas(output.finish(cut_off=reason == "length")):
             yield delta
         figures.outcome = "stop" if output.ended else reason
         figures.duration_s = time.monotonic() - started
@@ -182,6 +190,7 @@ async def _choice_events(
             figures,
             output.stop_string,
             output.take_logprobs(),
+            output.take_tokens(),
         )
     except DeadlineExceeded:
         figures.outcome = "timeout"
@@ -198,6 +207,7 @@ def _output(services: Services, request: AnswerRequest, prompt: Prompt) -> Answe
         request.stops,
         AnswerParser(thinking=prompt.thinking, calls=chat.calls) if chat else None,
         most_calls=None if chat is None or chat.parallel_calls else 1,
+        stop_tokens=set(request.sampling.stop_token_ids).difference(prompt.end_tokens),
     )
 
 

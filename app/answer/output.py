@@ -5,11 +5,11 @@ become part of a character or of a stop string until that is decided.
 """
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
 from app.chat_format.events import Event, TextDelta, ToolCallEnd, merged
-from app.chat_format.gemma import AnswerParser, Control, Piece
+from app.chat_format.gemma import AnswerParser, Control, Piece, Section
 from app.prompting.vocabulary import Vocabulary
 from engine.messages import TokenLogprobs
 
@@ -82,22 +82,28 @@ def _overlap(text: str, stop: str) -> int:
 class AnswerOutput:
     """Turns one answer's tokens into events. Stop strings count in its text only.
 
-    `parser` reads the chat format. Raw completions have none: everything is text. `tokens` counts
-    the tokens that were used, up to the one that completes a stop string or the last allowed call.
-    Log-probabilities are kept for text tokens. The caller can take them when the first character of
-    their token has been given out. Those of a stop string are dropped.
+    `parser` reads the chat format. Raw completions have none: everything is text. The worker ends
+    an answer at a token of `stop_tokens`, which has no text. `tokens` counts the tokens that were
+    used, up to the one that completes a stop string or the last allowed call. Log-probabilities are
+    kept for text tokens. The caller can take them when the first character of their token has been
+    given out. Those of a stop string are dropped.
     """
 
     vocabulary: Vocabulary
     stops: Sequence[str] = ()
     parser: AnswerParser | None = None
     most_calls: int | None = None
+    stop_tokens: Set[int] = frozenset()
     tokens: int = 0
     thinking_tokens: int = 0
     calls: list[ToolCallEnd] = field(default_factory=list)  # the ended calls, in order
+    _stopped: bool = False  # by a stop token
+    _untaken: list[int] = field(default_factory=list)  # the used tokens that nobody took
     _logprobs: list[tuple[int, TokenLogprobs]] = field(default_factory=list)
     _read_characters: int = 0  # of text; a log-probability is kept with its token's offset
     _given_characters: int = 0
+    # The tokens whose section the parser has not decided yet, with what is kept if they are text.
+    _undecided: list[tuple[int, TokenLogprobs | None]] = field(default_factory=list)
     _finished: bool = False
     _text: TokenText = field(init=False)
     _stop: StopStrings = field(init=False)
@@ -122,19 +128,21 @@ class AnswerOutput:
         events: list[Event] = []
         figures = iter(logprobs)
         for token in tokens:
-            if self.ended:
+            if self.ended or self._stopped:
                 break
             self.tokens += 1
+            self._untaken.append(token)
             figure = next(figures, None)
-            start = self._read_characters
-            section = "text" if self.parser is None else self.parser.section
-            for piece in self._text.add(token):
-                events += self._read(piece)
-            if section == "thinking" or (self.parser and self.parser.section == "thinking"):
-                self.thinking_tokens += 1
-            elif section == "text" and token not in self.vocabulary.controls and figure is not None:
-                self._logprobs.append((start, figure))
+            if token in self.stop_tokens:
+                self._stopped = True
+            else:
+                events += self._read_token(token, figure)
         return merged(events)
+
+    def take_tokens(self) -> list[int]:
+        """Returns the tokens that were used since the last call of this method."""
+        taken, self._untaken = self._untaken, []
+        return taken
 
     def take_logprobs(self) -> list[TokenLogprobs]:
         """Returns the log-probabilities of the text given out since the last call of this method.
@@ -147,32 +155,76 @@ class AnswerOutput:
         taken, self._logprobs = self._logprobs[:count], self._logprobs[count:]
         return [figure for _, figure in taken]
 
-    def finish(self) -> list[Event]:
-        """Returns the events of the text that was held back and belongs to the answer."""
+    def finish(self, *, cut_off: bool = False) -> list[Event]:
+        """Returns the events of the text that was held back and belongs to the answer.
+
+        Set `cut_off` if the model did not end the answer itself.
+        """
         if self.ended:
             return []
         events = [event for piece in self._text.end() for event in self._read(piece)]
         if self.parser is not None:
-            events += [out for event in self.parser.finish() for out in self._until_stop(event)]
+            if self.parser.section == "undecided":
+                self._keep(self._undecided)
+            events += self._until_stop(self.parser.finish(cut_off=cut_off or self._stopped))
         if not self.ended:
             events += self._texts(self._stop.release())
             self._finished = True
         return merged(events)
 
+    @property
+    def _section(self) -> Section:
+        return "text" if self.parser is None else self.parser.section
+
+    def _read_token(self, token: int, figure: TokenLogprobs | None) -> list[Event]:
+        """Returns the events that a token adds. Counts it, and keeps the figure of a text token.
+
+        A token whose section is undecided waits for the token that decides.
+        """
+        before, read = self._section, self._read_characters
+        start = read + (0 if self.parser is None else self.parser.undecided_characters)
+        events = [event for piece in self._text.add(token) for event in self._read(piece)]
+        after, has_text = self._section, self._read_characters > read
+        if before == "undecided" and after != "undecided" and not has_text:
+            before = "thinking"  # the answer's beginning has turned out to be a thought
+        if after != before:
+            if "thinking" in (before, after):
+                self.thinking_tokens += len(self._undecided)
+            elif before == "undecided":
+                self._keep(self._undecided)
+            self._undecided = []
+        if after in ("undecided", "header"):
+            self._undecided.append((start, figure if after == "undecided" else None))
+        elif "thinking" in (before, after):
+            self.thinking_tokens += 1
+        elif token not in self.vocabulary.controls and (
+            before == "text" or (before != "call" and has_text)
+        ):
+            self._keep([(start, figure)])
+        return events
+
+    def _keep(self, figures: Iterable[tuple[int, TokenLogprobs | None]]) -> None:
+        self._logprobs += [(start, figure) for start, figure in figures if figure is not None]
+
     def _read(self, piece: Piece) -> list[Event]:
         if self.parser is not None:
-            parsed = self.parser.feed(piece)
-        else:
-            parsed = [TextDelta(piece)] if isinstance(piece, str) else []
-        return [out for event in parsed for out in self._until_stop(event)]
+            return self._until_stop(self.parser.feed(piece))
+        return self._until_stop([TextDelta(piece)]) if isinstance(piece, str) else []
 
-    def _until_stop(self, event: Event) -> list[Event]:
-        if isinstance(event, TextDelta):
-            self._read_characters += len(event.text)
-            return self._texts(self._stop.feed(event.text))
-        if isinstance(event, ToolCallEnd):
-            self.calls.append(event)
-        return [*self._texts(self._stop.release()), event]
+    def _until_stop(self, parsed: Iterable[Event]) -> list[Event]:
+        """Returns the events that are certain, up to the answer's end."""
+        events: list[Event] = []
+        for event in parsed:
+            if self.ended:
+                break
+            if isinstance(event, TextDelta):
+                self._read_characters += len(event.text)
+                events += self._texts(self._stop.feed(event.text))
+                continue
+            if isinstance(event, ToolCallEnd):
+                self.calls.append(event)
+            events += [*self._texts(self._stop.release()), event]
+        return events
 
     def _texts(self, text: str) -> list[Event]:
         self._given_characters += len(text)

@@ -71,19 +71,21 @@ def prepare(request: AnswerRequest, limits: Ready, vocabulary: Vocabulary) -> li
     Raises ContextLengthExceeded if a prompt leaves no room for an answer, and BadRequest if the
     model lacks a token or a suffix does not fit.
     """
-    largest = max(request.sampling.logit_bias, default=0)
-    if largest >= limits.vocab_size:
-        raise BadRequest(
-            f"logit_bias: {largest} is not a token id; ids must be below {limits.vocab_size}.",
-            param="logit_bias",
-        )
+    _check_token_ids("logit_bias", request.sampling.logit_bias, limits)
+    _check_token_ids("bad_words", request.sampling.banned_tokens, limits)
+    _check_token_ids("stop_token_ids", request.sampling.stop_token_ids, limits)
     suffix = request.sampling.suffix
     _check_tokens(suffix, limits, vocabulary, "suffix")
     prepared = []
     for prompt in request.prompts:
         _check_tokens(prompt.tokens, limits, vocabulary, request.prompt_field)
-        context = limits.context_length - len(suffix)
-        room = answer_room(prompt.tokens, request.max_tokens, context, param=request.prompt_field)
+        room = answer_room(
+            prompt.tokens,
+            request.max_tokens,
+            limits.context_length,
+            suffix_tokens=len(suffix),
+            param=request.prompt_field,
+        )
         if suffix and room + len(suffix) > limits.canvas_length:
             raise BadRequest(
                 f"suffix: its {len(suffix)} tokens and max_tokens ({room}) do not fit one canvas "
@@ -96,7 +98,9 @@ def prepare(request: AnswerRequest, limits: Ready, vocabulary: Vocabulary) -> li
                     id=uuid.uuid4().hex,
                     prompt=prompt.tokens,
                     max_tokens=room,
-                    sampling=msgspec.structs.replace(request.sampling, choice=choice),
+                    sampling=msgspec.structs.replace(
+                        request.sampling, choice=choice, end_tokens=list(prompt.end_tokens)
+                    ),
                     images=list(prompt.images),
                 )
             )
@@ -112,4 +116,13 @@ def _check_tokens(tokens: Sequence[int], limits: Ready, vocabulary: Vocabulary, 
             f"{param}: the model lacks the token {name!r} of its tokenizer, whose id is {largest}; "
             f"the model's ids are below {limits.vocab_size}.",
             param=param,
+        )
+
+
+def _check_token_ids(field: str, tokens: Iterable[int], limits: Ready) -> None:
+    largest = max(tokens, default=0)
+    if largest >= limits.vocab_size:
+        raise BadRequest(
+            f"{field}: {largest} is not a token id; ids must be below {limits.vocab_size}.",
+            param=field,
         )

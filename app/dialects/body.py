@@ -1,6 +1,8 @@
 """Parses request bodies. An error in a body names the field that is wrong."""
 
 import asyncio
+import codecs
+import json
 import logging
 import re
 from typing import Any, TypeVar
@@ -34,15 +36,16 @@ async def parsed(request: Request, schema: type[T]) -> T:
 
     The names of ignored fields go into the state of the request, and into the log.
 
-    A request without a priority gets that of its API key. Lone surrogates, which JavaScript makes
-    when it cuts a text inside an emoji, become U+FFFD. The body is parsed in a thread, because a
-    large one takes seconds and other requests are served meanwhile.
+    A request without a priority gets that of its API key. A byte order mark is skipped. Lone
+    surrogates, which JavaScript makes when it cuts a text inside an emoji, become U+FFFD. The body
+    is parsed in a thread, because a large one takes seconds and other requests are served
+    meanwhile.
     """
     body = await request.body()
 
     def parse() -> T:
         try:
-            return schema.model_validate_json(_without_lone_surrogates(body))
+            return schema.model_validate_json(_without_lone_surrogates(_utf8(body)))
         except ValidationError as error:
             raise _bad_request(error) from error
 
@@ -53,6 +56,14 @@ async def parsed(request: Request, schema: type[T]) -> T:
     if isinstance(value, SamplingFields) and value.priority is None:
         value.priority = key_priority(request)
     return value
+
+
+def _utf8(body: bytes) -> bytes:
+    """Returns the body without a byte order mark. Raises BadRequest if it is not UTF-8."""
+    encoding = json.detect_encoding(body)
+    if not encoding.startswith("utf-8"):
+        raise BadRequest(f"The body is {encoding[:6].upper()} text; JSON must be sent as UTF-8.")
+    return body.removeprefix(codecs.BOM_UTF8)
 
 
 def _without_lone_surrogates(body: bytes) -> bytes:

@@ -24,13 +24,17 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from app.errors import UNSUPPORTED
+from app.errors import UNSUPPORTED, BadRequest
 from app.prompting.conversation import bounded_json
+from app.prompting.vocabulary import Vocabulary
 from engine.messages import Sampling
 
 MAX_STOPS = 64
 MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 20
+MAX_STOP_TOKENS = 64
+MAX_BAD_WORDS = 256
+MAX_WORD = 128  # characters
 _MAX_QUOTED = 60  # characters of a value that an error repeats
 
 
@@ -198,29 +202,70 @@ class SamplingFields(RequestFields):
     top_k: Whole | None = Field(
         default=None, ge=-1, lt=2**31, description="0 and -1 mean all tokens"
     )
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float | None = Field(default=None, ge=1e-4, le=1e4)
+    bad_words: (
+        Annotated[
+            list[Annotated[str, Field(max_length=MAX_WORD)]],
+            Field(fail_fast=True, max_length=MAX_BAD_WORDS),
+        ]
+        | None
+    ) = None
     seed: Whole | None = Field(default=None, ge=-(2**63), lt=2**63)
     ignore_eos: bool | None = None
     min_tokens: Whole | None = Field(default=None, ge=0, lt=2**31)
+    stop_token_ids: (
+        Annotated[
+            list[Annotated[Whole, Field(ge=0)]],
+            Field(fail_fast=True, max_length=MAX_STOP_TOKENS),
+        ]
+        | None
+    ) = None
     priority: Whole | None = Field(default=None, ge=-(2**31), lt=2**31)
     timeout: float | None = Field(default=None, gt=0, le=86400, description="in seconds")
     max_denoising_steps: Whole | None = Field(default=None, ge=1, le=1024)
     entropy_bound: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     confidence_threshold: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
-    def sampling(self, seed: int) -> Sampling:
-        """Returns the fields in the worker's form. `seed` is used if the request has none."""
+    def sampling(self, seed: int, vocabulary: Vocabulary) -> Sampling:
+        """Returns the fields in the worker's form. `seed` is used if the request has none.
+
+        Raises BadRequest if one of the `bad_words` cannot be banned.
+        """
         return Sampling(
             seed=(seed if self.seed is None else self.seed) % 2**64,
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=self.top_p or 1.0,
             top_k=max(self.top_k or 0, 0),
+            min_p=self.min_p or 0.0,
+            repetition_penalty=self.repetition_penalty or 1.0,
+            banned_tokens=_banned_tokens(self.bad_words or [], vocabulary),
             ignore_eos=bool(self.ignore_eos),
             min_tokens=self.min_tokens or 0,
+            stop_token_ids=self.stop_token_ids or [],
             priority=self.priority or 0,
             max_denoising_steps=self.max_denoising_steps,
             entropy_bound=self.entropy_bound,
             confidence_threshold=self.confidence_threshold,
         )
+
+
+def _banned_tokens(words: list[str], vocabulary: Vocabulary) -> list[int]:
+    banned = set[int]()
+    for index, word in enumerate(words):
+        if not word:
+            continue  # it asks for nothing
+        tokens = vocabulary.word_tokens(word)
+        if tokens is None:
+            field = f"bad_words.{index}"
+            raise BadRequest(
+                f"{field}: {quoted(word)} cannot be banned; only words can that are one token, "
+                f"with and without a space before them.",
+                param=field,
+                code=UNSUPPORTED,
+            )
+        banned |= tokens
+    return sorted(banned)
 
 
 class StreamOptions(Fields):
@@ -292,6 +337,7 @@ class ApiRequest(SamplingFields):
     stop: Stops | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = None
 
     @field_validator("stop")
     @classmethod
@@ -314,9 +360,9 @@ class ApiRequest(SamplingFields):
                 )
         return value
 
-    def sampling(self, seed: int) -> Sampling:
+    def sampling(self, seed: int, vocabulary: Vocabulary) -> Sampling:
         return msgspec.structs.replace(
-            super().sampling(seed),
+            super().sampling(seed, vocabulary),
             logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
@@ -330,3 +376,9 @@ class ApiRequest(SamplingFields):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Returns whether each chunk has the usage so far. As in vLLM, the last one has it too."""
+        options = self.stream_options
+        return self.include_usage and options is not None and bool(options.continuous_usage_stats)

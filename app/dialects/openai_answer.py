@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 from fastapi import Response
 from fastapi.responses import JSONResponse
 
-from app.answer.figures import diffusion, usage
+from app.answer.figures import Figures, diffusion, usage
 from app.answer.generation import Choice, Delta, Finished, answer_events, whole_answers
 from app.answer.request import AnswerRequest
+from app.dialects.fields import ApiRequest
 from app.errors import ApiError, error_body
 from app.services import Services
+from app.sse import event_stream
 from engine.messages import GenerateRequest
 
 
@@ -22,7 +24,8 @@ from engine.messages import GenerateRequest
 class OpenAIAnswer(ABC):
     """Makes the answer to one request, whole or as chunks. A subclass writes the choices.
 
-    The whole answer begins with `head`, and so does every chunk.
+    The whole answer begins with `head`, and so does every chunk. The ids of tokens are sent as vLLM
+    does it.
     """
 
     object: ClassVar[str]
@@ -32,7 +35,7 @@ class OpenAIAnswer(ABC):
     request: AnswerRequest
     prepared: Sequence[GenerateRequest]
     head: dict[str, Any]
-    include_usage: bool
+    body: ApiRequest
 
     async def whole(self) -> Response:
         choices = await whole_answers(self.services, self.request, self.prepared)
@@ -41,22 +44,34 @@ class OpenAIAnswer(ABC):
             {
                 **self.head,
                 "object": self.object,
-                "choices": [self._whole(choice) for choice in choices],
+                **self._prompt_head(),
+                "choices": [
+                    {**self._whole(choice), **self._tokens(choice.tokens)} for choice in choices
+                ],
                 "usage": usage(figures, self.request.n),
                 "diffusion": diffusion(figures),
             }
         )
 
-    async def chunks(self) -> AsyncGenerator[str, None]:
+    def stream(self) -> Response:
+        """Returns a stream that is the same answer as `whole`."""
+        return event_stream(self._chunks(), self.services.settings.stream_idle_s)
+
+    async def _chunks(self) -> AsyncGenerator[str, None]:
         head = {**self.head, "object": self.chunk_object}
-        if self.include_usage:
+        if self.body.include_usage:
             head["usage"] = None  # OpenAI's specification has null in every chunk but the last
 
-        def chunk(choice: dict[str, Any], **more: Any) -> str:
-            return json.dumps({**head, "choices": [choice], **more}, ensure_ascii=False)
+        def chunk(choice: dict[str, Any], tokens: list[int], figures: Figures, **more: Any) -> str:
+            if self.body.continuous_usage:
+                more["usage"] = usage([figures], 1)
+            choices = [{**choice, **self._tokens(tokens)}]
+            return json.dumps({**head, "choices": choices, **more}, ensure_ascii=False)
 
         for opening in self._openings():
-            yield chunk(opening)
+            prompt = self.request.prompts[opening["index"] // self.request.n]
+            figures = Figures(len(prompt.tokens))
+            yield chunk(opening, [], figures, **self._prompt_head())
         ends: dict[int, Finished] = {}
         try:
             events = answer_events(self.services, self.request, self.prepared)
@@ -66,17 +81,27 @@ class OpenAIAnswer(ABC):
                         case Delta():
                             added = self._added(event)
                             if added is not None:
-                                yield chunk(added)
+                                yield chunk(added, event.tokens, event.figures)
                         case Finished():
                             ends[event.choice] = event
-                            yield chunk(self._ended(event), diffusion=diffusion([event.figures]))
-            if self.include_usage:
-                figures = [ends[choice].figures for choice in range(self.request.choices)]
-                last_usage = usage(figures, self.request.n)
+                            figures = event.figures
+                            last = self._ended(event)
+                            yield chunk(last, event.tokens, figures, diffusion=diffusion([figures]))
+            if self.body.include_usage:
+                all_figures = [ends[choice].figures for choice in range(self.request.choices)]
+                last_usage = usage(all_figures, self.request.n)
                 yield json.dumps({**head, "choices": [], "usage": last_usage})
         except ApiError as error:
             yield json.dumps(error_body(error))
         yield "[DONE]"
+
+    def _tokens(self, tokens: list[int]) -> dict[str, Any]:
+        """Returns the field with a choice's token ids if the request asks for it."""
+        return {"token_ids": tokens} if self.body.return_token_ids else {}
+
+    def _prompt_head(self) -> dict[str, Any]:
+        """Returns the fields about the prompt that a whole answer and its first chunks have."""
+        return {}
 
     @abstractmethod
     def _whole(self, choice: Choice) -> dict[str, Any]:

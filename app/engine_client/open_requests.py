@@ -92,7 +92,8 @@ class OpenRequests:
             if opened.cancelled:
                 self.deliver(Done(request_id, "cancelled"))
             elif opened.deaths >= MOST_DEATHS:
-                self.deliver(Failed(request_id, "The worker died twice while it had this request."))
+                why = "The worker died twice while it had this request."
+                self.deliver(Failed(request_id, why, "worker_died"))
 
     def fail_all(self, why: str) -> None:
         """Fail all requests, because there will be no further worker."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from app.chat_format.gemma import ends_in_thought, with_text_before_call
+from app.chat_format.gemma import ANSWER_ENDS, ends_in_thought, with_text_before_call
 from app.errors import BadRequest, ContextLengthExceeded
 from app.prompting.conversation import Conversation, Tool, ToolResult, Turn
 from app.prompting.images import ImageReader
@@ -37,11 +37,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prompt:
-    """The model's input. If `thinking`, it ends inside a thought, which the answer continues."""
+    """The model's input. If `thinking`, it ends inside a thought, which the answer continues.
+
+    `end_tokens` are the control tokens with which the chat format ends an answer.
+    """
 
     tokens: list[int]
     thinking: bool = False
     images: Sequence[Image] = ()
+    end_tokens: Sequence[int] = ()
 
 
 class PromptBuilder:
@@ -132,7 +136,8 @@ class PromptBuilder:
         if continues:
             text = text.partition(marks.end)[0]
         tokens, images = self._images.insert(marks.tokens(text), pictures, param)
-        return Prompt(tokens, ends_in_thought(text), images)
+        ends = self.vocabulary.control_ids(ANSWER_ENDS)
+        return Prompt(tokens, ends_in_thought(text), images, ends)
 
     def raw(self, text: str) -> Prompt:
         """Returns a raw completion's prompt: the beginning-of-text token, then the text."""
@@ -280,16 +285,21 @@ def _check_names(tools: Iterable[Tool]) -> None:
             )
 
 
-def answer_room(prompt: list[int], wanted: int | None, context_length: int, *, param: str) -> int:
+def answer_room(
+    prompt: list[int], wanted: int | None, context_length: int, *, suffix_tokens: int, param: str
+) -> int:
     """Returns how many tokens the answer may have: `wanted`, or less if the context is full.
 
-    Raises ContextLengthExceeded, naming the request's field `param`, if there is no room at all.
+    The context also holds the suffix. Raises ContextLengthExceeded, naming the request's field
+    `param`, if there is no room at all.
     """
-    room = context_length - len(prompt)
-    if room < 1:
+    most = max(context_length - suffix_tokens - 1, 0)  # an answer has at least one token
+    if len(prompt) > most:
+        # Clients find out by the words "maximum context length", and then shorten the conversation.
         raise ContextLengthExceeded(
-            f"The prompt has {len(prompt)} tokens; at most {context_length - 1} fit the context "
-            f"of {context_length} tokens together with an answer.",
+            f"This model's maximum context length is {context_length} tokens. However, your prompt "
+            f"has {len(prompt)} tokens; at most {most} leave room for an answer.",
             param=param,
         )
+    room = most + 1 - len(prompt)
     return room if wanted is None else min(wanted, room)

@@ -5,7 +5,7 @@ in both directions. A text that a user types never becomes a control token.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -46,6 +46,11 @@ class Vocabulary:
             if added.special or _CONTROL.fullmatch(added.content)
         }
 
+    def control_ids(self, names: Iterable[str]) -> list[int]:
+        """Returns the ids of those control tokens with these names that the tokenizer has."""
+        ids = map(self.tokenizer.token_to_id, names)
+        return [token for token in ids if token is not None and token in self.controls]
+
     @cached_property
     def typed_control(self) -> re.Pattern[str]:
         """Returns a pattern that matches the name of any control token."""
@@ -80,6 +85,17 @@ class Vocabulary:
             return tokens
         # A tokenizer may have a control token among its words too. Its single characters are safe.
         return [token for character in text for token in _ids(self._literal, character)]
+
+    def word_tokens(self, word: str) -> set[int] | None:
+        """Returns the tokens that are a whole word, with or without a space before it.
+
+        Returns None if one of these two forms has several tokens and none of them is such a token:
+        a ban of the tokens could then not ban the word.
+        """
+        bare = word.lstrip(" ")
+        forms = [self.encode_literally(form) for form in ((bare, f" {bare}") if bare else (word,))]
+        whole = {form[0] for form in forms if len(form) == 1}
+        return None if any(whole.isdisjoint(form) for form in forms) else whole
 
     def byte(self, token: int) -> bytes | None:
         """Returns the byte that this token stands for, or None if it is a word."""

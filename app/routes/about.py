@@ -7,7 +7,6 @@ from fastapi import APIRouter
 router = APIRouter()
 
 
-@router.head("/", include_in_schema=False)
 @router.get("/")
 async def root() -> dict[str, str]:
     return {"name": "easel", **await about()}

@@ -8,14 +8,13 @@ from app.services import services_of
 router = APIRouter()
 
 
-@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live")
 async def live() -> dict[str, str]:
     """Returns 200 whenever the front end answers, whatever the worker's state."""
     return {"status": "live"}
 
 
-@router.head("/health/ready", include_in_schema=False)
+@router.get("/health")
 @router.get("/health/ready")
 async def ready(http: Request) -> JSONResponse:
     """Returns 200 if a worker has loaded the model, else 503."""
@@ -24,7 +23,6 @@ async def ready(http: Request) -> JSONResponse:
     return JSONResponse({"status": "no worker is ready"}, status_code=503)
 
 
-@router.head("/metrics", include_in_schema=False)
 @router.get("/metrics")
 async def metrics(http: Request) -> Response:
     exposition = services_of(http).metrics.exposition()

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from engine.denoise.noise import BlockNoise, block_noise
 from engine.denoise.sampler import SamplerConfig
-from engine.messages import Sampling
+from engine.messages import GenerateRequest, Sampling
 from engine.schedule.sequence import Sequence
 from engine.tail.vocab_tail import Bias
 
@@ -125,7 +125,10 @@ def new_canvas(
     width = canvas_length
     if sampling.suffix:
         width = sequence.request.max_tokens - len(answer) + len(sampling.suffix)
-    end_tokens, sampler = sampler.end_tokens, sampler.for_request(sampling)
+    ends = {*sampler.end_tokens, *sampling.end_tokens, *sampling.stop_token_ids}
+    if sampler.padding is not None:
+        ends.add(sampler.padding)
+    sampler = sampler.for_request(sampling)
     noise = block_noise(
         sampling.seed,
         block,
@@ -143,7 +146,7 @@ def new_canvas(
         sampling,
         sampler,
         noise,
-        _biases(sampling, answer, end_tokens, width, vocab_size, device),
+        _biases(sequence.request, answer, ends, width, vocab_size, device),
         suffix,
         tokens=start,
         argmax=torch.full_like(start, -1),
@@ -170,32 +173,41 @@ def self_conditioning(canvases: list[Canvas], like: Tensor) -> Tensor | None:
 
 
 def _biases(
-    sampling: Sampling,
+    request: GenerateRequest,
     answer: list[int],
-    end_tokens: Iterable[int],
+    ends: Iterable[int],
     width: int,
     vocab_size: int,
     device: torch.device,
 ) -> list[Bias]:
-    """Returns what the request adds to a canvas' logits, given its `answer` before the canvas."""
-    biases = []
+    """Returns how the request changes a canvas' logits, given its `answer` before the canvas.
+
+    `ends` are the tokens that cannot come before the answer has its `min_tokens`.
+    """
+    biases, sampling, factors = [], request.sampling, None
     added = dict(sampling.logit_bias)
     if sampling.presence_penalty or sampling.frequency_penalty:
         for token, times in Counter(answer).items():
             penalty = sampling.presence_penalty + times * sampling.frequency_penalty
             added[token] = added.get(token, 0.0) - penalty
-    if any(added.values()):
-        biases.append(Bias(slice(0, width), _vector(added, vocab_size, device)))
+    added.update(dict.fromkeys(sampling.banned_tokens, _BANNED))
+    if sampling.repetition_penalty != 1:
+        present = dict.fromkeys([*request.prompt, *answer], sampling.repetition_penalty)
+        factors = _vector(present, vocab_size, device, default=1.0)
+    if factors is not None or any(added.values()):
+        biases.append(Bias(slice(0, width), _vector(added, vocab_size, device), factors))
     # At so many positions the answer may not end.
     early = min(sampling.min_tokens - len(answer), width)
-    banned = dict.fromkeys((token for token in end_tokens if token < vocab_size), _BANNED)
+    banned = dict.fromkeys((token for token in ends if token < vocab_size), _BANNED)
     if early > 0 and banned:
         biases.append(Bias(slice(0, early), _vector(banned, vocab_size, device)))
     return biases
 
 
-def _vector(values: dict[int, float], size: int, device: torch.device) -> Tensor:
-    """Returns [size] float32 on `device`, zero at every index without a value."""
-    vector = torch.zeros(size)
+def _vector(
+    values: dict[int, float], size: int, device: torch.device, default: float = 0.0
+) -> Tensor:
+    """Returns [size] float32 on `device`, with the default at every index without a value."""
+    vector = torch.full((size,), default)
     vector[list(values)] = torch.tensor(list(values.values()), dtype=torch.float32)
     return vector.to(device)

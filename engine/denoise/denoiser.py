@@ -175,13 +175,18 @@ class Denoiser:
         slot = self._slots[work.sequence]
         step = next(steps) if work.denoise else None
         next_step = None if next_canvas is None else next(steps)
+        if step is not None and not step.finite:
+            return step  # nothing that the pass encoded is worth keeping
         self._advance(work.sequence, slot, work.tokens)
         if step is None or not step.done:
             return step
         slot.canvas = None
         # A pass returns at most one block of a sequence. If the next block is done as well after
-        # its first step, it is dropped and made again, so that a later pass returns it.
-        if next_step is None or next_step.done or step.draft != work.speculation:
+        # its first step, it is dropped and made again, so that a later pass returns it. So is one
+        # with numbers that are not finite: a later pass fails then, behind the finished block.
+        if next_step is None or next_step.done or not next_step.finite:
+            return step
+        if step.draft != work.speculation:
             return step
         slot.canvas = next_canvas
         self._advance(work.sequence, slot, work.speculation)
@@ -216,15 +221,17 @@ class Denoiser:
         if canvas is not None:
             self._parked[sequence] = canvas
 
-    def release(self, sequence: Sequence) -> None:
-        """Free the KV cache of a sequence that has ended, and keep its contents as a prefix.
+    def release(self, sequence: Sequence, *, keep: bool = True) -> None:
+        """Free the KV cache of a sequence that has ended.
 
-        The sequence need not have started. If it is parked, its canvas is dropped.
+        Its contents are kept as a prefix unless `keep` is unset. The sequence need not have
+        started. If it is parked, its canvas is dropped.
         """
         self._parked.pop(sequence, None)
         slot = self._slots.pop(sequence, None)
         if slot is not None:
-            self._keep(sequence, slot)
+            if keep:
+                self._keep(sequence, slot)
             slot.cache.clear()
             self._free.append(slot.cache)
 

@@ -9,6 +9,7 @@ together, D hidden size.
 """
 
 import logging
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -44,7 +45,8 @@ class DenoisingStep:
     def run(self, hidden: Tensor, canvases: list[Canvas]) -> list[StepResult]:
         """Advance the canvases by one step, given the hidden states [R, D] of their rows.
 
-        Returns each canvas' result. The canvases stay unchanged if all of them are done. They
+        Returns each canvas' result. If a canvas has outputs that are NaN or infinite, its result
+        says so and means nothing else. The canvases stay unchanged if all of them are done. They
         change last, so that a step that failed can be run again.
 
         The host waits for the device once, for the stopping rule. It waits again for the
@@ -69,10 +71,11 @@ class DenoisingStep:
         mean = mean_entropy(entropy, rows.widths, counted)
         done = converged(stable, mean, samplers)
         nearly = nearly_converged(mean, samplers)
-        # The host waits here.
-        report = torch.cat([done[:, None], nearly[:, None], argmax], dim=1).tolist()
+        finite = _finite(hidden, tail, rows)
+        flags = [flag[:, None] for flag in (done, nearly, finite)]
+        report = torch.cat([*flags, argmax], dim=1).tolist()  # the host waits here
         steps = []
-        for canvas, span, (is_done, is_nearly, *draft) in zip(
+        for canvas, span, (is_done, is_nearly, is_finite, *draft) in zip(
             canvases, rows.slices, report, strict=True
         ):
             is_done = bool(is_done) or canvas.step_index + 1 == canvas.sampler.max_denoising_steps
@@ -82,6 +85,7 @@ class DenoisingStep:
                     done=is_done,
                     nearly=bool(is_nearly),
                     logprobs=self._logprobs(hidden, tail, canvas, span) if is_done else None,
+                    finite=bool(is_finite),
                 )
             )
         if not all(step.done for step in steps):
@@ -168,13 +172,19 @@ class DenoisingStep:
         inputs = (hidden, embedding, temperatures, uniforms)
         sample = draw(tail, *inputs, accepted, softcap=softcap, biases=biases)
         for canvas, span in zip(canvases, rows.slices, strict=True):
-            top_k, top_p = canvas.sampling.top_k, canvas.sampling.top_p
-            if canvas.greedy or top_k == 1:
+            sampling = canvas.sampling
+            if canvas.greedy or sampling.top_k == 1:
                 sample[span] = tail.argmax[span]
-            elif top_k or top_p < 1:
+            elif sampling.top_k or sampling.top_p < 1 or sampling.min_p:
                 drawn = span.start + accepted[span].nonzero().squeeze(1)
                 sample[drawn] = truncated_draw(
-                    *inputs, drawn, softcap=softcap, top_k=top_k, top_p=top_p, biases=biases
+                    *inputs,
+                    drawn,
+                    softcap=softcap,
+                    top_k=sampling.top_k,
+                    top_p=sampling.top_p,
+                    min_p=sampling.min_p,
+                    biases=biases,
                 )
         fresh = torch.cat(
             [
@@ -213,10 +223,22 @@ class DenoisingStep:
             self._kernels = False
 
 
+def _finite(hidden: Tensor, tail: TailResult, rows: CanvasRows) -> Tensor:
+    """Returns which canvases have only finite outputs, [N] bool.
+
+    A logit that is NaN makes the whole row's soft embedding NaN. An infinite logit is invisible
+    behind the softcap, but is made of an infinite hidden state or an infinite embedding. A sum is
+    finite if and only if all of its terms are: in float64 it cannot overflow.
+    """
+    sums = hidden.sum(-1, dtype=torch.float64)
+    sums += tail.soft_embeddings.sum(-1, dtype=torch.float64)
+    return rows.padded(sums, 0.0).sum(-1).isfinite()
+
+
 def _shifted_biases(canvases: list[Canvas], rows: CanvasRows) -> list[Bias]:
     """Returns the canvases' biases, shifted to the rows of the pass."""
     return [
-        Bias(slice(span.start + bias.rows.start, span.start + bias.rows.stop), bias.values)
+        replace(bias, rows=slice(span.start + bias.rows.start, span.start + bias.rows.stop))
         for canvas, span in zip(canvases, rows.slices, strict=True)
         for bias in canvas.biases
     ]

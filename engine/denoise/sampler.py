@@ -10,7 +10,7 @@ Letters: N canvases of a pass, C positions of the widest canvas.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -35,6 +35,7 @@ class UnsupportedSamplerError(ValueError):
     """The checkpoint's `generation_config.json` asks for a sampler that this engine lacks."""
 
 
+_TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 _Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -56,7 +57,8 @@ class _GenerationConfig(BaseModel):
     t_max: _Number | None = Field(default=None, gt=0)
     stability_threshold: int | None = Field(default=None, ge=0)
     confidence_threshold: _Number | None = None
-    eos_token_id: list[Annotated[int, Field(ge=0, lt=2**31)]] = []
+    eos_token_id: list[_TokenId] = []
+    pad_token_id: _TokenId | None = None
     sampler_config: _EntropyBoundConfig
 
     @field_validator("eos_token_id", mode="before")
@@ -76,6 +78,7 @@ class SamplerConfig:
     stability_threshold: int = 1  # steps
     confidence_threshold: float = 0.005  # nats a position
     end_tokens: frozenset[int] = frozenset()
+    padding: int | None = None  # the token that fills a canvas behind the answer's end
     early_end: bool = False  # the stopping rule ignores positions behind an end token
 
     @classmethod
@@ -102,11 +105,11 @@ class SamplerConfig:
             ]
             raise UnsupportedSamplerError(f"generation_config.json: {'; '.join(faults)}") from error
         given = {
-            **read.model_dump(exclude={"eos_token_id", "sampler_config"}),
+            **read.model_dump(exclude={"eos_token_id", "pad_token_id", "sampler_config"}),
             **read.sampler_config.model_dump(),
         }
         known = {key: value for key, value in given.items() if value is not None}
-        config = cls(**known, end_tokens=frozenset(read.eos_token_id))
+        config = cls(**known, end_tokens=frozenset(read.eos_token_id), padding=read.pad_token_id)
         if config.t_max < config.t_min:
             raise UnsupportedSamplerError(
                 f"generation_config.json: t_max is {config.t_max!r}, which is below t_min, "
@@ -115,7 +118,7 @@ class SamplerConfig:
         return config
 
     def for_request(self, sampling: Sampling) -> "SamplerConfig":
-        """Returns this sampler with the numbers that the request sets, or itself if it sets none.
+        """Returns this sampler with the numbers that the request sets, and with its end tokens.
 
         As in Transformers, the temperature falls over the request's `max_denoising_steps` too.
         """
@@ -123,10 +126,9 @@ class SamplerConfig:
             "max_denoising_steps": sampling.max_denoising_steps,
             "entropy_bound": sampling.entropy_bound,
             "confidence_threshold": sampling.confidence_threshold,
-            "end_tokens": frozenset() if sampling.ignore_eos else None,
         }
         given = {name: number for name, number in numbers.items() if number is not None}
-        return dataclasses.replace(self, **given) if given else self
+        return dataclasses.replace(self, **given, end_tokens=sampling.ends(self.end_tokens))
 
     def temperature(self, step_index: int) -> float:
         """Returns the schedule's temperature at step 0, 1, … of a block.
@@ -154,19 +156,25 @@ def counted_positions(argmax: Tensor, configs: Sequence[SamplerConfig]) -> Tenso
     """Returns which positions the stopping rule looks at, [N, C] bool, or None for all.
 
     With `early_end`, these are the positions up to the first end token of the argmax canvas [N, C],
-    where the block will be cut. A request that ignores end tokens has none.
+    where the block will be cut. Each request has its own end tokens. One that ignores end tokens
+    may have none.
     """
-    cut = [config.early_end and bool(config.end_tokens) for config in configs]
-    if not any(cut):
+    ends = [config.end_tokens if config.early_end else frozenset() for config in configs]
+    if not any(ends):
         return None
+    is_end = torch.stack(
+        [_is_one_of(tokens, row) for row, tokens in zip(argmax, ends, strict=True)]
+    )
+    return is_end.cumsum(-1) - is_end.long() == 0
+
+
+def _is_one_of(tokens: Iterable[int], row: Tensor) -> Tensor:
+    """Returns where `row` [C] has one of the tokens, [C] bool."""
+    result = torch.zeros_like(row, dtype=torch.bool)
     # One by one: the host would wait for the device before it copied a tensor of them there.
-    end_tokens = configs[cut.index(True)].end_tokens
-    ends = torch.stack([argmax == token for token in end_tokens]).any(0)
-    counted = ends.cumsum(-1) - ends.long() == 0
-    if all(cut):
-        return counted
-    each = zip(counted, cut, strict=True)
-    return torch.stack([row if is_cut else torch.ones_like(row) for row, is_cut in each])
+    for token in tokens:
+        result |= row == token
+    return result
 
 
 def stable_steps(

@@ -69,7 +69,7 @@ class Checkpoint:
 
     folder: Path
     config: ModelConfig
-    generation: dict[str, Any]  # its generation_config.json
+    generation: dict[str, Any]  # its generation_config.json, with the padding of its config.json
     vision: VisionConfig | None
     read_module: ReadModule  # reads the format in which the weights are stored
     gguf: Path | None = None  # the file that holds the weights instead of the folder
@@ -124,6 +124,8 @@ def find_checkpoint(model: str, gguf: str = "", revision: str = "") -> Checkpoin
         folder = files.download(_CONFIG_FILES)
         vision = None if gguf_file else VisionConfig.find(folder, config)
         generation = files.json("generation_config.json")
+        if generation.get("pad_token_id") is None:
+            generation["pad_token_id"] = config.text_config.pad_token_id
         stored: dict[str, Any] | None = getattr(config, "quantization_config", None)
         read_module = read_dense if gguf_file else find_format(folder, stored)
     except (ModelFilesError, GgufError) as error:

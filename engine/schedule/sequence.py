@@ -8,6 +8,7 @@ here: tokens that must be encoded before the next canvas can be denoised.
 import hashlib
 from collections.abc import Set
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from engine.messages import FinishReason, GenerateRequest, Image, TokenLogprobs
 
@@ -49,6 +50,7 @@ class StepResult:
     nearly: bool = False  # the canvas is likely to be done after the next step
     logprobs: list[TokenLogprobs] | None = None  # of the draft, if it is done and the request asks
     next_started: bool = False  # speculation won: the block is committed, the next has had a step
+    finite: bool = True  # no number behind this result is NaN or infinite; else it means nothing
 
 
 PassResult = list[StepResult | None]  # one per work of the pass; None if it had no denoising step
@@ -70,12 +72,17 @@ class FinishedBlock:
 class Sequence:
     """A request's state.
 
+    `end_tokens` are all tokens that end this answer. So does `padding`, if it fills a canvas up to
+    the canvas' end.
+
     `checkpoints` are lengths, in tokens from the beginning, at which the KV cache is worth keeping
     for later requests. Encoding pauses at each.
     """
 
     request: GenerateRequest
     unencoded: list[int]  # tokens that the KV cache does not hold yet
+    end_tokens: frozenset[int] = frozenset()
+    padding: int | None = None
     checkpoints: frozenset[int] = frozenset()
     image_keys: tuple[int, ...] = ()  # one per image, by its content; never equal to a token id
     encoded: int = 0  # number of tokens that the KV cache holds
@@ -89,20 +96,28 @@ class Sequence:
     finish_reason: FinishReason | None = field(default=None)
 
     @classmethod
-    def start(cls, request: GenerateRequest, end_tokens: Set[int] = frozenset()) -> "Sequence":
-        """Returns the initial state of a request.
+    def start(
+        cls,
+        request: GenerateRequest,
+        end_tokens: Set[int] = frozenset(),
+        padding: int | None = None,
+    ) -> "Sequence":
+        """Returns the initial state of a request, given the checkpoint's end tokens and padding.
 
         The checkpoints are the end of the prompt and the end of its first turn, if that is long.
         Conversations with the same system prompt and tools have the first turn in common.
         """
-        checkpoints = {len(request.prompt)}
-        turn = next((i + 1 for i, t in enumerate(request.prompt) if t in end_tokens), 0)
+        sampling, checkpoints = request.sampling, {len(request.prompt)}
+        turn_ends = {*end_tokens, *sampling.end_tokens}
+        turn = next((i + 1 for i, t in enumerate(request.prompt) if t in turn_ends), 0)
         if turn >= WORTH_KEEPING_TOKENS:
             checkpoints.add(turn)
         keys = tuple(_image_key(image) for image in request.images)
         return cls(
             request,
             [*request.prompt, *request.delivered],
+            sampling.ends(end_tokens),
+            None if sampling.ignore_eos else padding,
             frozenset(checkpoints),
             keys,
             block_index=request.delivered_blocks,
@@ -162,29 +177,25 @@ class Sequence:
                 keys[image.start : image.end] = [key] * image.tokens
         return keys
 
-    def record(
-        self, done: Work, step: StepResult | None, end_tokens: Set[int]
-    ) -> FinishedBlock | None:
+    def record(self, done: Work, step: StepResult | None) -> FinishedBlock | None:
         """Record a pass. Returns the block that it finished, or None.
 
-        If an answer's first block begins with an end token, it is started again, once. Now and then
-        a canvas of noise converges to an empty answer when other noise would not.
+        If an answer's first block is empty, it is started again, once. Now and then a canvas of
+        noise converges to an empty answer when other noise would not.
         """
         self.unencoded = self.unencoded[len(done.tokens) :]
         self.encoded += len(done.tokens)
         if step is None:
             return None
-        if self.request.sampling.ignore_eos:
-            end_tokens = frozenset()
         self.step_index += 1
         self.speculations += done.speculation is not None
         if not step.done:
-            self.draft = step.draft if step.nearly and self._continues(step, end_tokens) else None
+            self.draft = step.draft if step.nearly and self._continues(step.draft) else None
             return None
-        if self._is_empty_answer(step, end_tokens) and not self.rerolled:
+        if self._is_empty_answer(step.draft) and not self.rerolled:
             self.rerolled, self.draft = True, None
             return None
-        block = self._finish(step, end_tokens)
+        block = self._finish(step)
         if step.next_started:
             self.encoded += len(self.unencoded)
             self.unencoded = []
@@ -203,20 +214,32 @@ class Sequence:
             return count
         return cut.start - self.encoded if cut.start > self.encoded else cut.tokens
 
-    def _continues(self, step: StepResult, end_tokens: Set[int]) -> bool:
+    def _end(self, canvas: list[int]) -> int | None:
+        """Returns how many of the canvas' tokens are the answer's last ones, up to its end.
+
+        The end token is one of them, padding is not. Returns None if the canvas has no end.
+        """
+        end = next((i + 1 for i, token in enumerate(canvas) if token in self.end_tokens), None)
+        if end is not None or self.padding is None:
+            return end
+        behind = [*takewhile(lambda token: token == self.padding, reversed(canvas))]
+        return len(canvas) - len(behind) if behind else None
+
+    def _continues(self, canvas: list[int]) -> bool:
         """Returns whether another block would follow this canvas."""
-        return len(step.draft) < self.room and end_tokens.isdisjoint(step.draft)
+        return len(canvas) < self.room and self._end(canvas) is None
 
-    def _is_empty_answer(self, step: StepResult, end_tokens: Set[int]) -> bool:
+    def _is_empty_answer(self, canvas: list[int]) -> bool:
         """Returns whether the answer is empty. It never counts as empty if it has a suffix."""
-        first = self.block_index == 0 and not self.request.sampling.suffix
-        return first and step.draft[0] in end_tokens
+        if self.block_index > 0 or self.request.sampling.suffix:
+            return False
+        return canvas[0] in self.end_tokens or self._end(canvas) == 0
 
-    def _finish(self, step: StepResult, end_tokens: Set[int]) -> FinishedBlock:
+    def _finish(self, step: StepResult) -> FinishedBlock:
         canvas, room = step.draft, self.room
         if self.request.sampling.suffix:
             canvas = canvas[:room]  # the suffix does not belong to the answer
-        end = next((i + 1 for i, token in enumerate(canvas) if token in end_tokens), None)
+        end = self._end(canvas)
         if end is not None and end <= room:
             tokens, self.finish_reason = canvas[:end], "stop"
         elif len(canvas) >= room:

@@ -1,4 +1,4 @@
-"""Draws from the likeliest tokens alone: top-k and top-p.
+"""Draws from the likeliest tokens alone: top-k, top-p and min-p.
 
 A few rows at a time hold their logits over the whole vocabulary, which `vocab_tail` never does,
 because the cut depends on all of them.
@@ -29,32 +29,44 @@ def truncated_draw(
     softcap: float,
     top_k: int,
     top_p: float,
+    min_p: float = 0.0,
     biases: Sequence[Bias] = (),
 ) -> Tensor:
-    """Returns a token for each of `rows`, drawn from the tokens that both cuts keep: [A] int64.
+    """Returns a token for each of `rows`, drawn from the tokens that all cuts keep: [A] int64.
 
     rows is [A] int64, indices into R. hidden is [R, D] in the weights' dtype, embedding [V, D],
-    temperatures and uniforms [R] float32. A top_k of 0 keeps all tokens. The token is the inverse
-    CDF at the row's uniform, over the kept tokens' renormalised probabilities in the vocabulary's
-    order.
+    temperatures and uniforms [R] float32. A top_k of 0, a top_p of 1 and a min_p of 0 keep all
+    tokens. The token is the inverse CDF at the row's uniform, over the kept tokens' renormalised
+    probabilities in the vocabulary's order.
 
-    The cuts are those of `TopKLogitsWarper` and `TopPLogitsWarper` in transformers, in that order,
-    except that tokens as likely as the last kept one are kept too. Waits for the device.
+    The cuts are those of `TopKLogitsWarper`, `TopPLogitsWarper` and `MinPLogitsWarper` in
+    transformers, in that order, except that tokens as likely as the last one that the first two
+    keep are kept too. Waits for the device.
     """
     drawn = []
     for part in rows.split(_ROWS):  # type: ignore[no-untyped-call]  # torch's split has none
         logits = capped(hidden[part], embedding, softcap)  # [A, V]
         for bias in biases:
             touched = (part >= bias.rows.start) & (part < bias.rows.stop)
-            logits[touched] += bias.values * (1 / softcap)
+            biased = logits[touched]
+            bias.apply(biased, slice(None), softcap)
+            logits[touched] = biased
         probs = logits.mul_((softcap / temperatures[part])[:, None]).softmax(-1)
-        least = least_kept(probs, top_k=top_k, top_p=top_p)
+        least = least_kept(probs, top_k=top_k, top_p=top_p, min_p=min_p)
         drawn.append(inverse_cdf(probs.where(probs >= least, 0.0), uniforms[part]))
     return torch.cat(drawn)
 
 
-def least_kept(probs: Tensor, *, top_k: int, top_p: float) -> Tensor:
-    """Returns the probability [A, 1] of the least likely token of probs [A, V] that is kept."""
+def least_kept(probs: Tensor, *, top_k: int, top_p: float, min_p: float) -> Tensor:
+    """Returns the least probability [A, 1] that a token of probs [A, V] must have to be kept."""
+    least = min_p * probs.amax(-1, keepdim=True)
+    if top_k or top_p < 1:
+        least = torch.maximum(least, _least_of_top(probs, top_k=top_k, top_p=top_p))
+    return least
+
+
+def _least_of_top(probs: Tensor, *, top_k: int, top_p: float) -> Tensor:
+    """Returns the probability [A, 1] of the least likely token that top-k and top-p keep."""
     vocab = probs.shape[1]
     if top_k:
         ordered = probs.topk(min(top_k, vocab)).values
@@ -65,5 +77,6 @@ def least_kept(probs: Tensor, *, top_k: int, top_p: float) -> Tensor:
         if (ordered.sum(-1, dtype=torch.float64) < top_p * mass).any():
             ordered = probs.sort(descending=True).values
     before = ordered.cumsum(-1, dtype=torch.float64) - ordered
-    kept = before < top_p * mass[:, None]  # the likeliest token always is
-    return ordered.gather(1, kept.sum(-1, keepdim=True) - 1)
+    kept = before < top_p * mass[:, None]
+    # The likeliest token always is kept, even if top_p is so small that the product is 0.
+    return ordered.gather(1, kept.sum(-1, keepdim=True).clamp(min=1) - 1)

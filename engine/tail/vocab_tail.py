@@ -34,10 +34,26 @@ _SAFE_EXPONENT = 80.0  # exp(-80) is a normal float32
 
 @dataclass(frozen=True)
 class Bias:
-    """Values added to the softcapped logits of consecutive rows, before the temperature."""
+    """A change of the softcapped logits of consecutive rows, before the temperature.
+
+    Positive logits are divided by `factors`, negative ones multiplied by them. Then `values` are
+    added.
+    """
 
     rows: slice
     values: Tensor  # [V] float32, finite
+    factors: Tensor | None = None  # [V] float32, finite and above 0; None means 1
+
+    def apply(self, logits: Tensor, tokens: slice | Tensor, softcap: float) -> None:
+        """Change `logits` in place: some of the bias' rows, each with the logits of `tokens`.
+
+        logits are divided by the softcap already. tokens index V: a slice of it for all rows, or a
+        tensor of the logits' shape.
+        """
+        if self.factors is not None:
+            factors = self.factors[tokens]
+            logits.mul_(torch.where(logits > 0, 1 / factors, factors))
+        logits.add_(self.values[tokens], alpha=1 / softcap)
 
 
 @dataclass(frozen=True)
@@ -83,7 +99,7 @@ def vocab_tail(
         part = token_range(embedding, slice(start, start + VOCAB_CHUNK))
         logits = capped(hidden, part, softcap)  # [R, chunk]
         for bias in biases:
-            logits[bias.rows].add_(bias.values[start : start + VOCAB_CHUNK], alpha=1 / softcap)
+            bias.apply(logits[bias.rows], slice(start, start + VOCAB_CHUNK), softcap)
         best, index = logits.max(-1)
         argmax = torch.where(best > peak, index + start, argmax)
         last_peak, peak = peak, torch.maximum(best, peak)
@@ -183,8 +199,8 @@ def draw(
         logits = gathered_products(hidden, grouped, groups)
     logits = logits.float().div_(softcap).tanh_()
     for bias in biases:
-        values = bias.values.view(-1, size)[groups[bias.rows]]
-        logits[bias.rows].add_(values, alpha=1 / softcap)
+        tokens = groups[bias.rows, None] * size + torch.arange(size, device=groups.device)
+        bias.apply(logits[bias.rows], tokens, softcap)
     logits.mul_(softcap / temperatures[:, None])
     return groups * size + inverse_cdf(logits.softmax(-1), within.squeeze(1))
 

@@ -4,9 +4,11 @@ import asyncio
 import socket
 from io import StringIO
 
+from fastapi import FastAPI
 from rich.console import Console
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from app.serve import announcer, banner, listen
+from app.serve import announcer, banner, listen, server_config
 from app.settings import Settings
 from app.terminal import ProgressLine
 from engine.messages import Loading, Ready
@@ -45,3 +47,9 @@ async def test_responses_do_not_wait_until_earlier_ones_are_acknowledged():
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         for each in (client, await accepted):
             each.close()
+
+
+def test_requests_are_read_by_h11_and_never_by_a_websocket_library():
+    config = server_config(FastAPI(), Settings())
+    config.load()
+    assert (config.http_protocol_class, config.ws_protocol_class) == (H11Protocol, None)

@@ -80,6 +80,12 @@ def test_temporary_and_internal_errors_have_the_names_of_anthropic(error, name):
     }
 
 
+def test_a_failure_that_a_retry_would_repeat_says_so():
+    failures = {"generation_failed": None, "out_of_memory": "false", "worker_died": "false"}
+    for code, told in failures.items():
+        assert GenerationFailed("x", code=code).headers.get("x-should-retry") == told
+
+
 async def test_a_body_is_parsed_outside_of_the_event_loop():
     checked_in = []
 

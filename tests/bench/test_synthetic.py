@@ -196,7 +196,7 @@ def test_the_roofline_equals_that_of_the_roofline_table(monkeypatch):
     monkeypatch.setattr(synthetic, "find_gpu", lambda _device: H100)
     table = {row["case"]: row["step_ms"] for row in roofline_rows()}
     for formats, case in {UNQUANTIZED: "BF16", Formats("int4"): "4-bit experts"}.items():
-        step_s = synthetic._roofline_s(Trial("26b", 30, CPU), formats, 1)
+        step_s = synthetic.roofline_s(Trial("26b", 30, CPU), formats, 1)
         assert step_s * 1e3 == pytest.approx(table[f"H100 SXM, {case}"])
 
 

@@ -1,4 +1,7 @@
-"""Runs the snippets of docs/clients.md: each client's real package against a real server."""
+"""Runs the snippets of docs/clients.md: each client's real package against a real server.
+
+The server's streams are full of keep-alives, which every client must skip.
+"""
 
 import os
 import shutil
@@ -16,6 +19,11 @@ PAGE = snippets((ROOT / "docs" / "clients.md").read_text())
 COMMANDS = {"python": ("python",), "js": ("node",), "sh": ("bash", "-euo", "pipefail")}
 SUFFIXES = {"python": ".py", "js": ".mjs", "sh": ".sh"}
 LIMIT_S = 100
+
+
+@pytest.fixture(scope="module")
+def server(shared_server):
+    return shared_server(EASEL_MODEL="demo", EASEL_STREAM_IDLE_S="0.001")
 
 
 def run(snippet: Snippet, url: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -39,10 +47,10 @@ def run(snippet: Snippet, url: str, folder: Path) -> subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize("snippet", PAGE, ids=lambda snippet: snippet.name)
-def test_the_snippet_prints_what_the_page_shows(snippet, demo_server, tmp_path):
+def test_the_snippet_prints_what_the_page_shows(snippet, server, tmp_path):
     assert (CLIENTS / ".installed").exists(), f"install them: make {CLIENTS.name}/.installed"
     if "curl " in snippet.code and shutil.which("curl") is None:
         pytest.skip("there is no curl on this machine")
-    result = run(snippet, demo_server.url, tmp_path)
+    result = run(snippet, server.url, tmp_path)
     assert result.returncode == 0, result.stderr
     assert snippet.promises(result.stdout), f"{result.stdout}\n{result.stderr}"

@@ -11,7 +11,7 @@ from app.dialects.chat.schema import ChatCompletionRequest
 from app.dialects.completions.schema import CompletionRequest
 from app.dialects.fields import SamplingFields
 from app.dialects.responses.schema import ResponseRequest
-from app.routes.tokens_schema import DetokenizeRequest, TokenizeRequest
+from app.routes.tokens_schema import DetokenizeRequest, TokenizeChat, TokenizeText
 from app.server import ENDPOINTS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
@@ -34,7 +34,8 @@ CHAT = named_in("/v1/chat/completions") | {"model"}
         (ResponseRequest, named_in("/v1/responses") | set(SamplingFields.model_fields)),
         (MessagesRequest, named_in("/v1/messages") | set(SamplingFields.model_fields)),
         (CountTokensRequest, named_in("/v1/messages")),
-        (TokenizeRequest, named_in("/tokenize")),
+        (TokenizeText, named_in("/tokenize")),
+        (TokenizeChat, named_in("/tokenize")),
         (DetokenizeRequest, named_in("/tokenize")),
     ],
 )

@@ -31,21 +31,27 @@ class PlainBlock:
 def plain_answer(denoiser: Denoiser, request: GenerateRequest) -> tuple[list[PlainBlock], str]:
     """Returns the blocks, and the reason why the answer ended."""
     sampling, blocks, answer = request.sampling, list[PlainBlock](), list[int]()
-    ends = set() if sampling.ignore_eos else denoiser.sampler.end_tokens
+    ends, padding = set(sampling.stop_token_ids), None
+    if not sampling.ignore_eos:
+        ends |= {*denoiser.sampler.end_tokens, *sampling.end_tokens}
+        padding = denoiser.sampler.padding
     while True:
         room = request.max_tokens - len(answer)
         canvas, steps, logprobs = plain_block(denoiser, request, len(blocks), answer)
         block = PlainBlock(canvas, steps, logprobs)
-        if not blocks and not sampling.suffix and canvas[0] in ends:
+        is_empty = canvas[0] in ends or set(canvas) == {padding}
+        if not blocks and not sampling.suffix and is_empty:
             canvas, more, logprobs = plain_block(denoiser, request, 0, answer, stream=1)
             block = PlainBlock(canvas, steps + more, logprobs, rerolled=True)
         if sampling.suffix:
             canvas = canvas[: -len(sampling.suffix)]
         reason = "length" if len(canvas) >= room else ""
         block.tokens = canvas[:room]
-        for index, token in enumerate(block.tokens):
-            if token in ends:
-                block.tokens, reason = canvas[: index + 1], "stop"
+        for index, token in enumerate(canvas):
+            if token in ends or set(canvas[index:]) == {padding}:
+                length = index + (token in ends)
+                if length <= room:
+                    block.tokens, reason = canvas[:length], "stop"
                 break
         block.logprobs = block.logprobs[: len(block.tokens)]
         blocks.append(block)
@@ -82,7 +88,10 @@ def plain_block(
     for step in range(steps):
         hidden = decode(model, canvas, soft, cache).double()
         raw = model.config.softcap * (hidden @ embedding.T / model.config.softcap).tanh()
-        logits = biased(raw, request, answer, set(denoiser.sampler.end_tokens))
+        ends = {*denoiser.sampler.end_tokens, *sampling.end_tokens, *sampling.stop_token_ids}
+        if denoiser.sampler.padding is not None:
+            ends.add(denoiser.sampler.padding)
+        logits = biased(raw, request, answer, ends)
         argmax = torch.cat([logits.argmax(-1)[:free], suffix])
         temperature = sampler.t_min + (sampler.t_max - sampler.t_min) * (steps - step) / steps
         probs = (logits / (temperature * (sampling.temperature or 1.0))).softmax(-1)
@@ -123,12 +132,16 @@ def filled_cache(denoiser: Denoiser, tokens: list[int]) -> KVCache:
 
 
 def biased(raw: Tensor, request: GenerateRequest, answer: list[int], ends: set[int]) -> Tensor:
-    """Returns the logits [C, V] with the request's bias, penalties and min_tokens applied."""
+    """Returns the logits [C, V] with the request's bias, penalties, bans and min_tokens applied."""
     sampling, logits = request.sampling, raw.clone()
+    for token in {*request.prompt, *answer}:
+        column, penalty = logits[:, token], sampling.repetition_penalty
+        logits[:, token] = torch.where(column > 0, column / penalty, column * penalty)
     for token, bias in sampling.logit_bias.items():
         logits[:, token] += bias
     for token, count in Counter(answer).items():
         logits[:, token] -= count * sampling.frequency_penalty + sampling.presence_penalty
+    logits[:, sampling.banned_tokens] = -math.inf
     for position in range(len(logits)):
         if len(answer) + position < sampling.min_tokens:
             logits[position, list(ends)] = -math.inf
@@ -136,7 +149,7 @@ def biased(raw: Tensor, request: GenerateRequest, answer: list[int], ends: set[i
 
 
 def drawn(probs: Tensor, uniform: float, request: GenerateRequest) -> int:
-    """Draw a token from one position's distribution [V], after top-k and top-p."""
+    """Draw a token from one position's distribution [V], after top-k, top-p and min-p."""
     sampling = request.sampling
     order = probs.argsort(descending=True).tolist()
     order = order[: sampling.top_k or len(order)]
@@ -145,6 +158,7 @@ def drawn(probs: Tensor, uniform: float, request: GenerateRequest) -> int:
         if spent < sampling.top_p * mass:
             kept.add(token)
         spent += float(probs[token])
+    kept = {token for token in kept if probs[token] >= sampling.min_p * probs.max()}
     target, running = uniform * float(probs[sorted(kept)].sum()), 0.0
     for token in sorted(kept):
         running += float(probs[token])

@@ -22,8 +22,8 @@ ENDLESS = Shape(layers="sf", canvas=8, confidence_threshold=1e-9, steps=4)
 def denoiser(tmp_path_factory):
     folder = write_random_model(tmp_path_factory.mktemp("tiny"), ENDLESS)
     denoiser = build_denoiser(EngineConfig(model=str(folder), device="cpu", max_context=128))
-    # Without end tokens, every answer continues until its max_tokens.
-    denoiser.sampler = dataclasses.replace(denoiser.sampler, end_tokens=frozenset())
+    # Without end tokens and padding, every answer continues until its max_tokens.
+    denoiser.sampler = dataclasses.replace(denoiser.sampler, end_tokens=frozenset(), padding=None)
     return denoiser
 
 
@@ -229,6 +229,106 @@ def test_other_errors_of_a_pass_are_raised(worker, denoiser, monkeypatch):
     worker.handle(Cancel("a"))
 
 
+class Damaged:
+    """Makes hidden states of a request NaN or infinite: from a denoising step and a position on."""
+
+    def __init__(self, denoiser, monkeypatch, *, value=float("nan"), step=0, first=0):
+        self.passes, run, run_model = [], denoiser.run, denoiser._run_model
+
+        def recorded(works):
+            self.passes.append(works)
+            return run(works)
+
+        def damaged(segments, canvases):
+            hidden, start = run_model(segments, canvases).clone(), 0
+            sequences = [w.sequence for w in self.passes[-1] if w.denoise]
+            for sequence, canvas in zip(sequences, canvases, strict=True):
+                if sequence.request.id == "damaged" and sequence.step_index >= step:
+                    hidden[start + first : start + canvas.width, 5] = value
+                start += canvas.width
+            return hidden
+
+        monkeypatch.setattr(denoiser, "run", recorded)
+        monkeypatch.setattr(denoiser, "_run_model", damaged)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("first", [0, 7])
+@pytest.mark.parametrize("step", [0, 2, 3])  # the last step makes the block final in any case
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"top_p": 0.5}, {"top_k": 3}, {"temperature": 0}, {"top_logprobs": 2}, {"min_tokens": 3}],
+)
+def test_a_request_fails_at_once_if_outputs_of_the_model_are_not_finite(
+    worker, denoiser, monkeypatch, value, first, step, options
+):
+    expected = tokens_of(worker.generate(request("sound", **options)))
+    Damaged(denoiser, monkeypatch, value=value, step=step, first=first)
+    for name in ("sound", "damaged"):
+        worker.handle(request(name, **options))
+    messages = until_idle(worker)
+    (failed,) = [m for m in messages if m.id == "damaged"]
+    assert isinstance(failed, Failed)
+    assert failed.code == "outputs_not_finite"
+    assert "not finite" in failed.message
+    assert tokens_of(m for m in messages if m.id == "sound") == expected
+
+
+def test_a_request_whose_outputs_are_not_finite_takes_no_further_pass_and_keeps_no_prefix(
+    worker, denoiser, monkeypatch
+):
+    denoiser.forget_prefixes()
+    damaged = Damaged(denoiser, monkeypatch)
+    messages = list(worker.generate(request("damaged")))
+    assert [type(message) for message in messages] == [Failed]
+    assert len(damaged.passes) == 2  # the prompt in two chunks, the second with the first step
+    assert denoiser.kept_prefix_bytes == 0
+    assert worker.idle
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("weight", ["embedding", "norm", "layer"])
+@pytest.mark.parametrize("suffix", [[], [40, 41]])
+def test_damaged_weights_are_an_error(tmp_path, value, weight, suffix):
+    folder = write_random_model(tmp_path, ENDLESS)
+    denoiser = build_denoiser(EngineConfig(model=str(folder), device="cpu", max_context=128))
+    model = denoiser.model
+    weights = {
+        "embedding": model.embedding[77],  # neither in the prompt nor in the suffix
+        "norm": model.norm.weight,
+        "layer": model.layers[0].mlp.down[3],
+    }
+    with torch.no_grad():
+        weights[weight][5] = value
+    options = {"max_tokens": 6, "suffix": suffix, "max_denoising_steps": 1}
+    messages = Worker(denoiser, EngineConfig()).generate(request(**options))
+    assert [message.code for message in messages] == ["outputs_not_finite"]
+
+
+def test_a_speculation_whose_outputs_are_not_finite_is_lost(tmp_path, monkeypatch):
+    shape = Shape(layers="sfsf", window=6, canvas=8, confidence_threshold=0.8, entropy_bound=6.0)
+    config = EngineConfig(model=str(write_random_model(tmp_path, shape)), device="cpu")
+    denoiser = build_denoiser(config)
+    denoiser.sampler = dataclasses.replace(denoiser.sampler, end_tokens=frozenset(), padding=None)
+    worker = Worker(denoiser, config.model_copy(update={"speculate": True}))
+    requests = [request(f"{seed}", seed=seed, max_tokens=60) for seed in range(6)]
+    expected = [list(worker.generate(each)) for each in requests]
+    assert any(m.speculation_won for messages in expected for m in messages[:-1])
+    run_model = denoiser._run_model
+
+    def damaged(segments, canvases):
+        hidden = run_model(segments, canvases).clone()
+        if len(canvases) > 1:
+            hidden[-1] = float("nan")
+        return hidden
+
+    monkeypatch.setattr(denoiser, "_run_model", damaged)
+    for each, undamaged in zip(requests, expected, strict=True):
+        messages = list(worker.generate(each))
+        assert tokens_of(messages) == tokens_of(undamaged)
+        assert not any(m.speculation_won for m in messages[:-1])
+
+
 def test_a_temperature_too_small_for_float32_counts_as_the_smallest_allowed_one(worker):
     expected = tokens_of(worker.generate(request(temperature=1e-3)))
     for temperature in (1e-7, 1e-40):
@@ -252,7 +352,7 @@ def test_speculation_changes_no_token_and_saves_passes(
         model=str(write_random_model(tmp_path, shape)), device="cpu", prefix_cache_mib=0
     )
     denoiser, passes = build_denoiser(config), []
-    denoiser.sampler = dataclasses.replace(denoiser.sampler, end_tokens=frozenset())
+    denoiser.sampler = dataclasses.replace(denoiser.sampler, end_tokens=frozenset(), padding=None)
     run = denoiser.run
     monkeypatch.setattr(denoiser, "run", lambda works: passes.append(works) or run(works))
     answers, counts, tries, wins = {}, {}, 0, 0

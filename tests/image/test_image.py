@@ -333,7 +333,7 @@ def test_prometheus_scrapes_the_container_and_answers_every_query(prometheus, co
         for target in panel["targets"]:
             query_result(re.sub(r"\$__\w+", "1m", target["expr"]))
     rules = prometheus.get("rules").json()["data"]["groups"][0]["rules"]
-    assert len(rules) == 6
+    assert len(rules) == 7
     assert {rule["lastError"] for rule in rules if "lastError" in rule} <= {""}
 
 

@@ -27,9 +27,12 @@ class Pair:
     denoiser: Denoiser
 
     def answer(self, request: GenerateRequest, end_tokens: frozenset[int]) -> list[Block]:
-        """Returns the blocks of Easel's answer, with these end tokens for the checkpoint's."""
+        """Returns the blocks of Easel's answer, with these end tokens for the checkpoint's.
+
+        Padding does not end it, because it does not end the reference's.
+        """
         sampler = self.denoiser.sampler
-        self.denoiser.sampler = dataclasses.replace(sampler, end_tokens=end_tokens)
+        self.denoiser.sampler = dataclasses.replace(sampler, end_tokens=end_tokens, padding=None)
         try:
             *blocks, done = Worker(self.denoiser, EngineConfig(prefill_chunk=10)).generate(request)
         finally:

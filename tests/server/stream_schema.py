@@ -81,8 +81,8 @@ def _chunks(lines: Iterable[str]) -> list[dict[str, Any]]:
     Every event must be one `data:` line and a blank line, and the last must be [DONE].
     """
     text = "\n".join(lines)
-    # A comment keeps a quiet connection open. It ends with a blank line too.
-    lines = re.sub(r"^:.*\n\n?", "", text, flags=re.MULTILINE).split("\n")
+    # A comment keeps a quiet connection open. No blank line follows, which would be an empty event.
+    lines = re.sub(r"^:.*\n", "", text, flags=re.MULTILINE).split("\n")
     assert not any(lines[1::2]), "an event is not one line and a blank line"
     assert all(line.startswith("data: ") for line in lines[::2]), "a line that is not data"
     *events, done = [line.removeprefix("data: ") for line in lines[::2]]

@@ -2,13 +2,23 @@
 
 import gzip
 import json
+import re
+import sys
 import threading
+import zlib
+from pathlib import Path
 
 import httpx
 import pytest
 
 from app.openapi import BODIES
+from app.settings import Settings
 from tests.server.vitals import unharmed
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 LARGE = 10_000_000
 USER = {"role": "user", "content": "x"}
@@ -28,6 +38,7 @@ def good(model_folder):
         "/v1/chat/completions": f'{{"max_tokens":1,{chat}%s}}',
         "/v1/completions": '{"max_tokens":1,"prompt":"x"%s}',
         "/v1/responses": '{"max_output_tokens":1,"input":"x"%s}',
+        "/v1/responses/input_tokens": '{"input":"x"%s}',
         "/v1/messages": f'{{"model":"{model_folder.name}","max_tokens":1,{chat}%s}}',
         "/v1/messages/count_tokens": f'{{"model":"{model_folder.name}",{chat}%s}}',
         "/tokenize": f"{{{chat}%s}}",
@@ -53,7 +64,7 @@ def post(http, path, text):
 def tools(path, schema):
     """Returns a member `tools` in the dialect of `path` with `schema` as a function's schema."""
     match path:
-        case "/v1/responses":
+        case "/v1/responses" | "/v1/responses/input_tokens":
             tool = f'{{"type":"function","name":"f","parameters":{schema}}}'
         case "/v1/messages" | "/v1/messages/count_tokens":
             tool = f'{{"name":"f","input_schema":{schema}}}'
@@ -145,10 +156,14 @@ def test_odd_characters_come_back_unchanged(http, good, text):
 def test_bodies_that_are_not_json_in_utf_8_are_refused_and_others_accepted(http, good, path):
     text = good[path] % ""
     assert is_refused(post(http, path, gzip.compress(text.encode())))
-    assert is_refused(http.post(path, content=text.encode("utf-16")))
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):
+        response = http.post(path, content=text.encode(encoding))
+        assert is_refused(response)
+        message = response.json()["error"]["message"]
+        assert message == f"The body is {encoding[:6].upper()} text; JSON must be sent as UTF-8."
     latin = text.replace("x", "é").encode("latin-1") + b"\xe9"
     assert is_refused(http.post(path, content=latin))
-    assert is_refused(http.post(path, content=b"\xef\xbb\xbf" + text.encode()))
+    assert http.post(path, content=text.encode("utf-8-sig")).status_code == 200
     chunked = http.post(path, content=(text[at : at + 7].encode() for at in range(0, 999, 7)))
     assert chunked.status_code == 200
     twice = f'{text[:-1]},"model":5,"model":null}}'
@@ -158,10 +173,29 @@ def test_bodies_that_are_not_json_in_utf_8_are_refused_and_others_accepted(http,
         assert http.post(path, content=text.encode(), headers=headers).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("encoding", "bomb"),
+    [
+        ("gzip", lambda: gzip.compress(bytes(2**26)) * 128),
+        ("deflate", lambda: zlib.compress(bytes(2**28))),
+        ("zstd", lambda: zstd.compress(bytes(2**26)) * 128),
+    ],
+)
+def test_a_body_that_decodes_to_gigabytes_is_refused_before_it_does(server, encoding, bomb):
+    def most_bytes():
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        return 1024 * int(re.findall(r"VmHWM:\s+(\d+)", status)[0])
+
+    before, headers = most_bytes(), {"content-encoding": encoding}
+    response = server.http.post("/tokenize", content=bomb(), headers=headers)
+    assert response.status_code == 413
+    assert most_bytes() - before < 4 * Settings().max_body_bytes
+
+
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "PUT", "PATCH", "TRACE", "DELETE", "NONE"])
 def test_other_methods_cause_no_server_error(http, method):
     for path in (*BODIES, "/", "/v1/models", "/v1/models/x", "/health/ready", "/v1/responses/x"):
-        assert http.request(method, path).status_code in (200, 400, 404, 405)
+        assert http.request(method, path).status_code in (200, 204, 400, 404, 405)
 
 
 def test_a_huge_page_limit_is_refused(http):

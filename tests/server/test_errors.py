@@ -23,7 +23,15 @@ def envelope(response):
     assert sorted(body["error"]) == ["code", "message", "param", "type"]
     assert body["error"]["message"]
     assert response.headers["x-request-id"]
+    check_retry_header(response)
     return body["error"]
+
+
+def check_retry_header(response):
+    """Check that clients are told not to retry if, and only if, the request itself is wrong."""
+    wrong = 400 <= response.status_code < 500 and response.status_code != 429
+    assert (response.headers.get("x-should-retry") == "false") == wrong
+    assert ("retry-after" in response.headers) == (response.status_code in (429, 503))
 
 
 @pytest.mark.parametrize(
@@ -60,6 +68,21 @@ def envelope(response):
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"5": 101}}, "logit_bias"),
         ({"logit_bias": {"99999": 1}}, "logit_bias"),
+        ({"min_p": -0.1}, "min_p"),
+        ({"min_p": 1.1}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 1e5}, "repetition_penalty"),
+        ({"bad_words": "red"}, "bad_words"),
+        ({"bad_words": ["red", 1]}, "bad_words.1"),
+        ({"bad_words": ["red"] * 257}, "bad_words"),
+        ({"bad_words": ["red", "x" * 129]}, "bad_words.1"),
+        ({"bad_words": ["red", "red green"]}, "bad_words.1"),
+        ({"bad_words": ["<turn|>"]}, "bad_words.0"),
+        ({"stop_token_ids": [7, 99999]}, "stop_token_ids"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids.0"),
+        ({"stop_token_ids": [7] * 65}, "stop_token_ids"),
+        ({"stop_token_ids": ["7"]}, "stop_token_ids.0"),
+        ({"stop_token_ids": 7}, "stop_token_ids"),
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
@@ -156,15 +179,22 @@ def test_the_refusal_of_a_prompt_longer_than_the_context_has_the_numbers(http):
     error = envelope(response)
     assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
     assert error["param"] == "prompt"
-    assert "2048 tokens" in error["message"]
+    # LiteLLM, aider, LangChain and others look for the first words to shorten a conversation.
+    assert error["message"] == (
+        "This model's maximum context length is 2048 tokens. However, your prompt has 2048 tokens; "
+        "at most 2047 leave room for an answer."
+    )
+    suffix = {"prompt": [300] * 2044, "suffix": "one two three", "max_tokens": 4}
+    message = envelope(http.post("/v1/completions", json=suffix))["message"]
+    assert message.startswith("This model's maximum context length is 2048 tokens.")
+    assert "your prompt has 2044 tokens; at most " in message
 
 
 def test_a_wrong_path_and_a_wrong_method_are_answered_in_the_envelope(http):
     assert envelope(http.get("/v1/nope"))["code"] == "not_found"
     wrong = http.get("/v1/chat/completions")
     assert (wrong.status_code, envelope(wrong)["code"]) == (405, "method_not_allowed")
-    assert wrong.headers["allow"] == "POST"
-    assert http.head("/health/ready").status_code == 200
+    assert wrong.headers["allow"] == "OPTIONS, POST"
 
 
 def test_the_request_id_of_the_client_is_returned(http):

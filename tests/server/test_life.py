@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.polling import wait_until
+from tests.server.test_errors import check_retry_header
 
 LONG = {"messages": [{"role": "user", "content": "Count"}], "max_tokens": 1500, "seed": 1}
 
@@ -54,6 +55,7 @@ def test_more_requests_than_the_queue_holds_are_answered_429(limited_server):
         next(first.iter_lines())  # the request has been admitted
         refused = httpx.post(url, json=LONG)
     assert refused.status_code == 429
+    check_retry_header(refused)
     assert refused.json()["error"]["code"] == "queue_full"
     assert int(refused.headers["retry-after"]) >= 1
 
@@ -140,7 +142,7 @@ def test_a_request_that_kills_the_worker_twice_fails(start_server):
             server.kill_worker()
             wait_until(lambda: not server.is_ready())
         error, done = data_of(response)
-    assert json.loads(error)["error"]["code"] == "generation_failed"
+    assert json.loads(error)["error"]["code"] == "worker_died"
     assert "died twice" in json.loads(error)["error"]["message"]
     assert done == "[DONE]"
     server.wait_until_ready()

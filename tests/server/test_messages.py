@@ -6,6 +6,8 @@ import anthropic
 import pytest
 from anthropic.types import Message, shared
 
+from tests.server.test_errors import check_retry_header
+
 QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 COUNT = [{"role": "user", "content": "Count to 50"}]
@@ -215,9 +217,11 @@ def test_usage_counts_cached_tokens_separately(sdk):
     for usage in (first, again.usage):
         assert usage.input_tokens + usage.cache_read_input_tokens == total
         assert usage.cache_creation_input_tokens == 0
+        assert usage.input_tokens > 0  # Claude Code would keep the number of the start instead of 0
+    # How much is cached is not known yet when the stream begins.
     at_start = raw[0].message.usage
-    assert at_start.cache_read_input_tokens == again.usage.cache_read_input_tokens
-    assert at_start.input_tokens == again.usage.input_tokens
+    assert (at_start.input_tokens, at_start.cache_read_input_tokens) == (total, 0)
+    assert at_start.output_tokens == 0
 
 
 def test_counted_tokens_are_those_of_the_usage(sdk):
@@ -253,6 +257,7 @@ def envelope(response):
     assert sorted(body["error"]) == ["message", "type"]
     assert body["error"]["message"]
     assert body["request_id"] == response.headers["request-id"] == response.headers["x-request-id"]
+    check_retry_header(response)
     return body["error"]
 
 
@@ -322,6 +327,14 @@ def test_a_refusal_names_the_field_in_the_envelope_of_anthropic(demo_server, cha
     assert (response.status_code, error["type"]) == (400, "invalid_request_error")
     shared.ErrorResponse.model_validate(response.json(), strict=True)
     assert error["message"].startswith((f"{named}:", f"{named}."))
+
+
+def test_a_request_needs_no_model(demo_server):
+    body = {name: value for name, value in TURN.items() if name != "model"}
+    answer = demo_server.http.post("/v1/messages", json=body)
+    assert (answer.status_code, answer.json()["model"]) == (200, "demo")
+    del body["max_tokens"]
+    assert demo_server.http.post("/v1/messages/count_tokens", json=body).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])

@@ -1,5 +1,6 @@
 """The metrics before and after an answer."""
 
+from tests.polling import wait_until
 from tests.running_server import figures
 
 
@@ -42,7 +43,51 @@ def test_a_request_that_a_stop_string_ends_is_counted_as_stop(http, client):
     assert rise.get(("easel_requests_total", "cancelled"), 0) == 0
 
 
-def test_a_refused_request_changes_no_metric(http):
+def counted(http):
+    """Returns the counters and the histograms' counts, without those of this request."""
+    ends = ("_total", "_count")
+    metrics = read(http)
+    return {k: v for k, v in metrics.items() if k[0].endswith(ends) and "/metrics" not in k}
+
+
+def rises(http, before):
+    return {k: v - before.get(k, 0) for k, v in counted(http).items() if v != before.get(k, 0)}
+
+
+def test_a_refused_request_is_counted_by_its_status_and_code_and_nowhere_else(server, http):
+    server.wait_until_idle()
+    before = counted(http)
+    good = {"messages": [{"role": "user", "content": "x"}]}
+    for body in ({"messages": []}, {**good, "colour": "red"}, {**good, "colour": "blue"}):
+        assert http.post("/v1/chat/completions", json=body).status_code == 400
+    for number in range(3):
+        assert http.get(f"/v1/nope/{number}").status_code == 404
+    name = "easel_error_responses_total"
+    expected = {
+        (name, "invalid_request_error", "400"): 1,
+        (name, "unknown_parameter", "400"): 2,
+        (name, "not_found", "404"): 3,
+    }
+    wait_until(lambda: rises(http, before) == expected)
+
+
+def test_the_time_of_a_request_is_measured_until_its_stream_has_ended(server, http):
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 40, "stream": True}
+    path = "/v1/chat/completions"
     before = read(http)
-    assert http.post("/v1/chat/completions", json={"messages": []}).status_code == 400
-    assert read(http) == before
+    with server.stopped_worker(), http.stream("POST", path, json=body) as streamed:
+        next(streamed.iter_lines())
+        assert rises(http, before).get(("easel_request_seconds_count", path), 0) == 0
+    server.wait_until_idle()
+    http.post(path, json=body).raise_for_status()
+    # The request whose client has left is not measured.
+    wait_until(lambda: rises(http, before).get(("easel_request_seconds_count", path)) == 1)
+    assert rises(http, before).get(("easel_requests_total", "cancelled")) == 1
+    took_s, first_s = (
+        read(http)[key] - before.get(key, 0)
+        for key in (
+            ("easel_request_seconds_sum", path),
+            ("easel_time_to_first_block_seconds_sum",),
+        )
+    )
+    assert took_s >= first_s

@@ -24,6 +24,7 @@ def test_a_request_that_does_not_fit_fails_and_the_worker_goes_on(start_server):
     resource.prlimit(worker, resource.RLIMIT_AS, (limit, limit))
     failed = ask(server, [400] * 1900)
     assert (failed.status_code, failed.json()["error"]["code"]) == (500, "out_of_memory")
+    assert failed.headers["x-should-retry"] == "false"
     event, done = ask(server, [400] * 1900, stream=True).text.strip().split("\n\n")
     assert '"code": "out_of_memory"' in event
     assert done == "data: [DONE]"

@@ -11,7 +11,8 @@ from openai.types.responses import Response, ResponseItemList, ResponseStreamEve
 from tests.pictures import data_url, noise_picture
 from tests.server.stream_schema import strictly
 
-EXTENSIONS = {"diffusion", "store"}  # OpenAI sends `store` too, although its schema lacks it
+# OpenAI sends the last three too, although its schema lacks them.
+EXTENSIONS = {"diffusion", "store", "presence_penalty", "frequency_penalty"}
 
 WEATHER = {
     "type": "function",
@@ -105,6 +106,7 @@ def test_a_whole_answer_fits_the_official_types_strictly(demo_http):
     assert (response.instructions, response.metadata) == ("Be brief.", {"a": "b"})
     assert (response.tool_choice, response.parallel_tool_calls) == ("auto", True)
     assert (response.temperature, response.top_p, response.user) == (1.0, 1.0, "me")
+    assert (answer.json()["presence_penalty"], answer.json()["frequency_penalty"]) == (0, 0)
     assert response.tools[0].to_dict() == {**WEATHER, "strict": False}
     assert response.usage.total_tokens == response.usage.input_tokens + response.usage.output_tokens
     assert response.usage.output_tokens_details.reasoning_tokens == 0
@@ -606,3 +608,45 @@ def test_a_model_without_vision_names_the_image_that_it_refuses(http):
 def test_the_refusal_of_a_prompt_longer_than_the_context_names_the_input(http):
     error = http.post("/v1/responses", json={"input": "x y " * 3000}).json()["error"]
     assert (error["code"], error["param"]) == ("context_length_exceeded", "input")
+    assert error["message"].startswith("This model's maximum context length is 2048 tokens.")
+
+
+def test_counted_tokens_are_those_of_the_usage(demo_client):
+    first = ask(demo_client, "Hello!", instructions="Be brief.")
+    for options in (
+        {"input": QUESTION},
+        {"input": [message("user", {"type": "input_text", "text": QUESTION})]},
+        {"input": QUESTION, "tools": [WEATHER], "instructions": "Be brief."},
+        {"input": QUESTION, "reasoning": {"effort": "high"}, "tool_choice": "none"},
+        {"input": "And then?", "previous_response_id": first.id},
+    ):
+        counted = demo_client.responses.input_tokens.count(model="demo", **options)
+        assert counted.object == "response.input_tokens"
+        assert counted.input_tokens == ask(demo_client, **options).usage.input_tokens
+
+
+def test_tokens_are_counted_for_any_body_that_asks_for_a_response(demo_http):
+    count = "/v1/responses/input_tokens"
+    body = {"input": QUESTION, "max_output_tokens": 5, "temperature": 0, "store": False}
+    assert demo_http.post(count, json=body).status_code == 200
+    assert demo_http.post("/responses/input_tokens", json={"input": None}).status_code == 200
+    for change, param, status in (
+        ({"stream": True}, "stream", 400),
+        ({"personality": "friendly"}, None, 200),
+        ({"model": "other"}, "model", 404),
+        ({"previous_response_id": "resp_0"}, "previous_response_id", 400),
+        ({"input": [CALL]}, None, 200),
+        ({"input": [{"type": "item_reference", "id": "msg_0"}]}, "input.0.id", 404),
+    ):
+        answer = demo_http.post(count, json={**body, **change})
+        assert answer.status_code == status
+        assert status == 200 or answer.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize("path", ["/v1/responses/compact", "/responses/resp_0/cancel"])
+def test_endpoints_that_are_not_supported_are_refused_by_name(demo_http, path):
+    refused = demo_http.post(path, json={"model": "demo", "input": QUESTION})
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"]) == (404, "unsupported_endpoint")
+    assert path.rpartition("/")[2] in error["message"]
+    assert "is not supported: " in error["message"]

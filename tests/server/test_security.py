@@ -25,7 +25,18 @@ def guarded(shared_server, tmp_path_factory):
 def test_each_key_gives_access(guarded, key):
     with openai.OpenAI(base_url=f"{guarded.url}/v1", api_key=key, max_retries=0) as client:
         assert client.models.list().data
-    assert guarded.http.get("/v1/models", headers={"x-api-key": key}).status_code == 200
+    for headers in (
+        {"x-api-key": key},
+        {"api-key": key},
+        {"authorization": "Bearer none", "x-api-key": key},  # Claude Code can send two
+        {"authorization": f"Bearer {key}", "api-key": "none"},
+    ):
+        assert guarded.http.get("/v1/models", headers=headers).status_code == 200
+    azure = openai.AzureOpenAI(
+        base_url=f"{guarded.url}/v1", api_key=key, api_version="x", max_retries=0
+    )
+    with azure as client:
+        assert client.models.list().data
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/v1/nope", "/"])
@@ -36,6 +47,8 @@ def test_each_key_gives_access(guarded, key):
         {"authorization": "Bearer first"},
         {"authorization": "Basic first-key"},
         {"x-api-key": ""},
+        {"api-key": "first"},
+        {"authorization": "Bearer none", "x-api-key": "none", "api-key": ""},
     ],
 )
 def test_requests_without_a_key_are_refused(guarded, path, headers):
@@ -60,7 +73,8 @@ def test_the_sdk_raises_an_authentication_error_for_a_wrong_key(guarded):
 
 
 def test_health_needs_no_key(guarded):
-    assert guarded.http.get("/health/ready").status_code == 200
+    for path in ("/health", "/health/", "//health/ready", "/health/live"):
+        assert guarded.http.get(guarded.url + path).status_code == 200
 
 
 def test_a_page_of_an_allowed_origin_may_send_requests_and_read_errors(guarded):
@@ -78,6 +92,38 @@ def test_a_page_of_an_allowed_origin_may_send_requests_and_read_errors(guarded):
     assert refused.headers["access-control-allow-origin"] == origin["origin"]
     other = guarded.http.get("/v1/models", headers={"origin": "https://other.example"})
     assert "access-control-allow-origin" not in other.headers
+
+
+def test_a_public_page_of_an_allowed_origin_may_use_a_private_network(guarded):
+    preflight = {
+        "access-control-request-method": "POST",
+        "access-control-request-private-network": "true",
+    }
+    for origin, status in (("https://page.example", 200), ("https://other.example", 400)):
+        answer = guarded.http.options("/v1/models", headers={**preflight, "origin": origin})
+        assert answer.status_code == status
+        assert ("access-control-allow-origin" in answer.headers) == (status == 200)
+        if status == 200:
+            assert answer.headers["access-control-allow-private-network"] == "true"
+
+
+def test_pages_may_read_every_header_that_a_browser_would_hide(guarded):
+    origin = {"origin": "https://page.example", "authorization": f"Bearer {KEYS[0]}"}
+    answers = [
+        guarded.http.get("/v1/models", headers={"origin": origin["origin"]}),
+        guarded.http.get("/v1/models", headers=origin),
+        guarded.http.options("/v1/models", headers=origin),
+        guarded.http.post("/tokenize", headers={**origin, "content-encoding": "br"}),
+        guarded.http.get("/v1/nope", headers=origin),
+    ]
+    # Browsers show the first ones to every page. Those after them are not for pages.
+    shown = {"cache-control", "content-length", "content-type"}
+    hidden = {"date", "server", "vary"}
+    for answer in answers:
+        exposed = set(answer.headers["access-control-expose-headers"].split(", "))
+        sent = {name for name in answer.headers if not name.startswith("access-control-")}
+        assert sent - exposed - shown - hidden == set()
+        assert {"retry-after", "retry-after-ms"} <= exposed
 
 
 def test_no_page_may_send_requests_by_default(http):

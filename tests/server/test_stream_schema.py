@@ -96,7 +96,7 @@ def test_a_completion_stream_has_the_log_probabilities_of_the_whole_answer(http,
     for answer, parts in zip(whole, by_choice(chunks), strict=True):
         expected = answer["logprobs"]
         assert expected["tokens"]
-        streamed = [each["logprobs"] for each in parts if each["logprobs"]]
+        streamed = [each["logprobs"] for each in parts]  # also of parts without a text
         for field in ("tokens", "text_offset"):
             assert [value for each in streamed for value in each[field]] == expected[field]
         figures = [value for each in streamed for value in each["token_logprobs"]]
@@ -227,7 +227,12 @@ BREAKS = {
 
 
 def test_a_stream_with_calls_and_our_extensions_is_accepted():
-    assert check_chat_stream([": ping", "", *lines(RIGHT)], include_usage=True) == RIGHT
+    assert check_chat_stream([": keep-alive", *lines(RIGHT)], include_usage=True) == RIGHT
+
+
+def test_a_comment_that_a_blank_line_follows_is_refused():
+    with pytest.raises(AssertionError, match="not one line and a blank line"):
+        check_chat_stream([": keep-alive", "", *lines(RIGHT)], include_usage=True)
 
 
 @pytest.mark.parametrize("broken", BREAKS.values(), ids=BREAKS)

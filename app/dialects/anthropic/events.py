@@ -21,7 +21,7 @@ from app.chat_format.events import Event, TextDelta, ThinkingDelta, ToolCallDelt
 from app.errors import ApiError, error_body
 from app.logs import request_id
 from app.services import Services
-from app.sse import NamedEvent
+from app.sse import NamedEvent, event_stream
 from engine.messages import GenerateRequest
 
 # Clients do not send back a thought that has no signature. This one signs nothing.
@@ -50,22 +50,24 @@ class MessagesAnswer:
         }
         return Response(msgspec.json.encode(message), media_type="application/json")
 
-    async def events(self) -> AsyncGenerator[NamedEvent, None]:
-        """Yields the stream. It begins when the first block is there.
+    def stream(self) -> Response:
+        """Returns a stream that is the same answer as `whole`."""
+        idle_s = self.services.settings.stream_idle_s
+        return event_stream(self._events(), idle_s, lambda: _event("ping"))
 
-        Only then is the number of cached tokens known, and `message_start` must have it: clients
-        keep the number from there if a later one is zero.
+    async def _events(self) -> AsyncGenerator[NamedEvent, None]:
+        """Yields the events. The first ones come at once, while the answer waits for its turn.
+
+        How much of the prompt is cached is known with the first block. `message_delta` has it, and
+        its figures replace those of `message_start`.
         """
+        yield self._beginning()
+        yield _event("ping")
         blocks = _StreamedBlocks(self.shows_thoughts)
-        begun = False
         try:
             answer = answer_events(self.services, self.request, self.prepared)
             async with aclosing(answer) as events:
                 async for event in events:
-                    if not begun:
-                        yield self._beginning(event.figures)
-                        yield _event("ping")
-                        begun = True
                     match event:
                         case Delta(event=added):
                             for each in blocks.add(added):
@@ -84,13 +86,14 @@ class MessagesAnswer:
             body = error_body(error, "anthropic", request_id.get())
             yield NamedEvent("error", json.dumps(body))
 
-    def _beginning(self, figures: Figures) -> NamedEvent:
+    def _beginning(self) -> NamedEvent:
+        (prompt,) = self.request.prompts
         message = {
             **self.head,
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
-            "usage": _usage(figures),
+            "usage": _usage(Figures(len(prompt.tokens))),
         }
         return _event("message_start", message=message)
 
@@ -174,11 +177,16 @@ def _new_call(name: str) -> dict[str, Any]:
 
 
 def _usage(figures: Figures) -> dict[str, Any]:
-    """Returns Anthropic's usage object. Its `input_tokens` do not include cached tokens."""
+    """Returns Anthropic's usage object. Its `input_tokens` do not include cached tokens.
+
+    There is always at least one, even if all are cached: clients such as Claude Code keep the
+    number of `message_start` if a later one is 0.
+    """
+    cached_tokens = min(figures.cached_tokens, figures.prompt_tokens - 1)
     return {
-        "input_tokens": figures.prompt_tokens - figures.cached_tokens,
+        "input_tokens": figures.prompt_tokens - cached_tokens,
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": figures.cached_tokens,
+        "cache_read_input_tokens": cached_tokens,
         "output_tokens": figures.completion_tokens,
         "output_tokens_details": {"thinking_tokens": figures.thinking_tokens},
     }

@@ -17,7 +17,6 @@ from app.dialects.waiting import unless_gone
 from app.errors import ContextLengthExceeded
 from app.prompting.prompt import Prompt
 from app.services import Admission, Services, services_of
-from app.sse import event_stream
 from engine.messages import GenerateRequest, Ready
 
 router = APIRouter()
@@ -39,7 +38,7 @@ async def messages(http: Request, admit: Admission) -> Response:
     prepared = _prepared(services, request, limits)
     answer = MessagesAnswer(services, request, prepared, body.shows_thoughts, head)
     if body.stream:
-        return event_stream(answer.events())
+        return answer.stream()
     return await unless_gone(http, answer.whole())
 
 
@@ -58,7 +57,7 @@ def answer_request(services: Services, body: MessagesRequest) -> AnswerRequest:
     prompt = _prompt(services, body)
     return AnswerRequest(
         [prompt],
-        body.sampling(unset_seed(body.temperature, [prompt])),
+        body.sampling(unset_seed(body.temperature, [prompt]), services.prompts.vocabulary),
         body.max_tokens,
         "messages",
         timeout_s=body.timeout,

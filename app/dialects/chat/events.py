@@ -2,18 +2,27 @@
 
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from app.answer.generation import Choice, Delta, Finished
 from app.chat_format.events import Event, TextDelta, ThinkingDelta, ToolCallDelta, ToolCallEnd
+from app.dialects.chat.schema import ChatCompletionRequest
 from app.dialects.logprobs import token_logprobs
 from app.dialects.openai_answer import OpenAIAnswer
 from engine.messages import TokenLogprobs
 
 
+@dataclass(frozen=True)
 class ChatAnswer(OpenAIAnswer):
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+
+    body: ChatCompletionRequest
+
+    def _prompt_head(self) -> dict[str, Any]:
+        (prompt,) = self.request.prompts
+        return {"prompt_token_ids": prompt.tokens} if self.body.return_token_ids else {}
 
     def _whole(self, choice: Choice) -> dict[str, Any]:
         calls = choice.calls
@@ -22,7 +31,7 @@ class ChatAnswer(OpenAIAnswer):
             "content": None if calls and not choice.text else choice.text,
             "refusal": None,
         }
-        if choice.thinking:
+        if choice.thinking and self.body.shows_thoughts:
             message |= _thinking(choice.thinking)
         if calls:
             message["tool_calls"] = [_new_call(call.name, call.arguments) for call in calls]
@@ -39,10 +48,11 @@ class ChatAnswer(OpenAIAnswer):
             yield self._chunk(choice, {"role": "assistant", "content": ""})
 
     def _added(self, delta: Delta) -> dict[str, Any] | None:
-        added = _delta(delta.event)
-        if added is None:
+        hidden = isinstance(delta.event, ThinkingDelta) and not self.body.shows_thoughts
+        added = None if hidden else _delta(delta.event)
+        if added is None and not (self.body.return_token_ids and delta.tokens):
             return None
-        return self._chunk(delta.choice, added, logprobs=delta.logprobs)
+        return self._chunk(delta.choice, added or {}, logprobs=delta.logprobs)
 
     def _ended(self, end: Finished) -> dict[str, Any]:
         return self._chunk(end.choice, {}, end.reason, end.logprobs)

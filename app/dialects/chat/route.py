@@ -14,7 +14,6 @@ from app.dialects.chat.schema import ChatCompletionRequest
 from app.dialects.chat.turns import chat_prompt
 from app.dialects.waiting import unless_gone
 from app.services import Admission, Services, services_of
-from app.sse import event_stream
 
 router = APIRouter()
 
@@ -33,9 +32,9 @@ async def chat_completions(http: Request, admit: Admission) -> Response:
         "created": int(time.time()),
         "model": model,
     }
-    answer = ChatAnswer(services, request, prepared, head, body.include_usage)
+    answer = ChatAnswer(services, request, prepared, head, body)
     if body.stream:
-        return event_stream(answer.chunks())
+        return answer.stream()
     return await unless_gone(http, answer.whole())
 
 
@@ -46,7 +45,9 @@ def answer_request(services: Services, body: ChatCompletionRequest) -> AnswerReq
     top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return AnswerRequest(
         [prompt],
-        msgspec.structs.replace(body.sampling(seed), top_logprobs=top_logprobs),
+        msgspec.structs.replace(
+            body.sampling(seed, services.prompts.vocabulary), top_logprobs=top_logprobs
+        ),
         body.token_limit,
         "messages",
         timeout_s=body.timeout,

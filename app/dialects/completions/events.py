@@ -24,12 +24,13 @@ class CompletionAnswer(OpenAIAnswer):
 
     def _whole(self, choice: Choice) -> dict[str, Any]:
         text = self._echo(choice.end.choice) + choice.text
-        return self._choice(choice.end.choice, text, choice.end.reason, choice.logprobs)
+        shown = self._choice(choice.end.choice, text, choice.end.reason, choice.logprobs)
+        return {**shown, **self._prompt_tokens(choice.end.choice)}
 
     def _openings(self) -> Iterator[dict[str, Any]]:
-        if self.body.echo:
+        if self.body.echo or self.body.return_token_ids:
             for index in range(self.request.choices):
-                yield self._choice(index, self._echo(index))
+                yield {**self._choice(index, self._echo(index)), **self._prompt_tokens(index)}
 
     def _added(self, delta: Delta) -> dict[str, Any]:
         assert isinstance(delta.event, TextDelta)  # a raw completion is all text
@@ -37,6 +38,11 @@ class CompletionAnswer(OpenAIAnswer):
 
     def _ended(self, end: Finished) -> dict[str, Any]:
         return self._choice(end.choice, "", end.reason, end.logprobs)
+
+    def _prompt_tokens(self, index: int) -> dict[str, Any]:
+        """Returns the field with the token ids of a choice's prompt if the request asks for it."""
+        prompt = self.request.prompts[index // self.request.n]
+        return {"prompt_token_ids": prompt.tokens} if self.body.return_token_ids else {}
 
     def _echo(self, index: int) -> str:
         """Returns the prompt as text if the request sets `echo`, else an empty text."""
@@ -55,7 +61,7 @@ class CompletionAnswer(OpenAIAnswer):
         logprobs: Sequence[TokenLogprobs] = (),
     ) -> dict[str, Any]:
         shown = None
-        if self.body.logprobs is not None and logprobs:
+        if self.body.logprobs is not None:
             tokens = [self._token(each.token) for each in logprobs]
             ends = accumulate(map(len, tokens), initial=self.offsets[index])
             *starts, self.offsets[index] = ends

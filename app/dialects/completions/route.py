@@ -15,7 +15,6 @@ from app.dialects.waiting import unless_gone
 from app.errors import BadRequest
 from app.prompting.prompt import Prompt
 from app.services import Admission, Services, services_of
-from app.sse import event_stream
 from engine.messages import Ready
 
 router = APIRouter()
@@ -36,9 +35,9 @@ async def completions(http: Request, admit: Admission) -> Response:
         "created": int(time.time()),
         "model": model,
     }
-    answer = CompletionAnswer(services, request, prepared, head, body.include_usage, body)
+    answer = CompletionAnswer(services, request, prepared, head, body)
     if body.stream:
-        return event_stream(answer.chunks())
+        return answer.stream()
     return await unless_gone(http, answer.whole())
 
 
@@ -48,7 +47,7 @@ def answer_request(services: Services, body: CompletionRequest, limits: Ready) -
     return AnswerRequest(
         prompts,
         msgspec.structs.replace(
-            body.sampling(unset_seed(body.temperature, prompts)),
+            body.sampling(unset_seed(body.temperature, prompts), services.prompts.vocabulary),
             top_logprobs=body.logprobs,
             suffix=services.prompts.vocabulary.encode_literally(body.suffix) if body.suffix else [],
         ),

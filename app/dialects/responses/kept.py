@@ -1,4 +1,7 @@
-"""The endpoints `/v1/responses/{id}`, which read and delete kept responses."""
+"""The endpoints `/v1/responses/{id}`, which read and delete kept responses.
+
+OpenAI's other endpoints of this kind are refused by name.
+"""
 
 import re
 from typing import Any
@@ -67,6 +70,26 @@ async def get_input_items(http: Request, id: str) -> Response:
     )
 
 
+@router.post("/responses/compact", include_in_schema=False)
+@router.post("/v1/responses/compact", include_in_schema=False)
+async def compact() -> None:
+    raise NotFound(
+        "/v1/responses/compact is not supported: nothing here compacts a conversation. Ask for a "
+        "summary of it with /v1/responses, and go on with that.",
+        code="unsupported_endpoint",
+    )
+
+
+@router.post("/responses/{id}/cancel", include_in_schema=False)
+@router.post("/v1/responses/{id}/cancel", include_in_schema=False)
+async def cancel() -> None:
+    raise NotFound(
+        "/v1/responses/{id}/cancel is not supported: no response runs in the background. Close the "
+        "connection to cancel an answer.",
+        code="unsupported_endpoint",
+    )
+
+
 def _kept(http: Request, id: str) -> KeptResponse:
     kept = response_store(http).get(id)
     if kept is None:
@@ -85,7 +108,7 @@ def _listed(item: InputItem) -> dict[str, Any]:
     """Returns the item as OpenAI lists it: with a status, and a message's content in parts."""
     listed = {"status": "completed", **item.model_dump(exclude_none=True)}
     if isinstance(item, MessageItem):
-        parts = listed["content"]
+        parts = listed.get("content", [])
         if isinstance(parts, str):
             kind = "output_text" if item.role == "assistant" else "input_text"
             parts = [{"type": kind, "text": parts}]

@@ -1,4 +1,4 @@
-"""The endpoint `POST /v1/responses`."""
+"""The endpoints `POST /v1/responses` and `/v1/responses/input_tokens`."""
 
 import asyncio
 import json
@@ -20,12 +20,18 @@ from app.dialects.body import parsed
 from app.dialects.logprobs import token_logprobs
 from app.dialects.responses.events import OutputItems, StreamEvent, item_id
 from app.dialects.responses.items import InputItem, ItemReference, sent_back
-from app.dialects.responses.schema import FunctionTool, NamespaceTool, ResponseRequest
+from app.dialects.responses.schema import (
+    FunctionTool,
+    InputTokensRequest,
+    NamespaceTool,
+    ResponseRequest,
+)
 from app.dialects.responses.store import KeptResponse, ResponseStore, response_store
 from app.dialects.responses.turns import conversation, namespaces, offered_tools
 from app.dialects.waiting import unless_gone
 from app.errors import ApiError, BadRequest, NotFound, error_event
 from app.prompting.conversation import Turn
+from app.prompting.prompt import Prompt
 from app.services import Admission, Services, services_of
 from app.sse import NamedEvent, event_stream
 from engine.messages import GenerateRequest, TokenLogprobs
@@ -50,8 +56,7 @@ async def create_response(http: Request, admit: Admission) -> Response:
     services, store = services_of(http), response_store(http)
     model = services.model_name(body.model)
     limits = admit()
-    earlier = _earlier(store, body)
-    new = [_resolved(store, item, index) for index, item in enumerate(body.items)]
+    earlier, new = _conversation(store, body)
     request = await asyncio.to_thread(answer_request, services, body, earlier, new)
     prepared = prepare(request, limits, services.prompts.vocabulary)
     incoming = Incoming(body, [*earlier, *new], request, prepared)
@@ -59,8 +64,30 @@ async def create_response(http: Request, admit: Admission) -> Response:
     output = _output(services, incoming)
     events = _events(services, store, incoming, head, output)
     if body.stream:
-        return event_stream(_stream(events, head, output))
+        return ResponseStream(events, head, output).response(services.settings.stream_idle_s)
     return await unless_gone(http, _whole(events))
+
+
+@router.post("/responses/input_tokens", include_in_schema=False)
+@router.post("/v1/responses/input_tokens")
+async def count_input_tokens(http: Request) -> dict[str, Any]:
+    body = await parsed(http, InputTokensRequest)
+    services = services_of(http)
+    services.model_name(body.model)
+    earlier, new = _conversation(response_store(http), body)
+    prompt = await asyncio.to_thread(_prompt, services, body, earlier, new)
+    return {"object": "response.input_tokens", "input_tokens": len(prompt.tokens)}
+
+
+def _conversation(
+    store: ResponseStore, body: ResponseRequest
+) -> tuple[list[InputItem], list[InputItem]]:
+    """Returns the items of the kept response that the request continues, and the request's own.
+
+    Raises BadRequest or NotFound if something that the request refers to is not kept.
+    """
+    earlier = _earlier(store, body)
+    return earlier, [_resolved(store, item, index) for index, item in enumerate(body.items)]
 
 
 def _earlier(store: ResponseStore, body: ResponseRequest) -> list[InputItem]:
@@ -97,22 +124,33 @@ def answer_request(
     new: Sequence[InputItem],
 ) -> AnswerRequest:
     """Returns the dialect-independent request. Raises BadRequest if no prompt can be made of it."""
-    turns = conversation(earlier, new)
-    if body.instructions is not None:
-        turns.insert(0, Turn("system", body.instructions))
-    tools = offered_tools(body)
-    prompt = services.prompts.chat(turns, tools, thinking=body.thinking, param="input")
+    prompt = _prompt(services, body, earlier, new)
     return AnswerRequest(
         [prompt],
         msgspec.structs.replace(
-            body.sampling(unset_seed(body.temperature, [prompt])),
+            body.sampling(unset_seed(body.temperature, [prompt]), services.prompts.vocabulary),
             top_logprobs=(body.top_logprobs or 0) if body.wants_logprobs else None,
         ),
         body.max_output_tokens,
         "input",
         timeout_s=body.timeout,
-        format=ChatFormat(calls=bool(tools), parallel_calls=body.parallel_tool_calls is not False),
+        format=ChatFormat(
+            calls=bool(offered_tools(body)),
+            parallel_calls=body.parallel_tool_calls is not False,
+        ),
     )
+
+
+def _prompt(
+    services: Services,
+    body: ResponseRequest,
+    earlier: Sequence[InputItem],
+    new: Sequence[InputItem],
+) -> Prompt:
+    turns = conversation(earlier, new)
+    if body.instructions is not None:
+        turns.insert(0, Turn("system", body.instructions))
+    return services.prompts.chat(turns, offered_tools(body), thinking=body.thinking, param="input")
 
 
 def _head(model: str, body: ResponseRequest) -> dict[str, Any]:
@@ -126,6 +164,7 @@ def _head(model: str, body: ResponseRequest) -> dict[str, Any]:
         "background": False,
         "completed_at": None,
         "error": None,
+        "frequency_penalty": 0.0,
         "incomplete_details": None,
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
@@ -134,6 +173,7 @@ def _head(model: str, body: ResponseRequest) -> dict[str, Any]:
         "model": model,
         "output": [],
         "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "presence_penalty": 0.0,
         "previous_response_id": body.previous_response_id,
         "prompt_cache_key": body.prompt_cache_key,
         "reasoning": {"effort": effort, "summary": body.summary},
@@ -233,25 +273,43 @@ async def _whole(events: AsyncGenerator[StreamEvent, None]) -> Response:
     return JSONResponse(last["response"])
 
 
-async def _stream(
-    events: AsyncGenerator[StreamEvent, None], head: dict[str, Any], output: OutputItems
-) -> AsyncGenerator[NamedEvent, None]:
-    """Yields the numbered events. Like OpenAI's, the stream has no `[DONE]`."""
-    number = 0
+@dataclass
+class ResponseStream:
+    """The numbered events of an answer. Like OpenAI's, the stream has no `[DONE]`."""
 
-    def numbered(event: StreamEvent) -> NamedEvent:
-        nonlocal number
-        data = json.dumps({**event, "sequence_number": number}, ensure_ascii=False)
-        number += 1
+    events: AsyncGenerator[StreamEvent, None]
+    head: dict[str, Any]
+    output: OutputItems
+    next_number: int = 0
+
+    def response(self, idle_s: float) -> Response:
+        return event_stream(self._numbered_events(), idle_s, self._keep_alive)
+
+    async def _numbered_events(self) -> AsyncGenerator[NamedEvent, None]:
+        try:
+            async with aclosing(self.events):
+                async for event in self.events:
+                    yield self._numbered(event)
+        except ApiError as error:
+            self.output.end("incomplete")
+            why = {"code": "server_error", "message": error.message}
+            yield self._numbered(self._lifecycle("failed", error=why))
+            yield self._numbered(error_event(error))  # SDKs return the event before, and raise this
+
+    def _keep_alive(self) -> NamedEvent:
+        """Returns an event that changes nothing.
+
+        Comments do not reset the idle timers of clients such as Codex. OpenAI's own server sends
+        events of a type `keepalive`, on which some SDKs fail because no reference describes it.
+        """
+        return self._numbered(self._lifecycle("in_progress"))
+
+    def _lifecycle(self, status: str, **changed: Any) -> StreamEvent:
+        """Returns an event with the response so far."""
+        response = {**self.head, "status": status, "output": self.output.items, **changed}
+        return {"type": f"response.{status}", "response": response}
+
+    def _numbered(self, event: StreamEvent) -> NamedEvent:
+        data = json.dumps({**event, "sequence_number": self.next_number}, ensure_ascii=False)
+        self.next_number += 1
         return NamedEvent(event["type"], data)
-
-    try:
-        async with aclosing(events):
-            async for event in events:
-                yield numbered(event)
-    except ApiError as error:
-        output.end("incomplete")
-        why = {"code": "server_error", "message": error.message}
-        failed = {**head, "status": "failed", "error": why, "output": output.items}
-        yield numbered({"type": "response.failed", "response": failed})
-        yield numbered(error_event(error))  # SDKs return the event before, and raise this one

@@ -1,4 +1,4 @@
-"""The body of `POST /v1/responses`: the accepted fields and the refused ones.
+"""The bodies of `POST /v1/responses` and `/v1/responses/input_tokens`.
 
 Tools of other types than `function` and `namespace` are not shown to the model. They run in
 OpenAI's service or in the client, and clients such as Codex send several with every request. The
@@ -70,6 +70,12 @@ class TextConfig(Fields):
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"format": ({"type": "text"},)}
 
 
+Input = Annotated[
+    Annotated[str, ONE] | Annotated[list[AnyItem], Field(min_length=1, fail_fast=True), SEVERAL],
+    ONE_OR_SEVERAL,
+]
+
+
 class ResponseRequest(SamplingFields):
     hints: ClassVar[frozenset[str]] = frozenset(
         {
@@ -93,11 +99,7 @@ class ResponseRequest(SamplingFields):
     }
 
     model: str | None = None
-    input: Annotated[
-        Annotated[str, ONE]
-        | Annotated[list[AnyItem], Field(min_length=1, fail_fast=True), SEVERAL],
-        ONE_OR_SEVERAL,
-    ]
+    input: Input
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool | None = None
@@ -149,3 +151,19 @@ class ResponseRequest(SamplingFields):
     def shown_tools(self) -> list[FunctionTool | NamespaceTool]:
         """Returns the tools that are shown to the model."""
         return [tool for tool in self.tools or () if not isinstance(tool, OtherTool)]
+
+
+class InputTokensRequest(ResponseRequest):
+    """Asks how many tokens a response's prompt has. Any body that asks for a response may be sent.
+
+    Nothing is required: instructions or an earlier response are a prompt, too.
+    """
+
+    hints: ClassVar[frozenset[str]] = ResponseRequest.hints | {"personality"}
+
+    stream: Literal[False] | None = None
+    input: Input | None = None  # type: ignore[assignment]  # nothing reads it but `items`
+
+    @property
+    def items(self) -> list[InputItem | ItemReference]:
+        return [] if self.input is None else super().items

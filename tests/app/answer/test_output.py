@@ -1,6 +1,7 @@
 """Tokens become the same events however they are cut into blocks."""
 
 import pytest
+from tokenizers import Tokenizer
 
 from app.answer.output import AnswerOutput
 from app.chat_format.events import TextDelta, ThinkingDelta, ToolCallDelta, ToolCallEnd, merged
@@ -125,6 +126,113 @@ def test_an_answer_ends_with_its_last_allowed_call(vocabulary):
         output = AnswerOutput(vocabulary, parser=AnswerParser(), most_calls=1)
         assert [e.index for e in events(output, blocks) if isinstance(e, ToolCallDelta)] == [0]
         assert (output.ended, output.tokens) == (True, upto)
+
+
+def test_calls_beyond_the_allowed_ones_are_dropped_wherever_tokens_and_markers_are(
+    vocabulary, tmp_path
+):
+    file = tmp_path / "tokenizer.json"
+    vocabulary.tokenizer.save(str(file))
+    larger = Tokenizer.from_file(str(file))
+    larger.add_tokens([":g{"])  # a token in which the first call ends and the second one begins
+    larger.save(str(file))
+    for each in (vocabulary, Vocabulary(file)):
+        tokens = each.encode("Hi<|tool_call>call:f{x:1}, call:g{y:2}<tool_call|>Bye")
+        for blocks in cuts(tokens):
+            output = AnswerOutput(each, parser=AnswerParser(), most_calls=1)
+            assert events(output, blocks) == [
+                TextDelta("Hi"),
+                ToolCallDelta(0, "f", '{"x":1}'),
+                ToolCallEnd(0, "f", '{"x":1}', complete=True),
+            ]
+            assert output.ended
+        output = AnswerOutput(each, parser=AnswerParser())
+        ends = [end for end in events(output, [tokens]) if isinstance(end, ToolCallEnd)]
+        assert [end.name for end in ends] == ["f", "g"]
+
+
+def figures_of(block):
+    return [TokenLogprobs(token, -0.5) for token in block]
+
+
+def text_thoughts_and_figures(output, blocks):
+    """Returns the answer's text and thoughts, and the tokens that have log-probabilities.
+
+    Asserts that a token comes with its first character.
+    """
+    text, thoughts, taken = "", "", []
+    for block in [*blocks, None]:
+        given = output.finish() if block is None else output.feed(block, figures_of(block))
+        text += "".join(event.text for event in given if isinstance(event, TextDelta))
+        thoughts += "".join(event.text for event in given if isinstance(event, ThinkingDelta))
+        taken += [each.token for each in output.take_logprobs()]
+        assert output.vocabulary.decode(taken).startswith(text)
+    return text, thoughts, taken
+
+
+def test_a_thought_without_its_opener_counts_like_any_other(vocabulary):
+    thought, answer = "thought\nI need 1, 2, 3.<channel|>", "The answer is 4, 5."
+    tokens = vocabulary.encode(thought + answer)
+    for blocks in cuts(tokens):
+        output = AnswerOutput(vocabulary, ("need",), AnswerParser())
+        text, thoughts, taken = text_thoughts_and_figures(output, blocks)
+        assert (text, thoughts) == (answer, "I need 1, 2, 3.")
+        assert output.thinking_tokens == len(vocabulary.encode(thought))
+        assert taken == vocabulary.encode(answer)
+
+
+@pytest.mark.parametrize("stops", [(), ("2, 3",), ("thought\n",), ("thought",)])
+@pytest.mark.parametrize("beginning", ["thought\nI need ", "though I need ", "t"])
+def test_a_text_that_begins_like_a_thought_is_text_with_log_probabilities(
+    vocabulary, beginning, stops
+):
+    source = beginning + "1, 2, 3, 4, 5"
+    ends = [source.index(stop) for stop in stops if stop in source]
+    for blocks in cuts(vocabulary.encode(source)):
+        output = AnswerOutput(vocabulary, stops, AnswerParser())
+        text, thoughts, taken = text_thoughts_and_figures(output, blocks)
+        assert (text, thoughts) == (source[: min(ends, default=None)], "")
+        assert output.thinking_tokens == 0
+        assert vocabulary.decode(taken[:-1]) in text
+        assert ends or vocabulary.decode(taken) == source
+
+
+def test_the_header_of_a_channel_belongs_to_a_thought_but_not_to_a_text(vocabulary):
+    thought, answer = "<|channel>analysis\nHm.<channel|>", "<|channel>final\n1, 2, 3<channel|>"
+    for blocks in cuts(vocabulary.encode(thought + answer)):
+        output = AnswerOutput(vocabulary, parser=AnswerParser())
+        text, thoughts, taken = text_thoughts_and_figures(output, blocks)
+        assert (text, thoughts) == ("1, 2, 3", "Hm.")
+        assert output.thinking_tokens == len(vocabulary.encode(thought))
+        assert vocabulary.decode(taken) == "1, 2, 3"
+
+
+def test_the_text_of_a_thought_that_is_never_closed_ends_at_a_stop_string(vocabulary):
+    tokens = vocabulary.encode("<|channel>thought\n1, 2, 3, 4<turn|>")
+    for blocks in cuts(tokens):
+        output = AnswerOutput(vocabulary, (", 3",), AnswerParser())
+        assert events(output, blocks) == [ThinkingDelta("1, 2, 3, 4"), TextDelta("1, 2")]
+        assert (output.stop_string, output.tokens) == (", 3", len(tokens))
+
+
+def test_a_thought_that_is_cut_off_is_not_the_answer(vocabulary):
+    tokens = vocabulary.encode("<|channel>thought\n1, 2")
+    output = AnswerOutput(vocabulary, parser=AnswerParser())
+    assert [*output.feed(tokens), *output.finish(cut_off=True)] == [ThinkingDelta("1, 2")]
+    output = AnswerOutput(vocabulary, parser=AnswerParser(), stop_tokens={tokens[-1]})
+    assert events(output, [tokens]) == [ThinkingDelta("1,")]
+
+
+@pytest.mark.parametrize("with_parser", [False, True])
+def test_a_stop_token_is_counted_but_is_no_part_of_the_text(vocabulary, with_parser):
+    tokens = vocabulary.encode_literally("red green! blue")
+    blue = tokens[-1]
+    for blocks in cuts(tokens):
+        parser = AnswerParser() if with_parser else None
+        output = AnswerOutput(vocabulary, (" green! blue",), parser, stop_tokens={blue})
+        text, _, taken = text_thoughts_and_figures(output, blocks)
+        assert (text, taken) == ("red green!", tokens[:-1])
+        assert (output.stop_string, output.ended, output.tokens) == (None, False, len(tokens))
 
 
 def test_only_text_tokens_have_log_probabilities(vocabulary):

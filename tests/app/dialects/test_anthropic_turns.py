@@ -16,6 +16,7 @@ from app.prompting.conversation import ImageFile, ImagePart, TextPart
 from app.prompting.prompt import PromptBuilder
 from app.services import Services
 from app.settings import Settings
+from demo.tokenizer import SPECIAL_TOKENS
 from engine.config import DEMO_MODEL_PATH
 from engine.messages import Block, Done, Ready
 from tests.app.shown import shown_messages
@@ -171,8 +172,11 @@ class ScriptedWorker:
         yield Done(request.id, self._finish_reason)
 
 
-async def answered(answer, *, stream, finish_reason="stop"):
-    """Returns the whole message of an answer, or all events of its stream."""
+async def answered(answer, *, stream, finish_reason="stop", **fields):
+    """Returns the whole message of an answer, or all events of its stream.
+
+    `fields` are further ones of the request.
+    """
     prompts = PromptBuilder(DEMO_MODEL_PATH)
     app = FastAPI()
     app.include_router(route.router)
@@ -185,6 +189,7 @@ async def answered(answer, *, stream, finish_reason="stop"):
         "messages": [user(text("Go"))],
         "tools": [tool],
         "stream": stream,
+        **fields,
     }
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
@@ -243,6 +248,37 @@ async def test_a_call_that_is_cut_off_is_left_out():
     started = [e["content_block"] for e in events if e["type"] == "content_block_start"]
     assert [each["type"] for each in started] == ["text", "tool_use"]
     assert events[-2]["delta"]["stop_reason"] == "max_tokens"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_thought_that_the_model_never_closed_is_the_text_too_but_not_if_it_is_cut_off(
+    stream,
+):
+    answer = "<|channel>thought\nHm. Paris."
+    for reason, expected in (("stop", ["thinking", "text"]), ("length", ["thinking"])):
+        made = await answered(answer, stream=stream, finish_reason=reason)
+        if stream:
+            started = [e["content_block"] for e in made if e["type"] == "content_block_start"]
+            deltas = [e["delta"] for e in made if e["type"] == "content_block_delta"]
+            text = "".join(delta.get("text", "") for delta in deltas)
+        else:
+            started = made["content"]
+            text = "".join(block.get("text", "") for block in started)
+        assert [block["type"] for block in started] == expected
+        assert text == ("Hm. Paris." if "text" in expected else "")
+
+
+@pytest.mark.parametrize(
+    ("token", "expected"),
+    [("<turn|>", ["thinking", "text"]), ("<channel|>", ["thinking"])],
+)
+async def test_only_end_tokens_of_the_chat_format_mean_that_the_model_has_ended_its_answer(
+    token, expected
+):
+    answer = f"<|channel>thought\nHm. Paris.{token}"
+    own = {"stop_token_ids": [SPECIAL_TOKENS[token]]}
+    message = await answered(answer, stream=False, **own)
+    assert [block["type"] for block in message["content"]] == expected
 
 
 async def test_arguments_that_python_cannot_write_as_json_stay_as_the_model_wrote_them():

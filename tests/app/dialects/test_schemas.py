@@ -15,7 +15,9 @@ from app.dialects.chat.schema import ChatCompletionRequest
 from app.dialects.completions.schema import CompletionRequest
 from app.dialects.fields import Fields, RequestFields
 from app.dialects.responses.schema import ResponseRequest
+from app.prompting.vocabulary import Vocabulary
 from app.routes.tokens_schema import DetokenizeRequest, TokenizeChat, TokenizeText
+from engine.config import DEMO_MODEL_PATH
 
 REQUESTS = [
     ChatCompletionRequest,
@@ -51,6 +53,34 @@ def all_fields_classes(base=Fields):
 def test_every_parameter_of_the_official_package_is_known(schema, params):
     known = {*schema.model_fields, *schema.neutral, *schema.hints}
     assert set(typing.get_type_hints(params)) - known == set()
+
+
+@pytest.mark.parametrize(
+    ("schema", "body"),
+    [
+        (ChatCompletionRequest, {"messages": [{"role": "user", "content": "x"}]}),
+        (CompletionRequest, {"prompt": "x"}),
+        (MessagesRequest, {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}),
+        (ResponseRequest, {"input": "x"}),
+    ],
+)
+def test_sampling_options_reach_the_worker_in_every_dialect(schema, body):
+    vocabulary = Vocabulary(DEMO_MODEL_PATH / "tokenizer.json")
+    options = {
+        "min_p": 0.1,
+        "repetition_penalty": 1.5,
+        "bad_words": ["red", "", "1"],
+        "stop_token_ids": [7.0, 8],
+    }
+    sampling = schema.model_validate({**body, **options}).sampling(5, vocabulary)
+    assert (sampling.min_p, sampling.repetition_penalty) == (0.1, 1.5)
+    assert sampling.stop_token_ids == [7, 8]
+    words = [vocabulary.encode_literally(word) for word in ("red", " red", "1", " 1")]
+    assert sampling.banned_tokens == sorted(token for (token,) in words)
+    neutral = {"min_p": 0, "repetition_penalty": 1, "bad_words": [], "stop_token_ids": []}
+    plain = schema.model_validate(body).sampling(5, vocabulary)
+    for nothing in (neutral, dict.fromkeys(options)):
+        assert schema.model_validate({**body, **nothing}).sampling(5, vocabulary) == plain
 
 
 @pytest.mark.parametrize("schema", REQUESTS)

@@ -46,6 +46,31 @@ def test_a_chat_has_the_same_tokens_as_in_transformers(prompts, reference):
     assert prompts.chat(CONVERSATION).tokens == expected["input_ids"]
 
 
+def test_only_the_prompt_of_a_chat_has_end_tokens_of_the_chat_format(prompts):
+    ends = {END_OF_TURN, SPECIAL_TOKENS["<|tool_response>"]}
+    assert set(prompts.chat(user("x")).end_tokens) == ends
+    assert prompts.raw("<|turn>user\nx<turn|>").end_tokens == ()
+
+
+@pytest.mark.parametrize("word", ["red", " red", "  red"])
+def test_the_tokens_of_a_word_are_those_with_and_without_a_space_before_it(prompts, word):
+    vocabulary = prompts.vocabulary
+    assert vocabulary.word_tokens(word) == {
+        *vocabulary.encode_literally("red"),
+        *vocabulary.encode_literally(" red"),
+    }
+
+
+def test_only_words_that_are_one_token_with_and_without_a_space_have_tokens(prompts):
+    vocabulary = prompts.vocabulary
+    assert vocabulary.word_tokens("red green") is None
+    assert vocabulary.word_tokens("<turn|>") is None
+    assert vocabulary.word_tokens("Hello") is None  # " Hello" has several tokens
+    # A comma behind a space is the space's token and then its own.
+    assert vocabulary.word_tokens(",") == set(vocabulary.encode_literally(","))
+    assert vocabulary.word_tokens(" ") == set(vocabulary.encode_literally(" "))
+
+
 @pytest.mark.parametrize("token", SPECIAL_TOKENS)
 def test_a_typed_control_token_arrives_as_text(prompts, token):
     plain = prompts.chat(user("x")).tokens
@@ -133,12 +158,12 @@ def test_a_conversation_that_the_template_refuses_is_a_bad_request(prompts):
 
 
 def test_the_answer_gets_the_requested_room_or_what_the_context_leaves():
-    assert answer_room([1] * 60, 10, 100, param="prompt") == 10
-    assert answer_room([1] * 60, 32_000, 100, param="prompt") == 40
-    assert answer_room([1] * 60, None, 100, param="prompt") == 40
+    assert answer_room([1] * 60, 10, 100, suffix_tokens=0, param="prompt") == 10
+    assert answer_room([1] * 60, 32_000, 100, suffix_tokens=0, param="prompt") == 40
+    assert answer_room([1] * 60, None, 100, suffix_tokens=5, param="prompt") == 35
 
 
 def test_the_refusal_of_a_prompt_that_fills_the_context_has_the_numbers():
     with pytest.raises(ContextLengthExceeded, match=r"100 tokens; at most 99") as error:
-        answer_room([1] * 100, 1, 100, param="prompt")
+        answer_room([1] * 100, 1, 100, suffix_tokens=0, param="prompt")
     assert error.value.param == "prompt"

@@ -41,7 +41,7 @@ class Repeated:
 def dynamic(tmp_path_factory):
     folder = write_random_model(tmp_path_factory.mktemp("tiny"), TINY)
     denoiser = build_denoiser(EngineConfig(model=str(folder), device="cpu", max_context=256))
-    denoiser.sampler = dataclasses.replace(denoiser.sampler, end_tokens=frozenset())
+    denoiser.sampler = dataclasses.replace(denoiser.sampler, end_tokens=frozenset(), padding=None)
     return denoiser
 
 

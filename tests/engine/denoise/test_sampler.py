@@ -55,13 +55,21 @@ def test_each_canvas_has_its_own_stopping_rule():
 
 def test_numbers_of_a_request_replace_those_of_the_checkpoint_and_others_stay():
     config = SamplerConfig(t_min=0.3, end_tokens=frozenset({9}))
-    assert config.for_request(Sampling(seed=0)) is config
+    assert config.for_request(Sampling(seed=0)) == config
     own = Sampling(
         seed=0, max_denoising_steps=4, entropy_bound=0.0, confidence_threshold=0.0, ignore_eos=True
     )
     assert config.for_request(own) == SamplerConfig(
         max_denoising_steps=4, entropy_bound=0.0, confidence_threshold=0.0, t_min=0.3
     )
+
+
+def test_a_request_adds_its_end_tokens_to_those_of_the_checkpoint():
+    config = SamplerConfig(end_tokens=frozenset({9}))
+    sampling = Sampling(seed=0, end_tokens=[8], stop_token_ids=[7])
+    assert config.for_request(sampling).end_tokens == {7, 8, 9}
+    ignoring = Sampling(seed=0, end_tokens=[8], stop_token_ids=[7], ignore_eos=True)
+    assert config.for_request(ignoring).end_tokens == {7}
 
 
 def test_stable_steps_count_equal_canvases_and_restart_at_a_change():
@@ -108,6 +116,13 @@ def test_all_positions_count_if_the_request_ignores_end_tokens():
     assert counted_positions(argmax, [ignoring, ignoring]) is None
 
 
+def test_with_early_end_each_canvas_has_its_own_end_tokens():
+    config = SamplerConfig(early_end=True, end_tokens=frozenset({9}))
+    own = config.for_request(Sampling(seed=0, stop_token_ids=[7]))
+    counted = counted_positions(torch.tensor([[1, 7, 9, 1], [1, 7, 9, 1]]), [config, own])
+    assert counted.tolist() == [[True, True, True, False], [True, True, False, False]]
+
+
 def test_without_early_end_every_position_counts():
     config = SamplerConfig(end_tokens=frozenset({9}))
     assert counted_positions(torch.tensor([[9, 1]]), [config]) is None
@@ -117,13 +132,14 @@ def test_numbers_missing_in_generation_config_are_those_of_the_released_model():
     config = SamplerConfig.from_generation_config(
         {
             "eos_token_id": [1, 106],
+            "pad_token_id": 0,
             "max_denoising_steps": 24,
             "t_min": None,
             "sampler_config": {"_cls_name": "EntropyBoundSamplerConfig", "entropy_bound": 0.2},
         }
     )
     assert config == SamplerConfig(
-        max_denoising_steps=24, entropy_bound=0.2, end_tokens=frozenset({1, 106})
+        max_denoising_steps=24, entropy_bound=0.2, end_tokens=frozenset({1, 106}), padding=0
     )
 
 

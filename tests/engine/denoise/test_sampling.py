@@ -18,6 +18,7 @@ PROMPT = list(range(6, 30))
 CANVAS, VOCAB, STEPS = 8, 160, 6
 SHAPE = Shape(layers="sf", canvas=CANVAS, vocab=VOCAB, steps=STEPS, entropy_bound=6.0)
 FEW_ENDS = frozenset(range(150, 160))  # tokens that are drawn now and then
+PADDING = 0
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +29,13 @@ def denoiser(tmp_path_factory):
 
 @pytest.fixture
 def with_ends(denoiser, monkeypatch):
-    """Returns a function that replaces the model's end tokens."""
-    return lambda ends: monkeypatch.setattr(
-        denoiser, "sampler", dataclasses.replace(denoiser.sampler, end_tokens=frozenset(ends))
-    )
+    """Returns a function that replaces the model's end tokens and its padding."""
+
+    def replace(ends, padding=None):
+        sampler = dataclasses.replace(denoiser.sampler, end_tokens=frozenset(ends), padding=padding)
+        monkeypatch.setattr(denoiser, "sampler", sampler)
+
+    return replace
 
 
 @pytest.fixture
@@ -74,6 +78,8 @@ OPTIONS = {
     "top_k": {"top_k": 3},
     "top_k of one": {"top_k": 1},
     "top_k and top_p": {"top_k": 20, "top_p": 0.7, "temperature": 1.5},
+    "min_p": {"min_p": 0.2},
+    "top_k and top_p and min_p": {"top_k": 20, "top_p": 0.9, "min_p": 0.1, "temperature": 1.5},
     "logit_bias": {"logit_bias": {7: 5.0, 8: -100.0, 9: 4.5, 120: 3.0}},
     "penalties": {
         "presence_penalty": 1.5,
@@ -81,8 +87,20 @@ OPTIONS = {
         "logit_bias": {77: 9.0, 78: 8.5, 79: 8.0},
         "max_tokens": 40,
     },
+    "repetition_penalty": {"repetition_penalty": 1.4, "max_tokens": 40},
+    "repetition reward": {
+        "repetition_penalty": 0.6,
+        "logit_bias": {77: 9.0, 78: 8.5},
+        "presence_penalty": 0.5,
+        "max_tokens": 40,
+    },
+    "banned_tokens": {"banned_tokens": list(range(60, 160)), "logit_bias": {77: 100.0}},
     "rewards": {"presence_penalty": -2.0, "frequency_penalty": -2.0, "max_tokens": 40},
-    "min_tokens": {"min_tokens": 13, "max_tokens": 40},
+    "end_tokens": {"end_tokens": list(range(120, 150))},
+    "stop_token_ids": {"stop_token_ids": list(range(120, 150)), "ignore_eos": True},
+    "min_tokens": {"min_tokens": 13, "max_tokens": 40, "stop_token_ids": list(range(120, 150))},
+    "padding": {"logit_bias": {PADDING: 12.0}, "max_tokens": 40},
+    "mostly padding": {"logit_bias": {PADDING: 16.0}},
     "ignore_eos": {"ignore_eos": True},
     "fewer steps": {"max_denoising_steps": 3},
     "more steps": {"max_denoising_steps": 20, "confidence_threshold": 0.05},
@@ -98,7 +116,12 @@ OPTIONS = {
         "logit_bias": {150: 3.0, 30: 2.0},
         "presence_penalty": 0.5,
         "frequency_penalty": 0.3,
+        "repetition_penalty": 1.2,
+        "banned_tokens": [31, 32, 150],
+        "min_p": 0.01,
         "min_tokens": 9,
+        "end_tokens": [140, 141],
+        "stop_token_ids": [142, 143],
         "max_denoising_steps": 9,
         "entropy_bound": 4.0,
         "confidence_threshold": 0.5,
@@ -109,6 +132,7 @@ OPTIONS = {
         "suffix": [50, 151],
         "max_tokens": 6,
         "top_p": 0.8,
+        "repetition_penalty": 1.1,
         "logit_bias": {30: 3.0},
         "min_tokens": 3,
         "top_logprobs": 0,
@@ -116,9 +140,12 @@ OPTIONS = {
 }
 
 
+UNCHANGING = {"nothing", "top_logprobs", "padding", "mostly padding"}  # or only by their bias
+
+
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_answers_are_those_of_plain_float64_arithmetic(denoiser, worker, with_ends, options):
-    with_ends(FEW_ENDS)
+    with_ends(FEW_ENDS, PADDING)
     for seed in range(4):
         blocks, reason = answer(worker, seed=seed, **options)
         expected, expected_reason = plain_answer(denoiser, request(seed=seed, **options))
@@ -128,9 +155,9 @@ def test_answers_are_those_of_plain_float64_arithmetic(denoiser, worker, with_en
         assert reason == expected_reason
 
 
-@pytest.mark.parametrize("name", sorted({*OPTIONS} - {"nothing", "top_logprobs"}))
+@pytest.mark.parametrize("name", sorted({*OPTIONS} - UNCHANGING))
 def test_each_option_changes_an_answer(worker, with_ends, name):
-    with_ends(FEW_ENDS)
+    with_ends(FEW_ENDS, PADDING)
     options = OPTIONS[name]
     kept = {"max_tokens", "logit_bias"} - {name}
     plain = {option: value for option, value in options.items() if option in kept}
@@ -144,7 +171,7 @@ def test_each_option_changes_an_answer(worker, with_ends, name):
 def test_answers_do_not_depend_on_the_options_of_others_in_their_passes(
     denoiser, with_ends, speculate
 ):
-    with_ends(FEW_ENDS)
+    with_ends(FEW_ENDS, PADDING)
     config = EngineConfig(prefill_chunk=16, max_active=4, speculate=speculate)
     worker = Worker(denoiser, config)
     mixed = [
@@ -205,6 +232,43 @@ def test_penalties_count_the_tokens_of_all_blocks_so_far(worker, penalties, expe
     assert [set(block.tokens) for block in blocks] == [{token} for token in expected]
 
 
+def test_a_repetition_penalty_concerns_the_tokens_of_the_prompt_and_of_finished_blocks(worker):
+    reward = {"repetition_penalty": 1e-4}  # repeated tokens with a positive logit win
+    assert set(tokens_of(answer(worker, **reward)[0])) <= set(PROMPT)
+    first, second, _ = answer(worker, **reward, banned_tokens=PROMPT)[0]
+    assert set(second.tokens) <= set(first.tokens)
+    first, second, _ = answer(worker, banned_tokens=PROMPT)[0]
+    assert not set(second.tokens) <= set(first.tokens)
+
+
+def test_a_banned_token_never_comes_whatever_its_bias(worker):
+    blocks, _ = answer(worker, logit_bias={77: 1000.0, 78: 900.0}, banned_tokens=[77])
+    assert tokens_of(blocks) == [78] * 20
+
+
+@pytest.mark.parametrize(
+    "neutral",
+    [
+        {"min_p": 0.0},
+        {"repetition_penalty": 1.0},
+        {"banned_tokens": []},
+        {"logit_bias": {7: 0.0}, "presence_penalty": 0.0},
+    ],
+)
+def test_options_that_ask_for_nothing_cost_nothing(worker, monkeypatch, neutral):
+    used = []
+
+    def recorded(*inputs, biases, **scales):
+        used.append(biases)
+        return vocab_tail(*inputs, **scales, biases=biases)
+
+    monkeypatch.setattr("engine.denoise.denoising_step.vocab_tail", recorded)
+    monkeypatch.setattr("engine.denoise.denoising_step.truncated_draw", None)
+    answer(worker, **neutral)
+    assert used
+    assert not any(used)
+
+
 def test_no_answer_ends_before_min_tokens(worker, with_ends):
     with_ends({150})
     eager = {"logit_bias": {150: 100.0}}
@@ -215,11 +279,38 @@ def test_no_answer_ends_before_min_tokens(worker, with_ends):
         assert (tokens.index(150), len(tokens), reason) == (least, least + 1, "stop")
 
 
+@pytest.mark.parametrize("field", ["end_tokens", "stop_token_ids"])
+def test_no_answer_ends_with_an_end_token_of_the_request_before_min_tokens(worker, field):
+    eager = {"logit_bias": {150: 100.0}, field: [150]}
+    for least in (0, 7, 8, 13):
+        blocks, reason = answer(worker, **eager, min_tokens=least)
+        tokens = tokens_of(blocks)
+        assert (tokens.index(150), len(tokens), reason) == (least, least + 1, "stop")
+
+
+def test_no_answer_ends_with_padding_before_min_tokens(worker, with_ends):
+    with_ends((), PADDING)
+    eager = {"logit_bias": {PADDING: 100.0}}
+    for least in (0, 7, 8, 13):
+        blocks, reason = answer(worker, **eager, min_tokens=least)
+        assert (len(tokens_of(blocks)), reason) == (least, "stop")
+        assert len(blocks) == least // CANVAS + 1  # the last one may be empty
+
+
 def test_ignored_end_tokens_are_ordinary_tokens(worker, with_ends):
-    with_ends({150})
-    blocks, reason = answer(worker, logit_bias={150: 100.0}, ignore_eos=True)
-    assert (tokens_of(blocks), reason) == ([150] * 20, "length")
-    assert not blocks[0].rerolled
+    with_ends({150}, PADDING)
+    for token in (150, 140, PADDING):
+        options = {"logit_bias": {token: 100.0}, "end_tokens": [140]}
+        blocks, reason = answer(worker, **options, ignore_eos=True)
+        assert (tokens_of(blocks), reason) == ([token] * 20, "length")
+        assert not blocks[0].rerolled
+
+
+def test_stop_token_ids_end_an_answer_that_ignores_other_end_tokens(worker, with_ends):
+    with_ends({150}, PADDING)
+    options = {"logit_bias": {140: 100.0}, "stop_token_ids": [140], "min_tokens": 3}
+    blocks, reason = answer(worker, **options, ignore_eos=True)
+    assert (tokens_of(blocks).index(140), reason) == (3, "stop")
 
 
 @pytest.mark.parametrize("early_end", [False, True])
@@ -230,7 +321,9 @@ def test_ignored_end_tokens_do_not_end_a_canvas_early(denoiser, monkeypatch, ear
     monkeypatch.setattr(denoiser, "sampler", sampler)
     ignoring = answer(Worker(denoiser, EngineConfig()), ignore_eos=True, seed=4)[0]
     monkeypatch.setattr(
-        denoiser, "sampler", dataclasses.replace(sampler, end_tokens=frozenset(), early_end=False)
+        denoiser,
+        "sampler",
+        dataclasses.replace(sampler, end_tokens=frozenset(), padding=None, early_end=False),
     )
     assert [b.denoising_steps for b in ignoring] == [
         b.denoising_steps for b in answer(Worker(denoiser, EngineConfig()), seed=4)[0]
@@ -332,6 +425,16 @@ def test_an_infilled_block_is_cut_at_an_end_token_and_may_be_empty(worker, with_
     assert not blocks[0].rerolled
 
 
+def test_an_infilled_block_is_cut_where_padding_fills_it(worker, with_ends):
+    with_ends((), PADDING)
+    options = {"suffix": [40], "max_tokens": 6, "logit_bias": {PADDING: 100.0}}
+    blocks, reason = answer(worker, **options)
+    assert ([block.tokens for block in blocks], reason) == ([[]], "stop")
+    assert not blocks[0].rerolled
+    blocks, reason = answer(worker, **options, min_tokens=2)
+    assert (len(tokens_of(blocks)), reason) == (2, "stop")
+
+
 def test_an_empty_first_block_is_made_again_once(worker, with_ends):
     with_ends(range(VOCAB))  # every block is empty
     for _ in range(2):
@@ -358,6 +461,8 @@ def test_a_block_made_again_has_other_noise_and_is_reproducible(worker, with_end
         ("suffix", {"suffix": [40, 41], "max_tokens": 7}),
         ("suffix", {"suffix": [40, 41], "max_tokens": 4, "prompt": [7] * 123}),
         ("suffix", {"suffix": [VOCAB], "max_tokens": 4}),
+        ("stop_token_ids", {"stop_token_ids": [7, VOCAB]}),
+        ("stop_token_ids", {"stop_token_ids": [-1]}),
         ("logit_bias", {"logit_bias": {VOCAB: 1.0}}),
         ("logit_bias", {"logit_bias": {-1: 1.0}}),
         ("logit_bias", {"logit_bias": {7: float("nan")}}),
@@ -365,6 +470,12 @@ def test_a_block_made_again_has_other_noise_and_is_reproducible(worker, with_end
         ("max_denoising_steps", {"max_denoising_steps": 0}),
         ("top_p", {"top_p": 0.0}),
         ("top_k", {"top_k": -1}),
+        ("min_p", {"min_p": -0.1}),
+        ("min_p", {"min_p": 1.1}),
+        ("min_p", {"min_p": float("nan")}),
+        ("repetition_penalty", {"repetition_penalty": 0.0}),
+        ("repetition_penalty", {"repetition_penalty": 2e4}),
+        ("banned_tokens", {"banned_tokens": [VOCAB]}),
         ("top_logprobs", {"top_logprobs": -1}),
         ("temperature", {"temperature": float("nan")}),
     ],
@@ -376,18 +487,24 @@ def test_an_impossible_option_fails_and_is_named(worker, name, options):
     assert worker.idle
 
 
-def test_kernels_that_rely_on_the_softcap_are_not_used_with_a_bias(worker, denoiser, monkeypatch):
-    used = []
+@pytest.mark.parametrize(
+    "biased",
+    [{"logit_bias": {7: 9.0}}, {"repetition_penalty": 0.5}, {"banned_tokens": [7, 8, 9]}],
+)
+def test_kernels_that_rely_on_the_softcap_are_not_used_with_a_bias(
+    worker, denoiser, monkeypatch, biased
+):
+    used, unbiased = [], {"min_p": 0.2}
 
     def kernels(*args, least_temperature, **scales):
         used.append(least_temperature)
         return vocab_tail(*args, **scales)
 
-    expected = tokens_of(answer(worker)[0]), tokens_of(answer(worker, logit_bias={7: 9.0})[0])
+    expected = tokens_of(answer(worker, **unbiased)[0]), tokens_of(answer(worker, **biased)[0])
     monkeypatch.setattr("engine.denoise.denoising_step.triton_vocab_tail", kernels)
     monkeypatch.setattr(denoiser._step, "_kernels", True)
-    assert tokens_of(answer(worker)[0]) == expected[0]
+    assert tokens_of(answer(worker, **unbiased)[0]) == expected[0]
     assert used
     used.clear()
-    assert tokens_of(answer(worker, logit_bias={7: 9.0})[0]) == expected[1]
+    assert tokens_of(answer(worker, **biased)[0]) == expected[1]
     assert not used

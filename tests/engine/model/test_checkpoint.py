@@ -54,6 +54,18 @@ def load(folder):
     return load_model(find_checkpoint(str(folder)), device=torch.device("cpu"), dtype=torch.float32)
 
 
+@pytest.mark.parametrize("written", [{}, {"pad_token_id": None}, {"pad_token_id": 4}])
+def test_padding_that_generation_config_does_not_name_is_that_of_the_config(folder, written):
+    change_config(folder, pad_token_id=3)
+    file = folder / "generation_config.json"
+    values = json.loads(file.read_text())
+    del values["pad_token_id"]
+    file.write_text(json.dumps({**values, **written}))
+    assert find_checkpoint(str(folder)).generation["pad_token_id"] == (
+        4 if written.get("pad_token_id") else 3
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

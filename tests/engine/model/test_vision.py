@@ -46,7 +46,7 @@ def request(*images, request_id="a", length=60):
 def build_worker(folder, **config):
     config = EngineConfig(model=str(folder), device="cpu", max_context=256, **config)
     denoiser = build_denoiser(config)
-    denoiser.sampler = dataclasses.replace(denoiser.sampler, end_tokens=frozenset())
+    denoiser.sampler = dataclasses.replace(denoiser.sampler, end_tokens=frozenset(), padding=None)
     return Worker(denoiser, config)
 
 

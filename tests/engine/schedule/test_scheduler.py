@@ -31,7 +31,7 @@ def sequences_in(works):
 def record(works):
     for work in works:
         step = StepResult([0], done=False) if work.denoise else None
-        work.sequence.record(work, step, frozenset())
+        work.sequence.record(work, step)
 
 
 def test_an_idle_scheduler_has_no_pass():
@@ -149,7 +149,7 @@ class Simulation:
         each = work.sequence
         done = each.step_index + 1 >= self.steps
         step = StepResult([7] * 32, done=done) if work.denoise else None
-        block = each.record(work, step, frozenset())
+        block = each.record(work, step)
         if block is not None:
             self.blocks[each].append(self.now)
             if block.finish_reason is not None:

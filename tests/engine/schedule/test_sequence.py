@@ -4,18 +4,18 @@ from engine.messages import GenerateRequest, Image, Sampling, TokenLogprobs
 from engine.schedule.sequence import WORTH_KEEPING_TOKENS, Sequence, StepResult, Work
 
 END = frozenset({99})
+PADDING = 98
 
 
 def start(max_tokens=100, prompt=(1, 2, 3, 4, 5), **sampling):
-    return Sequence.start(
-        GenerateRequest("r", list(prompt), max_tokens, Sampling(seed=0, **sampling))
-    )
+    request = GenerateRequest("r", list(prompt), max_tokens, Sampling(seed=0, **sampling))
+    return Sequence.start(request, END, PADDING)
 
 
 def run(sequence, canvas=None, **step):
     """Record one pass. With a canvas, the pass finishes the block. Returns the finished block."""
     result = StepResult(canvas or [0, 0], done=canvas is not None, **step)
-    return sequence.record(sequence.next_work(1000), result, END)
+    return sequence.record(sequence.next_work(1000), result)
 
 
 def test_the_prompt_is_encoded_in_chunks_and_the_last_chunk_is_in_the_first_step():
@@ -23,7 +23,7 @@ def test_the_prompt_is_encoded_in_chunks_and_the_last_chunk_is_in_the_first_step
     for _ in range(4):
         work = sequence.next_work(most_tokens=2)
         passes.append((work.tokens, work.denoise))
-        sequence.record(work, StepResult([0], done=False) if work.denoise else None, END)
+        sequence.record(work, StepResult([0], done=False) if work.denoise else None)
     assert passes == [([1, 2], False), ([3, 4], False), ([5], True), ([], True)]
 
 
@@ -33,13 +33,19 @@ def test_encoding_pauses_behind_a_long_first_turn_so_that_it_can_be_reused():
     sequence = Sequence.start(request, END)
     first = sequence.next_work(10_000)
     assert (first.tokens, first.denoise) == (system, False)
-    sequence.record(first, None, END)
+    sequence.record(first, None)
     assert sequence.next_work(10_000) == Work(sequence, [10, 99, 11], denoise=True)
 
 
 def test_encoding_does_not_pause_behind_a_short_first_turn():
     sequence = Sequence.start(GenerateRequest("r", [8, 99, 10], 100, Sampling(seed=0)), END)
     assert sequence.next_work(10_000).tokens == [8, 99, 10]
+
+
+def test_end_tokens_of_the_chat_format_end_a_first_turn_too():
+    system = [*([8, 9] * WORTH_KEEPING_TOKENS), 97]
+    request = GenerateRequest("r", [*system, 10], 100, Sampling(seed=0, end_tokens=[97]))
+    assert Sequence.start(request, END).next_work(10_000).tokens == system
 
 
 def test_reused_tokens_are_not_encoded():
@@ -98,6 +104,53 @@ def test_max_tokens_cuts_exactly(max_tokens, tokens, reason):
     assert (block.tokens, block.finish_reason) == (tokens, reason)
 
 
+@pytest.mark.parametrize("field", ["end_tokens", "stop_token_ids"])
+def test_end_tokens_of_a_request_end_its_answer_like_those_of_the_checkpoint(field):
+    for canvas in ([7, 97, 8, 99], [7, 99, 97, 8]):
+        block = run(start(**{field: [96, 97]}), canvas)
+        assert (block.tokens, block.finish_reason) == (canvas[:2], "stop")
+    assert speculation_after(start(**{field: [97]}), [7, 97]) is None
+    retried = start(**{field: [97]})
+    assert run(retried, [97, 8]) is None
+    assert retried.rerolled
+
+
+@pytest.mark.parametrize(
+    ("canvas", "max_tokens", "tokens", "reason"),
+    [
+        ([7, 8, 98, 98], 100, [7, 8], "stop"),
+        ([7, 8, 9, 98], 100, [7, 8, 9], "stop"),
+        ([7, 98, 8, 98], 100, [7, 98, 8], "stop"),  # padding in the middle is no end
+        ([98, 7, 8, 9], 100, [98, 7, 8, 9], None),
+        ([7, 99, 98, 98], 100, [7, 99], "stop"),
+        ([7, 98, 99, 98], 100, [7, 98, 99], "stop"),
+        ([7, 8, 98, 98], 3, [7, 8], "stop"),
+        ([7, 8, 98, 98], 2, [7, 8], "stop"),  # it is complete
+        ([7, 8, 98, 98], 1, [7], "length"),
+    ],
+)
+def test_padding_up_to_the_end_of_a_block_ends_the_answer_and_is_no_part_of_it(
+    canvas, max_tokens, tokens, reason
+):
+    block = run(start(max_tokens), canvas)
+    assert (block.tokens, block.finish_reason) == (tokens, reason)
+
+
+def test_a_block_of_nothing_but_padding_ends_the_answer_without_a_token():
+    sequence = start()
+    run(sequence, [7, 8])
+    logprobs = [TokenLogprobs(token, -0.5) for token in (98, 98)]
+    block = run(sequence, [98, 98], logprobs=logprobs)
+    assert (block.tokens, block.finish_reason, block.logprobs) == ([], "stop", [])
+    assert sequence.answer == [7, 8]
+
+
+def test_padding_is_an_ordinary_token_for_a_checkpoint_that_names_none():
+    request = GenerateRequest("r", [1, 2], 100, Sampling(seed=0))
+    block = run(Sequence.start(request, END), [7, 98])
+    assert (block.tokens, block.finish_reason) == ([7, 98], None)
+
+
 def test_max_tokens_counts_the_tokens_of_all_blocks():
     sequence = start(max_tokens=3)
     assert run(sequence, [7, 8]).finish_reason is None
@@ -111,7 +164,7 @@ def test_a_block_that_fills_max_tokens_exactly_ends_the_answer():
 
 def speculation_after(sequence, draft, *, nearly=True):
     """Record a step with this draft. Returns the draft that the next work speculates on."""
-    sequence.record(sequence.next_work(1000), StepResult(draft, done=False, nearly=nearly), END)
+    sequence.record(sequence.next_work(1000), StepResult(draft, done=False, nearly=nearly))
     return sequence.next_work(1000, speculate=True).speculation
 
 
@@ -124,6 +177,8 @@ def test_a_pass_speculates_on_a_nearly_done_canvas_if_speculation_is_on():
 
 def test_a_pass_does_not_speculate_on_a_canvas_that_would_end_the_answer():
     assert speculation_after(start(), [7, 99]) is None
+    assert speculation_after(start(), [7, 98]) is None
+    assert speculation_after(start(ignore_eos=True), [99, 98]) == [99, 98]
     assert speculation_after(start(max_tokens=2), [7, 8]) is None
     assert speculation_after(start(max_tokens=3), [7, 8]) == [7, 8]
 
@@ -132,7 +187,7 @@ def test_won_speculation_has_committed_the_block_and_made_the_first_step_of_the_
     sequence = start()
     speculation_after(sequence, [7, 8])
     work = sequence.next_work(1000, speculate=True)
-    block = sequence.record(work, StepResult([7, 8], done=True, next_started=True), END)
+    block = sequence.record(work, StepResult([7, 8], done=True, next_started=True))
     assert (block.tokens, block.denoising_steps, block.speculations) == ([7, 8], 2, 1)
     assert sequence.next_work(1000) == Work(sequence, [], denoise=True)
     assert run(sequence, [9, 9]).denoising_steps == 2
@@ -142,20 +197,25 @@ def test_lost_speculation_changes_nothing():
     sequence = start()
     speculation_after(sequence, [7, 8])
     work = sequence.next_work(1000, speculate=True)
-    block = sequence.record(work, StepResult([7, 9], done=True), END)
+    block = sequence.record(work, StepResult([7, 9], done=True))
     assert (block.tokens, block.speculations) == ([7, 9], 1)
     assert sequence.next_work(1000) == Work(sequence, [7, 9], denoise=True)
 
 
-def test_a_first_block_that_begins_with_an_end_token_is_retried_once_with_other_noise():
+@pytest.mark.parametrize(("canvas", "tokens"), [([99, 8], [99]), ([98, 98], [])])
+def test_an_empty_first_block_is_retried_once_with_other_noise(canvas, tokens):
     sequence = start(choice=3)
     assert sequence.stream(0) == 6
-    assert run(sequence, [99, 8]) is None
+    assert run(sequence, canvas) is None
     assert (sequence.stream(0), sequence.stream(1)) == (7, 6)
     assert sequence.next_work(1000) == Work(sequence, [], denoise=True)
-    block = run(sequence, [99, 8])
-    assert (block.tokens, block.finish_reason, block.rerolled) == ([99], "stop", True)
+    block = run(sequence, canvas)
+    assert (block.tokens, block.finish_reason, block.rerolled) == (tokens, "stop", True)
     assert block.denoising_steps == 2
+
+
+def test_a_first_block_that_only_begins_with_padding_is_not_empty():
+    assert run(start(), [98, 7]).tokens == [98, 7]
 
 
 def test_a_retried_first_block_that_is_not_empty_is_treated_like_any_other_block():
@@ -180,12 +240,26 @@ def test_ignored_end_tokens_neither_end_nor_cut_nor_retry_a_block():
     assert (last.tokens, last.finish_reason) == ([99], "length")
 
 
+@pytest.mark.parametrize("canvas", [[97, 8], [98, 98]])
+def test_ignored_ends_include_padding_and_end_tokens_of_the_chat_format(canvas):
+    block = run(start(ignore_eos=True, end_tokens=[97]), canvas)
+    assert (block.tokens, block.finish_reason, block.rerolled) == (canvas, None, False)
+
+
+def test_stop_token_ids_are_never_ignored():
+    block = run(start(ignore_eos=True, stop_token_ids=[97]), [99, 97, 8])
+    assert (block.tokens, block.finish_reason) == ([99, 97], "stop")
+
+
 @pytest.mark.parametrize(
     ("canvas", "tokens", "reason"),
     [
         ([7, 8, 40, 99], [7, 8], "length"),  # an end token in the suffix does not count
         ([7, 99, 40, 99], [7, 99], "stop"),
         ([99, 8, 40, 99], [99], "stop"),  # the empty block is not retried
+        ([7, 98, 40, 99], [7], "stop"),
+        ([98, 98, 40, 99], [], "stop"),
+        ([7, 8, 98, 98], [7, 8], "length"),  # padding in the suffix does not count
     ],
 )
 def test_a_suffix_is_not_in_the_answer_and_its_block_is_the_last(canvas, tokens, reason):
@@ -214,7 +288,7 @@ def chunks(sequence, most_tokens):
     while sequence.unencoded:
         work = sequence.next_work(most_tokens)
         passes.append((work.tokens, [each.start for each in work.images]))
-        sequence.record(work, StepResult([0], done=False) if work.denoise else None, END)
+        sequence.record(work, StepResult([0], done=False) if work.denoise else None)
     return passes
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from engine.model.embedding import look_up
 from engine.model.experts import group_ends
@@ -131,6 +132,39 @@ def test_a_bias_changes_the_distribution_of_its_own_rows_only(vocab, banned):
     for name in ("argmax", "entropy", "soft_embeddings", "group_mass"):
         assert torch.equal(getattr(result, name)[unbiased], getattr(plain.result, name)[unbiased])
     assert torch.equal(drawn[unbiased], plain.sample[unbiased])
+
+
+@pytest.mark.parametrize("penalty", [1.7, 0.4, 1e4])
+def test_factors_of_a_bias_are_transformers_repetition_penalty_and_come_before_its_values(
+    vocab, penalty
+):
+    plain = Case(vocab)
+    generator = torch.Generator().manual_seed(1)
+    present = torch.randperm(vocab, generator=generator)[: vocab // 3]
+    factors = torch.ones(vocab)
+    factors[present] = penalty
+    values, others = torch.randn(2, vocab, generator=generator) * 3
+    biases = [Bias(slice(4, 9), values, factors), Bias(slice(8, 12), others)]
+    logits = SOFTCAP * (plain.hidden.double() @ plain.embedding.double().T / SOFTCAP).tanh()
+    processor = RepetitionPenaltyLogitsProcessor(penalty)
+    logits[4:9] = processor(present.expand(5, -1), logits[4:9])
+    for bias in biases:
+        logits[bias.rows] += bias.values
+    probs = (logits / plain.temperatures.double()[:, None]).softmax(-1)
+    inputs = (plain.hidden, plain.embedding, plain.temperatures)
+    scale = {"softcap": SOFTCAP, "embedding_scale": 4.0}
+    result = vocab_tail(*inputs, **scale, biases=biases)
+    entropy = torch.special.entr(probs).sum(-1)
+    torch.testing.assert_close(result.entropy.double(), entropy, atol=2e-4, rtol=0)
+    assert torch.equal(result.argmax, probs.argmax(-1))
+    soft = 4.0 * probs @ plain.embedding.double()
+    torch.testing.assert_close(result.soft_embeddings.double(), soft, atol=1e-3, rtol=0)
+    drawn = draw(result, *inputs, plain.uniforms, EVERY, softcap=SOFTCAP, biases=biases)
+    assert torch.equal(drawn, inverse_cdf(probs, plain.uniforms))
+    every_row = torch.arange(ROWS)
+    cut = {"softcap": SOFTCAP, "top_k": vocab, "top_p": 1.0, "biases": biases}
+    drawn = truncated_draw(*inputs, plain.uniforms, every_row, **cut)
+    assert torch.equal(drawn, inverse_cdf(probs, plain.uniforms))
 
 
 def test_draws_follow_the_distribution():

@@ -1,0 +1,58 @@
+"""The base of the answers' schemas, and the parts of answers that several dialects share.
+
+The schemas describe what the endpoints send. They are for the OpenAPI document only: no endpoint
+reads them, and tests hold real answers against them.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Sent(BaseModel):
+    """An object of an answer. It has no other fields than these."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+def optional(kind: type = dict) -> Any:
+    """Returns the declaration of a field of this type that an object need not have."""
+    return Field(default_factory=kind)
+
+
+class Diffusion(Sent):
+    """Figures of the answer that only block-diffusion models have."""
+
+    blocks: int
+    denoising_steps: int
+    tokens_per_step: float
+    time_to_first_block_s: float
+    tokens_per_second: float
+
+
+class CachedTokens(Sent):
+    cached_tokens: int
+
+
+class ReasoningTokens(Sent):
+    reasoning_tokens: int
+
+
+class Usage(Sent):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens
+    completion_tokens_details: ReasoningTokens
+
+
+class LikelyToken(Sent):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class SentToken(LikelyToken):
+    """A token of an answer, with the likeliest tokens at its position."""
+
+    top_logprobs: list[LikelyToken]
