@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, TextIO
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 route: ContextVar[str] = ContextVar("route", default="-")
@@ -25,7 +25,7 @@ _answers = logging.getLogger("app.answers")
 
 def configure_logs(level: str, log_format: LogFormat) -> None:
     """Send all loggers to stderr. At level debug only Easel's own loggers log more than info."""
-    handler = logging.StreamHandler()
+    handler = _StderrHandler()
     handler.addFilter(_with_request_id)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     least = logging.getLevelNamesMapping()[level.upper()]
@@ -77,6 +77,17 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at the moment, not to what it was at the start.
+
+    While a line of progress is on the terminal, `sys.stderr` prints above that line.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Field]:

@@ -1,8 +1,9 @@
 """`easel plan`: the memory that a model needs on a device, what would fit, and its top speed.
 
 It reads the model's `config.json`, or for the released model the dimensions that come with Easel.
-Of a GGUF file on this machine it reads the header. It never loads or downloads weights, and it
-needs no GPU.
+The weights of a quantised model have the sizes of its files, which the hub tells for a model that
+is not on this machine. Of a GGUF file it reads the header. It never loads or downloads weights, and
+it needs no GPU.
 """
 
 from dataclasses import asdict, dataclass
@@ -12,14 +13,19 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from app.prompting.model_files import model_file, optional_model_file
 from app.settings import Settings
 from engine.config import DeviceProfile, EngineConfig, Hardware, profile_names
-from engine.sizing.dimensions import QUANTIZED_FILES, Dimensions, known_dimensions, read_dimensions
+from engine.sizing.dimensions import (
+    Dimensions,
+    DimensionsError,
+    known_dimensions,
+    read_dimensions,
+)
 from engine.sizing.gguf import with_gguf
 from engine.sizing.gguf_header import GgufError
 from engine.sizing.gpu import Gpu, first_gpu
 from engine.sizing.memory import available_ram_bytes
+from engine.sizing.model_files import ModelFiles, ModelFilesError
 from engine.sizing.plan import (
     Plan,
     differences,
@@ -37,6 +43,7 @@ from engine.sizing.profiles import (
     usable_bytes,
 )
 from engine.sizing.roofline import device_step_s, step_cost
+from engine.sizing.weight_files import with_files
 from engine.sizing.weights import part_format
 
 TOKENS_A_STEP = 15  # tokens of the answer that a step yields, for the estimate of the speed
@@ -109,7 +116,7 @@ def make_report(settings: Settings, device_name: str) -> Report:
     """
     on_cpu = device_name == "auto" and settings.device == "cpu"
     device = _device("cpu" if on_cpu else device_name)
-    dimensions = _dimensions(settings.model_path, settings.gguf)
+    dimensions = _dimensions(settings.model_path, settings.revision, settings.gguf)
     explicit = settings.engine_config()
     profile = choose_profile(explicit, device.gpu)
     config = apply_profile(explicit, profile, quantized=dimensions.quantized)
@@ -204,39 +211,26 @@ def _device(name: str) -> TargetDevice:
     return TargetDevice(gpu_here.name, gpu_here, usable_bytes(gpu_here), hardware_of(gpu_here))
 
 
-def _dimensions(model: str, gguf: str) -> Dimensions:
-    if gguf:
-        return _gguf_dimensions(gguf, _config_dimensions(model))
-    folder, dimensions = Path(model).expanduser(), _config_dimensions(model)
-    if folder.is_dir():
-        return dimensions.in_folder(folder)
-    if not dimensions.sized or _quantized_on_hub(model):
+def _dimensions(model: str, revision: str, gguf: str) -> Dimensions:
+    """Returns the dimensions of a model whose size is known. Raises PlanError."""
+    try:
+        known = None if revision or Path(model).expanduser().is_dir() else known_dimensions(model)
+        if known is not None:
+            return _gguf_dimensions(gguf, known) if gguf else known
+        files = ModelFiles(model, revision)
+        files.refuse_adapter()
+        dimensions = read_dimensions(files.file("config.json"))
+        if gguf:
+            return _gguf_dimensions(gguf, dimensions)
+        dimensions = with_files(dimensions, files)
+    except (ModelFilesError, DimensionsError) as error:
+        raise PlanError(str(error)) from error
+    if not dimensions.sized:
         raise PlanError(
-            f"model {model!r} is quantised. Only its files say how large it is, so download it and "
-            "give the folder."
+            f"model {model!r} is quantised. Only its files say how large it is, and the hub can't "
+            "be asked for their sizes now."
         )
     return dimensions
-
-
-def _quantized_on_hub(model: str) -> bool:
-    """Returns whether the hub has a file beside `config.json` that says so. Raises PlanError."""
-    if known_dimensions(model) is not None:
-        return False
-    try:
-        return any(optional_model_file(model, name) for name in QUANTIZED_FILES)
-    except OSError as error:
-        raise PlanError(f"model {model!r} cannot be read: {error}") from error
-
-
-def _config_dimensions(model: str) -> Dimensions:
-    """Returns the dimensions that `config.json` alone gives. Raises PlanError."""
-    known = known_dimensions(model)
-    if known is not None:
-        return known
-    try:
-        return read_dimensions(model_file(model, "config.json"))
-    except (OSError, ValueError) as error:
-        raise PlanError(f"model {model!r}: its config.json cannot be read: {error}") from error
 
 
 def _gguf_dimensions(gguf: str, dimensions: Dimensions) -> Dimensions:
@@ -246,7 +240,7 @@ def _gguf_dimensions(gguf: str, dimensions: Dimensions) -> Dimensions:
         raise PlanError(f"gguf {gguf!r}: {error}") from error
     if not with_file.sized:
         raise PlanError(
-            f"gguf {gguf!r} is not a file on this machine. Only the file says how large its "
-            "weights are, so download it first."
+            f"gguf {gguf!r} is not a file on this machine, and the hub can't be asked for it now. "
+            "Only the file says how large its weights are, so download it first."
         )
     return with_file

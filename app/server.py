@@ -1,11 +1,12 @@
 """The FastAPI application: its routes, middleware and errors, and its worker's start and end."""
 
 import asyncio
+import logging
 import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI, Request, Response
@@ -41,6 +42,7 @@ from app.security import ApiKeys, api_keys, open_paths
 from app.services import Services
 from app.settings import Settings, listed
 from engine.messages import Loading, Ready
+from engine.sizing.model_files import ModelFiles
 
 # Modules with a router each.
 ENDPOINTS = (
@@ -55,6 +57,8 @@ ENDPOINTS = (
     about,
 )
 
+logger = logging.getLogger(__name__)
+
 Announce = Callable[[AsyncIterator[Loading | Ready]], Awaitable[None]]
 
 
@@ -65,20 +69,29 @@ async def _announce_nothing(_states: AsyncIterator[Loading | Ready]) -> None:
 def create_app(settings: Settings, announce: Announce = _announce_nothing) -> FastAPI:
     """Returns an app that starts its own worker and passes the worker's states to `announce`.
 
-    Raises OSError if the tokenizer's files are missing, KeysUnreadableError if the API keys can't
-    be read, and TemplateUnreadableError if the chat template can't be used.
+    Raises ModelFilesError, DimensionsError or TemplateUnreadableError if the model's files can't be
+    used, and KeysUnreadableError if the API keys can't be read.
     """
     keys = api_keys(settings)
     hosts, sees = listed(settings.image_hosts), not settings.gguf  # a GGUF file has no vision
+    # The worker and its successors read the files of the same commit as this process.
+    commit = ModelFiles(settings.model_path, settings.revision).commit
     prompts = PromptBuilder(
-        settings.model_path, hosts, sees=sees, template_file=settings.chat_template
+        settings.model_path,
+        hosts,
+        sees=sees,
+        template_file=settings.chat_template,
+        revision=commit,
     )
     metrics = Metrics()
+    config = settings.engine_config()
+    if commit:
+        config = config.model_copy(update={"revision": commit})
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         worker = WorkerClient(
-            settings.engine_config(),
+            config,
             metrics,
             max_queue=settings.max_queue,
         )
@@ -93,8 +106,7 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
         finally:
             announcing.cancel()
             running.cancel()
-            with suppress(asyncio.CancelledError, WorkerCannotStartError):
-                await running
+            await asyncio.wait([running])
 
     app = FastAPI(
         title="Easel",
@@ -134,9 +146,14 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
 
 def _end_if_failed(app: FastAPI, task: asyncio.Task[None]) -> None:
     """End the server if its worker can't start. The server then exits with code 1."""
-    if not task.cancelled() and task.exception() is not None:
-        app.state.worker_error = task.exception()
-        os.kill(os.getpid(), signal.SIGTERM)
+    error = None if task.cancelled() else task.exception()
+    if error is None:
+        return
+    app.state.worker_error = str(error)
+    if not isinstance(error, WorkerCannotStartError):
+        app.state.worker_error = f"{type(error).__name__}: {error}"
+        logger.critical("unexpected error", exc_info=error)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

@@ -1,6 +1,6 @@
 """The services that all endpoints share, and the checks that they make first."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -12,6 +12,8 @@ from app.metrics import Metrics
 from app.prompting.prompt import PromptBuilder
 from app.settings import Settings
 
+_PROVIDER = "openai/"
+
 
 @dataclass(frozen=True)
 class Services:
@@ -21,6 +23,14 @@ class Services:
     metrics: Metrics
     worker: WorkerClient
     prompts: PromptBuilder
+
+    def model_name(self, wanted: str | None) -> str:
+        """Returns the name that the answer to a request gives the model.
+
+        It is the name that the request gives it, if any. Raises ModelNotFound if it is not one of
+        the model's names.
+        """
+        return model_name(wanted, self.settings.model_names)
 
 
 def services_of(request: Request) -> Services:
@@ -39,10 +49,18 @@ async def _admission(request: Request) -> AsyncIterator[Admit]:
 Admission = Annotated[Admit, Depends(_admission)]
 
 
-def check_model(wanted: str | None, served: str) -> None:
-    """Raises ModelNotFound if the request names another model than the served one."""
-    if wanted is not None and wanted != served:
-        raise ModelNotFound(
-            f"The model {wanted!r} is not served here; the served model is {served!r}.",
-            param="model",
-        )
+def model_name(wanted: str | None, names: Sequence[str]) -> str:
+    """Returns which of the model's names a request wants, or the first if it names none.
+
+    Some clients put the provider's name in front, as in openai/demo. Raises ModelNotFound if it is
+    not one of the names.
+    """
+    if wanted is None:
+        return names[0]
+    for name in (wanted, wanted.removeprefix(_PROVIDER)):
+        if name in names:
+            return name
+    served = " or ".join(map(repr, names))
+    raise ModelNotFound(
+        f"The model {wanted!r} is not served here; the served model is {served}.", param="model"
+    )

@@ -7,14 +7,15 @@ Settings do not change after the start.
 """
 
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.logs import LogFormat
-from engine.config import EngineConfig
+from engine.config import DEMO_MODEL, EngineConfig
 
 PREFIX = "EASEL_"
 
@@ -35,6 +36,13 @@ class Settings(EngineConfig, BaseSettings):
         ge=0,
         le=65535,
         description="Port to listen on. 0 takes any free port and prints it.",
+    )
+    served_model_name: str = Field(
+        default="",
+        description="The model's name in the API, or several separated by commas, of which the "
+        "first is used where a request names none. If not set, the name is demo for the demo "
+        "model, the Hugging Face id for a model on the hub, and the folder's own name for a "
+        "folder.",
     )
     api_key: SecretStr = Field(
         default=SecretStr(""),
@@ -117,6 +125,24 @@ class Settings(EngineConfig, BaseSettings):
         default="text",
         description="Format of the log: text for people, or json for one JSON object per line.",
     )
+
+    @field_validator("served_model_name")
+    @classmethod
+    def _has_names(cls, value: str) -> str:
+        if value and not listed(value):
+            raise ValueError(f"{value!r} has no name")
+        return value
+
+    @cached_property
+    def model_names(self) -> tuple[str, ...]:
+        """Returns the names that requests may give the model, the first of them its own."""
+        names = dict.fromkeys(listed(self.served_model_name))
+        if names:
+            return tuple(names)
+        folder = Path(self.model).expanduser()
+        if self.model == DEMO_MODEL or not folder.is_dir():
+            return (self.model,)
+        return (os.path.basename(os.path.abspath(folder)) or self.model,)
 
     def engine_config(self) -> EngineConfig:
         """Returns the worker's options that are set explicitly. A device profile may set others."""

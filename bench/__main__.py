@@ -1,26 +1,18 @@
 """The command `python -m bench NAME`, which `easel bench NAME` calls. It runs one measurement."""
 
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Literal
+from types import FrameType, ModuleType
+from typing import Annotated, Any, Literal
 
-import torch
-import transformers
 import typer
 
-from bench import (
-    autoregressive,
-    counts,
-    devices,
-    generate,
-    graphs,
-    interactive,
-    quality,
-    roofline,
-    step,
-    synthetic,
-    tail,
-    turns,
-)
+from app.terminal import ProgressLine, stderr_console
+from bench import devices, roofline
 from bench.compare import LEAST_ROUNDS, Output, report
 
 main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -45,7 +37,7 @@ def bench(
         int | None,
         typer.Option(
             min=1,
-            max=len(synthetic.SIZES["26b"].layers),
+            max=len(roofline.released().layers),
             help="With --synthetic: measure only this many layers. "
             "By default all of them, or without a GPU as many as fit in memory.",
         ),
@@ -67,15 +59,10 @@ def bench(
 
     --synthetic 26b measures a model of the released size with random weights, without a download.
     """
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     options = {"--layers": layers, "--rounds": rounds, "--json": json, "--plot": plot}
     given = [name for name, value in options.items() if value is not None]
     if context.invoked_subcommand is None and size is not None:
-        output = Output(json, plot)
-        trial = synthetic.choose_trial(size, layers=layers, rounds=rounds)
-        print(trial)
-        report(f"{size}, random weights", synthetic.rows(trial), synthetic.COLUMNS, output)
+        _measure_synthetic(size, layers, rounds, Output(json, plot))
     elif context.invoked_subcommand is None:
         raise typer.BadParameter(
             "can only be used with --synthetic or after a command", param_hint=given
@@ -83,20 +70,69 @@ def bench(
     elif size is not None or given:
         misplaced = ["--synthetic"] * (size is not None) + given
         raise typer.BadParameter("can't be used before a command", param_hint=misplaced)
-    else:
+
+
+def _measure_synthetic(size: str, layers: int | None, rounds: int | None, output: Output) -> None:
+    with ProgressLine(stderr_console(), animated=False) as progress:
+        synthetic = _imported("synthetic", progress)
+        with _tidy_interrupt():
+            trial = synthetic.choose_trial(size, layers=layers, rounds=rounds)
+            progress.hide()
+            print(trial)
+            rows = synthetic.rows(trial, show=progress.show)
+            title = f"{size}, random weights"
+            report(title, rows, synthetic.COLUMNS, output, hide=progress.hide)
+
+
+def _measure(name: str, title: str, columns: list[str], output: Output, **options: Any) -> None:
+    """Run the measurement `bench/NAME.py` on one thread. `options` are its own."""
+    # The line is not animated, because a thread that draws would take part in what is measured.
+    with ProgressLine(stderr_console(), animated=False) as progress:
+        measurement = _imported(name, progress)
+        import torch
+
         torch.set_num_threads(1)
+        with _tidy_interrupt():
+            rows = measurement.rows(**options, show=progress.show)
+            report(title, rows, columns, output, hide=progress.hide)
+
+
+def _imported(name: str, progress: ProgressLine) -> ModuleType:
+    progress.show("importing PyTorch and Transformers")
+    # PyTorch's profiler, which measures memory, reads this. It would print lines of its own.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return import_module(f"bench.{name}")
+
+
+@contextmanager
+def _tidy_interrupt() -> Iterator[None]:
+    """Let Ctrl-C remove temporary files before it ends the process. A second one does not wait."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @main.command("tail")
 def tail_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
     """Compare the vocabulary tail with Transformers' operations, at V = 262144."""
-    report("Vocabulary tail", tail.rows(rounds), [*_SIDES, "bound"], Output(json, plot))
+    _measure("tail", "Vocabulary tail", [*_SIDES, "bound"], Output(json, plot), rounds=rounds)
 
 
 @main.command("step")
 def step_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
     """Compare a whole denoising step with Transformers'."""
-    report("Denoising step", step.rows(rounds), _SIDES, Output(json, plot))
+    _measure("step", "Denoising step", _SIDES, Output(json, plot), rounds=rounds)
 
 
 @main.command("graphs")
@@ -108,8 +144,8 @@ def graphs_command(
 ) -> None:
     """Compare a denoising step in fixed shapes, on a GPU a CUDA graph, with a dynamic one."""
     columns = ["fixed_ms", "dynamic_ms", "ratio"]
-    rows = graphs.rows(rounds, compiled=compiled)
-    report("Fixed shapes", rows, columns, Output(json, plot))
+    output = Output(json, plot)
+    _measure("graphs", "Fixed shapes", columns, output, rounds=rounds, compiled=compiled)
 
 
 @main.command("generate")
@@ -122,7 +158,7 @@ def generate_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plo
         "transformers_mib",
         "ratio",
     ]
-    report("Whole answers", generate.rows(rounds), columns, Output(json, plot))
+    _measure("generate", "Whole answers", columns, Output(json, plot), rounds=rounds)
 
 
 @main.command("turns")
@@ -135,7 +171,7 @@ def turns_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot =
         "first_block_not_kept_ms",
         "ratio",
     ]
-    report("Turns of a conversation", turns.rows(rounds), columns, Output(json, plot))
+    _measure("turns", "Turns of a conversation", columns, Output(json, plot), rounds=rounds)
 
 
 @main.command("interactive")
@@ -144,7 +180,7 @@ def interactive_command(
 ) -> None:
     """Time the first block of a request while four jobs run, and on an idle worker."""
     columns = ["idle_ms", "busy_ms", "step_ms", "target_ms", "ratio"]
-    report("First block among jobs", interactive.rows(rounds), columns, Output(json, plot))
+    _measure("interactive", "First block among jobs", columns, Output(json, plot), rounds=rounds)
 
 
 @main.command("versus-autoregressive")
@@ -159,7 +195,7 @@ def autoregressive_command(
         "autoregressive_passes",
         "ratio",
     ]
-    report("Blocks against tokens", autoregressive.rows(rounds), columns, Output(json, plot))
+    _measure("autoregressive", "Blocks against tokens", columns, Output(json, plot), rounds=rounds)
 
 
 @main.command("roofline")
@@ -185,7 +221,7 @@ def quality_command(
 ) -> None:
     """Compare weight formats: the demo model's answers and logits, the released model's size."""
     columns = ["exact_match", "steps_a_block", "logit_error", "released_gb"]
-    report("Quantised weights", quality.rows(prompts), columns, Output(json, plot))
+    _measure("quality", "Quantised weights", columns, Output(json, plot), prompts=prompts)
 
 
 @main.command("devices")
@@ -208,8 +244,8 @@ def devices_command(
 def counts_command(json: Json = None, plot: Plot = None) -> None:
     """Count the launches, syncs and vocabulary-sized tensors of a step, and an answer's passes."""
     columns = ["launches", "syncs", "vocab_tensors", "blocks", "steps", "passes"]
-    report("Counts", counts.rows(), columns, Output(json, plot))
+    _measure("counts", "Counts", columns, Output(json, plot))
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="easel bench")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bench.compare import Row, alternate
+from bench.compare import Row, Show, alternate, of_case, silent
 from bench.generate import ROOM
 from bench.passes import encode
 from bench.sides import demo_prompt, load_both
@@ -26,7 +26,8 @@ QUESTIONS = {
 }
 
 
-def rows(rounds: int) -> Iterator[Row]:
+def rows(rounds: int, show: Show = silent) -> Iterator[Row]:
+    show("loading the demo model")
     denoiser, _ = load_both(DEMO_MODEL_PATH)
     worker = Worker(denoiser, EngineConfig())
     for case, question in QUESTIONS.items():
@@ -43,7 +44,7 @@ def rows(rounds: int) -> Iterator[Row]:
         def tokens(prompt: list[int] = prompt, lengths: dict[str, int] = lengths) -> None:
             lengths["tokens"] = len(token_by_token(denoiser, prompt, ROOM))
 
-        row = alternate(blocks, tokens, rounds=rounds)
+        row = alternate(blocks, tokens, rounds=rounds, show=of_case(show, case))
         # The ratio is per token, because the two answers may differ in length.
         scale = lengths["blocks"] / lengths["tokens"]
         yield {

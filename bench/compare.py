@@ -13,18 +13,19 @@ from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch.profiler import ProfilerActivity, profile
+
+if TYPE_CHECKING:
+    import torch
 
 Row = dict[str, Any]  # has at least `case`; a comparison also has `ratio` and its spread
+Show = Callable[[str], None]  # shows what is being done now
 
 LEAST_ROUNDS = 7
-_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -35,23 +36,41 @@ class Output:
     plot: Path | None = None
 
     def __post_init__(self) -> None:
-        """Raises typer.BadParameter, before anything is measured, if the plot can't be drawn."""
+        """Raises typer.BadParameter, before anything is measured, if a file can't be written."""
+        for file in filter(None, (self.json, self.plot)):
+            if not file.parent.is_dir():
+                raise typer.BadParameter(f"the folder {file.parent} does not exist")
         if self.plot and not find_spec("matplotlib"):
             raise typer.BadParameter("needs matplotlib: pip install 'easel-server[bench]'")
 
 
+def silent(_text: str) -> None:
+    """Show nothing."""
+
+
+def of_case(show: Show, case: str) -> Show:
+    """Returns a function that shows texts about this case."""
+    return lambda text: show(f"{case}: {text}")
+
+
 def alternate(
-    ours: Callable[[], object], theirs: Callable[[], object], *, rounds: int = LEAST_ROUNDS
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    *,
+    rounds: int = LEAST_ROUNDS,
+    show: Show = silent,
 ) -> Row:
     """Run both sides once to warm up, then alternately in `rounds` rounds.
 
     Returns the medians in milliseconds, and their ratio theirs / ours with its spread.
     """
     sides = [ours, theirs]
+    show("warming up")
     for run in sides:
         run()
     seconds: list[list[float]] = [[], []]
     for turn in range(rounds):
+        show(f"round {turn + 1} of {rounds}")
         for side in [0, 1] if turn % 2 else [1, 0]:
             gc.collect()
             started = perf_counter()
@@ -69,13 +88,18 @@ def alternate(
     }
 
 
-def peak_bytes(work: Callable[[], object], device: torch.device = _CPU) -> int:
+def peak_bytes(work: Callable[[], object], device: "torch.device | None" = None) -> int:
     """Returns the most bytes of tensors that `work` holds at any moment, less those held before it.
 
-    torch's allocator counts them, because the size of the process depends on more than tensors.
+    They are those on `device`, by default the CPU. torch's allocator counts them, because the size
+    of the process depends on more than tensors.
     """
+    # Imported here, so that help texts need not wait for torch.
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
     gc.collect()
-    if device.type == "cuda":
+    if device is not None and device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         work()
@@ -91,17 +115,26 @@ def peak_bytes(work: Callable[[], object], device: torch.device = _CPU) -> int:
     return max(held)
 
 
-def report(title: str, rows: Iterable[Row], columns: list[str], output: Output) -> None:
+def report(
+    title: str,
+    rows: Iterable[Row],
+    columns: list[str],
+    output: Output,
+    *,
+    hide: Callable[[], None] = lambda: None,
+) -> None:
     """Print each case once it is measured, then a table; then write the requested files.
 
     If the terminal is too narrow for all columns, several tables are printed. Columns for which no
-    row has a value are left out.
+    row has a value are left out. `hide` is called before anything is printed.
     """
     console = Console()
     done = []
     for row in rows:
+        hide()
         console.print(f"[dim]{row['case']}", markup=True)
         done.append(row)
+    hide()
     columns = [column for column in columns if any(_cell(row, column) for row in done)]
     # A long case wraps to two or three lines.
     case_width = min(2 * console.width // 5, max((len(row["case"]) for row in done), default=0))

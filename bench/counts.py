@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench.compare import Row
+from bench.compare import Row, Show, silent
 from bench.random_model import Shape, write_random_model
 from bench.sides import demo_prompt, easel_step, load_both, random_prompt, transformers_step
 from engine.config import EngineConfig
@@ -113,11 +113,13 @@ def step_counts() -> dict[str, Counts]:
     return {side: count(step, rows=SHAPE.canvas, vocab=SHAPE.vocab) for side, step in steps.items()}
 
 
-def rows() -> Iterator[Row]:
+def rows(show: Show = silent) -> Iterator[Row]:
+    show("a step of 6 layers")
     for side, counts in step_counts().items():
         yield {"case": f"{side}: a step of 6 layers", **asdict(counts)}
     prompt = demo_prompt("Count to 50")
     for case, speculate in {"an answer of the demo model": False, "speculating": True}.items():
+        show(case)
         blocks, steps, passes = answer_passes(prompt, speculate=speculate)
         answer = {"blocks": blocks, "steps": steps}
         yield {"case": f"Easel: {case}", **answer, "passes": passes}

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import DiffusionGemmaForBlockDiffusion
 
-from bench.compare import Row, alternate, peak_bytes
+from bench.compare import Row, Show, alternate, of_case, peak_bytes, silent
 from bench.random_model import Shape, write_random_model
 from bench.sides import demo_prompt, easel_step, load_both, transformers_step
 from engine.config import DEMO_MODEL_PATH, EngineConfig
@@ -28,7 +28,8 @@ QUESTIONS = (
 ROOM = 256  # the most tokens of an answer; the longest has 100
 
 
-def rows(rounds: int) -> Iterator[Row]:
+def rows(rounds: int, show: Show = silent) -> Iterator[Row]:
+    show("loading the demo model")
     denoiser, reference = load_both(DEMO_MODEL_PATH)
     prompts = [demo_prompt(question) for question in QUESTIONS]
     for cache in ("dynamic", "static"):
@@ -37,13 +38,15 @@ def rows(rounds: int) -> Iterator[Row]:
         tokens = {"easel": 0, "transformers": 0}
         ours = _easel(denoiser, prompts, tokens)
         theirs = _transformers(reference, prompts, tokens, cache)
-        row = alternate(ours, theirs, rounds=rounds)
+        show_case = of_case(show, f"{len(prompts)} answers, {cache} cache")
+        row = alternate(ours, theirs, rounds=rounds, show=show_case)
         yield {
             "case": f"demo model, {len(prompts)} answers, {cache} cache",
             **row,
             "easel_tokens_s": tokens["easel"] / row["easel_ms"] * 1e3,
             "transformers_tokens_s": tokens["transformers"] / row["transformers_ms"] * 1e3,
         }
+    show("measuring the memory of a step")
     yield _memory()
 
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.compare import Row, alternate
+from bench.compare import Row, Show, alternate, of_case, silent
 from bench.random_model import write_random_model
 from bench.sides import easel_step, random_prompt
 from bench.step import CASES
@@ -24,8 +24,10 @@ _CASES = (
 )
 
 
-def rows(rounds: int, *, compiled: bool) -> Iterator[Row]:
+def rows(rounds: int, *, compiled: bool, show: Show = silent) -> Iterator[Row]:
     for case in _CASES:
+        show_case = of_case(show, case)
+        show_case("loading the model")
         shape, length = CASES[case]
         with tempfile.TemporaryDirectory() as folder:
             path = DEMO_MODEL_PATH if shape is None else write_random_model(Path(folder), shape)
@@ -37,7 +39,9 @@ def rows(rounds: int, *, compiled: bool) -> Iterator[Row]:
         capture = model.device.type == "cuda"
         fixed._graphs = Graphs(model, canvases=1, capture=capture, compiled=compiled)
         prompt = random_prompt(model.dimensions.vocab_size, length)
-        times = alternate(easel_step(fixed, prompt), easel_step(dynamic, prompt), rounds=rounds)
+        show_case("encoding the prompt")
+        steps = easel_step(fixed, prompt), easel_step(dynamic, prompt)
+        times = alternate(*steps, rounds=rounds, show=show_case)
         assert fixed._graphs.on, "the passes were dynamic; the log says why"
         yield {
             "case": f"{case}, {'a CUDA graph' if capture else 'not captured'}",

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from statistics import median
 from time import perf_counter
 
-from bench.compare import Row
+from bench.compare import Row, Show, silent
 from bench.sides import random_prompt
 from engine.config import EngineConfig
 from engine.loading import build_denoiser
@@ -14,7 +14,8 @@ from engine.worker import Worker
 JOBS, JOB_TOKENS, PROMPT_TOKENS = 4, 1500, 120
 
 
-def rows(rounds: int) -> Iterator[Row]:
+def rows(rounds: int, show: Show = silent) -> Iterator[Row]:
+    show("loading the demo model")
     config = EngineConfig(device="cpu", threads=1, prefix_cache_mib=0)
     denoiser = build_denoiser(config)
     for case, priority in (("better priority", 0), ("the jobs' priority", 10)):
@@ -22,6 +23,7 @@ def rows(rounds: int) -> Iterator[Row]:
         busy: list[float] = []
         steps: list[float] = []
         for turn in range(rounds + 1):  # the first turn warms up
+            show(f"{case}: {f'round {turn} of {rounds}' if turn else 'warming up'}")
             worker = Worker(denoiser, config)
             person = _request(f"idle {turn}", turn, 32, priority)
             idle.append(_time_to_first_block(worker, person))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from bench.compare import Row
+from bench.compare import Row, Show, of_case, silent
 from bench.generate import QUESTIONS
 from bench.passes import decode, encode
 from bench.roofline import released
@@ -53,11 +53,13 @@ def case_of(formats: Formats) -> str:
     return case if formats.rest == "none" else f"{case}, rest {formats.rest}"
 
 
-def rows(prompts: int) -> Iterator[Row]:
+def rows(prompts: int, show: Show = silent) -> Iterator[Row]:
     """Yield one row for each choice of formats, answering `prompts` prompts of each task."""
     tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL_PATH)
     expected: list[Tensor] = []
     for formats in FORMATS:
+        show_case = of_case(show, case_of(formats))
+        show_case("loading the demo model")
         config = EngineConfig(
             device="cpu",
             dtype="float32",
@@ -68,10 +70,11 @@ def rows(prompts: int) -> Iterator[Row]:
         denoiser = build_denoiser(config)
         logits = [first_logits(denoiser, demo_prompt(question)) for question in QUESTIONS]
         expected = expected or logits
-        scores = [
-            evaluate(task, Worker(denoiser, config), tokenizer, prompts=prompts, temperature=1.0)
-            for task in TASKS
-        ]
+        scores = []
+        for number, task in enumerate(TASKS, 1):
+            show_case(f"task {number} of {len(TASKS)}")
+            worker = Worker(denoiser, config)
+            scores.append(evaluate(task, worker, tokenizer, prompts=prompts, temperature=1.0))
         yield {
             "case": case_of(formats),
             "exact_match": sum(s.right for s in scores) / sum(s.prompts for s in scores),

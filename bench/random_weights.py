@@ -8,10 +8,9 @@ The values are distributed as in `bench/random_model.py`, by the same names.
 """
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
+from bench.compare import Show, silent
 from bench.random_model import fill
 from engine.config import Formats
 from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig, Rope
@@ -45,24 +44,20 @@ def random_network(
     formats: Formats,
     device: torch.device,
     dtype: torch.dtype,
-    title: str,
+    show: Show = silent,
 ) -> DiffusionGemma:
     """Returns a network of random weights, with the unquantised ones in `dtype`.
 
-    Progress is shown on stderr, labelled with `title`. Raises UnquantizableError if a weight's
-    shape does not suit its scheme.
+    `show` is given the progress. Raises UnquantizableError if a weight's shape does not suit its
+    scheme.
     """
     generator = torch.Generator(device).manual_seed(0)
     with torch.device("meta"):
         network = DiffusionGemma(config)
     embedding_std = LOGITS_STD * config.dimensions.hidden_size**-0.5
-    targets_left = track(
-        weight_targets(network),
-        f"{title}: random weights",
-        transient=True,
-        console=Console(stderr=True),
-    )
-    for target in targets_left:
+    targets = weight_targets(network)
+    for index, target in enumerate(targets):
+        show(f"random weights, {100 * index // len(targets)} %")
         weight_scheme = scheme(target.kind, formats)
         if weight_scheme is None:
             weight = torch.empty(target.shape, device=device, dtype=dtype)

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.compare import Row, alternate
+from bench.compare import Row, Show, alternate, of_case, silent
 from bench.random_model import Shape, write_random_model
 from bench.sides import easel_step, load_both, random_prompt, transformers_step
 from engine.config import DEMO_MODEL_PATH
@@ -40,17 +40,17 @@ CASES = {
 }
 
 
-def rows(rounds: int, cases: tuple[str, ...] = tuple(CASES)) -> Iterator[Row]:
+def rows(rounds: int, cases: tuple[str, ...] = tuple(CASES), show: Show = silent) -> Iterator[Row]:
     for case in cases:
         shape, length = CASES[case]
+        show_case = of_case(show, case)
+        show_case("loading the model")
         with tempfile.TemporaryDirectory() as folder:
             path = DEMO_MODEL_PATH
             if shape is not None:
                 path = write_random_model(Path(folder), shape)
             denoiser, reference = load_both(path, max_context=8192)
         prompt = random_prompt(denoiser.model.dimensions.vocab_size, length)
-        ours = easel_step(denoiser, prompt)
-        yield {
-            "case": case,
-            **alternate(ours, transformers_step(reference, prompt), rounds=rounds),
-        }
+        show_case("encoding the prompt")
+        ours, theirs = easel_step(denoiser, prompt), transformers_step(reference, prompt)
+        yield {"case": case, **alternate(ours, theirs, rounds=rounds, show=show_case)}

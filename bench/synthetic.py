@@ -15,7 +15,7 @@ from statistics import median
 import torch
 
 from bench.blocks import timed_answers
-from bench.compare import LEAST_ROUNDS, Row, peak_bytes
+from bench.compare import LEAST_ROUNDS, Row, Show, of_case, peak_bytes, silent
 from bench.quality import FORMATS, case_of
 from bench.random_weights import network_config, random_network, weights_bytes
 from bench.roofline import CONTEXT, RELEASED_MODEL, TOKENS_A_STEP, find_device, released
@@ -113,7 +113,7 @@ def most_layers(trial: Trial, memory_bytes: int) -> int:
     return max((layers for need, layers in needs if need <= memory_bytes), default=1)
 
 
-def rows(trial: Trial) -> Iterator[Row]:
+def rows(trial: Trial, show: Show = silent) -> Iterator[Row]:
     """Yield the rows of each format.
 
     A format that fits has one row for a canvas alone and, if a server would run several, one for so
@@ -128,7 +128,7 @@ def rows(trial: Trial) -> Iterator[Row]:
             yield {"case": case, "step_ms": None, **planned}
             continue
         try:
-            for row in _measured(trial, formats):
+            for row in _measured(trial, formats, of_case(show, case)):
                 yield row | planned
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
@@ -165,14 +165,14 @@ def roofline_s(trial: Trial, formats: Formats, canvases: int) -> float | None:
     return cost.seconds(bandwidth=device.bandwidth, peak=device.bf16, canvases=canvases)
 
 
-def _measured(trial: Trial, formats: Formats) -> Iterator[Row]:
+def _measured(trial: Trial, formats: Formats, show: Show) -> Iterator[Row]:
     config, device = server_config(trial, formats), trial.device
     network = random_network(
         network_config(trial.dimensions),
         formats=formats,
         device=device,
         dtype=choose_dtype(config, device),
-        title=_case(trial, formats),
+        show=show,
     )
     prompt = random_prompt(trial.dimensions.vocab_size, trial.context)
     batches = sorted({1, config.max_active})
@@ -184,14 +184,18 @@ def _measured(trial: Trial, formats: Formats) -> Iterator[Row]:
         for canvases in batches:
             timed_answers(warm[0], prompt, canvases=canvases, chunk=config.prefill_chunk)
 
+    show("warming up")
     above_bytes = peak_bytes(warm_up, device)
     [denoiser] = warm
     denoiser.sampler = trial.sampler
     for canvases in batches:
-        answers = [
-            timed_answers(denoiser, prompt, canvases=canvases, chunk=config.prefill_chunk)
-            for _ in range(trial.rounds)
-        ]
+        answers = []
+        for number in range(1, trial.rounds + 1):
+            together = f", {canvases} canvases together" if canvases > 1 else ""
+            show(f"block {number} of {trial.rounds}{together}")
+            answers.append(
+                timed_answers(denoiser, prompt, canvases=canvases, chunk=config.prefill_chunk)
+            )
         step_s = median(seconds for each in answers for seconds in each.passes_s[1:])
         block_s = median(sum(each.passes_s) for each in answers)
         least_s = roofline_s(trial, formats, canvases)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.compare import Row, alternate
+from bench.compare import Row, Show, alternate, of_case, silent
 from bench.random_model import Shape, new_random_model
 from bench.sides import STEP, transformers_step, transformers_tail
 from engine.denoise.sampler import SamplerConfig, accept
@@ -17,16 +17,19 @@ CANVAS, VOCAB, SOFTCAP = 256, 262144, 30.0
 WIDTHS = (256, 512, 2816)
 
 
-def rows(rounds: int, widths: tuple[int, ...] = WIDTHS) -> Iterator[Row]:
+def rows(rounds: int, widths: tuple[int, ...] = WIDTHS, show: Show = silent) -> Iterator[Row]:
     for width in widths:
+        show_case = of_case(show, f"d={width}")
+        show_case("making the model")
         shape = Shape(layers="f", hidden=width, canvas=CANVAS, vocab=VOCAB, steps=48)
         model = new_random_model(shape)
         hidden = torch.randn(CANVAS, width, generator=torch.Generator().manual_seed(0)) * 2
         embedding = model.model.decoder.embed_tokens.weight.detach()
         theirs = transformers_step(model, [7], transformers_tail(model, hidden[None]))
-        row = alternate(_easel_tail(hidden, embedding), theirs, rounds=rounds)
+        row = alternate(_easel_tail(hidden, embedding), theirs, rounds=rounds, show=show_case)
         products = _products(hidden, embedding)
-        bound = alternate(products, products, rounds=3)["easel_ms"]
+        show_bound = of_case(show_case, "the products alone")
+        bound = alternate(products, products, rounds=3, show=show_bound)["easel_ms"]
         yield {
             "case": f"d={width}",
             **row,

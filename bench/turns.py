@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-from bench.compare import Row
+from bench.compare import Row, Show, silent
 from bench.random_model import Shape, write_random_model
 from bench.sides import random_prompt
 from engine.config import EngineConfig
@@ -29,7 +29,8 @@ SHAPE = Shape(
 )
 
 
-def rows(rounds: int) -> Iterator[Row]:
+def rows(rounds: int, show: Show = silent) -> Iterator[Row]:
+    show("making the model")
     with tempfile.TemporaryDirectory() as folder:
         path = str(write_random_model(Path(folder), SHAPE))
         sides = {
@@ -43,9 +44,10 @@ def rows(rounds: int) -> Iterator[Row]:
     text = random_prompt(SHAPE.vocab, TURNS * TURN_TOKENS)
     times: dict[tuple[int, bool], list[float]] = {}
     encoded: dict[tuple[int, bool], int] = {}
-    for _ in range(rounds):
+    for number in range(1, rounds + 1):
         sides[True].forget_prefixes()
         for turn in range(1, TURNS + 1):
+            show(f"round {number} of {rounds}, turn {turn} of {TURNS}")
             prompt = text[: turn * TURN_TOKENS]
             for kept, worker in workers.items():
                 started = perf_counter()

@@ -19,11 +19,13 @@ from pydantic import ValidationError
 
 from engine.config import EngineConfig
 
-_CANNOT_START = 3
+_FAILED, _CANNOT_START = 1, 3
+
+logger = logging.getLogger("engine")  # this file runs as __main__
 
 
 def main() -> int:
-    """Run until stdin ends. Returns an exit code only if the worker does not start."""
+    """Run until stdin ends. Returns an exit code only if the worker does not start or fails."""
     if len(sys.argv) != 2:
         print(__doc__, file=sys.stderr)
         return 2
@@ -47,7 +49,12 @@ def main() -> int:
     threading.Thread(target=_end_with_stdin, args=(address,), daemon=True).start()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("engine").setLevel(logging.INFO)  # shows the plan and the chosen kernels
-    return _serve(address, config)
+    # The front end shows the last line of the level CRITICAL as the reason for the worker's end.
+    try:
+        return _serve(address, config)
+    except Exception as error:
+        logger.critical("%s: %s", type(error).__name__, error, exc_info=True)
+        return _FAILED
 
 
 def _serve(address: str, config: EngineConfig) -> int:
@@ -58,24 +65,13 @@ def _serve(address: str, config: EngineConfig) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Imported here because torch takes seconds to import, and the thread that watches stdin must
     # already be running.
-    from engine.denoise.sampler import UnsupportedSamplerError
-    from engine.device import DeviceError
-    from engine.model.checkpoint import CheckpointError
-    from engine.model.diffusion_gemma import UnsupportedModelError
-    from engine.sizing.plan import DoesNotFitError
-    from engine.worker import serve
+    from engine.worker import REFUSALS, serve
 
     try:
         serve(address, config)
-    except (
-        CheckpointError,
-        DeviceError,
-        DoesNotFitError,
-        UnsupportedModelError,
-        UnsupportedSamplerError,
-    ) as error:
-        print(f"easel worker: {error}", file=sys.stderr)
-    return _CANNOT_START
+    except REFUSALS as error:
+        logger.critical("%s", error)
+        return _CANNOT_START
 
 
 def _end_with_stdin(address: str) -> None:

@@ -64,6 +64,12 @@ class EngineConfig(BaseModel):
         description="The checkpoint to serve: 'demo' for the built-in model, a folder, or a "
         "Hugging Face id.",
     )
+    revision: str = Field(
+        default="",
+        description="The branch, tag or commit of model on the Hugging Face hub. All files of the "
+        "model come from it, and from the same commit for as long as the server runs. Empty means "
+        "the repository's main branch.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
         description="The device that runs the model: cpu or cuda. auto uses the GPU if torch "
@@ -77,8 +83,9 @@ class EngineConfig(BaseModel):
     gguf: str = Field(
         default="",
         description="A GGUF file to load the weights from: a path, or owner/name/file.gguf on the "
-        "Hugging Face hub. The configuration and the tokenizer still come from model. GGUF files "
-        "have no vision, so images are refused. Empty means that the weights come from model.",
+        "Hugging Face hub. A revision may follow, as in owner/name/file.gguf@main. The "
+        "configuration and the tokenizer still come from model. GGUF files have no vision, so "
+        "images are refused. Empty means that the weights come from model.",
     )
     profile: str = Field(
         default="auto",
@@ -107,6 +114,12 @@ class EngineConfig(BaseModel):
         default=True,
         description="Whether to keep weights that were quantised while loading in the user's cache "
         "folder, which makes the next start faster.",
+    )
+    quantized_cache_gb: float = Field(
+        default=100,
+        ge=0,
+        description="Maximum size of the kept quantised weights in GB (10^9 bytes). When more are "
+        "kept, those that were used longest ago are deleted, but never those of a running server.",
     )
     max_context: int = Field(
         default=32768,

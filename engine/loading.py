@@ -32,6 +32,7 @@ from engine.model.diffusion_gemma import DiffusionGemma
 from engine.model.kernel_choice import choose_attention_kernel, choose_product_kernels
 from engine.model.vision import Vision
 from engine.sizing.dimensions import Dimensions
+from engine.sizing.memory import total_ram_bytes
 from engine.sizing.plan import DoesNotFitError, check_fit
 from engine.sizing.profiles import apply_profile, choose_profile, describe_profile
 from engine.weights.quantized_cache import cache_root
@@ -48,7 +49,7 @@ def with_profile(config: EngineConfig) -> tuple[EngineConfig, str]:
     or UnsupportedModelError.
     """
     profile = choose_profile(config, find_gpu(choose_device(config)))
-    quantized = find_dimensions(config.model_path, config.gguf).quantized
+    quantized = find_dimensions(config.model_path, config.gguf, config.revision).quantized
     described = describe_profile(config, profile, quantized=quantized)
     return apply_profile(config, profile, quantized=quantized), described
 
@@ -59,16 +60,17 @@ def build_denoiser(
     """Load the configured model. `send` gets messages about how much is loaded.
 
     Raises CheckpointError, DeviceError, UnsupportedModelError, UnsupportedSamplerError or
-    DoesNotFitError. DoesNotFitError is raised before anything is allocated, and for an unquantised
-    model before any weights are downloaded. The size of a quantised model is known only from its
-    files (for GGUF from the header), so its plan is checked once they are available.
+    DoesNotFitError. DoesNotFitError is raised before anything is allocated, and before any weights
+    are downloaded if their size is known by then. The size of a quantised model is known only from
+    its files (for GGUF from the header). If the hub can't be asked for their sizes, the plan is
+    checked once the files are available.
     """
     device = choose_device(config)
     dtype = choose_dtype(config, device)
-    dimensions = find_dimensions(config.model_path, config.gguf)
+    dimensions = find_dimensions(config.model_path, config.gguf, config.revision)
     if dimensions.sized:
         check_plan(dimensions, config, free_memory(device), device)
-    checkpoint = find_checkpoint(config.model_path, config.gguf)
+    checkpoint = find_checkpoint(config.model_path, config.gguf, config.revision)
     sampler = SamplerConfig.from_generation_config(checkpoint.generation)
     download_weights(checkpoint)
     if not dimensions.sized:
@@ -89,6 +91,7 @@ def build_denoiser(
         dtype=dtype,
         formats=config.formats,
         cache_root=cache_root() if config.quantized_cache else None,
+        cache_bytes=config.quantized_cache_gb * 1e9,
         vision=vision,
         on_progress=_throttled(send),
     )
@@ -133,7 +136,7 @@ def check_plan(
     """Log the plan if it fits.
 
     Raises DoesNotFitError if it does not fit a GPU. On a CPU this is only logged as a warning,
-    because the system can free memory.
+    because the system can free memory. It is raised if the whole memory would not be enough.
     """
     cuda = device.type == "cuda"
     try:
@@ -141,6 +144,8 @@ def check_plan(
     except DoesNotFitError as error:
         if cuda:
             raise
+        whole = "this machine (memory and swap)"
+        check_fit(dimensions, config, total_ram_bytes(), cuda=False, device=whole)
         logger.warning("%s", error)
     else:
         logger.info("planned: %s", plan)

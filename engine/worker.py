@@ -8,12 +8,14 @@ work is done in one thread, so nothing else uses the device.
 import logging
 from collections.abc import Iterator
 from time import monotonic, perf_counter
+from typing import NoReturn
 
 import zmq
 
 from engine.config import EngineConfig
 from engine.denoise.denoiser import Denoiser
-from engine.device import device_name, out_of_memory
+from engine.denoise.sampler import MOST_STEPS, UnsupportedSamplerError
+from engine.device import DeviceError, device_name, out_of_memory
 from engine.loading import build_denoiser, with_profile
 from engine.messages import (
     Block,
@@ -29,12 +31,23 @@ from engine.messages import (
     decode_to_worker,
     encode,
 )
+from engine.model.checkpoint import CheckpointError
+from engine.model.diffusion_gemma import UnsupportedModelError
 from engine.schedule.scheduler import Scheduler
 from engine.schedule.sequence import Pass, Sequence, StepResult, Work
+from engine.sizing.plan import DoesNotFitError
 
 logger = logging.getLogger(__name__)
 
-_MOST_STEPS = 1024  # limits memory: a block's random numbers for all steps are made at once
+# The errors because of which a model is not served. They are no faults of the engine.
+REFUSALS = (
+    CheckpointError,
+    DeviceError,
+    DoesNotFitError,
+    UnsupportedModelError,
+    UnsupportedSamplerError,
+)
+
 _MOST_BIAS = 1e4  # nats: stays far below the limit of float32 even at the lowest temperature
 _MOST_REPETITION_PENALTY = 1e4  # biased logits stay as far below that limit
 _MOST_TEMPERATURE = 1e4  # up to here a banned token's probability is still zero in float32
@@ -228,11 +241,10 @@ class Worker:
         return last
 
 
-def serve(address: str, config: EngineConfig) -> None:
+def serve(address: str, config: EngineConfig) -> NoReturn:
     """Connect to the front end at `address`, load the model, and work until the process ends.
 
-    Raises CheckpointError, DeviceError, DoesNotFitError, UnsupportedModelError or
-    UnsupportedSamplerError if the model cannot be served.
+    Raises one of REFUSALS if the model cannot be served.
     """
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
     socket.set_hwm(0)  # by default a sender blocks after 1,000 queued messages
@@ -280,7 +292,7 @@ def _out_of_range(sampling: Sampling) -> list[str]:
         "repetition_penalty": (
             1 / _MOST_REPETITION_PENALTY <= sampling.repetition_penalty <= _MOST_REPETITION_PENALTY
         ),
-        "max_denoising_steps": steps is None or 1 <= steps <= _MOST_STEPS,
+        "max_denoising_steps": steps is None or 1 <= steps <= MOST_STEPS,
         "top_logprobs": sampling.top_logprobs is None or sampling.top_logprobs >= 0,
     }
     return [name for name, is_valid in checks.items() if not is_valid]

@@ -41,7 +41,7 @@ class Server:
         variables = {"EASEL_PORT": "0", "EASEL_THREADS": "1", **settings}
         with log.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "app.cli", "serve"],
+                [sys.executable, "-m", "app", "serve"],
                 env={**os.environ, "TRITON_INTERPRET": "0", **variables},
                 stdout=output,
                 stderr=output,

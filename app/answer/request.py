@@ -11,6 +11,7 @@ import msgspec
 
 from app.errors import BadRequest
 from app.prompting.prompt import Prompt, answer_room
+from app.prompting.vocabulary import Vocabulary
 from engine.messages import GenerateRequest, Ready, Sampling
 
 
@@ -64,18 +65,20 @@ def unset_seed(temperature: float | None, prompts: Iterable[Prompt]) -> int:
     return int.from_bytes(digest.digest())
 
 
-def prepare(request: AnswerRequest, limits: Ready) -> list[GenerateRequest]:
+def prepare(request: AnswerRequest, limits: Ready, vocabulary: Vocabulary) -> list[GenerateRequest]:
     """Returns the choices in the worker's form, in their order.
 
-    Raises ContextLengthExceeded if a prompt leaves no room for an answer, and BadRequest if token
-    ids are not in the vocabulary or a suffix does not fit.
+    Raises ContextLengthExceeded if a prompt leaves no room for an answer, and BadRequest if the
+    model lacks a token or a suffix does not fit.
     """
     _check_token_ids("logit_bias", request.sampling.logit_bias, limits)
     _check_token_ids("bad_words", request.sampling.banned_tokens, limits)
     _check_token_ids("stop_token_ids", request.sampling.stop_token_ids, limits)
     suffix = request.sampling.suffix
+    _check_tokens(suffix, limits, vocabulary, "suffix")
     prepared = []
     for prompt in request.prompts:
+        _check_tokens(prompt.tokens, limits, vocabulary, request.prompt_field)
         room = answer_room(
             prompt.tokens,
             request.max_tokens,
@@ -110,4 +113,16 @@ def _check_token_ids(field: str, tokens: Iterable[int], limits: Ready) -> None:
         raise BadRequest(
             f"{field}: {largest} is not a token id; ids must be below {limits.vocab_size}.",
             param=field,
+        )
+
+
+def _check_tokens(tokens: Sequence[int], limits: Ready, vocabulary: Vocabulary, param: str) -> None:
+    """Raises BadRequest, which names the token, if the tokenizer has it but the model does not."""
+    largest = max(tokens, default=0)
+    if largest >= limits.vocab_size:
+        name = vocabulary.tokenizer.id_to_token(largest)
+        raise BadRequest(
+            f"{param}: the model lacks the token {name!r} of its tokenizer, whose id is {largest}; "
+            f"the model's ids are below {limits.vocab_size}.",
+            param=param,
         )

@@ -8,11 +8,12 @@ continue in the next one where they stopped.
 import asyncio
 import contextlib
 import logging
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import zmq
 import zmq.asyncio
@@ -44,7 +45,22 @@ _STOP_S = 5.0
 
 
 class WorkerCannotStartError(RuntimeError):
-    """The worker ended before it was ready. The log has its reason."""
+    """The worker ended before it was ready, or it could not be started. The text has the reason."""
+
+
+class _Death(NamedTuple):
+    """The end of a worker's process: its exit code, and the reason that it gave in its log."""
+
+    code: int  # negative if a signal killed it
+    reason: str | None
+
+    def __str__(self) -> str:
+        text = f"the worker ended with exit code {self.code}"
+        if self.reason is not None:
+            return f"{text}: {self.reason}"
+        if self.code == -signal.SIGKILL:
+            return f"{text}: it was killed, most likely because the machine is out of memory"
+        return text
 
 
 class Admit(Protocol):
@@ -79,23 +95,22 @@ class WorkerClient:
     async def run(self) -> None:
         """Start the worker, and start it again whenever it dies, until cancelled.
 
-        Raises WorkerCannotStartError if the first worker never gets ready.
+        Raises WorkerCannotStartError if the first worker never gets ready, or if a worker's socket
+        cannot be made.
         """
         ever_ready, backoff, life = False, _FIRST_BACKOFF_S, 0
         try:
             while True:
-                code = await self._live(life)
+                death = await self._live(life)
                 was_ready, self.ready = self.ready is not None, None
                 ever_ready = ever_ready or was_ready
                 self._open.worker_died()
                 self._count_open()
                 self._metrics.set_stats(Stats(waiting=0, running=0))
                 if not ever_ready:
-                    raise WorkerCannotStartError(f"the worker ended with exit code {code}")
+                    raise WorkerCannotStartError(str(death))
                 backoff = _FIRST_BACKOFF_S if was_ready else min(2 * backoff, _LONGEST_BACKOFF_S)
-                logger.error(
-                    "the worker ended with exit code %s; a new one starts in %.0f s", code, backoff
-                )
+                logger.error("%s; a new one starts in %.0f s", death, backoff)
                 await asyncio.sleep(backoff)
                 life += 1
         finally:
@@ -200,13 +215,20 @@ class WorkerClient:
     def _count_open(self) -> None:
         self._metrics.in_flight.set(len(self._open))
 
-    async def _live(self, life: int) -> int:
-        """Run one worker from its start to its end. Returns its exit code."""
+    async def _live(self, life: int) -> _Death:
+        """Run one worker from its start to its end."""
         path = self._folder.path / f"{life}.sock"
         socket = self._context.socket(zmq.DEALER)
         socket.set_hwm(0)  # no limit; by default a sender waits if 1,000 messages are queued
         socket.linger = 0
-        socket.bind(f"ipc://{path}")
+        try:
+            socket.bind(f"ipc://{path}")
+        except zmq.ZMQError as error:  # a path may have 107 bytes
+            socket.close()
+            raise WorkerCannotStartError(
+                f"TMPDIR is {str(self._folder.path.parent)!r}, where the worker's socket cannot be "
+                f"made: {error}"
+            ) from error
         # The worker has its own process group, so that Ctrl-C reaches only this process, which then
         # ends the worker in order. It stays in this session, because the kernel wakes a stopped
         # process group whose parent has died only within one session.
@@ -234,7 +256,7 @@ class WorkerClient:
                     "the worker's messages can't be read; it is killed", exc_info=reader.exception()
                 )
                 process.kill()
-            return await ended
+            code = await ended
         finally:
             process.stdin.close()
             with contextlib.suppress(TimeoutError):
@@ -244,12 +266,13 @@ class WorkerClient:
                 await process.wait()
             # The worker's last lines are logged before its end is. The wait is limited, because a
             # process that the worker started may hold stderr open.
-            await asyncio.wait([relaying], timeout=_STOP_S)
+            relayed, _ = await asyncio.wait([relaying], timeout=_STOP_S)
             relaying.cancel()
             reader.cancel()
             self._socket = None
             socket.close()
             path.unlink(missing_ok=True)
+        return _Death(code, relaying.result() if relaying in relayed else None)
 
     async def _read(self, socket: zmq.asyncio.Socket) -> None:
         while True:

@@ -10,11 +10,10 @@ decoders of four formats run, on no more bytes and pixels than are allowed.
 """
 
 import base64
-import json
 import math
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, NamedTuple
@@ -25,8 +24,8 @@ import PIL.ImageOps
 from app.errors import UNSUPPORTED, BadRequest
 from app.prompting.conversation import ImageFile, ImagePart, ImageUrl
 from app.prompting.image_hosts import ImageHosts
-from app.prompting.model_files import model_file, optional_model_file
 from engine.messages import Image
+from engine.sizing.model_files import ModelFiles, ModelFilesError
 
 MOST_IMAGES = 32  # per request, because a file of 100 bytes becomes megabytes of pixels
 MOST_BYTES = 20 * 2**20  # per file
@@ -65,12 +64,24 @@ class PictureFormat:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "PictureFormat":
-        """Returns the settings in a configuration, with the defaults of Transformers' class."""
+        """Returns the settings in a configuration, with the defaults of Transformers' class.
+
+        Raises ModelFilesError, which names the key, if a value is not one that it can have.
+        """
+        numbers = {"patch_size": 16, "pooling_kernel_size": 3, "max_soft_tokens": 280}
         return cls(
-            patch_size=config.get("patch_size", 16),
-            pooling_kernel_size=config.get("pooling_kernel_size", 3),
-            max_soft_tokens=config.get("max_soft_tokens", 280),
-            resample=config.get("resample", PIL.Image.Resampling.BICUBIC),
+            **{
+                key: _whole_number("the image processor", config, key, default, 1)
+                for key, default in numbers.items()
+            },
+            resample=_whole_number(
+                "the image processor",
+                config,
+                "resample",
+                PIL.Image.Resampling.BICUBIC,
+                0,
+                max(PIL.Image.Resampling),
+            ),
         )
 
     @property
@@ -112,21 +123,24 @@ class ImageReader:
         self._decoding = threading.Lock()  # one picture at a time: the largest takes 770 MiB
 
     @classmethod
-    def find(cls, model: str, hosts: Sequence[str] = (), *, sees: bool = True) -> "ImageReader":
+    def find(
+        cls, model: str, hosts: Sequence[str] = (), *, sees: bool = True, revision: str = ""
+    ) -> "ImageReader":
         """Returns a reader for a checkpoint, which is a folder or a Hugging Face id.
 
         Images are fetched from `hosts` only. Unless `sees`, all images are refused, because the
-        weights come from another file, which has no vision. Raises OSError if the configuration
-        can't be read.
+        weights come from another file, which has no vision. `revision` is that of a checkpoint on
+        the hub. Raises ModelFilesError if the configuration is missing or damaged.
         """
-        config = json.loads(model_file(model, "config.json").read_text())
-        processor = _image_processor(model) if sees else None
+        files = ModelFiles(model, revision)
+        config = files.json("config.json")
+        processor = _image_processor(files) if sees else None
         return cls(
             None if processor is None else PictureFormat.from_config(processor),
             # The defaults are those of Transformers' class.
-            begin_token=config.get("boi_token_id", 255_999),
-            image_token=config.get("image_token_id", 258_880),
-            end_token=config.get("eoi_token_id", 258_882),
+            begin_token=_whole_number("config.json", config, "boi_token_id", 255_999, 0),
+            image_token=_whole_number("config.json", config, "image_token_id", 258_880, 0),
+            end_token=_whole_number("config.json", config, "eoi_token_id", 258_882, 0),
             hosts=hosts,
         )
 
@@ -209,15 +223,42 @@ class ImageReader:
                 return _decoded(url[match.end() :], field)
 
 
-def _image_processor(model: str) -> dict[str, Any] | None:
-    """Returns the image processor's configuration, or None. Looks where Transformers looks."""
-    path = optional_model_file(model, "processor_config.json")
-    if path is not None:
-        processor: dict[str, Any] | None = json.loads(path.read_text()).get("image_processor")
-        if processor is not None:
-            return processor
-    path = optional_model_file(model, "preprocessor_config.json")
-    return None if path is None else json.loads(path.read_text())
+def _image_processor(files: ModelFiles) -> dict[str, Any] | None:
+    """Returns the image processor's configuration, or None. Looks where Transformers looks.
+
+    Raises ModelFilesError if a file is damaged.
+    """
+    processor = (files.optional_json("processor_config.json") or {}).get("image_processor")
+    if processor is None:
+        return files.optional_json("preprocessor_config.json")
+    if not isinstance(processor, dict):
+        raise ModelFilesError(
+            f"processor_config.json: image_processor is {processor!r}; it must be an object"
+        )
+    return processor
+
+
+def _whole_number(
+    where: str,
+    config: Mapping[str, Any],
+    key: str,
+    default: int,
+    least: int,
+    most: int = 2**31 - 1,
+) -> int:
+    """Returns the number at a key of a configuration, or the default if it is left out or null.
+
+    Raises ModelFilesError, which names the key and `where` it is, if it is not a whole number from
+    `least` to `most`.
+    """
+    value = config.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ModelFilesError(
+            f"{where}: {key} is {value!r}; it must be a whole number from {least} to {most}"
+        )
+    return value
 
 
 def _decoded(encoded: str, field: str) -> bytes:

@@ -5,7 +5,7 @@ template alone says how a prompt ends. A text that a client sends never becomes 
 wherever in a message or a tool it is.
 """
 
-import json
+import logging
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,11 +25,14 @@ from app.prompting.messages import (
     template_messages,
     template_tools,
 )
-from app.prompting.model_files import model_file
 from app.prompting.readable import readable
 from app.prompting.template import Message, find_template
 from app.prompting.vocabulary import Vocabulary
 from engine.messages import Image
+from engine.sizing.dimensions import read_dimensions
+from engine.sizing.model_files import ModelFiles, ModelFilesError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,23 +58,27 @@ class PromptBuilder:
         *,
         sees: bool = True,
         template_file: Path | None = None,
+        revision: str = "",
     ) -> None:
         """Read the files of a folder or a Hugging Face id.
 
         Images are fetched from `image_hosts` only. Unless `sees`, every image is refused. The chat
-        template is the one in `template_file`, if given, and else the checkpoint's. Raises OSError
-        if a file is missing, and TemplateUnreadableError if the template can't be used.
+        template is the one in `template_file`, if given, and else the checkpoint's. `revision` is
+        that of a checkpoint on the hub.
+
+        Logs a warning if the tokenizer has tokens that the model lacks. Raises ModelFilesError or
+        DimensionsError if a file is missing, damaged or has a wrong value, and
+        TemplateUnreadableError if the template can't be used.
         """
-        self.vocabulary = Vocabulary(model_file(model, "tokenizer.json"))
-        config = json.loads(model_file(model, "tokenizer_config.json").read_text())
-        special = {
-            name: token if isinstance(token, str) else token["content"]
-            for name, token in config.items()
-            if name.endswith("_token") and token is not None
-        }
-        self._bos = special.get("bos_token")
-        self._template = find_template(model, special, template_file)
-        self._images = ImageReader.find(model, image_hosts, sees=sees)
+        files = ModelFiles(model, revision)
+        files.refuse_adapter()
+        self.vocabulary = Vocabulary(files.file("tokenizer.json"))
+        config = files.json("tokenizer_config.json")
+        special = _special_tokens(config)
+        self._first = _first_tokens(config, special.get("bos_token"), self.vocabulary)
+        self._template = find_template(model, special, template_file, revision)
+        self._images = ImageReader.find(model, image_hosts, sees=sees, revision=revision)
+        _warn_of_tokens(self.vocabulary, read_dimensions(files.file("config.json")).vocab_size)
 
     def chat(
         self,
@@ -134,8 +141,7 @@ class PromptBuilder:
 
     def raw(self, text: str) -> Prompt:
         """Returns a raw completion's prompt: the beginning-of-text token, then the text."""
-        first = [] if self._bos is None else self.vocabulary.encode(self._bos)
-        return Prompt([*first, *self.vocabulary.encode_literally(text)])
+        return Prompt([*self._first, *self.vocabulary.encode_literally(text)])
 
 
 class _Marks:
@@ -207,6 +213,63 @@ class _Marks:
         text = self._vocabulary.typed_control.sub(lambda match: mark(match.group()), text)
         begun = self._vocabulary.begun_control(text)
         return text[: begun.start] + mark(text[begun]) + text[begun.stop :] if text[begun] else text
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the texts of the special tokens in a `tokenizer_config.json`, by their keys.
+
+    Raises ModelFilesError, which names the key, if a value is not a token.
+    """
+    special = {}
+    for name, value in config.items():
+        if not name.endswith("_token") or name.startswith("add_"):
+            continue
+        match value:
+            case None:
+                pass
+            case str() | {"content": str()}:
+                special[name] = value if isinstance(value, str) else value["content"]
+            case _:
+                raise ModelFilesError(
+                    f"tokenizer_config.json: {name} is {value!r}; it must be a token's text, or an "
+                    "object with the text as content"
+                )
+    return special
+
+
+def _first_tokens(config: Mapping[str, Any], bos: str | None, vocabulary: Vocabulary) -> list[int]:
+    """Returns the tokens with which a raw completion's prompt begins: one or none.
+
+    It is the beginning-of-text token, unless add_bos_token is false. In that case, as in
+    Transformers, tokenizer.json decides. Raises ModelFilesError if a value is wrong.
+    """
+    adds = config.get("add_bos_token")
+    if not isinstance(adds, bool | None):
+        raise ModelFilesError(
+            f"tokenizer_config.json: add_bos_token is {adds!r}; it must be true or false"
+        )
+    if bos is None:
+        return []
+    token = vocabulary.tokenizer.token_to_id(bos)
+    if token is None:
+        raise ModelFilesError(
+            f"tokenizer_config.json: bos_token is {bos!r}, which is not a token of tokenizer.json"
+        )
+    return [] if adds is False and vocabulary.first_token != token else [token]
+
+
+def _warn_of_tokens(vocabulary: Vocabulary, vocab_size: int) -> None:
+    lacking = vocabulary.beyond(vocab_size)
+    if lacking:
+        logger.warning(
+            "the tokenizer has %d token%s that the model lacks, with ids from %d to %d, because "
+            "vocab_size is %d; prompts with such a token are refused",
+            len(lacking),
+            "" if len(lacking) == 1 else "s",
+            lacking[0],
+            lacking[-1],
+            vocab_size,
+        )
 
 
 def _may_continue(last: Turn | ToolResult) -> bool:

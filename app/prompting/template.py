@@ -5,17 +5,16 @@ for example, and drops parameters that are named like a keyword of JSON Schema. 
 tried once with small conversations when it is loaded, and is then given only what it can show.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-from transformers.utils.chat_template_utils import _compile_jinja_template
+from jinja2 import Template
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from app.chat_format.gemma import IMAGE
-from app.prompting.model_files import optional_model_file
+from engine.sizing.model_files import ModelFiles, is_pointer, pointer_fault
 
 Message = dict[str, Any]  # OpenAI's, but that a call's arguments are a mapping
 
@@ -36,7 +35,7 @@ _KEYWORDS = (
 
 
 class TemplateUnreadableError(RuntimeError):
-    """A chat template that was named or found can't be used."""
+    """A chat template that was named or found can't be used. The text names its file."""
 
 
 class Null:
@@ -61,10 +60,13 @@ class ChatTemplate:
         self._special_tokens = special_tokens
         for name, source in sources.items():
             try:
-                _compile_jinja_template(source)
-            except TemplateError as error:
+                _compiled(source)
+            except (TemplateError, RecursionError) as error:
+                line = f"line {error.lineno}: " if isinstance(error, TemplateSyntaxError) else ""
+                reason = getattr(error, "message", None) or str(error)
                 raise TemplateUnreadableError(
-                    f"The chat template {name!r} does not compile: {error}"
+                    f"the chat template {name!r} does not compile: {line}"
+                    + " ".join(reason.split())
                 ) from error
 
     def render(
@@ -82,15 +84,13 @@ class ChatTemplate:
         """
         source = self._sources.get(_TOOL_USE) if tools else None
         # Not by Transformers' renderer, which would show `Null` as "<Null>".
-        compiled = _compile_jinja_template(source or self._sources[_DEFAULT])
-        rendered: str = compiled.render(
+        return _compiled(source or self._sources[_DEFAULT]).render(
             messages=list(messages),
             tools=list(tools) or None,
             documents=None,
             add_generation_prompt=generation_prompt,
             **{**(options or {}), **self._special_tokens, "enable_thinking": thinking},
         )
-        return rendered
 
     @cached_property
     def null(self) -> Any:
@@ -154,36 +154,81 @@ class ChatTemplate:
 
 
 def find_template(
-    model: str, special_tokens: Mapping[str, str], file: Path | None = None
+    model: str,
+    special_tokens: Mapping[str, str],
+    file: Path | None = None,
+    revision: str = "",
 ) -> ChatTemplate | None:
     """Returns a checkpoint's template, or the one in `file`; None if there is none.
 
     A checkpoint's is looked for where Transformers looks: in chat_template.jinja,
-    chat_template.json and tokenizer_config.json, where it is a text or a list of named ones. Raises
-    TemplateUnreadableError, and OSError if the hub can't be asked.
+    chat_template.json and tokenizer_config.json, where it is a text or a list of named ones.
+    `revision` is that of a checkpoint on the hub. Raises TemplateUnreadableError if a template
+    can't be used, and ModelFilesError if a file is damaged or the hub can't be asked.
     """
     if file is not None:
-        try:
-            sources = {_DEFAULT: file.expanduser().read_text()}
-        except (OSError, UnicodeDecodeError) as error:
-            raise TemplateUnreadableError(f"The chat template can't be read: {error}") from error
+        file = file.expanduser()
+        sources = {_DEFAULT: _text(file)}
     else:
-        sources = _sources(model)
-    return ChatTemplate(sources, special_tokens) if _DEFAULT in sources else None
+        file, sources = _sources(ModelFiles(model, revision))
+    if file is None or _DEFAULT not in sources:
+        return None
+    try:
+        return ChatTemplate(sources, special_tokens)
+    except TemplateUnreadableError as error:
+        raise TemplateUnreadableError(f"{file}: {error}") from error
 
 
-def _sources(model: str) -> dict[str, str]:
-    path = optional_model_file(model, "chat_template.jinja")
+def _compiled(source: str) -> Template:
+    """Returns a template with what Transformers gives templates. It is compiled only once."""
+    # Imported here, because Transformers takes half a second to import.
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    compiled: Template = _compile_jinja_template(source)
+    return compiled
+
+
+def _sources(files: ModelFiles) -> tuple[Path | None, dict[str, str]]:
+    """Returns the file with the templates and the templates by name, or None and no templates."""
+    path = files.optional_file("chat_template.jinja")
     if path is not None:
-        return {_DEFAULT: path.read_text()}
+        return path, {_DEFAULT: _text(path)}
     for name in ("chat_template.json", "tokenizer_config.json"):
-        path = optional_model_file(model, name)
-        template = None if path is None else json.loads(path.read_text()).get("chat_template")
-        if isinstance(template, str):
-            return {_DEFAULT: template}
-        if isinstance(template, list):
-            return {each["name"]: each["template"] for each in template}
-    return {}
+        path = files.optional_file(name)
+        template = (files.optional_json(name) or {}).get("chat_template")
+        match template:
+            case None:
+                continue
+            case str():
+                return path, {_DEFAULT: template}
+            case list() if all(map(_is_named, template)):
+                return path, {each["name"]: each["template"] for each in template}
+        raise TemplateUnreadableError(
+            f"{path}: chat_template is neither a text nor a list of objects with name and template"
+        )
+    return None, {}
+
+
+def _is_named(template: Any) -> bool:
+    match template:
+        case {"name": str(), "template": str()}:
+            return True
+    return False
+
+
+def _text(file: Path) -> str:
+    try:
+        if is_pointer(file):
+            raise TemplateUnreadableError(pointer_fault(file))
+        return file.read_text()
+    except OSError as error:
+        raise TemplateUnreadableError(
+            f"{file}: the chat template can't be read: {error.strerror}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise TemplateUnreadableError(
+            f"{file}: the chat template can't be read: {error}"
+        ) from error
 
 
 _USER: Message = {"role": "user", "content": "question"}

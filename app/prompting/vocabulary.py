@@ -11,6 +11,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from engine.sizing.model_files import ModelFilesError, is_pointer, one_line, pointer_fault
+
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 _CONTROL = re.compile(r"<\|.*>|<.*\|>")
 
@@ -19,10 +21,21 @@ class Vocabulary:
     """The tokenizer of a `tokenizer.json`."""
 
     def __init__(self, file: Path) -> None:
-        self.tokenizer = Tokenizer.from_file(str(file))
+        """Raises ModelFilesError, which names the file, if it is missing or damaged."""
+        self.tokenizer = _read(file)
         # The same tokenizer, but to this one "<turn|>" is ordinary text.
         self._literal = Tokenizer.from_str(self.tokenizer.to_str())
         self._literal.encode_special_tokens = True
+
+    def beyond(self, vocab_size: int) -> list[int]:
+        """Returns the ids that a model with a vocabulary of this size lacks, sorted."""
+        ids = self.tokenizer.get_vocab(with_added_tokens=True).values()
+        return sorted(token for token in ids if token >= vocab_size)
+
+    @property
+    def first_token(self) -> int | None:
+        """Returns the token that `tokenizer.json` puts in front of every text, or None."""
+        return next(iter(self.tokenizer.encode("").ids), None)
 
     @cached_property
     def controls(self) -> Mapping[int, str]:
@@ -103,6 +116,22 @@ class Vocabulary:
     def decode(self, tokens: list[int]) -> str:
         """Returns the text of token ids, with control tokens as their names."""
         return self.tokenizer.decode(tokens, skip_special_tokens=False)
+
+
+def _read(file: Path) -> Tokenizer:
+    try:
+        if is_pointer(file):
+            raise ModelFilesError(pointer_fault(file))
+        tokenizer = Tokenizer.from_file(str(file))
+    except ModelFilesError:
+        raise
+    except Exception as error:  # tokenizers raises a bare Exception
+        raise ModelFilesError(f"{file} can't be read: {one_line(error)}") from error
+    # A file may have the settings with which a training batched its texts. As in Transformers, they
+    # do not apply: a prompt is never cut or filled up.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:

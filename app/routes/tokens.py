@@ -14,7 +14,7 @@ from app.routes.tokens_schema import (
     TokenizeRequest,
     TokenizeText,
 )
-from app.services import Services, check_model, services_of
+from app.services import Services, services_of
 
 router = APIRouter()
 
@@ -23,7 +23,7 @@ router = APIRouter()
 async def tokenize(http: Request) -> dict[str, Any]:
     body = (await parsed(http, TokenizeRequest)).root
     services = services_of(http)
-    check_model(body.model, services.settings.model)
+    services.model_name(body.model)
     limits = services.worker.limits()
     tokens = await asyncio.to_thread(_tokens, services, body)
     return {"count": len(tokens), "max_model_len": limits.context_length, "tokens": tokens}
@@ -41,7 +41,7 @@ def _tokens(services: Services, body: TokenizeText | TokenizeChat) -> list[int]:
 async def detokenize(http: Request) -> dict[str, Any]:
     body = await parsed(http, DetokenizeRequest)
     services = services_of(http)
-    check_model(body.model, services.settings.model)
+    services.model_name(body.model)
     limits = services.worker.limits()
     largest = max(body.tokens, default=0)
     if largest >= limits.vocab_size:

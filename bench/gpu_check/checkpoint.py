@@ -74,7 +74,6 @@ def _write_weights(folder: Path, dimensions: Dimensions) -> None:
         formats=Formats(),
         device=DEVICE,
         dtype=HALF,
-        title="checkpoint",
     )
     files: dict[str, str] = {}  # of each tensor, by its name
     tensors: dict[str, Tensor] = {}  # those that are not written yet

@@ -80,7 +80,7 @@ def _make(
     context_gb = _driver_gb()
     started = time.perf_counter()
     network = random_network(
-        network_config(trial.dimensions), formats=formats, device=DEVICE, dtype=HALF, title=stage
+        network_config(trial.dimensions), formats=formats, device=DEVICE, dtype=HALF
     )
     sync()
     seconds = time.perf_counter() - started

@@ -12,9 +12,10 @@ Letters: N canvases of a pass, C positions of the widest canvas.
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor
 
 from engine.messages import Sampling
@@ -24,10 +25,45 @@ from engine.sizing.activations import RELEASED_STEPS
 # answers of several blocks: 16 and 16 with a factor of 1, 22 and 21 with 5, 28 and 21 with 20, 32
 # and 21 with 100.
 _NEARLY = 5.0
+_SAMPLER = "EntropyBoundSamplerConfig"  # Transformers' class of the released sampler's numbers
+
+
+MOST_STEPS = 1024  # limits memory: a block's random numbers for all steps are made at once
 
 
 class UnsupportedSamplerError(ValueError):
-    """The checkpoint's `generation_config.json` names a sampler that this engine lacks."""
+    """The checkpoint's `generation_config.json` asks for a sampler that this engine lacks."""
+
+
+_Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _EntropyBoundConfig(BaseModel):
+    """The numbers of the only sampler that is supported."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    entropy_bound: _Number | None = None
+
+
+class _GenerationConfig(BaseModel):
+    """The values of `generation_config.json` that are used. All others are left unread."""
+
+    model_config = ConfigDict(strict=True)
+
+    max_denoising_steps: int | None = Field(default=None, ge=1, le=MOST_STEPS)
+    t_min: _Number | None = None
+    t_max: _Number | None = Field(default=None, gt=0)
+    stability_threshold: int | None = Field(default=None, ge=0)
+    confidence_threshold: _Number | None = None
+    eos_token_id: list[Annotated[int, Field(ge=0, lt=2**31)]] = []
+    pad_token_id: int | None = None
+    sampler_config: _EntropyBoundConfig
+
+    @field_validator("eos_token_id", mode="before")
+    @classmethod
+    def _as_list(cls, ends: Any) -> Any:
+        return [] if ends is None else ends if isinstance(ends, list) else [ends]
 
 
 @dataclass(frozen=True)
@@ -49,27 +85,36 @@ class SamplerConfig:
         """Returns the sampler of a parsed `generation_config.json`.
 
         A number that is missing or null has its default. Raises UnsupportedSamplerError if the file
-        names another sampler.
+        names another sampler, or a value that no sampler can have. The error names every such key.
         """
         sampler = values.get("sampler_config") or {}
-        name = sampler.get("_cls_name", "EntropyBoundSamplerConfig")
-        if name != "EntropyBoundSamplerConfig":
+        name = sampler.get("_cls_name", _SAMPLER) if isinstance(sampler, dict) else sampler
+        if name != _SAMPLER:
             raise UnsupportedSamplerError(
-                f"generation_config.json: sampler_config is {name!r}; "
-                "supported: 'EntropyBoundSamplerConfig'"
+                f"generation_config.json: sampler_config is {name!r}; supported: {_SAMPLER!r}"
             )
-        ends = values.get("eos_token_id")
-        ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
+        numbers = {key: value for key, value in sampler.items() if key != "_cls_name"}
+        try:
+            read = _GenerationConfig.model_validate({**values, "sampler_config": numbers})
+        except ValidationError as error:
+            faults = [
+                f"{'.'.join(key for key in each['loc'] if isinstance(key, str))} is "
+                f"{each['input']!r}: {each['msg']}"
+                for each in error.errors()
+            ]
+            raise UnsupportedSamplerError(f"generation_config.json: {'; '.join(faults)}") from error
         given = {
-            "max_denoising_steps": values.get("max_denoising_steps"),
-            "entropy_bound": sampler.get("entropy_bound"),
-            "t_min": values.get("t_min"),
-            "t_max": values.get("t_max"),
-            "stability_threshold": values.get("stability_threshold"),
-            "confidence_threshold": values.get("confidence_threshold"),
+            **read.model_dump(exclude={"eos_token_id", "sampler_config"}),
+            **read.sampler_config.model_dump(),
         }
         known = {key: value for key, value in given.items() if value is not None}
-        return cls(**known, end_tokens=frozenset(ends), padding=values.get("pad_token_id"))
+        config = cls(**known, end_tokens=frozenset(read.eos_token_id), padding=read.pad_token_id)
+        if config.t_max < config.t_min:
+            raise UnsupportedSamplerError(
+                f"generation_config.json: t_max is {config.t_max!r}, which is below t_min, "
+                f"{config.t_min!r}"
+            )
+        return config
 
     def for_request(self, sampling: Sampling) -> "SamplerConfig":
         """Returns this sampler with the numbers that the request sets, and with its end tokens.

@@ -6,10 +6,11 @@ tensor of the files is accounted for: missing, unexpected and mis-shaped tensors
 error. `engine.weights` knows how published formats look on disk.
 """
 
-import json
-import re
+import glob
+import math
+import weakref
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +18,21 @@ import torch
 from torch import Tensor
 
 from engine.config import UNQUANTIZED, Formats
-from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig
+from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig, UnsupportedModelError
 from engine.model.vision import Vision, VisionConfig, is_vision
-from engine.model.weight_map import WeightTarget, canonical, scheme, weight_targets
-from engine.sizing.dimensions import QUANTIZED_FILES, Dimensions
+from engine.model.weight_map import (
+    WeightTarget,
+    canonical,
+    is_computed,
+    scheme,
+    weight_targets,
+)
+from engine.sizing.dimensions import Dimensions, DimensionsError, read_dimensions
 from engine.sizing.gguf import with_gguf
-from engine.sizing.gguf_header import GgufError, place_on_hub
-from engine.weights.dg_w4a16 import expert_files
-from engine.weights.errors import UnsupportedFormatError
+from engine.sizing.gguf_header import GgufError, find_gguf
+from engine.sizing.model_files import ModelFiles, ModelFilesError, one_line
+from engine.sizing.weight_files import find_weights, listed, with_files
+from engine.weights.errors import UnreadableWeightsError, UnsupportedFormatError
 from engine.weights.published import PublishedWeights, ReadModule, find_format, read_dense
 from engine.weights.quantization import (
     FromDense,
@@ -44,10 +52,8 @@ if TYPE_CHECKING:
 
 # Of a repository, only the files that match these patterns are downloaded.
 _CONFIG_FILES = ["*.json", "*.jinja"]
-_WEIGHT_FILES = ["*.safetensors"]
-_LISTED = 8  # names that an error lists at most
+_WEIGHT_FILES = ["*.safetensors"]  # if the hub can't be asked which of them count
 _CHUNK = 4096  # rows of a large weight that are dequantised at once
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 
 
 class CheckpointError(ValueError):
@@ -67,7 +73,12 @@ class Checkpoint:
     vision: VisionConfig | None
     read_module: ReadModule  # reads the format in which the weights are stored
     gguf: Path | None = None  # the file that holds the weights instead of the folder
-    hub_id: str | None = None  # the repository with the weights, unless they are in local files
+    hub: ModelFiles | None = None  # the repository with the weights, unless they are in local files
+
+    @property
+    def weights(self) -> Path:
+        """Returns the file or the folder that holds the weights."""
+        return self.gguf or self.folder
 
     @property
     def quantized(self) -> bool:
@@ -75,58 +86,68 @@ class Checkpoint:
         return self.gguf is not None or self.read_module is not read_dense
 
 
-def find_dimensions(model: str, gguf: str = "") -> Dimensions:
+def find_dimensions(model: str, gguf: str = "", revision: str = "") -> Dimensions:
     """Returns the dimensions of a model, which is a folder or a Hugging Face id.
 
-    They are read from its configuration: no weights are downloaded. `gguf` names the file that
-    holds the weights instead. Its header is read if the file is on this machine.
+    They are read from its configuration: no weights are downloaded. `revision` is a branch, tag or
+    commit on the hub. `gguf` names the file that holds the weights instead. Its header is read if
+    the file is on this machine.
 
     Raises CheckpointError or UnsupportedModelError.
     """
-    folder, config = _find_config(model)
-    ModelConfig.from_transformers(config)
-    dimensions = Dimensions.of(config.to_dict())
-    if gguf:
-        try:
-            return with_gguf(dimensions, gguf)
-        except (GgufError, OSError) as error:
-            raise CheckpointError(f"gguf {gguf!r}: {error}") from error
-    if folder is not None:
-        return dimensions.in_folder(folder)
-    marked = any(_is_on_hub(model, name) for name in QUANTIZED_FILES)
-    return replace(dimensions, quantized=dimensions.quantized or marked)
+    try:
+        files = ModelFiles(model, revision)
+        config = _read_config(files)
+        dimensions = ModelConfig.from_transformers(config).dimensions
+        return with_gguf(dimensions, gguf) if gguf else with_files(dimensions, files)
+    except ModelFilesError as error:
+        raise CheckpointError(str(error)) from error
+    except (GgufError, OSError) as error:
+        raise CheckpointError(f"gguf {gguf!r}: {error}") from error
 
 
-def find_checkpoint(model: str, gguf: str = "") -> Checkpoint:
+def find_checkpoint(model: str, gguf: str = "", revision: str = "") -> Checkpoint:
     """Find a model, which is a folder or a Hugging Face id, and read its configuration.
 
-    The model's own weights are not downloaded. `gguf`, a path or owner/name/file on the hub, names
-    a file that holds the weights instead, and which is downloaded if it is not local. A GGUF file
-    has the language model alone, so the checkpoint has no vision then.
+    The model's own weights are not downloaded. `revision` is a branch, tag or commit on the hub.
+    `gguf`, a path or owner/name/file on the hub, names a file that holds the weights instead, and
+    which is downloaded if it is not local. A GGUF file has the language model alone, so the
+    checkpoint has no vision then.
 
     Raises CheckpointError or UnsupportedModelError.
     """
-    local_folder, config = _find_config(model)
-    shapes = ModelConfig.from_transformers(config)
-    gguf_file = _find_gguf(gguf) if gguf else None
-    folder = local_folder or _download(model, _CONFIG_FILES)
-    vision = None if gguf_file else VisionConfig.find(folder, config)
-    generation = _generation_config(folder)
-    if generation.get("pad_token_id") is None:
-        generation["pad_token_id"] = config.text_config.pad_token_id
-    stored: dict[str, Any] | None = getattr(config, "quantization_config", None)
     try:
+        files = ModelFiles(model, revision)
+        config = _read_config(files)
+        shapes = ModelConfig.from_transformers(config)
+        gguf_file = find_gguf(gguf) if gguf else None
+        folder = files.download(_CONFIG_FILES)
+        vision = None if gguf_file else VisionConfig.find(folder, config)
+        generation = files.json("generation_config.json")
+        if generation.get("pad_token_id") is None:
+            generation["pad_token_id"] = config.text_config.pad_token_id
+        stored: dict[str, Any] | None = getattr(config, "quantization_config", None)
         read_module = read_dense if gguf_file else find_format(folder, stored)
+    except (ModelFilesError, GgufError) as error:
+        raise CheckpointError(str(error)) from error
     except UnsupportedFormatError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
-    hub_id = model if local_folder is None and gguf_file is None else None
-    return Checkpoint(folder, shapes, generation, vision, read_module, gguf_file, hub_id)
+        raise CheckpointError(f"{model}: {error}") from error
+    hub = files if files.folder is None and gguf_file is None else None
+    return Checkpoint(folder, shapes, generation, vision, read_module, gguf_file, hub)
 
 
 def download_weights(checkpoint: Checkpoint) -> None:
-    """Download the weights unless they are local. Call this after all other checks have passed."""
-    if checkpoint.hub_id is not None:
-        _download(checkpoint.hub_id, _WEIGHT_FILES)
+    """Download the weights unless they are local. Call this after all other checks have passed.
+
+    Raises CheckpointError if weights are missing or the hub can't provide them.
+    """
+    if checkpoint.hub is None:
+        return
+    try:
+        names = find_weights(checkpoint.hub)
+        checkpoint.hub.download(_WEIGHT_FILES if names is None else [*map(glob.escape, names)])
+    except ModelFilesError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def load_model(
@@ -136,19 +157,21 @@ def load_model(
     dtype: torch.dtype,
     formats: Formats = UNQUANTIZED,
     cache_root: Path | None = None,
+    cache_bytes: float = math.inf,
     vision: Vision | None = None,
     on_progress: Progress = lambda _loaded, _total: None,
 ) -> DiffusionGemma:
     """Returns the network with its weights on `device`.
 
     `formats` says which weights are quantised while loading. If there is a `cache_root`, the
-    quantised weights are kept below it for the next start. All other weights are held in `dtype`.
-    `on_progress` is called with the bytes read so far and the bytes of all files. This function
-    also fills `vision`, which must have been built for the same formats. Without it the files'
-    vision tensors are passed over.
+    quantised weights are kept below it for the next start, together with those of earlier starts as
+    far as `cache_bytes` allow. All other weights are held in `dtype`. `on_progress` is called with
+    the bytes read so far and the bytes of all files. This function also fills `vision`, which must
+    have been built for the same formats. Without it the files' vision tensors are passed over.
 
-    Raises CheckpointError if tensors are missing, unexpected or mis-shaped, which the error lists,
-    or if the checkpoint cannot be quantised as requested.
+    Raises CheckpointError if a file is missing or damaged; if tensors are missing, unexpected,
+    mis-shaped or not numbers, which the error lists; if tied tensors differ; or if the checkpoint
+    cannot be quantised as requested.
     """
     if checkpoint.quantized and formats.quantized:
         raise CheckpointError(
@@ -158,37 +181,48 @@ def load_model(
     with torch.device("meta"):
         model = DiffusionGemma(checkpoint.config)
     cache_root = cache_root if formats.quantized else None
-    source, cache = _open(checkpoint, formats, cache_root, on_progress)
+    source, paths = _open(checkpoint, on_progress)
+    cache = None
+    if cache_root is not None:
+        cache = QuantizedCache(cache_root, paths, asdict(formats), most_bytes=cache_bytes)
+        weakref.finalize(model, cache.release)  # for as long as it exists, its folder is kept
     loading = _Loading(source, formats, cache, device, dtype)
     targets = weight_targets(model) + ([] if vision is None else vision.weight_targets())
     with cache or nullcontext():
         try:
             for target in targets:
                 loading.fill(target)
-        except UnquantizableError as error:
-            raise CheckpointError(f"{checkpoint.folder}: {error}") from error
-        for name, tensor in ({} if vision is None else vision.tensors()).items():
-            loading.copy(name, tensor)
-        source.pass_over(lambda name: vision is None and is_vision(name))
-        loading.report(checkpoint.folder)
+            for name, tensor in ({} if vision is None else vision.tensors()).items():
+                loading.copy(name, tensor)
+        except (UnquantizableError, UnreadableWeightsError) as error:
+            raise CheckpointError(f"{checkpoint.weights}: {error}") from error
+        source.pass_over(lambda name: is_computed(name) or (vision is None and is_vision(name)))
+        loading.report(checkpoint.weights)
     return model.requires_grad_(False).eval()
 
 
 def _open(
-    checkpoint: Checkpoint, formats: Formats, cache_root: Path | None, on_progress: Progress
-) -> "tuple[PublishedWeights | GgufWeights, QuantizedCache | None]":
+    checkpoint: Checkpoint, on_progress: Progress
+) -> "tuple[PublishedWeights | GgufWeights, list[Path]]":
+    """Returns the checkpoint's weights and the files that hold them.
+
+    Raises CheckpointError if a file is missing or damaged.
+    """
     if checkpoint.gguf is not None:
         from engine.weights.gguf_file import GgufWeights  # few checkpoints need it
 
         try:
-            return GgufWeights(checkpoint.gguf, on_progress), None
+            return GgufWeights(checkpoint.gguf, on_progress), [checkpoint.gguf]
         except UnsupportedFormatError as error:
             raise CheckpointError(str(error)) from error
-    paths = _weight_files(checkpoint.folder)
-    files = TensorFiles(paths, canonical, on_progress)
-    source = PublishedWeights(files, checkpoint.read_module, checkpoint.config.dimensions.experts)
-    cache = None if cache_root is None else QuantizedCache(cache_root, paths, asdict(formats))
-    return source, cache
+    try:
+        weights = find_weights(ModelFiles(str(checkpoint.folder)))
+        paths = [checkpoint.folder / name for name in weights or ()]
+        files = TensorFiles(paths, canonical, on_progress)
+    except (ModelFilesError, UnreadableWeightsError) as error:
+        raise CheckpointError(str(error)) from error
+    experts = checkpoint.config.dimensions.experts
+    return PublishedWeights(files, checkpoint.read_module, experts), paths
 
 
 @dataclass
@@ -202,6 +236,7 @@ class _Loading:
     dtype: torch.dtype
     missing: list[str] = field(default_factory=list)
     mis_shaped: list[str] = field(default_factory=list)
+    whole_numbers: list[str] = field(default_factory=list)
 
     def fill(self, target: WeightTarget) -> None:
         """Read a weight and put it into the network, quantised if requested.
@@ -228,17 +263,18 @@ class _Loading:
         if weight is not None:
             _copy(weight, tensor)
 
-    def report(self, folder: Path) -> None:
-        """Raise CheckpointError if tensors are missing, unexpected or mis-shaped."""
+    def report(self, weights: Path) -> None:
+        """Raise CheckpointError if tensors are missing, unexpected, mis-shaped or not numbers."""
         lists = {
             "missing": sorted(self.missing),
             "unexpected": self.source.left,
             "mis-shaped": self.mis_shaped,
+            "stored as codes, which need their quantization_config": self.whole_numbers,
         }
-        faults = [f"{len(names)} {what}: {_list(names)}" for what, names in lists.items() if names]
+        faults = [f"{len(names)} {what}: {listed(names)}" for what, names in lists.items() if names]
         if faults:
             raise CheckpointError(
-                f"{folder}: the weights do not fit config.json; tensors " + "; ".join(faults)
+                f"{weights}: the weights do not fit config.json; tensors " + "; ".join(faults)
             )
 
     def _read(self, name: str, shape: torch.Size) -> Weight | None:
@@ -246,6 +282,9 @@ class _Loading:
             weight = self.source.read(name)
         except MissingTensorError as error:
             self.missing.append(str(error))
+            return None
+        if isinstance(weight, Tensor) and not weight.dtype.is_floating_point:
+            self.whole_numbers.append(f"{name} ({str(weight.dtype).removeprefix('torch.')})")
             return None
         if weight.shape != shape:
             self.mis_shaped.append(f"{name} ({tuple(weight.shape)} instead of {tuple(shape)})")
@@ -299,84 +338,28 @@ def _copy(weight: Weight, destination: Tensor) -> None:
                 start = rows.stop
 
 
-def _find_config(model: str) -> tuple[Path | None, Any]:
-    """Returns the model's folder, or None if it is on the hub, and its Transformers config."""
+def _read_config(files: ModelFiles) -> Any:
+    """Returns the model's Transformers config.
+
+    Raises ModelFilesError, CheckpointError or UnsupportedModelError.
+    """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig  # slow to import, and only loading needs it
 
-    path = Path(model).expanduser()
-    local = path.is_dir()
-    if not local and not _HUB_ID.fullmatch(model):
-        raise CheckpointError(f"model {model!r} is neither a folder nor a Hugging Face id")
+    files.refuse_adapter()
+    file = files.file("config.json")
     try:
-        config = AutoConfig.from_pretrained(str(path) if local else model)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"model {model!r}: {_first_line(error)}") from error
-    return path if local else None, config
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        names = ["model.safetensors"]
-    files = [*(folder / name for name in names), *expert_files(folder)]
-    missing = [file.name for file in files if not file.exists()]
-    if missing:
-        raise CheckpointError(f"{folder}: weight files are missing: {_list(missing)}")
-    return files
-
-
-def _generation_config(folder: Path) -> dict[str, Any]:
-    file = folder / "generation_config.json"
+        read_dimensions(file)
+    except DimensionsError as error:
+        raise UnsupportedModelError(str(error)) from error
     try:
-        values: dict[str, Any] = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder}: generation_config.json is missing") from error
-    return values
-
-
-def _is_on_hub(model: str, name: str) -> bool:
-    """Download a file of a repository. Returns whether the repository has it.
-
-    Without a network, returns whether the file was downloaded before.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        hf_hub_download(model, name)
-    except EntryNotFoundError:
-        return False
-    return True
-
-
-def _download(model: str, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(model, allow_patterns=patterns))
-
-
-def _find_gguf(name: str) -> Path:
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    repository_and_file = place_on_hub(name)
-    if repository_and_file is None:
-        raise CheckpointError(f"gguf {name!r} is neither a file nor on Hugging Face's hub")
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return Path(hf_hub_download(*repository_and_file))
-    except (HfHubHTTPError, OSError) as error:
-        raise CheckpointError(f"gguf {name!r}: {_first_line(error)}") from error
-
-
-def _list(names: list[str]) -> str:
-    unlisted = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {unlisted} more" if unlisted > 0 else "")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+        return AutoConfig.from_pretrained(str(file.parent))
+    except (
+        StrictDataclassError,
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        KeyError,
+    ) as error:  # Transformers checks values in many ways
+        raise CheckpointError(f"{file}: {one_line(error)}") from error

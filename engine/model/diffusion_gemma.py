@@ -25,7 +25,7 @@ from engine.model.embedding import Embedding, look_up
 from engine.model.experts import Experts, Router
 from engine.model.products import linear
 from engine.model.rows import PassRows, Segment, Spans
-from engine.sizing.dimensions import Dimensions, LayerShape
+from engine.sizing.dimensions import Dimensions, DimensionsError, LayerShape
 from engine.weights.quantization import Kernel, Weight
 
 
@@ -79,8 +79,12 @@ class ModelConfig:
         obstacles = _obstacles(config, text)
         if obstacles:
             raise UnsupportedModelError("; ".join(obstacles))
+        try:
+            dimensions = Dimensions.of(config.to_dict())
+        except DimensionsError as error:
+            raise UnsupportedModelError(str(error)) from error
         return cls(
-            dimensions=Dimensions.of(config.to_dict()),
+            dimensions=dimensions,
             norm_eps=text.rms_norm_eps,
             softcap=text.final_logit_softcapping,
             sliding_rope=_rope(text.rope_parameters["sliding_attention"]),
@@ -106,34 +110,42 @@ def _obstacles(config: Any, text: Any) -> list[str]:
         for key, values in allowed.items()
         if getattr(text, key) not in values
     ]
-    numbers = ("num_experts", "top_k_experts", "moe_intermediate_size", "final_logit_softcapping")
     obstacles += [
         f"text_config.{key} is {getattr(text, key)!r}; it must be a number above 0"
-        for key in numbers
-        if not getattr(text, key)
+        for key in ("final_logit_softcapping", "rms_norm_eps")
+        if not _is_above_0(getattr(text, key))
     ]
     if not config.tie_word_embeddings:
         obstacles.append("tie_word_embeddings is False; supported: True")
-    if not config.canvas_length:
-        obstacles.append(f"canvas_length is {config.canvas_length!r}; it must be a number above 0")
     for layer_type in ("sliding_attention", "full_attention"):
-        obstacles += _rope_obstacles(
-            f"text_config.rope_parameters.{layer_type}", text.rope_parameters[layer_type]
-        )
+        key = f"text_config.rope_parameters.{layer_type}"
+        obstacles += _rope_obstacles(key, text.rope_parameters.get(layer_type))
     return obstacles
 
 
-def _rope_obstacles(key: str, rope: dict[str, Any]) -> list[str]:
+def _rope_obstacles(key: str, rope: Any) -> list[str]:
+    if not isinstance(rope, dict):
+        return [f"{key} is {rope!r}; it must be an object"]
     obstacles = []
-    if rope["rope_type"] not in ("default", "proportional"):
-        obstacles.append(
-            f"{key}.rope_type is {rope['rope_type']!r}; supported: 'default' or 'proportional'"
-        )
+    kind, share = rope.get("rope_type"), rope.get("partial_rotary_factor", 1.0)
+    if kind not in ("default", "proportional"):
+        obstacles.append(f"{key}.rope_type is {kind!r}; supported: 'default' or 'proportional'")
     if rope.get("factor", 1.0) != 1.0:
         obstacles.append(f"{key}.factor is {rope['factor']!r}; supported: 1.0")
-    if rope["rope_type"] == "default" and rope.get("partial_rotary_factor", 1.0) != 1.0:
+    if not _is_above_0(rope.get("rope_theta")):
+        obstacles.append(
+            f"{key}.rope_theta is {rope.get('rope_theta')!r}; it must be a number above 0"
+        )
+    if not _is_above_0(share) or share > 1:
+        obstacles.append(f"{key}.partial_rotary_factor is {share!r}; it must be above 0, at most 1")
+    elif kind == "default" and share != 1.0:
         obstacles.append(f"{key}.partial_rotary_factor goes with rope_type 'proportional' only")
     return obstacles
+
+
+def _is_above_0(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 < value < float("inf")
 
 
 def _rope(parameters: dict[str, Any]) -> Rope:

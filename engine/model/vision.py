@@ -22,6 +22,7 @@ from engine.model.diffusion_gemma import UnsupportedModelError
 from engine.model.products import linear
 from engine.model.weight_map import WeightTarget
 from engine.sizing.dimensions import PROCESSOR_FILES
+from engine.sizing.model_files import read_json
 from engine.weights.quantization import Weight
 
 _PROCESSORS = ("Gemma4ImageProcessor", "Gemma4ImageProcessorFast", "Gemma4ImageProcessorPil")
@@ -40,17 +41,23 @@ class VisionConfig:
     def find(cls, folder: Path, model: Any) -> "VisionConfig | None":
         """Returns the configurations, or None if the folder has no image processor.
 
-        Raises UnsupportedModelError if the image processor is of another type, or if it does not
-        resize images and convert them to RGB.
+        Raises UnsupportedModelError if the image processor is of another type, if it does not
+        resize images and convert them to RGB, or if its numbers are impossible. Raises
+        ModelFilesError if a file is damaged.
         """
         from transformers.image_processing_base import ImageProcessingMixin  # slow to import
 
-        if not any((folder / name).exists() for name in PROCESSOR_FILES):
+        files = [folder / name for name in PROCESSOR_FILES if (folder / name).exists()]
+        if not files:
             return None
+        for file in files:
+            read_json(file)  # Transformers treats a damaged file like a missing one
         try:
             processor, _ = ImageProcessingMixin.get_image_processor_dict(folder)
         except OSError:  # only the first file exists, and it configures no image processor
             return None
+        if not isinstance(processor, dict):
+            raise UnsupportedModelError(f"image_processor is {processor!r}; it must be an object")
         kind = processor.get("image_processor_type")
         if kind not in _PROCESSORS:
             allowed = " or ".join(map(repr, _PROCESSORS))
@@ -59,6 +66,11 @@ class VisionConfig:
             f"the image processor's {key} is False; supported: True"
             for key in ("do_resize", "do_convert_rgb")
             if not processor.get(key, True)
+        ]
+        obstacles += [
+            f"the image processor's {key} is {processor[key]!r}; it must be a whole number above 0"
+            for key in ("patch_size", "pooling_kernel_size", "max_soft_tokens")
+            if key in processor and not _is_whole_number(processor[key])
         ]
         if obstacles:
             raise UnsupportedModelError("; ".join(obstacles))
@@ -192,6 +204,10 @@ class Projection(nn.Module):
 def is_vision(name: str) -> bool:
     """Returns whether a checkpoint's tensor is a weight of the vision tower or of its projector."""
     return name.startswith((_TOWER, _PROJECTOR))
+
+
+def _is_whole_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _check_fit(processor: Any, tower: Any) -> None:

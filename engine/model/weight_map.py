@@ -4,6 +4,7 @@ Tensors have the names of Transformers' unquantised checkpoint. Tied tensors hav
 name.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,8 @@ from engine.weights.quantization import FromDense, Weight
 # scale a row, which only quantising here guarantees.
 Kind = Literal["experts", "linears", "rest", "embedding", "dense"]
 
+# Tensors that the configuration determines. Old checkpoints and some tools store them.
+_COMPUTED = re.compile(r"rotary_emb\.(\w+_)?inv_freq$")
 _ENCODER = "model.encoder.language_model."
 _DECODER = "model.decoder."
 
@@ -94,6 +97,11 @@ def canonical(name: str) -> str:
     if name.startswith(_ENCODER) and not name.endswith(".layer_scalar"):
         return _DECODER + name.removeprefix(_ENCODER)
     return name
+
+
+def is_computed(name: str) -> bool:
+    """Returns whether a tensor is computed from the configuration, whatever a file has for it."""
+    return _COMPUTED.search(name) is not None
 
 
 def _layer_targets(layer: Layer, within: str) -> list[WeightTarget]:

@@ -5,11 +5,11 @@ scales are held almost as they are stored. The embedding and tensors with one di
 converted to the model's type.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from engine.sizing.dimensions import Dimensions, Stored
-from engine.sizing.gguf_header import GgufError, file_here, read_tensors
+from engine.sizing.gguf_header import GgufError, GgufTensor, find_tensors
 
 # Both maps have the types' numbers in ggml.h as keys.
 _IN_FULL = {0: "F32", 1: "F16", 30: "BF16"}
@@ -27,24 +27,24 @@ IDLE = "rope_freqs.weight"  # not loaded: the configuration has the same informa
 def with_gguf(dimensions: Dimensions, name: str) -> Dimensions:
     """Returns the dimensions for a model whose weights come from a GGUF file, without vision.
 
-    `name` is a path or a file on the hub. The size of the weights stays unknown if the file has not
-    been downloaded. Raises GgufError if it is not a GGUF file that can be loaded, or OSError if it
-    cannot be read.
+    `name` is a path or a file on the hub, of which only the header is read. The size of the weights
+    stays unknown if the file is not on this machine and the hub can't be asked. Raises GgufError if
+    it is not a GGUF file that can be loaded, or OSError if it cannot be read.
     """
-    file = file_here(name)
-    stored = None if file is None else _stored(file)
+    tensors = find_tensors(name)
+    stored = None if tensors is None else _stored(name, tensors)
     return replace(dimensions, tower=None, quantized=True, stored=stored)
 
 
-def _stored(file: Path) -> Stored:
+def _stored(name: str, tensors: Sequence[GgufTensor]) -> Stored:
     nbytes, elements = 0.0, 0
-    for tensor in read_tensors(file):
+    for tensor in tensors:
         if tensor.name == IDLE:
             continue
         if tensor.kind not in (*_IN_FULL, *_QUANTIZED):
             known = ", ".join([*_IN_FULL.values(), *(name for name, _ in _QUANTIZED.values())])
             raise GgufError(
-                f"{file.name}: {tensor.name} is stored as {_name(tensor.kind)}; supported: {known}"
+                f"{name}: {tensor.name} is stored as {_name(tensor.kind)}; supported: {known}"
             )
         converted = len(tensor.shape) == 1 or tensor.name == _EMBEDDING
         if converted or tensor.kind in _IN_FULL:

@@ -1,4 +1,4 @@
-"""Read the header of a DiffusionGemma GGUF file: each tensor's name, shape, type and offset.
+"""Find a GGUF file and read its header: each tensor's name, shape, type and offset.
 
 Plain Python. The `gguf` package's reader makes an object of every token of the vocabulary, which
 takes half a minute. This reader skips the vocabulary. The format is described in ggml's
@@ -13,6 +13,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from engine.sizing.model_files import ModelFiles, ModelFilesError, is_pointer, pointer_fault
+
 _MAGIC = b"GGUF"
 _ARCHITECTURE = "diffusion-gemma"
 _VERSIONS = (2, 3)
@@ -20,8 +22,10 @@ _ALIGNMENT = 32  # of the data, unless the file sets another
 _TEXT, _LIST = 8, 9  # kinds of values
 # The other kinds, with their format characters in struct.
 _NUMBERS = dict(zip([0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12], "BbHhIif?Qqd", strict=True))
+# Of a file on the hub so much is read at first, and at most. The released vocabulary takes 16 MB.
+_FIRST_BYTES, _MOST_BYTES = 32 * 2**20, 512 * 2**20
 _LENGTH = struct.Struct("<Q")  # of a text
-_ON_HUB = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)/([^/]+\.gguf)")
+_ON_HUB = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)/([^/@]+\.gguf)(?:@(.+))?")
 
 
 class GgufError(ValueError):
@@ -47,28 +51,64 @@ def read_tensors(file: Path) -> list[GgufTensor]:
 
     Raises GgufError if it is not a DiffusionGemma GGUF file, and OSError if it cannot be read.
     """
+    if is_pointer(file):
+        raise GgufError(pointer_fault(file))
     try:
         with (
             file.open("rb") as opened,
             mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
-            architecture, tensors = _Reader(data).header()
-    except (ValueError, TypeError, ArithmeticError, struct.error) as error:
+            return _tensors(file.name, data)
+    except ValueError as error:  # an empty file can't be mapped
+        if isinstance(error, GgufError):
+            raise
         raise GgufError(f"{file.name} is not a GGUF file: {error}") from error
-    if architecture != _ARCHITECTURE:
-        raise GgufError(
-            f"{file.name}: general.architecture is {architecture!r}; supported: {_ARCHITECTURE!r}"
-        )
-    return tensors
 
 
-def place_on_hub(name: str) -> tuple[str, str] | None:
-    """Returns the repository and the file of a name like `owner/name/file.gguf`, or None."""
-    match = _ON_HUB.fullmatch(name)
-    return None if match is None else (match[1], match[2])
+def find_tensors(name: str) -> list[GgufTensor] | None:
+    """Returns all tensors of the file at a path or on the hub, which is not downloaded.
+
+    Returns None if the file is not on this machine and the hub can't be asked. Raises GgufError if
+    it is not a DiffusionGemma GGUF file, and OSError if it cannot be read.
+    """
+    path = _file_here(name)
+    if path is not None:
+        return read_tensors(path)
+    on_hub = _place_on_hub(name)
+    if on_hub is None:
+        return None
+    repository, file = on_hub
+    try:
+        size = (repository.sizes or {}).get(file)
+    except ModelFilesError:
+        return None
+    count = _FIRST_BYTES
+    while size is not None and (data := repository.begin(file, count)) is not None:
+        try:
+            return _tensors(file, data)
+        except GgufError:
+            if count >= min(size, _MOST_BYTES):
+                raise
+        count *= 4  # the header may be longer
+    return None
 
 
-def file_here(name: str) -> Path | None:
+def find_gguf(name: str) -> Path:
+    """Returns the file for a path or a name on the hub, which is downloaded if it is not local.
+
+    Raises GgufError if there is no such file, and ModelFilesError if the hub can't provide it.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    on_hub = _place_on_hub(name)
+    if on_hub is None:
+        raise GgufError(f"gguf {name!r} is neither a file nor on Hugging Face's hub")
+    repository, file = on_hub
+    return repository.file(file)
+
+
+def _file_here(name: str) -> Path | None:
     """Returns the local file for a path or a name on the hub, or None if it is not on this machine.
 
     This never downloads a file.
@@ -76,13 +116,34 @@ def file_here(name: str) -> Path | None:
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    hub_file = place_on_hub(name)
-    if hub_file is None:
+    on_hub = _place_on_hub(name)
+    if on_hub is None:
         return None
     from huggingface_hub import try_to_load_from_cache  # imported here because it is slow to import
 
-    cached = try_to_load_from_cache(*hub_file)
+    repository, file = on_hub
+    revision = repository.revision or None
+    cached = try_to_load_from_cache(repository.model, file, revision=revision)
     return Path(cached) if isinstance(cached, str) else None
+
+
+def _place_on_hub(name: str) -> tuple[ModelFiles, str] | None:
+    """Returns the repository and the file of a name like `owner/name/file.gguf@revision`."""
+    match = _ON_HUB.fullmatch(name)
+    return None if match is None else (ModelFiles(match[1], match[3] or ""), match[2])
+
+
+def _tensors(name: str, data: mmap.mmap | bytes) -> list[GgufTensor]:
+    """Returns the tensors of the file of this name that begins with this data."""
+    try:
+        architecture, tensors = _Reader(data).header()
+    except (ValueError, TypeError, ArithmeticError, struct.error) as error:
+        raise GgufError(f"{name} is not a GGUF file: {error}") from error
+    if architecture != _ARCHITECTURE:
+        raise GgufError(
+            f"{name}: general.architecture is {architecture!r}; supported: {_ARCHITECTURE!r}"
+        )
+    return tensors
 
 
 class _Reader:
@@ -91,7 +152,7 @@ class _Reader:
     Malformed bytes raise ValueError, TypeError, ArithmeticError or struct.error.
     """
 
-    def __init__(self, data: mmap.mmap) -> None:
+    def __init__(self, data: mmap.mmap | bytes) -> None:
         self._data, self._at = data, 0
 
     def header(self) -> tuple[Any, list[GgufTensor]]:

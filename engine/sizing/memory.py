@@ -3,7 +3,6 @@
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
-_AVAILABLE = "MemAvailable"
 
 
 def available_ram_bytes() -> int:
@@ -11,8 +10,20 @@ def available_ram_bytes() -> int:
 
     Raises OSError if the system does not report the number.
     """
+    return _bytes("MemAvailable")
+
+
+def total_ram_bytes() -> int:
+    """Returns the bytes of the machine's memory and swap together, most of which may be in use.
+
+    Raises OSError if the system does not report the numbers.
+    """
+    return _bytes("MemTotal") + _bytes("SwapTotal")
+
+
+def _bytes(key: str) -> int:
     for line in _MEMINFO.read_text().splitlines():
-        key, value = line.split(":")
-        if key == _AVAILABLE:
+        name, value = line.split(":")
+        if name == key:
             return int(value.split()[0]) * 1024  # the file's unit "kB" means KiB
-    raise OSError(f"{_MEMINFO} has no {_AVAILABLE}")
+    raise OSError(f"{_MEMINFO} has no {key}")

@@ -24,7 +24,8 @@ Part = Literal[
 
 _CODE_BITS: dict[Format, int] = {"int8": 8, "fp8": 8, "int4": 4}
 INT4_GROUP = 32  # weights that share one scale in int4; the other formats have one scale per row
-_SCALE_BYTES = 2
+SCALE_TYPE: Literal["bfloat16"] = "bfloat16"  # of the scales of every format, by its name in torch
+_SCALE_BYTES = {"bfloat16": 2}[SCALE_TYPE]
 
 
 @dataclass(frozen=True)

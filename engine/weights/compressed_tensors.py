@@ -57,13 +57,14 @@ def check(config: dict[str, Any]) -> None:
     The error names every unsupported key.
     """
     errors = []
-    for name, group in config.get("config_groups", {}).items():
+    for name, group in _object(config.get("config_groups"), "config_groups").items():
         key = f"quantization_config.config_groups.{name}"
+        group = _object(group, f"config_groups.{name}")
         layout = group.get("format") or config.get("format")
-        if layout not in _ALLOWED:
+        if layout not in tuple(_ALLOWED):
             errors.append(f"{key}.format is {layout!r}; supported: {_either(tuple(_ALLOWED))}")
             continue
-        weights = group.get("weights") or {}
+        weights = _object(group.get("weights"), f"config_groups.{name}.weights")
         errors += [
             f"{key}.weights.{option} is {weights.get(option)!r}; supported: {_either(values)}"
             for option, values in _ALLOWED[layout].items()
@@ -112,6 +113,18 @@ def _nvfp4(files: TensorFiles, module: str, codes: Tensor) -> QuantizedWeight:
     scales = files.take(f"{module}.weight_scale")
     factor = files.take(f"{module}.weight_global_scale").float().reshape(())
     return QuantizedWeight("nvfp4", codes, scales, None, 1 / factor)
+
+
+def _object(value: Any, key: str) -> dict[str, Any]:
+    """Returns a JSON object, which is empty for None.
+
+    Raises UnsupportedFormatError if it is something else.
+    """
+    if value is not None and not isinstance(value, dict):
+        raise UnsupportedFormatError(
+            f"quantization_config.{key} is {value!r}; it must be an object"
+        )
+    return value or {}
 
 
 def _either(values: tuple[Any, ...]) -> str:

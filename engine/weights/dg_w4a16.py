@@ -9,12 +9,12 @@ Source: kernels/w4a16.py, pack_experts.py and load_w4_checkpoint.py of the check
 published in SRSWTI/knivesysl-diffusion-xe (commit 3719a13).
 """
 
-import json
 from pathlib import Path
 
 from torch import Tensor
 
 from engine.sizing.dimensions import W4_FILE
+from engine.sizing.model_files import read_json
 from engine.weights.errors import UnsupportedFormatError
 from engine.weights.quantization import QuantizedWeight
 from engine.weights.tensor_files import TensorFiles
@@ -24,15 +24,13 @@ _SHORT = {"gate_up_proj": "gu", "down_proj": "dn"}
 
 
 def check(folder: Path) -> None:
-    """Raises UnsupportedFormatError if `w4_meta.json` names another format."""
-    named = json.loads((folder / W4_FILE).read_text()).get("format")
+    """Raises UnsupportedFormatError if `w4_meta.json` names another format.
+
+    Raises ModelFilesError if that file can't be read.
+    """
+    named = read_json(folder / W4_FILE).get("format")
     if named != _FORMAT:
         raise UnsupportedFormatError(f"{W4_FILE}'s format is {named!r}; supported: {_FORMAT!r}")
-
-
-def expert_files(folder: Path) -> list[Path]:
-    """Returns the experts' files, which the index does not name; none for other checkpoints."""
-    return sorted(folder.glob("experts_*.safetensors")) if (folder / W4_FILE).exists() else []
 
 
 def read_module(files: TensorFiles, module: str) -> Tensor:

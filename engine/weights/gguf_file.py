@@ -129,7 +129,7 @@ class GgufWeights:
             shape = gguf.quant_shape_to_byte_shape(tensor.shape, kind)
             data = self._data[tensor.start :][: prod(shape)]
             if data.size < prod(shape):
-                raise ValueError("the file ends before the tensor does")
+                raise ValueError("the file ends before the tensor does. Download it again")
             return kind, data.reshape(shape)
         except ValueError as error:
             raise UnquantizableError(f"{name}: {error}") from error

@@ -5,7 +5,6 @@ unquantised checkpoint stores a layer's experts as one module. The quantised one
 GoedelMachines', store each projection of each expert as a module of its own.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from engine.sizing.dimensions import MODELOPT_FILE, W4_FILE
+from engine.sizing.model_files import one_line, read_json
 from engine.weights import compressed_tensors, dg_w4a16, modelopt
-from engine.weights.errors import UnsupportedFormatError
+from engine.weights.errors import UnreadableWeightsError, UnsupportedFormatError
 from engine.weights.quantization import (
     QuantizedWeight,
     UnquantizableError,
@@ -37,17 +37,20 @@ def find_format(folder: Path, quantization: dict[str, Any] | None) -> ReadModule
 
     The format is named by `w4_meta.json` (GoedelMachines), by config.json's `quantization_config`
     (passed as `quantization`) or by ModelOpt's own file. A checkpoint without any of them is not
-    quantised. Raises UnsupportedFormatError if the format cannot be read.
+    quantised. Raises UnsupportedFormatError if the format cannot be read, and ModelFilesError if
+    the file that names it is damaged.
     """
     if (folder / W4_FILE).exists():
         dg_w4a16.check(folder)
         return dg_w4a16.read_module
     own_file = folder / MODELOPT_FILE
     if quantization is None and own_file.exists():
-        quantization = {
-            **json.loads(own_file.read_text())["quantization"],
-            "quant_method": "modelopt",
-        }
+        named = read_json(own_file).get("quantization")
+        if not isinstance(named, dict):
+            raise UnsupportedFormatError(
+                f"{MODELOPT_FILE}: quantization is {named!r}; it must be an object"
+            )
+        quantization = {**named, "quant_method": "modelopt"}
     if quantization is None:
         return read_dense
     match quantization.get("quant_method"):
@@ -75,13 +78,17 @@ class PublishedWeights:
     def read(self, name: str) -> Weight:
         """Returns a weight as it is stored.
 
-        Raises MissingTensorError if one of its tensors is in no file, and UnquantizableError, which
-        names the weight, if its tensors do not fit each other.
+        Raises MissingTensorError if one of its tensors is in no file, UnreadableWeightsError if a
+        copy of one differs from it, and UnquantizableError, which names the weight, if its tensors
+        do not fit each other.
         """
         try:
             return self._read(name)
-        except UnquantizableError as error:
-            raise UnquantizableError(f"{name}: {error}") from error
+        except UnreadableWeightsError:
+            raise
+        except (UnquantizableError, RuntimeError, TypeError, ValueError) as error:
+            # The last three are torch's and Python's, for tensors of impossible shapes.
+            raise UnquantizableError(f"{name}: {one_line(error)}") from error
 
     def _read(self, name: str) -> Weight:
         module, _, last = name.rpartition(".")

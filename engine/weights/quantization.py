@@ -14,12 +14,13 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor
 
-from engine.sizing.weights import INT4_GROUP
+from engine.sizing.weights import INT4_GROUP, SCALE_TYPE
 
 Scheme = Literal["int8", "int4", "fp8", "nvfp4"]
 FromDense = Literal["int8", "int4", "fp8"]  # the schemes that `quantize` can make
 Kernel = Literal["torch", "triton"]  # the implementation of a weight's products
 
+_SCALE_DTYPE: torch.dtype = getattr(torch, SCALE_TYPE)
 _ROWS = 16384  # rows of a large matrix that are quantised together
 _INT4_ZERO = 8  # the code that stands for 0
 _FP8_MAX = 448.0  # the largest number of float8_e4m3fn; larger ones overflow to NaN
@@ -62,7 +63,7 @@ class QuantizedWeight:
     def __post_init__(self) -> None:
         """Raises UnquantizableError if the tensors' shapes do not fit each other."""
         rows, scales = self.codes.shape[:-1], self.scales.shape
-        if scales[:-1] != rows or self.shape[-1] % scales[-1]:
+        if scales[:-1] != rows or not scales[-1] or self.shape[-1] % scales[-1]:
             raise UnquantizableError(
                 f"scales {tuple(scales)} do not fit a weight {tuple(self.shape)}"
             )
@@ -180,9 +181,9 @@ Weight = Tensor | QuantizedWeight | StackedWeight
 def quantize(weight: Tensor, scheme: FromDense, device: torch.device) -> QuantizedWeight:
     """Quantise a weight [N, K] or [E, N, K] of any floating type, on any device.
 
-    Returns the quantised weight on `device`. int8 and fp8 have one bfloat16 scale for each row, and
-    int4 has one for each 32 inputs, as the smallest published formats do. Codes are chosen for the
-    scale after its rounding to bfloat16.
+    Returns the quantised weight on `device`. int8 and fp8 have one scale for each row, and int4 has
+    one for each 32 inputs, as the smallest published formats do. Scales have the type `SCALE_TYPE`,
+    and codes are chosen for the scale after its rounding to that type.
 
     Only one expert or some thousand rows are moved to the device at a time, so that the device
     holds no more than the result and these rows.
@@ -210,7 +211,7 @@ def empty_quantized(shape: torch.Size, scheme: FromDense, device: torch.device) 
     packed = 2 if scheme == "int4" else 1
     groups = inputs // INT4_GROUP if scheme == "int4" else 1
     codes = torch.empty(*front, inputs // packed, dtype=_CODES[scheme], device=device)
-    scales = torch.empty(*front, groups, dtype=torch.bfloat16, device=device)
+    scales = torch.empty(*front, groups, dtype=_SCALE_DTYPE, device=device)
     return QuantizedWeight(scheme, codes, scales)
 
 
@@ -298,8 +299,8 @@ def _quantize_fp8(weight: Tensor) -> QuantizedWeight:
 
 
 def _row_scales(weight: Tensor, largest_code: float) -> Tensor:
-    """Returns scales [N, 1] bfloat16 that give each row's largest magnitude this code."""
-    return _nonzero((weight.abs().amax(-1, keepdim=True) / largest_code).bfloat16())
+    """Returns scales [N, 1] of the type `SCALE_TYPE` that give each row's maximum this code."""
+    return _nonzero((weight.abs().amax(-1, keepdim=True) / largest_code).to(_SCALE_DTYPE))
 
 
 def _quantize_int4(weight: Tensor) -> QuantizedWeight:
@@ -309,7 +310,7 @@ def _quantize_int4(weight: Tensor) -> QuantizedWeight:
     best_error = torch.full_like(largest, torch.inf)
     best_codes, best_scales = torch.zeros_like(groups), torch.ones_like(largest)
     for divisor in _INT4_RANGES:
-        scales = _nonzero((largest / -divisor).bfloat16().float())
+        scales = _nonzero((largest / -divisor).to(_SCALE_DTYPE).float())
         codes = (groups / scales).round().clamp(-_INT4_ZERO, 15 - _INT4_ZERO)
         error = (codes * scales - groups).square().sum(-1, keepdim=True)
         better = error < best_error
@@ -317,7 +318,7 @@ def _quantize_int4(weight: Tensor) -> QuantizedWeight:
         best_codes = torch.where(better, codes, best_codes)
         best_scales = torch.where(better, scales, best_scales)
     codes = (best_codes + _INT4_ZERO).to(torch.uint8).flatten(-2)
-    return QuantizedWeight("int4", pack(codes), best_scales[..., 0].bfloat16())
+    return QuantizedWeight("int4", pack(codes), best_scales[..., 0].to(_SCALE_DTYPE))
 
 
 def pack(codes: Tensor) -> Tensor:

@@ -1,46 +1,65 @@
-"""The help and the output of the command line."""
+"""The command line: its help, its version, and what it says about wrong names and values."""
 
-import asyncio
-import socket
+import json
+import subprocess
+import sys
 
-from fastapi import FastAPI
+import pytest
 from typer.testing import CliRunner
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from app.cli import _banner, _listen, _server_config, main
+from app.cli import main
 from app.settings import Settings
 from engine.config import profile_names
-from engine.messages import Ready
+
+SLOW = ("fastapi", "huggingface_hub", "jsonschema_rs", "numpy", "torch", "transformers", "uvicorn")
+
+
+def easel(*arguments, **variables):
+    return CliRunner(env={"COLUMNS": "400", **variables}).invoke(main, list(arguments))
 
 
 def test_the_help_of_serve_names_every_profile_and_every_setting():
-    text = CliRunner(env={"COLUMNS": "400"}).invoke(main, ["serve", "--help"]).output
+    text = easel("serve", "--help").output
     assert all(name in text for name in profile_names())
     assert all(f"--{name.replace('_', '-')}" in text for name in Settings.model_fields)
 
 
-def test_the_banner_shows_the_profile():
-    ready = Ready("cpu", "float32", 2048, 32, 1280, profile="demo: max_active 4")
-    assert "  profile  demo: max_active 4\n" in _banner(Settings(), "http://127.0.0.1:8000", ready)
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["serve", "--help"], ["plan", "--help"], ["--version"], ["version"]],
+    ids=" ".join,
+)
+def test_help_and_version_import_nothing_that_takes_long(arguments):
+    code = (
+        "import atexit, json, sys\n"
+        f"atexit.register(lambda: print(json.dumps([m for m in {SLOW} if m in sys.modules])))\n"
+        "from app.__main__ import main\n"
+        "main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    assert json.loads(result.stdout.splitlines()[-1]) == []
 
 
-async def test_responses_do_not_wait_until_earlier_ones_are_acknowledged():
-    accepted = asyncio.get_running_loop().create_future()
-    listening = _listen(Settings(port=0))
-    port = listening.getsockname()[1]
-
-    def on_connection(_reader, writer):
-        accepted.set_result(writer)
-
-    async with await asyncio.start_server(on_connection, sock=listening):
-        _, client = await asyncio.open_connection("127.0.0.1", port)
-        connection = (await accepted).get_extra_info("socket")
-        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        for each in (client, await accepted):
-            each.close()
+def test_the_version_is_an_option_and_a_command():
+    assert easel("--version").output == easel("version").output != ""
+    assert easel("--version").exit_code == 0
 
 
-def test_requests_are_read_by_h11_and_never_by_a_websocket_library():
-    config = _server_config(FastAPI(), Settings())
-    config.load()
-    assert (config.http_protocol_class, config.ws_protocol_class) == (H11Protocol, None)
+def test_a_misspelt_variable_is_refused_and_the_closest_one_is_named():
+    result = easel("plan", EASEL_PROT="1", EASEL_ZZZ="1")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "easel: EASEL_PROT: no such setting (did you mean EASEL_PORT?); "
+        "EASEL_ZZZ: no such setting\n"
+    )
+
+
+@pytest.mark.parametrize("variables", [{"EASEL_PORT": "80000"}, {}], ids=["variable", "option"])
+def test_a_wrong_value_is_refused_with_its_setting_and_what_is_allowed(variables):
+    result = easel("serve", *([] if variables else ["--port", "80000"]), **variables)
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "easel: EASEL_PORT: Input should be less than or equal to 65535, not '80000'\n"
+    )

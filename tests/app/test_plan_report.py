@@ -10,12 +10,13 @@ from app.cli import main
 from app.settings import Settings
 from bench.random_model import Shape, write_random_model
 from bench.roofline import RELEASED_MODEL
-from engine.config import DeviceProfile
+from engine.config import DEMO_MODEL_PATH, DeviceProfile
 from engine.sizing.dimensions import QUANTIZED_FILES
 from engine.sizing.gguf_header import read_tensors
 from engine.sizing.gpu import Gpu
 from engine.sizing.memory import available_ram_bytes
 from tests.engine.weights.test_gguf_file import SHAPE, q8_0, write
+from tests.hub import use_hub
 
 GIB = 2**30
 DEVICES = [name for name in plan_report.device_names() if name not in ("auto", "cpu")]
@@ -90,19 +91,60 @@ def test_a_model_in_a_folder_is_planned_from_its_configuration_alone(tmp_path):
     assert plan["memory"] == pytest.approx(available_ram_bytes(), rel=0.5)
 
 
+@pytest.fixture
+def hub(monkeypatch, tmp_path, no_surroundings):
+    with use_hub(monkeypatch, tmp_path / "cache") as hub:
+        yield hub
+
+
 @pytest.mark.parametrize("name", QUANTIZED_FILES)
-def test_a_quantised_model_on_the_hub_is_not_planned_before_it_is_downloaded(
-    monkeypatch, tmp_path, name
-):
-    write_random_model(tmp_path, Shape())
-    (tmp_path / name).write_text("{}")
-    monkeypatch.setattr(plan_report, "model_file", lambda _model, name: tmp_path / name)
-    monkeypatch.setattr(
-        plan_report, "optional_model_file", lambda _m, n: tmp_path / n if n == name else None
-    )
-    result = run("--model", "some-body/some-model")
+def test_a_quantised_model_on_the_hub_is_planned_from_its_sizes_there(hub, tmp_path, name):
+    folder = write_random_model(tmp_path / "model", Shape())
+    (folder / name).write_text("{}")
+    (folder / "earlier.safetensors").write_bytes(b"no part of the model")
+    hub.add("owner/name", folder)
+    plan = plan_json("--model", "owner/name", "--device", "rtx-4090")
+    assert plan["weights"] == {"as stored": (folder / "model.safetensors").stat().st_size}
+    assert plan["settings"]["quantize_experts"] == "none"  # the profile has another value
+    assert hub.downloaded() == {"config.json"}
+
+
+def test_a_sharded_quantised_model_on_the_hub_is_planned_without_its_weights(hub, tmp_path):
+    folder = write_random_model(tmp_path / "model", Shape())
+    (folder / "hf_quant_config.json").write_text("{}")
+    whole = (folder / "model.safetensors").rename(folder / "a.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"x": "a.safetensors"}}')
+    hub.add("owner/name", folder)
+    assert plan_json("--model", "owner/name")["weights"] == {"as stored": whole.stat().st_size}
+    assert hub.downloaded() == {"config.json", "model.safetensors.index.json"}
+
+
+def test_a_quantised_model_whose_sizes_the_hub_does_not_tell_is_not_planned(hub, tmp_path):
+    folder = write_random_model(tmp_path / "model", Shape())
+    (folder / "w4_meta.json").write_text("{}")
+    hub.add("owner/name", folder)
+    hub.broken = "tree"
+    result = run("--model", "owner/name")
     assert result.exit_code == 2
     assert "is quantised. Only its files say how large it is" in result.output
+
+
+def test_a_revision_of_a_model_on_the_hub_is_planned(hub, tmp_path):
+    small, large = (write_random_model(tmp_path / f"{n}", Shape(experts=n)) for n in (4, 8))
+    hub.add("owner/name", small)
+    commit = hub.add("owner/name", large, "more-experts")
+    plans = [
+        plan_json("--model", "owner/name", *revision)["weights"]["experts"]
+        for revision in ([], ["--revision", "more-experts"], ["--revision", commit])
+    ]
+    assert plans[1] == plans[2] == 2 * plans[0]
+
+
+def test_a_revision_of_the_released_model_is_read_from_the_hub(hub, tmp_path):
+    hub.add(RELEASED_MODEL, write_random_model(tmp_path / "model", Shape()), "v2")
+    plan = plan_json("--model", RELEASED_MODEL, "--revision", "v2", "--device", "cpu")
+    assert plan["context_tokens"] == 512
 
 
 def test_a_gguf_file_is_planned_from_its_header_alone(tmp_path):
@@ -117,6 +159,34 @@ def test_a_gguf_file_is_planned_from_its_header_alone(tmp_path):
     assert plan_json(*options) == plan
 
 
+@pytest.mark.parametrize("first_bytes", [32 * 2**20, 1024])
+def test_a_gguf_file_on_the_hub_is_planned_from_its_header_alone(
+    hub, tmp_path, monkeypatch, first_bytes
+):
+    monkeypatch.setattr("engine.sizing.gguf_header._FIRST_BYTES", first_bytes)
+    folder, file = write_random_model(tmp_path / "model", SHAPE), tmp_path / "gguf" / "model.gguf"
+    file.parent.mkdir()
+    write(file, folder, q8_0)
+    commit = hub.add("owner/gguf", file.parent)
+    options = ["--model", str(folder), "--device", "rtx-4090", "--gguf"]
+    plan = plan_json(*options, str(file))
+    assert plan_json(*options, "owner/gguf/model.gguf") == plan
+    assert plan_json(*options, f"owner/gguf/model.gguf@{commit}") == plan
+    assert not any((tmp_path / "cache").rglob("model.gguf"))
+
+
+def test_a_gguf_file_on_the_hub_that_can_not_be_loaded_is_refused_before_it_is_downloaded(
+    hub, tmp_path
+):
+    folder, file = write_random_model(tmp_path / "model", SHAPE), tmp_path / "gguf" / "model.gguf"
+    file.parent.mkdir()
+    write(file, folder, q8_0, architecture="gemma4")
+    hub.add("owner/gguf", file.parent)
+    result = run("--model", str(folder), "--gguf", "owner/gguf/model.gguf")
+    assert result.exit_code == 2
+    assert "general.architecture is 'gemma4'; supported" in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -125,8 +195,12 @@ def test_a_gguf_file_is_planned_from_its_header_alone(tmp_path):
         (["--gguf", __file__], "test_plan_report.py is not a GGUF file"),
         (["--device", "rtx-9090"], "allowed: auto, cpu, dgx-spark"),
         (["--device", "demo"], "device 'demo' is unknown"),
-        (["--model", "/no/such/folder"], "config.json cannot be read"),
-        (["--model", "some-body/some-model"], "config.json cannot be read"),
+        (["--model", "/no/such/folder"], "model '/no/such/folder': there is no such folder"),
+        (
+            ["--model", "some-body/some-model"],
+            "downloaded completely before, and HF_HUB_OFFLINE is set",
+        ),
+        (["--model", str(DEMO_MODEL_PATH), "--revision", "v1"], "revision is 'v1', but model"),
         (["--profile", "fast"], "'fast' is not a profile; available: auto, none"),
         (["--max-context", "many"], "EASEL_MAX_CONTEXT"),
     ],

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import threading
 
 import httpx
@@ -99,3 +101,15 @@ async def test_a_body_is_parsed_outside_of_the_event_loop():
     assert isinstance(await parsed(Request({"type": "http"}, receive), Body), Body)
     assert checked_in
     assert threading.get_ident() not in checked_in
+
+
+def test_the_front_end_never_imports_torch():
+    code = (
+        "import sys\n"
+        "import app.serve\n"
+        "from app.server import create_app\n"
+        "from app.settings import Settings\n"
+        "create_app(Settings())\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,6 +1,6 @@
-"""The table that every measurement prints."""
+"""What every measurement prints: the table, and before it what is being done."""
 
-from bench.compare import Output, report
+from bench.compare import Output, alternate, of_case, report
 
 
 def printed(monkeypatch, capsys, rows, columns, width):
@@ -26,3 +26,25 @@ def test_a_column_without_a_value_is_left_out(monkeypatch, capsys):
     out = printed(monkeypatch, capsys, rows, ["some", "none"], 80)
     assert "some" in out
     assert "none" not in out
+
+
+def test_a_comparison_shows_its_rounds():
+    shown = []
+    alternate(lambda: None, lambda: None, rounds=2, show=of_case(shown.append, "a case"))
+    assert shown == ["a case: warming up", "a case: round 1 of 2", "a case: round 2 of 2"]
+
+
+def test_nothing_is_printed_while_the_line_of_progress_is_shown(monkeypatch, capsys):
+    """Each print is preceded by a call of `hide`, which is noted among the lines here."""
+
+    def rows():
+        print("showing")
+        yield {"case": "one", "some": 1}
+        print("showing")
+
+    monkeypatch.setenv("COLUMNS", "80")
+    report("A title", rows(), ["some"], Output(), hide=lambda: print("hidden"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:4] == ["showing", "hidden", "one", "showing"]
+    assert lines[4] == "hidden"
+    assert lines[5].startswith("A title")

@@ -70,7 +70,6 @@ def network(formats, dimensions=TINY):
         formats=formats,
         device=CPU,
         dtype=torch.float32,
-        title="test",
     )
 
 
@@ -141,7 +140,8 @@ def test_the_command_measures_every_format_and_reports_that_there_is_no_gpu(monk
     result = CliRunner().invoke(main, options)
     assert result.exit_code == 0, result.output
     announcement = "No GPU that torch can use. 26b, 2 of 4 layers, random weights, on cpu"
-    assert result.output.strip().startswith(announcement)
+    assert result.stdout.strip().startswith(announcement)
+    assert result.stderr.startswith("easel: importing PyTorch and Transformers\n")
     assert plot.stat().st_size > 0
     written = json.loads(file.read_text())
     assert len(written) == len(FORMATS)
@@ -238,6 +238,7 @@ def test_a_gpu_has_the_bandwidth_of_its_own_model(gpu, bandwidth):
         (["--synthetic", "7b"], "'26b'"),
         (["--synthetic", "26b", "--layers", "31"], "30"),
         (["--layers", "2"], "can only be used with --synthetic"),
+        (["counts", "--json", "/nowhere/rows.json"], "the folder /nowhere does not exist"),
         (["--synthetic", "26b", "tail"], "can't be used before a command"),
         (["--json", "rows.json", "counts"], "can't be used before a command"),
     ],

@@ -151,7 +151,10 @@ def test_a_worker_ignores_signals_that_are_sent_to_its_whole_process_group(start
 @pytest.mark.parametrize(
     ("config", "complaint"),
     [
-        ({"model": "/nowhere"}, "model '/nowhere' is neither a folder nor a Hugging Face id"),
+        (
+            {"model": "/nowhere"},
+            "model '/nowhere': there is no such folder, and it is not a Hugging Face id",
+        ),
         ({"device": "cuda"}, "device is 'cuda', but"),
         ({"max_context": 1}, "max_context"),
         ({"colour": "red"}, "colour"),

@@ -39,8 +39,8 @@ def good(model_folder):
         "/v1/completions": '{"max_tokens":1,"prompt":"x"%s}',
         "/v1/responses": '{"max_output_tokens":1,"input":"x"%s}',
         "/v1/responses/input_tokens": '{"input":"x"%s}',
-        "/v1/messages": f'{{"model":"{model_folder}","max_tokens":1,{chat}%s}}',
-        "/v1/messages/count_tokens": f'{{"model":"{model_folder}",{chat}%s}}',
+        "/v1/messages": f'{{"model":"{model_folder.name}","max_tokens":1,{chat}%s}}',
+        "/v1/messages/count_tokens": f'{{"model":"{model_folder.name}",{chat}%s}}',
         "/tokenize": f"{{{chat}%s}}",
         "/detokenize": '{"tokens":[5]%s}',
     }
@@ -251,7 +251,7 @@ LARGE_BODIES = {
 @pytest.mark.parametrize("name", LARGE_BODIES)
 def test_ten_megabytes_are_refused_while_other_requests_are_answered(server, model_folder, name):
     path, body = LARGE_BODIES[name]()
-    body = body.replace("MODEL", str(model_folder))
+    body = body.replace("MODEL", model_folder.name)
     answered, done = 0, threading.Event()
 
     def ask():

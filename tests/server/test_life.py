@@ -201,7 +201,7 @@ def test_the_worker_ends_when_the_front_end_is_killed(start_server):
 
 def serve_with(**variables):
     return subprocess.run(
-        [sys.executable, "-m", "app.cli", "serve"],
+        [sys.executable, "-m", "app", "serve"],
         env={**os.environ, "EASEL_PORT": "0", **variables},
         capture_output=True,
         text=True,
@@ -234,7 +234,7 @@ def test_a_port_that_is_in_use_is_reported_before_anything_is_loaded(server):
     assert result.returncode == 2
     assert result.stderr.strip().splitlines() == [
         f"easel: cannot listen on 127.0.0.1 port {server.port}: Address already in use "
-        "(settings: EASEL_HOST, EASEL_PORT)"
+        "(settings: EASEL_HOST, EASEL_PORT; port 0 takes any free one)"
     ]
 
 

@@ -50,7 +50,7 @@ def test_every_line_of_a_json_log_is_one_object_whichever_component_wrote_it(sta
     always = {"time", "level", "logger", "request_id", "message"}
     assert all(always <= line.keys() for line in lines)
     assert any("Easel listens on" in line["message"] for line in lines)
-    assert {"uvicorn.error", "app.cli", "app.answers", "app.engine_client.worker"} <= {
+    assert {"uvicorn.error", "app.serve", "app.answers", "app.engine_client.worker"} <= {
         line["logger"] for line in lines
     }
 

@@ -16,7 +16,7 @@ from app.dialects.body import parsed
 from app.dialects.waiting import unless_gone
 from app.errors import ContextLengthExceeded
 from app.prompting.prompt import Prompt
-from app.services import Admission, Services, check_model, services_of
+from app.services import Admission, Services, services_of
 from engine.messages import GenerateRequest, Ready
 
 router = APIRouter()
@@ -26,16 +26,16 @@ router = APIRouter()
 async def messages(http: Request, admit: Admission) -> Response:
     body = await parsed(http, MessagesRequest)
     services = services_of(http)
-    check_model(body.model, services.settings.model)
+    model = services.model_name(body.model)
     limits = admit()
     request = await asyncio.to_thread(answer_request, services, body)
     head = {
         "id": f"msg_{uuid.uuid4().hex}",
         "type": "message",
         "role": "assistant",
-        "model": services.settings.model,
+        "model": model,
     }
-    prepared = _prepared(request, limits)
+    prepared = _prepared(services, request, limits)
     answer = MessagesAnswer(services, request, prepared, body.shows_thoughts, head)
     if body.stream:
         return answer.stream()
@@ -46,7 +46,7 @@ async def messages(http: Request, admit: Admission) -> Response:
 async def count_tokens(http: Request) -> dict[str, int]:
     body = await parsed(http, CountTokensRequest)
     services = services_of(http)
-    check_model(body.model, services.settings.model)
+    services.model_name(body.model)
     prompt = await asyncio.to_thread(_prompt, services, body)
     return {"input_tokens": len(prompt.tokens)}
 
@@ -74,9 +74,9 @@ def _prompt(services: Services, body: CountTokensRequest) -> Prompt:
     return services.prompts.chat(conversation(body), offered_tools(body), thinking=body.thinks)
 
 
-def _prepared(request: AnswerRequest, limits: Ready) -> list[GenerateRequest]:
+def _prepared(services: Services, request: AnswerRequest, limits: Ready) -> list[GenerateRequest]:
     try:
-        return prepare(request, limits)
+        return prepare(request, limits, services.prompts.vocabulary)
     except ContextLengthExceeded as error:
         # Claude Code recognises these words and compacts the conversation.
         tokens, most = len(request.prompts[0].tokens), limits.context_length - 1

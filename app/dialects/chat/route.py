@@ -13,7 +13,7 @@ from app.dialects.chat.events import ChatAnswer
 from app.dialects.chat.schema import ChatCompletionRequest
 from app.dialects.chat.turns import chat_prompt
 from app.dialects.waiting import unless_gone
-from app.services import Admission, Services, check_model, services_of
+from app.services import Admission, Services, services_of
 
 router = APIRouter()
 
@@ -23,14 +23,14 @@ router = APIRouter()
 async def chat_completions(http: Request, admit: Admission) -> Response:
     body = await parsed(http, ChatCompletionRequest)
     services = services_of(http)
-    check_model(body.model, services.settings.model)
+    model = services.model_name(body.model)
     limits = admit(body.n or 1)
     request = await asyncio.to_thread(answer_request, services, body)
-    prepared = prepare(request, limits)
+    prepared = prepare(request, limits, services.prompts.vocabulary)
     head = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),
-        "model": services.settings.model,
+        "model": model,
     }
     answer = ChatAnswer(services, request, prepared, head, body)
     if body.stream:

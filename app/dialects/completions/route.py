@@ -14,7 +14,7 @@ from app.dialects.completions.schema import CompletionRequest
 from app.dialects.waiting import unless_gone
 from app.errors import BadRequest
 from app.prompting.prompt import Prompt
-from app.services import Admission, Services, check_model, services_of
+from app.services import Admission, Services, services_of
 from engine.messages import Ready
 
 router = APIRouter()
@@ -25,15 +25,15 @@ router = APIRouter()
 async def completions(http: Request, admit: Admission) -> Response:
     body = await parsed(http, CompletionRequest)
     services = services_of(http)
-    check_model(body.model, services.settings.model)
+    model = services.model_name(body.model)
     n = body.n or 1
     limits = admit(len(body.prompts) * n, param="prompt" if n == 1 else "n")
     request = await asyncio.to_thread(answer_request, services, body, limits)
-    prepared = prepare(request, limits)
+    prepared = prepare(request, limits, services.prompts.vocabulary)
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),
-        "model": services.settings.model,
+        "model": model,
     }
     answer = CompletionAnswer(services, request, prepared, head, body)
     if body.stream:

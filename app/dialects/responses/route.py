@@ -32,7 +32,7 @@ from app.dialects.waiting import unless_gone
 from app.errors import ApiError, BadRequest, NotFound, error_event
 from app.prompting.conversation import Turn
 from app.prompting.prompt import Prompt
-from app.services import Admission, Services, check_model, services_of
+from app.services import Admission, Services, services_of
 from app.sse import NamedEvent, event_stream
 from engine.messages import GenerateRequest, TokenLogprobs
 
@@ -54,13 +54,13 @@ class Incoming:
 async def create_response(http: Request, admit: Admission) -> Response:
     body = await parsed(http, ResponseRequest)
     services, store = services_of(http), response_store(http)
-    check_model(body.model, services.settings.model)
+    model = services.model_name(body.model)
     limits = admit()
     earlier, new = _conversation(store, body)
     request = await asyncio.to_thread(answer_request, services, body, earlier, new)
-    prepared = prepare(request, limits)
+    prepared = prepare(request, limits, services.prompts.vocabulary)
     incoming = Incoming(body, [*earlier, *new], request, prepared)
-    head = _head(services, body)
+    head = _head(model, body)
     output = _output(services, incoming)
     events = _events(services, store, incoming, head, output)
     if body.stream:
@@ -73,7 +73,7 @@ async def create_response(http: Request, admit: Admission) -> Response:
 async def count_input_tokens(http: Request) -> dict[str, Any]:
     body = await parsed(http, InputTokensRequest)
     services = services_of(http)
-    check_model(body.model, services.settings.model)
+    services.model_name(body.model)
     earlier, new = _conversation(response_store(http), body)
     prompt = await asyncio.to_thread(_prompt, services, body, earlier, new)
     return {"object": "response.input_tokens", "input_tokens": len(prompt.tokens)}
@@ -153,7 +153,7 @@ def _prompt(
     return services.prompts.chat(turns, offered_tools(body), thinking=body.thinking, param="input")
 
 
-def _head(services: Services, body: ResponseRequest) -> dict[str, Any]:
+def _head(model: str, body: ResponseRequest) -> dict[str, Any]:
     """Returns the response as it is before its answer: the request's fields, and no output."""
     effort = None if body.reasoning is None else body.reasoning.effort
     return {
@@ -170,7 +170,7 @@ def _head(services: Services, body: ResponseRequest) -> dict[str, Any]:
         "max_output_tokens": body.max_output_tokens,
         "max_tool_calls": None,
         "metadata": body.metadata if isinstance(body.metadata, dict) else {},
-        "model": services.settings.model,
+        "model": model,
         "output": [],
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "presence_penalty": 0.0,

@@ -44,6 +44,21 @@ async def test_a_line_that_is_only_printed_is_a_warning(caplog):
     ]
 
 
+async def test_the_last_critical_line_is_the_reason_why_the_worker_ends():
+    reader = asyncio.StreamReader()
+    critical = LOGGED.replace("ERROR", "CRITICAL").replace("failed", "cannot start")
+    reader.feed_data(f"{LOGGED}{critical}Traceback:\n  why\n{LOGGED}a last word\n".encode())
+    reader.feed_eof()
+    assert await relay(reader) == "it cannot start"
+
+
+async def test_a_worker_that_logs_nothing_critical_gives_no_reason():
+    reader = asyncio.StreamReader()
+    reader.feed_data(f"{LOGGED}a last word".encode())
+    reader.feed_eof()
+    assert await relay(reader) is None
+
+
 @pytest.mark.parametrize("cut", range(1, len(LOGGED)))
 async def test_a_line_that_comes_in_two_parts_is_one_record(caplog, cut):
     parts = (LOGGED[:cut].encode(), LOGGED[cut:].encode())

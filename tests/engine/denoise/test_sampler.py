@@ -153,3 +153,42 @@ def test_another_sampler_is_refused_and_named():
         SamplerConfig.from_generation_config(
             {"sampler_config": {"_cls_name": "MaskedSamplerConfig"}}
         )
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"eos_token_id": "1"}, "eos_token_id is '1': Input should be a valid integer"),
+        ({"eos_token_id": [1, 1.5]}, "eos_token_id is 1.5"),
+        ({"eos_token_id": True}, "eos_token_id is True"),
+        ({"eos_token_id": -1}, "eos_token_id is -1"),
+        ({"eos_token_id": 2**40}, "eos_token_id is 1099511627776"),
+        ({"max_denoising_steps": 0}, "max_denoising_steps is 0: Input should be greater than"),
+        ({"max_denoising_steps": 48.0}, "max_denoising_steps is 48.0"),
+        ({"max_denoising_steps": True}, "max_denoising_steps is True"),
+        ({"max_denoising_steps": 5000}, "max_denoising_steps is 5000: .* or equal to 1024"),
+        ({"t_min": float("nan")}, "t_min is nan"),
+        ({"t_min": -0.1}, "t_min is -0.1"),
+        ({"t_max": 0}, "t_max is 0: Input should be greater than 0"),
+        ({"t_max": "0.8"}, "t_max is '0.8'"),
+        ({"t_min": 0.9, "t_max": 0.5}, "t_max is 0.5, which is below t_min, 0.9"),
+        ({"stability_threshold": -1}, "stability_threshold is -1"),
+        ({"confidence_threshold": float("inf")}, "confidence_threshold is inf"),
+        ({"sampler_config": {"entropy_bound": -1}}, "sampler_config.entropy_bound is -1"),
+        ({"sampler_config": {"entropy_bout": 1}}, "sampler_config.entropy_bout is 1: Extra"),
+        ({"sampler_config": 5}, "sampler_config is 5; supported"),
+    ],
+)
+def test_a_value_that_no_sampler_can_have_is_refused_by_its_key(values, named):
+    with pytest.raises(UnsupportedSamplerError, match=f"^generation_config.json: {named}"):
+        SamplerConfig.from_generation_config(values)
+
+
+def test_all_wrong_values_are_named_at_once():
+    with pytest.raises(UnsupportedSamplerError, match=r"max_denoising_steps is 0.*eos_token_id is"):
+        SamplerConfig.from_generation_config({"max_denoising_steps": 0, "eos_token_id": "1"})
+
+
+def test_whole_numbers_are_temperatures_too():
+    config = SamplerConfig.from_generation_config({"t_min": 1, "t_max": 1, "do_sample": True})
+    assert (config.t_min, config.t_max) == (1, 1)

@@ -15,6 +15,7 @@ from triton.compiler import ASTSource
 
 from engine.kernels import grouped_linear, prefix_attention, vocab_statistics
 from engine.kernels.dequantise import Scheme
+from engine.sizing.weights import INT4_GROUP, SCALE_TYPE
 
 TYPES = {
     torch.float32: "fp32",
@@ -25,14 +26,17 @@ TYPES = {
     torch.uint8: "u8",
 }
 CAPABILITIES = (89, 90, 120)
+MADE_SCALES: torch.dtype = getattr(torch, SCALE_TYPE)
 # Formats of weights with 2,816 inputs: name, scheme, scales a row and their dtype, and if there are
-# zeros.
+# zeros. The first ones behind "dense" are made while loading, the others are published.
 LAYOUTS: tuple[tuple[str, Scheme, int | None, torch.dtype, bool], ...] = (
     ("dense", "dense", None, torch.bfloat16, False),
-    ("int8", "int8", 1, torch.float32, False),
-    ("fp8", "fp8", 1, torch.float32, False),
-    ("int4", "int4", 88, torch.bfloat16, False),
-    ("nvfp4", "nvfp4", 176, torch.float8_e4m3fn, False),
+    ("int8", "int8", 1, MADE_SCALES, False),
+    ("fp8", "fp8", 1, MADE_SCALES, False),
+    ("int4", "int4", 2816 // INT4_GROUP, MADE_SCALES, False),
+    ("llm-compressor's INT8", "int8", 1, torch.float32, False),
+    ("RedHatAI's FP8-dynamic", "fp8", 1, torch.float32, False),
+    ("NVFP4", "nvfp4", 176, torch.float8_e4m3fn, False),
     ("GGUF's Q8_0", "int8", 88, torch.float16, False),
     ("GGUF's Q6_K", "int8", 176, torch.float32, False),
     ("GGUF's Q4_K", "int4", 88, torch.float16, True),

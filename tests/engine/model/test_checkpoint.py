@@ -1,14 +1,22 @@
 """Checkpoints that are refused with a message that says why, and checkpoints that are loaded."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from bench.random_model import write_random_model
-from engine.model.checkpoint import CheckpointError, find_checkpoint, load_model
+from engine.model.checkpoint import (
+    CheckpointError,
+    download_weights,
+    find_checkpoint,
+    find_dimensions,
+    load_model,
+)
 from engine.model.diffusion_gemma import UnsupportedModelError
+from tests.hub import use_hub
 from tests.parity.tiny_models import SHAPES
 
 PREFIX = "model.decoder.layers.0."
@@ -20,12 +28,19 @@ def folder(tmp_path):
 
 
 def change_config(folder, **changes):
-    """Set keys of config.json, or of its text_config for keys that exist there."""
+    """Set keys of config.json, or of its text_config for keys that belong there."""
     file = folder / "config.json"
     config = json.loads(file.read_text())
     for key, value in changes.items():
-        (config["text_config"] if key in config["text_config"] else config)[key] = value
+        text = key in config["text_config"] or key == "final_logit_softcapping"  # is not written
+        (config["text_config"] if text else config)[key] = value
     file.write_text(json.dumps(config))
+
+
+def rope(**changes):
+    """Returns the parameters of both rotary embeddings, changed for full attention."""
+    plain = {"rope_type": "default", "rope_theta": 10_000.0}
+    return {"sliding_attention": plain, "full_attention": {**plain, **changes}}
 
 
 def change_weights(folder, change):
@@ -59,6 +74,15 @@ def test_padding_that_generation_config_does_not_name_is_that_of_the_config(fold
         ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention is 'all'"),
         ({"num_experts": None}, "num_experts is None"),
         ({"canvas_length": None}, "canvas_length is None"),
+        ({"hidden_size": "128"}, "hidden_size is '128'; it must be a whole number above 0"),
+        ({"final_logit_softcapping": -1}, "final_logit_softcapping is -1; it must be a number"),
+        ({"rope_parameters": {}}, r"rope_parameters\.sliding_attention is None; it must be an obj"),
+        ({"rope_parameters": rope(rope_theta="x")}, r"full_attention\.rope_theta is 'x'"),
+        ({"rope_parameters": rope(rope_type=None)}, r"full_attention\.rope_type is None"),
+        (
+            {"rope_parameters": rope(partial_rotary_factor=2)},
+            r"partial_rotary_factor is 2; it must",
+        ),
     ],
 )
 def test_an_unsupported_config_is_refused_and_its_key_named(folder, changes, named):
@@ -71,6 +95,48 @@ def test_every_obstacle_of_a_config_is_named_at_once(folder):
     change_config(folder, hidden_activation="relu", attention_bias=True)
     with pytest.raises(UnsupportedModelError, match=r"hidden_activation.*attention_bias"):
         find_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rms_norm_eps": "tiny"},
+        {"tie_word_embeddings": "no"},
+        {"dtype": "floot16"},
+        {"rope_parameters": "default"},
+        {"image_token_id": "3"},
+    ],
+)
+def test_a_config_that_transformers_refuses_is_named_in_one_line(folder, changes):
+    change_config(folder, **changes)
+    with pytest.raises(CheckpointError, match=r"config\.json: ") as caught:
+        find_checkpoint(str(folder))
+    assert next(iter(changes.values())) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "processor_config.json", "w4_meta.json"]
+)
+def test_a_damaged_json_file_is_named_in_one_line(folder, name):
+    (folder / name).write_text('{"a": ')
+    with pytest.raises(CheckpointError, match=rf"{name} is not JSON.*Download it again") as caught:
+        find_checkpoint(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_a_missing_json_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=f"{name} is missing"):
+        find_checkpoint(str(folder))
+
+
+def test_an_adapter_is_refused_before_its_weights_are_read(folder):
+    (folder / "adapter_config.json").write_text("{}")
+    for find in (find_checkpoint, find_dimensions):
+        with pytest.raises(CheckpointError, match="merge it first, for example with peft's"):
+            find(str(folder))
 
 
 def test_a_config_is_refused_before_weight_files_are_looked_for(folder):
@@ -115,6 +181,23 @@ def test_missing_weight_files_are_listed(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"missing: model\.safetensors"):
         load(folder)
+
+
+def test_a_checkpoint_on_the_hub_is_downloaded_without_files_that_hold_no_weights(
+    folder, tmp_path, monkeypatch
+):
+    expected = load(folder).state_dict()
+    published = shutil.copytree(folder, tmp_path / "published")
+    (published / "earlier.safetensors").write_bytes(b"no part of the model")
+    with use_hub(monkeypatch, tmp_path / "cache") as hub:
+        hub.add("owner/name", published, "v1")
+        checkpoint = find_checkpoint("owner/name", revision="v1")
+        assert "model.safetensors" not in hub.downloaded()
+        download_weights(checkpoint)
+        assert "earlier.safetensors" not in hub.downloaded()
+    model = load_model(checkpoint, device=torch.device("cpu"), dtype=torch.float32)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
 
 
 def test_a_sharded_checkpoint_with_encoder_names_loads_the_same_weights(folder):

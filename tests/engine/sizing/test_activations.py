@@ -8,8 +8,8 @@ from bench.roofline import released
 from engine.config import EngineConfig
 from engine.loading import build_denoiser
 from engine.messages import GenerateRequest, Sampling
+from engine.model.checkpoint import find_dimensions
 from engine.sizing.activations import PassShape, activation_bytes
-from engine.sizing.dimensions import read_dimensions
 from engine.sizing.plan import make_plan
 from engine.worker import Worker
 
@@ -57,7 +57,7 @@ def test_passes_need_at_most_the_planned_memory_and_at_least_a_quarter_of_it(
         assert worker.handle(request) == []
     most = peak_bytes(lambda: run_to_the_end(worker))
     planned = activation_bytes(
-        read_dimensions(tmp_path / "config.json").in_folder(tmp_path),
+        find_dimensions(str(tmp_path)),
         PassShape(encoded=256, canvases=canvases, speculates=speculates, context=512),
         element_bytes=4,
         cuda=False,
@@ -92,7 +92,7 @@ def test_memory_for_widening_quantised_weights_is_planned(tmp_path, formats):
     worker = Worker(denoiser, config)
     worker.handle(GenerateRequest("a", [5] * 16, max_tokens=16, sampling=Sampling(seed=0)))
     most = peak_bytes(lambda: run_to_the_end(worker))
-    dimensions = read_dimensions(tmp_path / "config.json").in_folder(tmp_path)
+    dimensions = find_dimensions(str(tmp_path))
     planned = make_plan(dimensions, config, cuda=False).activations
     plain = config.model_copy(update=dict.fromkeys(formats, "none"))
     assert make_plan(dimensions, plain, cuda=False).activations < most <= planned <= 3 * most

@@ -1,6 +1,7 @@
 """The dimensions read from a config.json equal those that Transformers reads from it."""
 
 import json
+import re
 from dataclasses import fields
 
 import pytest
@@ -11,6 +12,8 @@ from bench.roofline import RELEASED_MODEL
 from engine.config import DEMO_MODEL_PATH
 from engine.model.diffusion_gemma import ModelConfig
 from engine.sizing.dimensions import Dimensions, DimensionsError, known_dimensions, read_dimensions
+from engine.sizing.model_files import ModelFiles, ModelFilesError
+from engine.sizing.weight_files import with_files
 from tests.parity.tiny_models import SHAPES
 
 SHARED = {each.name for each in fields(Dimensions)} & {each.name for each in fields(ModelConfig)}
@@ -59,9 +62,9 @@ def test_the_demo_model_takes_no_images_without_an_image_processor(tmp_path):
     demo = read_dimensions(DEMO_MODEL_PATH / "config.json")
     raw = json.loads((DEMO_MODEL_PATH / "config.json").read_text())
     assert_equal_dimensions(raw, load_config(DEMO_MODEL_PATH))
-    assert demo.in_folder(DEMO_MODEL_PATH).image_tokens == 0
+    assert with_files(demo, ModelFiles(str(DEMO_MODEL_PATH))).image_tokens == 0
     (tmp_path / "processor_config.json").write_text("{}")
-    assert demo.in_folder(tmp_path).image_tokens > 0
+    assert with_files(demo, ModelFiles(str(tmp_path))).image_tokens > 0
 
 
 def load_config(folder):
@@ -87,7 +90,67 @@ def test_an_unsupported_model_is_refused_with_the_name_of_the_wrong_key(change, 
         Dimensions.of({"model_type": "diffusion_gemma", "text_config": LEAST, **change})
 
 
+@pytest.mark.parametrize("value", ["128", None, 0, -1, 1.5, True, [128]])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "num_experts",
+        "top_k_experts",
+        "moe_intermediate_size",
+        "sliding_window",
+        "max_position_embeddings",
+    ],
+)
+def test_a_number_that_no_network_can_have_is_refused_by_its_key(key, value):
+    text = {**LEAST, key: value}
+    with pytest.raises(DimensionsError, match=rf"text_config\.{key} is {re.escape(repr(value))};"):
+        Dimensions.of({"model_type": "diffusion_gemma", "text_config": text})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ({"top_k_experts": 5}, r"text_config\.top_k_experts is 5; it must be at most 4"),
+        ({"layer_types": ["full_attention"]}, r"layer_types .* for each of 30 layers"),
+        ({"layer_types": ["banded"] * 30}, r"layer_types .* 'sliding_attention' or"),
+        ({"layer_types": "full_attention"}, "layer_types is 'full_attention'"),
+        ({"per_layer_config": []}, r"per_layer_config is \[\]; it must be an object"),
+        ({"per_layer_config": {"99": {}}}, "per_layer_config has 99; there are layers 0 to 29"),
+        ({"per_layer_config": {"x": {}}}, "per_layer_config has x"),
+        ({"per_layer_config": {"2": 5}}, r"per_layer_config\.2 is 5; it must be an object"),
+        ({"per_layer_config": {"2": {"head_dim": "a"}}}, r"per_layer_config\.2\.head_dim is 'a'"),
+        ({"num_key_value_heads": 3}, "layer 0 has 8 query heads, 3 key-value heads"),
+        ({"head_dim": 17}, "heads of size 17"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused_by_their_keys(text, message):
+    with pytest.raises(DimensionsError, match=message):
+        Dimensions.of({"model_type": "diffusion_gemma", "text_config": {**LEAST, **text}})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("text_config", 5),
+        ("vision_config", [1]),
+        ("quantization_config", "awq"),
+        ("canvas_length", "32"),
+    ],
+)
+def test_a_part_of_another_type_is_refused_by_its_key(key, value):
+    raw = {"model_type": "diffusion_gemma", "text_config": LEAST, key: value}
+    with pytest.raises(DimensionsError, match=f"{key} is {re.escape(repr(value))}; it must be a"):
+        Dimensions.of(raw)
+
+
 def test_a_file_that_is_not_json_is_refused_with_its_name(tmp_path):
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(DimensionsError, match=r"config\.json"):
+    with pytest.raises(ModelFilesError, match=r"config\.json"):
         read_dimensions(tmp_path / "config.json")

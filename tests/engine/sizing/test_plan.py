@@ -1,6 +1,7 @@
 """The planned memory, and the settings that are proposed if a plan does not fit."""
 
 import dataclasses
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 import engine.__main__
 import engine.loading
 import engine.worker
+from bench.random_model import Shape, write_random_model
 from bench.roofline import RELEASED_MODEL, released
 from engine.config import EngineConfig
 from engine.loading import check_plan
-from engine.sizing.dimensions import Dimensions
+from engine.sizing.dimensions import MODELOPT_FILE, Dimensions
+from engine.sizing.model_files import ModelFiles
 from engine.sizing.plan import (
     DoesNotFitError,
     check_fit,
@@ -22,6 +25,8 @@ from engine.sizing.plan import (
     most_canvases,
     nearest,
 )
+from engine.sizing.weight_files import with_files
+from tests.hub import use_hub
 
 GB = 10**9
 LEAST = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}
@@ -135,6 +140,7 @@ def test_a_refusal_says_so_if_no_settings_fit():
 
 def test_the_worker_refuses_on_a_gpu_and_only_warns_on_a_cpu(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Some GPU")
+    monkeypatch.setattr(engine.loading, "total_ram_bytes", lambda: 200 * GB)
     with pytest.raises(DoesNotFitError, match=r"Some GPU has 24\.0 GB"):
         check_plan(released(), config(), 24 * GB, torch.device("cuda"))
     check_plan(released(), config(), 24 * GB, torch.device("cpu"))
@@ -142,6 +148,12 @@ def test_the_worker_refuses_on_a_gpu_and_only_warns_on_a_cpu(monkeypatch, caplog
     caplog.clear()
     check_plan(released(), config(), 80 * GB, torch.device("cuda"))
     assert not caplog.text
+
+
+def test_on_a_cpu_the_worker_refuses_what_would_not_fit_an_idle_machine(monkeypatch):
+    monkeypatch.setattr(engine.loading, "total_ram_bytes", lambda: 32 * GB)
+    with pytest.raises(DoesNotFitError, match=r"this machine \(memory and swap\) has 32\.0 GB"):
+        check_plan(released(), config(), 24 * GB, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -171,7 +183,9 @@ def test_a_quantised_checkpoint_of_unknown_size_is_planned_from_its_files(
     monkeypatch.setattr(
         engine.loading,
         "find_dimensions",
-        lambda model, _gguf: unknown.in_folder(tmp_path) if model == str(tmp_path) else unknown,
+        lambda model, *_: (
+            with_files(unknown, ModelFiles(model)) if model == str(tmp_path) else unknown
+        ),
     )
     checkpoint = SimpleNamespace(folder=tmp_path, gguf=None, generation={})
     monkeypatch.setattr(engine.loading, "find_checkpoint", lambda *_: checkpoint)
@@ -180,10 +194,23 @@ def test_a_quantised_checkpoint_of_unknown_size_is_planned_from_its_files(
         engine.loading.build_denoiser(config())
 
 
-def test_the_process_prints_why_it_refuses_and_returns_an_error_code(monkeypatch, capsys):
+def test_a_quantised_checkpoint_on_the_hub_is_planned_before_it_is_downloaded(
+    tmp_path, monkeypatch, small_gpu
+):
+    folder = write_random_model(tmp_path / "model", Shape())
+    (folder / MODELOPT_FILE).write_text("{}")
+    monkeypatch.setattr(engine.loading, "free_memory", lambda _device: 2**20)
+    with use_hub(monkeypatch, tmp_path / "cache") as hub:
+        hub.add("owner/name", folder)
+        with pytest.raises(DoesNotFitError, match=r"Some GPU has 1\.0 MB"):
+            engine.loading.build_denoiser(EngineConfig(model="owner/name"))
+    assert hub.downloaded() == {"config.json"}
+
+
+def test_the_process_logs_why_it_refuses_and_returns_an_error_code(monkeypatch, caplog):
     def refuse(_address, _config):
         raise DoesNotFitError("it is too large")
 
     monkeypatch.setattr(engine.worker, "serve", refuse)
     assert engine.__main__._serve("ipc:///nowhere", config()) != 0
-    assert capsys.readouterr().err == "easel worker: it is too large\n"
+    assert caplog.record_tuples == [("engine", logging.CRITICAL, "it is too large")]

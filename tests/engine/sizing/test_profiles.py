@@ -14,9 +14,11 @@ from engine.config import (
 )
 from engine.sizing.dimensions import read_dimensions
 from engine.sizing.gpu import Gpu
+from engine.sizing.model_files import ModelFiles
 from engine.sizing.plan import make_plan
 from engine.sizing.profiles import apply_profile, choose_profile, describe_profile
 from engine.sizing.roofline import device_step_s, step_cost
+from engine.sizing.weight_files import with_files
 
 GIB = 2**30
 DEVICES = [name for name in profile_names() if DeviceProfile.read(name).hardware]
@@ -123,7 +125,8 @@ def test_the_released_model_fits_each_device_with_the_profile_of_the_device(name
 
 
 def test_the_demo_profile_fits_any_device():
-    dimensions = read_dimensions(DEMO_MODEL_PATH / "config.json").in_folder(DEMO_MODEL_PATH)
+    demo = read_dimensions(DEMO_MODEL_PATH / "config.json")
+    dimensions = with_files(demo, ModelFiles(str(DEMO_MODEL_PATH)))
     plan = make_plan(dimensions, apply_profile(EngineConfig(), "demo", quantized=False), cuda=False)
     assert plan.total < GIB
     assert plan.context_tokens == dimensions.max_positions

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from huggingface_hub.errors import EntryNotFoundError
 
 from bench.random_model import Shape, new_random_model, write_random_model
 from bench.roofline import released
@@ -14,6 +13,7 @@ from engine.model.vision import Vision, VisionConfig
 from engine.sizing.dimensions import MODELOPT_FILE, QUANTIZED_FILES, Dimensions
 from engine.sizing.weights import weight_bytes
 from engine.weights.quantization import QuantizedWeight
+from tests.hub import use_hub
 from tests.parity.tiny_models import SHAPES, write_seeing_model
 
 QUANTIZABLE = Shape(hidden=64, mlp=96, head=32, full_head=32, expert=32)
@@ -139,17 +139,24 @@ def test_a_quantised_checkpoint_has_the_size_of_its_files(tmp_path):
     assert computed == {"as stored": (tmp_path / "model.safetensors").stat().st_size}
 
 
-@pytest.mark.parametrize("name", [*QUANTIZED_FILES, None])
-def test_a_file_on_the_hub_can_mark_a_checkpoint_as_quantised(monkeypatch, name):
-    def download(_model, requested):
-        if requested != name:
-            raise EntryNotFoundError(requested)
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with use_hub(monkeypatch, tmp_path / "cache") as hub:
+        yield hub
 
-    config = new_random_model(QUANTIZABLE).config
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    monkeypatch.setattr("engine.model.checkpoint._find_config", lambda _model: (None, config))
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("name", [*QUANTIZED_FILES, None])
+def test_a_file_on_the_hub_can_mark_a_checkpoint_as_quantised(hub, tmp_path, name, listed):
+    folder = write_random_model(tmp_path / "model", QUANTIZABLE)
+    if name is not None:
+        (folder / name).write_text("{}")
+    hub.add("owner/name", folder)
+    hub.broken = "" if listed else "tree"
     dimensions = find_dimensions("owner/name")
-    assert (dimensions.quantized, dimensions.sized) == (name is not None, name is None)
+    assert dimensions.quantized == (name is not None)
+    assert dimensions.sized == (listed or name is None)
+    assert "model.safetensors" not in hub.downloaded()
 
 
 def test_the_size_of_a_quantised_checkpoint_is_unknown_without_its_files():
