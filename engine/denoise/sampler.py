@@ -104,7 +104,7 @@ class SamplerConfig:
             ]
             raise UnsupportedSamplerError(f"generation_config.json: {'; '.join(faults)}") from error
         given = {
-            **read.model_dump(exclude={"eos_token_id", "sampler_config"}),
+            **read.model_dump(exclude={"eos_token_id", "pad_token_id", "sampler_config"}),
             **read.sampler_config.model_dump(),
         }
         known = {key: value for key, value in given.items() if value is not None}
