@@ -83,10 +83,10 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
         template_file=settings.chat_template,
         revision=commit,
     )
+    metrics = Metrics()
     config = settings.engine_config()
     if commit:
         config = config.model_copy(update={"revision": commit})
-    metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

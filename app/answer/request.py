@@ -107,6 +107,15 @@ def prepare(request: AnswerRequest, limits: Ready, vocabulary: Vocabulary) -> li
     return prepared
 
 
+def _check_token_ids(field: str, tokens: Iterable[int], limits: Ready) -> None:
+    largest = max(tokens, default=0)
+    if largest >= limits.vocab_size:
+        raise BadRequest(
+            f"{field}: {largest} is not a token id; ids must be below {limits.vocab_size}.",
+            param=field,
+        )
+
+
 def _check_tokens(tokens: Sequence[int], limits: Ready, vocabulary: Vocabulary, param: str) -> None:
     """Raises BadRequest, which names the token, if the tokenizer has it but the model does not."""
     largest = max(tokens, default=0)
@@ -116,13 +125,4 @@ def _check_tokens(tokens: Sequence[int], limits: Ready, vocabulary: Vocabulary, 
             f"{param}: the model lacks the token {name!r} of its tokenizer, whose id is {largest}; "
             f"the model's ids are below {limits.vocab_size}.",
             param=param,
-        )
-
-
-def _check_token_ids(field: str, tokens: Iterable[int], limits: Ready) -> None:
-    largest = max(tokens, default=0)
-    if largest >= limits.vocab_size:
-        raise BadRequest(
-            f"{field}: {largest} is not a token id; ids must be below {limits.vocab_size}.",
-            param=field,
         )

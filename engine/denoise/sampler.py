@@ -35,7 +35,6 @@ class UnsupportedSamplerError(ValueError):
     """The checkpoint's `generation_config.json` asks for a sampler that this engine lacks."""
 
 
-_TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 _Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -57,8 +56,8 @@ class _GenerationConfig(BaseModel):
     t_max: _Number | None = Field(default=None, gt=0)
     stability_threshold: int | None = Field(default=None, ge=0)
     confidence_threshold: _Number | None = None
-    eos_token_id: list[_TokenId] = []
-    pad_token_id: _TokenId | None = None
+    eos_token_id: list[Annotated[int, Field(ge=0, lt=2**31)]] = []
+    pad_token_id: int | None = None
     sampler_config: _EntropyBoundConfig
 
     @field_validator("eos_token_id", mode="before")

@@ -78,10 +78,14 @@ def test_token_ids_are_those_of_the_usage(http, path, body):
 
 
 @pytest.mark.parametrize(("path", "body"), BOTH)
-@pytest.mark.parametrize("options", [{}, {"n": 2}, {"stop": ["4"]}, {"max_tokens": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"n": 2}, {"stop": ["4"]}, {"stop": ["1"]}, {"max_tokens": 1}]
+)
 def test_a_stream_has_the_token_ids_of_the_whole_answer(http, path, body, options):
     body = {**body, **options, **IDS}
     whole, streamed = answer(http, path, body), chunks(http, path, body)
+    counts = [len(choice["token_ids"]) for choice in whole["choices"]]
+    assert sum(counts) == whole["usage"]["completion_tokens"] > 0
     for choice in whole["choices"]:
         mine = parts(streamed, choice["index"])
         assert [token for part in mine for token in part["token_ids"]] == choice["token_ids"]

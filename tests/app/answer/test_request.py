@@ -25,7 +25,7 @@ def vocabulary():
         ("bad_words", lambda token: {"banned_tokens": [7, token]}),
     ],
 )
-def test_token_ids_that_the_model_does_not_have_are_refused(vocabulary, field, options):
+def test_token_ids_that_the_model_does_not_have_are_refused(field, options, vocabulary):
     def request(token):
         sampling = Sampling(seed=0, **options(token))
         return AnswerRequest([Prompt([1, 2])], sampling, 5, "messages")
