@@ -32,8 +32,8 @@ async def test_the_figures_and_tokens_of_a_delta_are_those_of_its_block(tmp_path
         prompts=SimpleNamespace(vocabulary=vocabulary),
     )
     request = AnswerRequest([Prompt([5, 6])], Sampling(seed=0), None, "prompt")
-    events = [each async for each in answer_events(services, request, prepare(request, LIMITS))]
-    *deltas, end = events
+    prepared = prepare(request, LIMITS, vocabulary)
+    *deltas, end = [each async for each in answer_events(services, request, prepared)]
     assert all(isinstance(each, Delta) for each in deltas)
     assert [each.tokens for each in deltas] == blocks
     counts = [sum(map(len, blocks[:number])) for number in (1, 2, 3)]
