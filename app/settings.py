@@ -126,6 +126,11 @@ class Settings(EngineConfig, BaseSettings):
         description="Format of the log: text for people, or json for one JSON object per line.",
     )
 
+    @field_validator("api_key_file", "chat_template", mode="before")
+    @classmethod
+    def _no_empty_path(cls, value: object) -> object:
+        return value or None  # an empty path would be the current folder
+
     @field_validator("served_model_name")
     @classmethod
     def _has_names(cls, value: str) -> str:

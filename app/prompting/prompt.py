@@ -298,7 +298,7 @@ def answer_room(
         # Clients find out by the words "maximum context length", and then shorten the conversation.
         raise ContextLengthExceeded(
             f"This model's maximum context length is {context_length} tokens. However, your prompt "
-            f"has {len(prompt)} tokens; at most {most} leave room for an answer.",
+            f"is too long: it has {len(prompt)} tokens; at most {most} leave room for an answer.",
             param=param,
         )
     room = most + 1 - len(prompt)

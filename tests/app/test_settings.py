@@ -54,3 +54,9 @@ def test_settings_do_not_change_after_the_start():
 def test_a_misspelt_variable_is_reported(monkeypatch):
     monkeypatch.setenv("EASEL_PROT", "9000")
     assert unknown_variables() == ["EASEL_PROT"]
+
+
+def test_an_empty_path_is_no_path(monkeypatch):
+    monkeypatch.setenv("EASEL_API_KEY_FILE", "")
+    monkeypatch.setenv("EASEL_CHAT_TEMPLATE", "")
+    assert (Settings().api_key_file, Settings().chat_template) == (None, None)

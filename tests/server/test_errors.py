@@ -181,13 +181,13 @@ def test_the_refusal_of_a_prompt_longer_than_the_context_has_the_numbers(http):
     assert error["param"] == "prompt"
     # LiteLLM, aider, LangChain and others look for the first words to shorten a conversation.
     assert error["message"] == (
-        "This model's maximum context length is 2048 tokens. However, your prompt has 2048 tokens; "
-        "at most 2047 leave room for an answer."
+        "This model's maximum context length is 2048 tokens. However, your prompt is too long: "
+        "it has 2048 tokens; at most 2047 leave room for an answer."
     )
     suffix = {"prompt": [300] * 2044, "suffix": "one two three", "max_tokens": 4}
     message = envelope(http.post("/v1/completions", json=suffix))["message"]
     assert message.startswith("This model's maximum context length is 2048 tokens.")
-    assert "your prompt has 2044 tokens; at most " in message
+    assert "it has 2044 tokens; at most " in message
 
 
 def test_a_wrong_path_and_a_wrong_method_are_answered_in_the_envelope(http):
