@@ -159,7 +159,11 @@ def _document(app: FastAPI) -> dict[str, Any]:
             if name in EVENTS:
                 error = _envelopes(path)["anyOf"]
                 data = {"anyOf": [made["event", name], *error]}
-                content |= {"text/event-stream": {"schema": _event(data)}}
+                content |= {
+                    "text/event-stream": {
+                        "schema": _event(data, ends=path.endswith("/completions"))
+                    }
+                }
             operation["responses"]["200"]["content"] = content
         if path in BODIES:
             body = _json(made["body", path])
@@ -174,12 +178,13 @@ def _json(schema: Any) -> dict[str, Any]:
     return {"application/json": {"schema": schema}}
 
 
-def _event(data: dict[str, Any]) -> dict[str, Any]:
-    """Returns the schema of an event with this JSON. OpenAI's streams end with `[DONE]` instead."""
+def _event(data: dict[str, Any], *, ends: bool) -> dict[str, Any]:
+    """Returns the schema of an event with this JSON, in a stream that `ends` with [DONE] or not."""
     json_text = {**_TEXT, "contentMediaType": "application/json", "contentSchema": data}
+    text = {"anyOf": [{"const": "[DONE]"}, json_text]} if ends else json_text
     return {
         "type": "object",
-        "properties": {"event": _TEXT, "data": json_text},
+        "properties": {"event": _TEXT, "data": text},
         "required": ["data"],
     }
 
