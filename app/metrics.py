@@ -75,6 +75,10 @@ class Metrics:
         self.kept_prefix_bytes = gauge(
             "easel_kept_prefix_bytes", "Device memory that kept prefixes take, in bytes"
         )
+        self.captured_graphs = gauge(
+            "easel_captured_graphs",
+            "CUDA graphs that the worker has made, most of them before it was ready",
+        )
         tasks = gauge("easel_event_loop_tasks", "Tasks on the front end's event loop")
         tasks.set_function(lambda: len(asyncio.all_tasks()))
         self.request_time = seconds(
@@ -98,6 +102,7 @@ class Metrics:
         self.queue_depth.set(stats.waiting)
         self.running.set(stats.running)
         self.kept_prefix_bytes.set(stats.kept_prefix_bytes)
+        self.captured_graphs.set(stats.captured_graphs)
 
     def exposition(self) -> bytes:
         """Returns all metrics in Prometheus' text format.

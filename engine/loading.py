@@ -117,7 +117,7 @@ def new_denoiser(
     model.attention_kernel = choose_attention_kernel(
         model.dimensions.layers, model.dimensions.query_heads, device, dtype
     )
-    return Denoiser(
+    denoiser = Denoiser(
         model,
         sampler,
         context_length=min(config.max_context, model.dimensions.max_positions),
@@ -128,6 +128,8 @@ def new_denoiser(
         cuda_graphs=use_cuda_graphs(config, device, never_waits=never_waits),
         compiled=config.compile,
     )
+    denoiser.prepare()
+    return denoiser
 
 
 def check_plan(

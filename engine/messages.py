@@ -241,12 +241,14 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 class Stats(msgspec.Struct, frozen=True, tag=True):
     """The number of waiting and running requests, and the size of all kept prefixes in bytes.
 
-    The worker sends it when a number has changed.
+    `captured_graphs` is the number of CUDA graphs that have been made since the worker's start. The
+    worker sends this message when a number has changed.
     """
 
     waiting: int
     running: int
     kept_prefix_bytes: int = 0
+    captured_graphs: int = 0
 
 
 ToWorker = GenerateRequest | Cancel

@@ -107,6 +107,7 @@ class Worker:
             waiting=self._scheduler.waiting,
             running=self._scheduler.running,
             kept_prefix_bytes=self._denoiser.kept_prefix_bytes,
+            captured_graphs=self._denoiser.captured_graphs,
         )
         if now == self._last_stats:
             return []

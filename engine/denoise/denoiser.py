@@ -13,6 +13,7 @@ import dataclasses
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 class Slot:
     """The KV cache and the canvas of a running sequence."""
 
+    number: int
     cache: KVCache
     tokens: list[int]  # those that the cache holds
     canvas: Canvas | None = None
@@ -77,7 +79,7 @@ class Denoiser:
             prefill_chunk=prefill_chunk,
             image_tokens=0 if vision is None else vision.most_tokens,
         )
-        self._free = [
+        self._caches = [  # by the number of their slot
             KVCache(
                 model.dimensions.layers,
                 capacity=context_length,
@@ -88,6 +90,7 @@ class Denoiser:
             )
             for _ in range(max_active)
         ]
+        self._free = list(range(max_active))  # a heap of the slots without a sequence
         self._prefixes: PrefixCache[Snapshot] = PrefixCache(prefix_cache_bytes)
         self._slots: dict[Sequence, Slot] = {}
         self._parked: dict[Sequence, Canvas] = {}
@@ -99,16 +102,29 @@ class Denoiser:
             )
 
     @torch.inference_mode()
+    def prepare(self) -> None:
+        """Capture and compile what can be known before the first request. Call it before that."""
+        if self._graphs is not None:
+            self._graphs.prepare(self._caches)
+
+    @property
+    def captured_graphs(self) -> int:
+        """Returns how many CUDA graphs have been captured so far."""
+        return 0 if self._graphs is None else self._graphs.captured
+
+    @torch.inference_mode()
     def run(self, works: Pass) -> PassResult:
         """Make one pass through the weights for all `works`.
 
         Returns each work's result, or None where nothing was denoised. A pass that runs out of
         memory can be run again.
         """
+        # By slots, because a graph is bound to its caches in their order.
+        ordered = sorted(works, key=lambda work: self._slots[work.sequence].number)
         segments: list[Segment] = []
         canvases: list[Canvas] = []
         speculative: dict[Sequence, Canvas] = {}  # the canvases of next blocks
-        for work in works:
+        for work in ordered:
             slot, ahead = self._slots[work.sequence], len(work.tokens)
             if work.tokens:
                 segments.append(self._encoder_segment(slot, work.tokens, work.images))
@@ -127,7 +143,11 @@ class Denoiser:
         hidden = self._run_model(segments, canvases)
         steps = iter(self._step.run(hidden, canvases) if canvases else [])
         # Sequences change only here, so that a pass that ran out of memory can be run again.
-        return [self._settle(work, steps, speculative.get(work.sequence)) for work in works]
+        results = {
+            work.sequence: self._settle(work, steps, speculative.get(work.sequence))
+            for work in ordered
+        }
+        return [results[work.sequence] for work in works]
 
     def _new_canvas(self, sequence: Sequence, ahead: list[int] | None = None) -> Canvas:
         dimensions = self.model.dimensions
@@ -204,11 +224,14 @@ class Denoiser:
         Returns how many of the sequence's tokens the cache already holds, from a kept prefix.
         """
         tokens = sequence.unencoded
-        cache, match = self._free.pop(), self._prefixes.longest(sequence.prefix_keys(tokens))
+        number = heappop(self._free)  # the lowest, so that there are few sets of slots
+        cache, match = self._caches[number], self._prefixes.longest(sequence.prefix_keys(tokens))
         length = 0 if match is None else match.length
         if match is not None:
             cache.restore(match.kept, length)
-        self._slots[sequence] = Slot(cache, tokens[:length], self._parked.pop(sequence, None))
+        self._slots[sequence] = Slot(
+            number, cache, tokens[:length], self._parked.pop(sequence, None)
+        )
         return length
 
     def park(self, sequence: Sequence) -> None:
@@ -233,7 +256,7 @@ class Denoiser:
             if keep:
                 self._keep(sequence, slot)
             slot.cache.clear()
-            self._free.append(slot.cache)
+            heappush(self._free, slot.number)
 
     @property
     def kept_prefix_bytes(self) -> int:

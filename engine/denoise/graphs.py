@@ -8,17 +8,24 @@ The compiled form of the pass is run from here too. A graph holds the network in
   is busy with the graph, so that capturing them would gain next to nothing. And so passes that
   replay one graph may have requests with different sampler settings.
 
-A graph is bound to the addresses of the pass' buffers and of its sequences' caches. So each
-combination of caches has its own graph for each length that is attended to, made when it is first
-needed. If that fails, one log line says so, and all later passes are dynamic: they have the same
-results without a graph.
+A graph is bound to the addresses of the pass' buffers and of its sequences' caches, in the order of
+their slots. So each set of slots has a graph of its own. Triton's attention reads only the entries
+that it needs, so one graph of a set serves every length, and all graphs are made at the start if
+there are not too many. With PyTorch's attention a set has a graph for each length that is attended
+to, made when it is first needed. If that fails, one log line says so, and all later passes are
+dynamic: they have the same results without a graph.
+
+All captures use one stream, and no graph is destroyed while another one is kept: when a graph is
+destroyed, torch 2.13 and 2.14 free the cuBLAS workspaces of the stream on which it was captured,
+and graphs that were captured there go on using this memory (pytorch#193402).
 
 Letters: R canvas positions (rows) of a pass, C positions of a canvas, D hidden size.
 """
 
 import logging
-from collections import OrderedDict
+import time
 from collections.abc import Callable, Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -46,7 +53,8 @@ class Graphs:
         """Prepare for passes of up to `canvases` canvases, which are captured, compiled or both."""
         self._static: StaticPass | None = StaticPass(model, canvases=canvases, compiled=compiled)
         self._capture = Capture() if capture else None
-        self._replays: OrderedDict[tuple[tuple[KVCache, ...], int], Replay] = OrderedDict()
+        self._replays: dict[tuple[tuple[KVCache, ...], int], Replay] = {}
+        self.captured = 0  # graphs made so far
 
     @property
     def on(self) -> bool:
@@ -68,16 +76,43 @@ class Graphs:
         try:
             static.fill(segments, soft_embeddings)
             caches = tuple(segment.cache for segment in segments)
-            return self._replay(static, caches, static.length(segments))()
+            return self._replay(static, caches, static.length(caches))()
         except Exception as error:  # a driver, a compiler or a library may raise anything
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON]
-            logger.warning(
-                "CUDA graphs and compiled passes are off from here on, all passes are dynamic: %s",
-                reason,
-            )
-            self._static = None
-            self._replays.clear()
+            self._give_up(error)
             return None
+
+    def prepare(self, caches: Sequence[KVCache]) -> None:
+        """Capture all graphs that passes of these caches can need, while the caches are empty.
+
+        `caches` are in the order of their slots. Nothing is captured if there would be more graphs
+        than are kept, or if a graph serves one length only: each is made when it is needed then.
+        Compiled layers are compiled in any case.
+        """
+        static, started = self._static, time.monotonic()
+        if static is None:
+            return
+        sets = [each for n in range(len(caches), 0, -1) for each in combinations(caches, n)]
+        capturing = self._capture is not None and static.any_length and len(sets) <= MOST_GRAPHS
+        if not (capturing or static.compiled):
+            return
+        try:
+            for each in sets if capturing else sets[:1]:
+                self._replay(static, each, static.length(each))()
+        except Exception as error:  # as in `run`
+            self._give_up(error)
+            return
+        seconds = time.monotonic() - started
+        logger.info("made %d CUDA graphs in %.1f s", self.captured, seconds)
+
+    def _give_up(self, error: Exception) -> None:
+        """Make all passes dynamic from here on, and log why."""
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON]
+        logger.warning(
+            "CUDA graphs and compiled passes are off from here on, all passes are dynamic: %s",
+            reason,
+        )
+        self._static = None
+        self._replays.clear()
 
     def _replay(self, static: StaticPass, caches: tuple[KVCache, ...], length: int) -> Replay:
         def work() -> Tensor:
@@ -88,17 +123,26 @@ class Graphs:
         key = (caches, length)
         if key not in self._replays:
             if len(self._replays) == MOST_GRAPHS:
-                self._replays.popitem(last=False)
+                self._forget(static)
             self._replays[key] = self._capture(work)
-        self._replays.move_to_end(key)
+            self.captured += 1
         return self._replays[key]
+
+    def _forget(self, static: StaticPass) -> None:
+        """Destroy all graphs, none of which may be running then."""
+        static.synchronize()
+        self._replays.clear()
 
 
 class Capture:
-    """Makes graphs that share one pool of memory, because only one of them runs at a time."""
+    """Makes graphs that share one pool of memory, because only one of them runs at a time.
+
+    They share one stream too. Each stream has cuBLAS workspaces of its own.
+    """
 
     def __init__(self) -> None:
         self._pool: torch.cuda._POOL_HANDLE | None = None
+        self._stream: torch.cuda.Stream | None = None
 
     def __call__(self, work: Replay) -> Replay:
         """Run `work`, then capture it, and return a function that replays it.
@@ -107,15 +151,20 @@ class Capture:
         in `work`. (If the experts' product does, nothing is captured in the first place.)
         """
         graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's class has no types
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UPS):
-                work()
-        torch.cuda.current_stream().wait_stream(stream)
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
-            result = work()
-        self._pool = graph.pool()
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # it has no types
+            self._pool = torch.cuda.graph_pool_handle()
+        stream, current = self._stream, torch.cuda.current_stream()
+        stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UPS):
+                    work()
+            current.wait_stream(stream)
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+                result = work()
+        finally:
+            torch.cuda.set_stream(current)  # torch does not do so if a capture fails
 
         def replay() -> Tensor:
             graph.replay()

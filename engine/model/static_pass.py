@@ -53,6 +53,8 @@ class StaticPass:
         self._stored = torch.zeros(canvases, columns, dtype=torch.int64, device=device)
         self._filled = [[0] * columns for _ in range(canvases)]  # the host's copy
         self._sees, self._attention = _attention_of(model.attention_kernel)
+        self.any_length = model.attention_kernel == "triton"  # it reads only the entries it sees
+        self.compiled = compiled
         self._before, self._after = _before_attention, _after_attention
         if compiled:
             # These two functions, not the whole pass: they are compiled once for each kind of layer
@@ -67,14 +69,18 @@ class StaticPass:
         whole = segment.tokens.shape[0] == self._canvas
         return whole and not segment.causal and segment.start == 0
 
-    def length(self, segments: Sequence[Segment]) -> int:
-        """Returns how many entries a pass of these canvases should attend to.
+    def length(self, caches: Sequence[KVCache]) -> int:
+        """Returns how many entries a pass behind these caches should attend to.
 
-        It is the needed number, rounded up to a multiple of four canvases or of a quarter of the
-        power of two below the number, if that is more. So one graph serves many blocks, and in long
-        contexts at most a fifth of the entries are unseen because of the rounding.
+        If attention reads only the entries that it sees, it is all that a cache can hold, so that
+        one graph serves every block. Otherwise it is the needed number, rounded up to a multiple of
+        four canvases or of a quarter of the power of two below the number, if that is more. So one
+        graph serves many blocks, and in long contexts at most a fifth of the entries are unseen
+        because of the rounding.
         """
-        end = max(segment.cache.position for segment in segments) + self._canvas
+        if self.any_length:
+            return caches[0].capacity + self._canvas
+        end = max(cache.position for cache in caches) + self._canvas
         step = max(4 * self._canvas, 1 << (end.bit_length() - 3))
         return -(-end // step) * step
 
@@ -118,6 +124,11 @@ class StaticPass:
             attended = _attend(projected, entries, behind[window], seen[window], self._attention)
             x = self._after(layer, x, attended)
         return model.norm.forward(x)
+
+    def synchronize(self) -> None:
+        """Wait until the device has run everything that was launched."""
+        if self._tokens.device.type == "cuda":
+            torch.cuda.synchronize(self._tokens.device)
 
     def _behind(self, stored: Tensor) -> Tensor:
         """Returns the indices of the C entries behind the stored ones, [N] -> [N, C]."""

@@ -5,6 +5,8 @@ A CUDA graph is replaced by a function that runs the captured work again, as a r
 
 import dataclasses
 import logging
+import random
+import weakref
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from engine.denoise import graphs
 from engine.denoise.denoiser import Denoiser
 from engine.loading import build_denoiser
 from engine.messages import Block, GenerateRequest, Sampling
+from engine.model.rows import Segment
 from engine.worker import Worker
 
 TINY = Shape(layers="sf", canvas=8, confidence_threshold=1e-9, steps=4)
@@ -95,13 +98,105 @@ def test_a_second_answer_captures_nothing_new(dynamic, capture):
     assert capture.replayed == 2 * replayed
 
 
-def test_the_least_recently_used_graph_is_dropped(dynamic, capture, monkeypatch):
+def test_all_graphs_are_dropped_if_there_are_too_many(dynamic, capture, monkeypatch):
     monkeypatch.setattr(graphs, "MOST_GRAPHS", 1)
     denoiser = like(dynamic, cuda_graphs=True)
     assert answers(denoiser) == answers(like(dynamic))
     captured = capture.captured
     answers(denoiser)
     assert capture.captured > captured  # the first graphs had been dropped
+
+
+@pytest.fixture
+def any_length(dynamic, monkeypatch):
+    """Lets passes use Triton's attention, which is interpreted here."""
+    monkeypatch.setattr(dynamic.model, "attention_kernel", "triton")
+
+
+@pytest.mark.usefixtures("any_length")
+def test_all_graphs_are_made_before_the_first_request(dynamic, capture):
+    denoiser = like(dynamic, cuda_graphs=True)
+    denoiser.prepare()
+    assert denoiser.captured_graphs == capture.captured == 3  # of one slot, the other, and both
+    dynamic.model.attention_kernel = "torch"
+    assert answers(denoiser) == answers(like(dynamic))
+    assert capture.captured == 3
+    assert capture.replayed > 9
+
+
+def test_nothing_is_made_before_the_first_request_if_each_length_has_a_graph(dynamic, capture):
+    denoiser = like(dynamic, cuda_graphs=True)
+    denoiser.prepare()
+    assert capture.captured == 0
+
+
+class StaleReplayError(AssertionError):
+    pass
+
+
+class Freed:
+    """Stands in for `Capture` as torch 2.13 is: a destroyed graph frees its stream's workspaces.
+
+    All graphs have one stream, so a replay fails if any graph was destroyed after its capture.
+    """
+
+    def __init__(self):
+        self.destroyed = self.replayed = 0
+
+    def __call__(self, work):
+        captured_at = self.destroyed
+
+        def replay():
+            self.replayed += 1
+            if captured_at != self.destroyed:
+                raise StaleReplayError
+            return work()
+
+        weakref.finalize(replay, self._destroy)
+        return replay
+
+    def _destroy(self):
+        self.destroyed += 1
+
+
+class AnyPass:
+    """Stands in for a pass whose length has several values, so that graphs are often dropped."""
+
+    any_length = compiled = False
+    seen_length = 0
+
+    def __init__(self, *_args, **_options):
+        self.waited = 0
+
+    def takes(self, _segment):
+        return True
+
+    def fill(self, *_args):
+        pass
+
+    def length(self, _caches):
+        return self.seen_length
+
+    def run(self, caches, length):
+        return torch.tensor([len(caches), length])
+
+    def synchronize(self):
+        self.waited += 1
+
+
+def test_no_replay_uses_a_workspace_that_a_destroyed_graph_has_freed(monkeypatch):
+    capture, static, chance = Freed(), AnyPass(), random.Random(0)
+    monkeypatch.setattr(graphs, "Capture", lambda: capture)
+    monkeypatch.setattr(graphs, "StaticPass", lambda *_args, **_options: static)
+    runner = graphs.Graphs(None, canvases=3, capture=True, compiled=False)
+    slots = [Segment(object(), torch.zeros(1), causal=False) for _ in range(3)]
+    for _ in range(10_000):
+        static.seen_length = chance.randrange(20)
+        segments = sorted(chance.sample(slots, chance.randint(1, 3)), key=slots.index)
+        hidden = runner.run(segments, [None] * len(segments))
+        assert hidden.tolist() == [len(segments), static.seen_length]
+    assert capture.replayed == 10_000
+    assert static.waited == capture.destroyed / graphs.MOST_GRAPHS > 100
 
 
 def warnings_of(caplog):

@@ -104,7 +104,7 @@ def behind_tokens(model):
 def run_fixed(model, segment, **options):
     static = StaticPass(model, canvases=1, **options)
     static.fill([segment], [None])
-    return static.run([segment.cache], static.length([segment]))
+    return static.run([segment.cache], static.length([segment.cache]))
 
 
 @torch.inference_mode()

@@ -80,7 +80,8 @@ def behind(model, stored):
 
 def run(static, segments, soft):
     static.fill(segments, soft)
-    return static.run([segment.cache for segment in segments], static.length(segments))
+    caches = [segment.cache for segment in segments]
+    return static.run(caches, static.length(caches))
 
 
 @pytest.mark.parametrize("stored", STORED, ids=str)
@@ -123,11 +124,17 @@ def test_a_length_includes_the_canvas_and_serves_several_blocks(model):
     lengths = []
     for position in range(0, 100 * canvas, 3):
         segments[0].cache.position = position
-        lengths.append(static.length(segments))
+        lengths.append(static.length([segments[0].cache]))
         end = position + canvas
         assert end <= lengths[-1] <= max(1.25 * end, end + 4 * canvas)
     assert lengths == sorted(lengths)
     assert len(set(lengths)) <= 4 + 4 * 4  # up to 16 canvases, then four a power of two
+
+
+def test_one_length_serves_every_block_if_attention_reads_only_what_it_sees(model):
+    static, canvas = with_attention("triton", model, 1), model.dimensions.canvas_length
+    caches = [segment.cache for segment in behind(model, [0, CAPACITY])[0]]
+    assert {static.length([cache]) for cache in caches} == {CAPACITY + canvas}
 
 
 def test_only_whole_canvases_are_taken(model):

@@ -56,7 +56,7 @@ def test_the_plan_has_the_bytes_for_keys_and_values_that_the_engine_allocates(
     limit = max(config.prefill_chunk, denoiser.vision.most_tokens)
     known = Dimensions(**{**vars(dimensions), "tower": None})
     plan = make_plan(known, config.model_copy(update={"prefill_chunk": limit}), cuda=False)
-    assert plan.kv == sum(cache.nbytes for cache in denoiser._free)
-    assert plan.canvases == len(denoiser._free)
+    assert plan.kv == sum(cache.nbytes for cache in denoiser._caches)
+    assert plan.canvases == len(denoiser._caches)
     longer = config.model_copy(update={"prefill_chunk": config.prefill_chunk})
     assert make_plan(dimensions, longer, cuda=False).kv >= plan.kv
