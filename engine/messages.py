@@ -23,6 +23,10 @@ import msgspec
 FinishReason = Literal["stop", "length", "cancelled"]
 FailureCode = Literal["generation_failed", "out_of_memory", "outputs_not_finite", "worker_died"]
 
+# The front end refuses numbers beyond these bounds, and the worker checks them again.
+MOST_STEPS = 1024  # limits memory: a block's random numbers for all steps are made at once
+MOST_NATS = 1e6  # more than all positions of a canvas have together, and far below float32's limit
+
 
 class Sampling(msgspec.Struct, frozen=True):
     """The sampling options of one answer.
@@ -58,8 +62,9 @@ class Sampling(msgspec.Struct, frozen=True):
     tokens. With `ignore_eos`, neither end tokens nor padding end or cut the answer: only
     `stop_token_ids` do.
 
-    `max_denoising_steps` (1 or more, also the number of steps over which the temperature falls),
-    `entropy_bound` and `confidence_threshold` (0 or more) replace the checkpoint's values.
+    `max_denoising_steps` (1 to MOST_STEPS, also the number of steps over which the temperature
+    falls), `entropy_bound` and `confidence_threshold` (0 to MOST_NATS) replace the checkpoint's
+    values.
 
     `top_logprobs` (0 or more): each block comes with its tokens' log-probabilities and, at each
     position, those of so many most likely tokens.

@@ -14,10 +14,12 @@ import zmq
 
 from engine.config import EngineConfig
 from engine.denoise.denoiser import Denoiser
-from engine.denoise.sampler import MOST_STEPS, UnsupportedSamplerError
+from engine.denoise.sampler import UnsupportedSamplerError
 from engine.device import DeviceError, device_name, out_of_memory
 from engine.loading import build_denoiser, with_profile
 from engine.messages import (
+    MOST_NATS,
+    MOST_STEPS,
     Block,
     Cancel,
     Done,
@@ -50,6 +52,7 @@ REFUSALS = (
 
 _MOST_BIAS = 1e4  # nats: stays far below the limit of float32 even at the lowest temperature
 _MOST_REPETITION_PENALTY = 1e4  # biased logits stay as far below that limit
+_MOST_COUNT = 2**31 - 1  # fits the integers of every tensor
 _MOST_TEMPERATURE = 1e4  # up to here a banned token's probability is still zero in float32
 _NOT_FINITE = (
     "The model's outputs are not finite (NaN or infinite). Its weights may be damaged, or the "
@@ -164,6 +167,8 @@ class Worker:
         tokens = [*request.prompt, *request.delivered]
         if not 0 <= min(tokens) <= max(tokens) < self._denoiser.vocab_size:
             return [Failed(request.id, "The prompt has token ids that the model does not have.")]
+        if not 0 <= request.delivered_blocks <= _MOST_COUNT:
+            return [Failed(request.id, "delivered_blocks is out of range.")]
         if len(request.delivered) >= request.max_tokens:
             return [Failed(request.id, "The whole answer was delivered before.")]
         if not self._takes_images(request):
@@ -279,12 +284,13 @@ def serve(address: str, config: EngineConfig) -> NoReturn:
 def _out_of_range(sampling: Sampling) -> list[str]:
     """Returns the names of all options that are outside of their range. NaN is in no range."""
     biases, steps = sampling.logit_bias.values(), sampling.max_denoising_steps
+    bound, threshold = sampling.entropy_bound, sampling.confidence_threshold
     checks = {
         "seed": 0 <= sampling.seed < 2**64,
-        "choice": 0 <= sampling.choice < 2**31,
+        "choice": 0 <= sampling.choice <= _MOST_COUNT,
         "temperature": 0 <= sampling.temperature <= _MOST_TEMPERATURE,
         "top_p": 0 < sampling.top_p <= 1,
-        "top_k": sampling.top_k >= 0,
+        "top_k": 0 <= sampling.top_k <= _MOST_COUNT,
         "min_p": 0 <= sampling.min_p <= 1,
         "logit_bias": all(abs(bias) <= _MOST_BIAS for bias in biases),
         "presence_penalty": abs(sampling.presence_penalty) <= _MOST_BIAS,
@@ -292,8 +298,15 @@ def _out_of_range(sampling: Sampling) -> list[str]:
         "repetition_penalty": (
             1 / _MOST_REPETITION_PENALTY <= sampling.repetition_penalty <= _MOST_REPETITION_PENALTY
         ),
+        # The checkpoint may name end tokens beyond its vocabulary.
+        "end_tokens": all(0 <= token <= _MOST_COUNT for token in sampling.end_tokens),
+        "min_tokens": 0 <= sampling.min_tokens <= _MOST_COUNT,
         "max_denoising_steps": steps is None or 1 <= steps <= MOST_STEPS,
-        "top_logprobs": sampling.top_logprobs is None or sampling.top_logprobs >= 0,
+        "entropy_bound": bound is None or 0 <= bound <= MOST_NATS,
+        "confidence_threshold": threshold is None or 0 <= threshold <= MOST_NATS,
+        "top_logprobs": (
+            sampling.top_logprobs is None or 0 <= sampling.top_logprobs <= _MOST_COUNT
+        ),
     }
     return [name for name, is_valid in checks.items() if not is_valid]
 
