@@ -5,9 +5,11 @@ They hold no pickle, no tensor and no callable. Both sides keep these rules:
 
 - The worker sends any number of `Loading`, then one `Ready`. The front end sends nothing before it
   has received `Ready`.
-- After `Ready` the worker answers each `GenerateRequest` with any number of `Block`, then exactly
-  one `Done` or `Failed`, whatever happens. The indices of the blocks rise by one, starting at the
-  request's `delivered_blocks`.
+- After `Ready` the worker answers each `GenerateRequest` with any number of `Block` and exactly one
+  terminal message, whatever happens: the last `Block`, which has a `finish_reason`, or `Cancelled`
+  or `Failed`. The indices of the blocks rise by one, starting at the request's `delivered_blocks`.
+- An answer's last tokens and the reason for its end are one message, so that a worker that dies
+  cannot have sent one without the other.
 - `Cancel` is a request: the front end still waits for the terminal message. A `Cancel` with an
   unknown id is ignored.
 - Sending never blocks: there is no high-water mark. Only the front end's admission limits how many
@@ -20,7 +22,7 @@ from typing import Literal
 
 import msgspec
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length"]
 FailureCode = Literal["generation_failed", "out_of_memory", "outputs_not_finite", "worker_died"]
 
 # The front end refuses numbers beyond these bounds, and the worker checks them again.
@@ -161,7 +163,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
 class Cancel(msgspec.Struct, frozen=True, tag=True):
     """The message that ends a request before the next pass.
 
-    The request's terminal message is then `Done` with the reason "cancelled".
+    The request's terminal message is then `Cancelled`, unless it has already ended.
     """
 
     id: str
@@ -210,6 +212,9 @@ class Block(msgspec.Struct, frozen=True, tag=True):
 
     `rerolled`: an answer's first block began with an end token and was made once more with other
     random numbers. `denoising_steps` then counts the steps of both attempts.
+
+    `finish_reason` marks the answer's last block. It is "stop" if an end token or padding ended the
+    answer, and "length" if `max_tokens` did.
     """
 
     id: str
@@ -222,17 +227,13 @@ class Block(msgspec.Struct, frozen=True, tag=True):
     speculation_won: bool = False
     logprobs: list[TokenLogprobs] | None = None
     rerolled: bool = False
+    finish_reason: FinishReason | None = None
 
 
-class Done(msgspec.Struct, frozen=True, tag=True):
-    """The end of a request.
-
-    The reason is "stop" if an end token or padding ended the answer, "length" if `max_tokens` did,
-    and "cancelled" after a `Cancel`.
-    """
+class Cancelled(msgspec.Struct, frozen=True, tag=True):
+    """The end of a request after a `Cancel`."""
 
     id: str
-    finish_reason: FinishReason
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -255,7 +256,7 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
 
 
 ToWorker = GenerateRequest | Cancel
-FromWorker = Loading | Ready | Block | Done | Failed | Stats
+FromWorker = Loading | Ready | Block | Cancelled | Failed | Stats
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

@@ -22,7 +22,7 @@ from engine.messages import (
     MOST_STEPS,
     Block,
     Cancel,
-    Done,
+    Cancelled,
     Failed,
     FromWorker,
     GenerateRequest,
@@ -84,9 +84,10 @@ class Worker:
                 return self._accept(message)
             case Cancel(id=request_id):
                 sequence = self._scheduler.find(request_id)
-                return (
-                    [] if sequence is None else [self._end(sequence, Done(request_id, "cancelled"))]
-                )
+                if sequence is None:
+                    return []
+                self._end(sequence)
+                return [Cancelled(request_id)]
 
     def step(self) -> list[FromWorker]:
         """Run one pass. Returns the messages that result from it. Does nothing when idle."""
@@ -153,10 +154,9 @@ class Worker:
                 logger.warning("out of memory: from now on at most %d requests run together", most)
                 self._scheduler.shrink(most)
             return messages
-        failed = Failed(
-            works[0].sequence.request.id, "The device is out of memory.", "out_of_memory"
-        )
-        return [self._end(works[0].sequence, failed)]
+        (alone,) = works
+        self._end(alone.sequence, keep=False)
+        return [Failed(alone.sequence.request.id, "The device is out of memory.", "out_of_memory")]
 
     def _accept(self, request: GenerateRequest) -> list[FromWorker]:
         room = self._denoiser.context_length - len(request.prompt)
@@ -215,7 +215,8 @@ class Worker:
         """Record the result of a pass for one sequence. Yields the messages that result from it."""
         sequence, request_id = work.sequence, work.sequence.request.id
         if step is not None and not step.finite:
-            yield self._end(sequence, Failed(request_id, _NOT_FINITE, "outputs_not_finite"))
+            self._end(sequence, keep=False)  # its cache may be why it failed
+            yield Failed(request_id, _NOT_FINITE, "outputs_not_finite")
             return
         index = sequence.block_index
         block = sequence.record(work, step)
@@ -223,6 +224,8 @@ class Worker:
             return
         started, now = self._block_started[request_id], perf_counter()
         self._block_started[request_id] = now
+        if block.finish_reason is not None:
+            self._end(sequence)
         yield Block(
             request_id,
             index,
@@ -234,16 +237,14 @@ class Worker:
             speculation_won=step is not None and step.next_started,
             logprobs=block.logprobs,
             rerolled=block.rerolled,
+            finish_reason=block.finish_reason,
         )
-        if block.finish_reason is not None:
-            yield self._end(sequence, Done(request_id, block.finish_reason))
 
-    def _end(self, sequence: Sequence, last: Done | Failed) -> Done | Failed:
+    def _end(self, sequence: Sequence, *, keep: bool = True) -> None:
+        """Remove a sequence that has ended. With `keep`, its cache is kept as a prefix."""
         self._scheduler.remove(sequence)
-        # What a failed request has in its cache may be why it failed.
-        self._denoiser.release(sequence, keep=isinstance(last, Done))
-        self._block_started.pop(last.id, None)
-        return last
+        self._denoiser.release(sequence, keep=keep)
+        self._block_started.pop(sequence.request.id, None)
 
 
 def serve(address: str, config: EngineConfig) -> NoReturn:

@@ -15,11 +15,16 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from engine.messages import Block, Done, Failed, GenerateRequest
+from engine.messages import Block, Cancelled, Failed, GenerateRequest
 
 MOST_DEATHS = 2  # of workers that had the request, without a block in between
 
-Answer = Block | Done | Failed
+Answer = Block | Cancelled | Failed
+
+
+def is_last(answer: Answer) -> bool:
+    """Returns whether this is a request's terminal message."""
+    return not isinstance(answer, Block) or answer.finish_reason is not None
 
 
 @dataclass
@@ -69,7 +74,7 @@ class OpenRequests:
                 delivered=[*opened.request.delivered, *message.tokens],
                 delivered_blocks=message.index + 1,
             )
-        else:
+        if is_last(message):
             del self._open[message.id]
         opened.answers.put_nowait(message)
 
@@ -90,7 +95,7 @@ class OpenRequests:
             opened.deaths += opened.given
             opened.given = False
             if opened.cancelled:
-                self.deliver(Done(request_id, "cancelled"))
+                self.deliver(Cancelled(request_id))
             elif opened.deaths >= MOST_DEATHS:
                 why = "The worker died twice while it had this request."
                 self.deliver(Failed(request_id, why, "worker_died"))

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 import zmq
 import zmq.asyncio
 
-from app.engine_client.open_requests import Answer, OpenRequests
+from app.engine_client.open_requests import Answer, OpenRequests, is_last
 from app.engine_client.private_folder import PrivateFolder
 from app.engine_client.service_rate import ServiceRate
 from app.engine_client.worker_log import relay
@@ -28,7 +28,7 @@ from engine.config import EngineConfig
 from engine.messages import (
     Block,
     Cancel,
-    Done,
+    Cancelled,
     Failed,
     GenerateRequest,
     Loading,
@@ -195,7 +195,7 @@ class WorkerClient:
             while not ended:
                 async with asyncio.timeout_at(deadline):
                     answer = await opened.answers.get()
-                ended = not isinstance(answer, Block)
+                ended = is_last(answer)
                 yield answer
         except TimeoutError as error:
             raise DeadlineExceeded("The answer took longer than allowed (timeout).") from error
@@ -294,12 +294,12 @@ class WorkerClient:
                     self._metrics.speculations_won.inc(message.speculation_won)
                     self._metrics.rerolls.inc(message.rerolled)
                     self._deliver(message)
-                case Done() | Failed():
+                case Cancelled() | Failed():
                     self._deliver(message)
 
     def _deliver(self, message: Answer) -> None:
         self._open.deliver(message)
         self._count_open()
-        if not isinstance(message, Block):
+        if is_last(message):
             self._rate.ended(asyncio.get_running_loop().time(), others=len(self._open))
         self._give_due()  # a suspect may have waited for this request's end or block

@@ -10,7 +10,7 @@ from bench.random_model import Shape, write_random_model
 from engine.config import EngineConfig
 from engine.denoise.noise import block_noise
 from engine.loading import build_denoiser
-from engine.messages import Block, Cancel, Done, Failed, GenerateRequest, Sampling, Stats
+from engine.messages import Block, Cancel, Cancelled, Failed, GenerateRequest, Sampling, Stats
 from engine.schedule.prefix_cache import PrefixCache
 from engine.worker import Worker
 
@@ -53,10 +53,10 @@ def until_idle(worker):
     return messages
 
 
-def test_block_indices_rise_by_one_and_a_terminal_message_ends_the_answer(worker):
+def test_block_indices_rise_by_one_and_the_last_block_has_the_reason_of_the_end(worker):
     messages = list(worker.generate(request()))
-    assert [m.index for m in messages[:-1]] == [0, 1, 2]
-    assert messages[-1] == Done("a", "length")
+    assert [m.index for m in messages] == [0, 1, 2]
+    assert [m.finish_reason for m in messages] == [None, None, "length"]
 
 
 def test_max_tokens_cuts_the_answer_exactly_in_the_middle_of_a_block(worker):
@@ -117,7 +117,7 @@ def test_commits_and_the_end_of_the_prompt_need_no_additional_pass(worker, denoi
     denoiser.forget_prefixes()
     passes, run = [], denoiser.run
     monkeypatch.setattr(denoiser, "run", lambda works: passes.append(works) or run(works))
-    *blocks, _ = worker.generate(request(max_tokens=24))
+    blocks = list(worker.generate(request(max_tokens=24)))
     chunks_before_the_last = -(-len(PROMPT) // 16) - 1
     steps = sum(block.denoising_steps for block in blocks)
     assert len(blocks) == 3
@@ -155,12 +155,12 @@ def test_reusing_kept_prefixes_changes_no_token(worker, denoiser):
 
 def test_the_next_turn_encodes_only_its_new_tokens(worker, denoiser, monkeypatch):
     denoiser.forget_prefixes()
-    (first, _), count = encoded_by(
+    (first,), count = encoded_by(
         denoiser, monkeypatch, lambda: list(worker.generate(request(max_tokens=8)))
     )
     assert (first.cached_tokens, count) == (0, len(PROMPT))
     longer = [*PROMPT, *first.tokens, 70, 71, 72]
-    (second, _), count = encoded_by(
+    (second,), count = encoded_by(
         denoiser, monkeypatch, lambda: list(worker.generate(request(prompt=longer, max_tokens=8)))
     )
     assert second.cached_tokens == len(PROMPT)
@@ -313,7 +313,7 @@ def test_a_speculation_whose_outputs_are_not_finite_is_lost(tmp_path, monkeypatc
     worker = Worker(denoiser, config.model_copy(update={"speculate": True}))
     requests = [request(f"{seed}", seed=seed, max_tokens=60) for seed in range(6)]
     expected = [list(worker.generate(each)) for each in requests]
-    assert any(m.speculation_won for messages in expected for m in messages[:-1])
+    assert any(m.speculation_won for messages in expected for m in messages)
     run_model = denoiser._run_model
 
     def damaged(segments, canvases):
@@ -326,7 +326,7 @@ def test_a_speculation_whose_outputs_are_not_finite_is_lost(tmp_path, monkeypatc
     for each, undamaged in zip(requests, expected, strict=True):
         messages = list(worker.generate(each))
         assert tokens_of(messages) == tokens_of(undamaged)
-        assert not any(m.speculation_won for m in messages[:-1])
+        assert not any(m.speculation_won for m in messages)
 
 
 def test_a_temperature_too_small_for_float32_counts_as_the_smallest_allowed_one(worker):
@@ -387,7 +387,7 @@ def test_the_size_of_prefill_chunks_does_not_change_the_tokens(denoiser, worker)
 def test_a_cancelled_request_ends_before_the_next_pass(worker):
     worker.handle(request())
     worker.step()
-    assert worker.handle(Cancel("a")) == [Done("a", "cancelled")]
+    assert worker.handle(Cancel("a")) == [Cancelled("a")]
     assert worker.idle
     assert worker.step() == []
 
@@ -396,7 +396,7 @@ def test_a_request_that_is_cancelled_while_it_waits_never_runs(worker):
     worker.handle(request("a"))
     worker.handle(request("b"))
     worker.step()
-    assert worker.handle(Cancel("b")) == [Done("b", "cancelled")]
+    assert worker.handle(Cancel("b")) == [Cancelled("b")]
     assert {m.id for m in until_idle(worker)} == {"a"}
 
 
@@ -424,7 +424,7 @@ def test_a_request_with_an_invalid_prompt_or_length_fails(worker, changes):
 def test_an_answer_that_fills_the_context_ends_with_length(worker):
     messages = list(worker.generate(request(max_tokens=128 - len(PROMPT))))
     assert len(tokens_of(messages)) == 128 - len(PROMPT)
-    assert messages[-1] == Done("a", "length")
+    assert messages[-1].finish_reason == "length"
 
 
 def test_a_request_that_runs_out_of_memory_fails_and_the_next_one_runs(
@@ -475,13 +475,13 @@ def test_a_request_that_is_parked_in_the_middle_of_a_block_gets_the_same_tokens(
         messages = worker.handle(job)
         for _ in range(passes):
             messages += worker.step()
-        first = "job" if any(isinstance(m, Done) for m in messages) else "person"
+        first = "job" if any(m.finish_reason for m in messages) else "person"
         messages += worker.handle(person)
         while not worker.idle:
             messages += worker.step()
         for name, expected in alone.items():
             assert tokens_of([m for m in messages if m.id == name]) == expected
-        assert next(m.id for m in messages if isinstance(m, Done)) == first
+        assert next(m.id for m in messages if m.finish_reason) == first
 
 
 @pytest.mark.parametrize("options", [{}, {"frequency_penalty": 1.5}, {"temperature": 0}])

@@ -3,7 +3,7 @@
 import pytest
 
 from app.engine_client.open_requests import OpenRequests
-from engine.messages import Block, Done, Failed, GenerateRequest, Sampling
+from engine.messages import Block, Cancelled, Failed, GenerateRequest, Sampling
 
 
 @pytest.fixture
@@ -19,8 +19,8 @@ def due(requests):
     return [request.id for request in requests.due()]
 
 
-def block(name, index, *tokens):
-    return Block(name, index, list(tokens), denoising_steps=1, duration_s=0.1)
+def block(name, index, *tokens, reason=None):
+    return Block(name, index, list(tokens), 1, duration_s=0.1, finish_reason=reason)
 
 
 def messages(opened):
@@ -41,9 +41,8 @@ def test_the_next_worker_gets_a_request_with_the_delivered_part_of_its_answer(re
     requests.worker_died()
     (again,) = requests.due()
     assert (again.delivered, again.delivered_blocks) == ([7, 8, 9], 2)
-    requests.deliver(block("a", 2, 10))
-    requests.deliver(Done("a", "stop"))
-    assert [m.index for m in messages(opened)[:-1]] == [0, 1, 2]
+    requests.deliver(block("a", 2, 10, reason="stop"))
+    assert [m.index for m in messages(opened)] == [0, 1, 2]
     assert len(requests) == 0
 
 
@@ -77,9 +76,9 @@ def test_only_the_request_that_kills_the_worker_fails(requests):
     requests.worker_died()
     assert [type(m) for m in messages(opened["killer"])] == [Failed]
     assert due(requests) == ["a"]
-    requests.deliver(Done("a", "stop"))
+    requests.deliver(block("a", 1, 5, reason="stop"))
     assert due(requests) == ["b"]
-    requests.deliver(Done("b", "stop"))
+    requests.deliver(block("b", 0, 5, reason="stop"))
     assert not any(isinstance(m, Failed) for each in ("a", "b") for m in messages(opened[each]))
 
 
@@ -94,15 +93,15 @@ def test_a_new_request_does_not_wait_for_the_trial_of_a_suspect(requests):
 
 def test_a_cancelled_request_ends_when_the_worker_confirms_it_or_dies(requests):
     opened = add(requests, "given", "dying", "waiting")
-    requests.deliver(Done("waiting", "stop"))
+    requests.deliver(block("waiting", 0, 5, reason="stop"))
     waiting = add(requests, "waiting")["waiting"]
     assert not requests.cancel("waiting")  # the worker never had it
     assert due(requests) == ["given", "dying"]
     assert requests.cancel("given")
     assert requests.cancel("dying")
-    requests.deliver(Done("given", "cancelled"))
+    requests.deliver(Cancelled("given"))
     requests.worker_died()
-    assert messages(opened["dying"]) == [Done("dying", "cancelled")]
+    assert messages(opened["dying"]) == [Cancelled("dying")]
     assert messages(waiting) == []
     assert len(requests) == 0
     assert not requests.cancel("given")
@@ -110,7 +109,7 @@ def test_a_cancelled_request_ends_when_the_worker_confirms_it_or_dies(requests):
 
 def test_a_message_about_an_unknown_request_changes_nothing(requests):
     requests.deliver(block("gone", 0, 1))
-    requests.deliver(Done("gone", "stop"))
+    requests.deliver(block("gone", 1, 1, reason="stop"))
     assert len(requests) == 0
 
 
