@@ -10,6 +10,8 @@ They hold no pickle, no tensor and no callable. Both sides keep these rules:
   or `Failed`. The indices of the blocks rise by one, starting at the request's `delivered_blocks`.
 - An answer's last tokens and the reason for its end are one message, so that a worker that dies
   cannot have sent one without the other.
+- Before a pass, and while it waits for messages, the worker's loop sends a `Heartbeat` at least
+  every `HEARTBEAT_S`, so that the front end can tell a worker that hangs from one that works.
 - `Cancel` is a request: the front end still waits for the terminal message. A `Cancel` with an
   unknown id is ignored.
 - Sending never blocks: there is no high-water mark. Only the front end's admission limits how many
@@ -24,6 +26,8 @@ import msgspec
 
 FinishReason = Literal["stop", "length"]
 FailureCode = Literal["generation_failed", "out_of_memory", "outputs_not_finite", "worker_died"]
+
+HEARTBEAT_S = 1.0  # between two heartbeats, unless a pass takes longer
 
 # The front end refuses numbers beyond these bounds, and the worker checks them again.
 MOST_STEPS = 1024  # limits memory: a block's random numbers for all steps are made at once
@@ -244,6 +248,25 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     code: FailureCode = "generation_failed"
 
 
+class Heartbeat(msgspec.Struct, frozen=True, tag=True):
+    """A sign of life of the worker's loop, which now begins a pass or waits for messages.
+
+    `in_pass` has the ids of the pass' requests. `accepted` is the number of answers that this
+    worker process was asked for and has taken in or refused. If the worker dies, only the requests
+    in the pass and those that it had not yet taken in can be the cause.
+
+    `longest_pass_s` is the longest time in seconds that a pass of this size has taken so far. It is
+    None if there was no such pass, and 0 if the worker waits.
+
+    The worker sends it before a pass if `in_pass` or `accepted` has changed, if the pass is the
+    first of its size, or if the last one was sent HEARTBEAT_S ago.
+    """
+
+    in_pass: list[str]
+    accepted: int
+    longest_pass_s: float | None = None
+
+
 class Stats(msgspec.Struct, frozen=True, tag=True):
     """The number of waiting and running requests, and the size of all kept prefixes in bytes.
 
@@ -256,7 +279,7 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
 
 
 ToWorker = GenerateRequest | Cancel
-FromWorker = Loading | Ready | Block | Cancelled | Failed | Stats
+FromWorker = Loading | Ready | Block | Cancelled | Failed | Heartbeat | Stats
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

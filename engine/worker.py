@@ -18,6 +18,7 @@ from engine.denoise.sampler import UnsupportedSamplerError
 from engine.device import DeviceError, device_name, out_of_memory
 from engine.loading import build_denoiser, with_profile
 from engine.messages import (
+    HEARTBEAT_S,
     MOST_NATS,
     MOST_STEPS,
     Block,
@@ -26,6 +27,7 @@ from engine.messages import (
     Failed,
     FromWorker,
     GenerateRequest,
+    Heartbeat,
     Ready,
     Sampling,
     Stats,
@@ -35,6 +37,7 @@ from engine.messages import (
 )
 from engine.model.checkpoint import CheckpointError
 from engine.model.diffusion_gemma import UnsupportedModelError
+from engine.schedule.pass_times import PassTimes
 from engine.schedule.scheduler import Scheduler
 from engine.schedule.sequence import Pass, Sequence, StepResult, Work
 from engine.sizing.plan import DoesNotFitError
@@ -72,6 +75,10 @@ class Worker:
         )
         self._block_started: dict[str, float] = {}  # by request id, when running
         self._last_stats = Stats(waiting=0, running=0)
+        self._last_beat = Heartbeat([], 0, 0.0)
+        self._beat_at = -HEARTBEAT_S
+        self._accepted = 0
+        self._times = PassTimes()
 
     @property
     def idle(self) -> bool:
@@ -81,7 +88,9 @@ class Worker:
         """Handle one message. Returns the messages to send in reply."""
         match message:
             case GenerateRequest():
-                return self._accept(message)
+                replies = self._accept(message)
+                self._accepted += 1
+                return replies
             case Cancel(id=request_id):
                 sequence = self._scheduler.find(request_id)
                 if sequence is None:
@@ -91,6 +100,10 @@ class Worker:
 
     def step(self) -> list[FromWorker]:
         """Run one pass. Returns the messages that result from it. Does nothing when idle."""
+        return self.run(self.next_pass())
+
+    def next_pass(self) -> Pass:
+        """Returns the next pass, whose sequences are on the device. It is empty when idle."""
         now = monotonic()
         changes = self._scheduler.rearrange(now)
         for sequence in changes.parked:
@@ -98,12 +111,33 @@ class Worker:
             sequence.park()
         for sequence in changes.started:
             sequence.reuse(self._denoiser.start(sequence))
-        works = self._scheduler.next_pass(now)
+        return self._scheduler.next_pass(now)
+
+    def heartbeat(self, works: Pass) -> list[FromWorker]:
+        """Returns the `Heartbeat` that announces the pass `works`, or none if none is due."""
+        now = monotonic()
+        beat = Heartbeat(
+            [work.sequence.request.id for work in works],
+            self._accepted,
+            self._times.longest_s(works) if works else 0.0,
+        )
+        last = self._last_beat
+        unchanged = (beat.in_pass, beat.accepted) == (last.in_pass, last.accepted)
+        if unchanged and beat.longest_pass_s is not None and now - self._beat_at < HEARTBEAT_S:
+            return []
+        self._last_beat, self._beat_at = beat, now
+        return [beat]
+
+    def run(self, works: Pass) -> list[FromWorker]:
+        """Run a pass. Returns the messages that result from it. An empty pass has none."""
         if not works:
             return []
+        started = perf_counter()
         for work in works:
-            self._block_started.setdefault(work.sequence.request.id, perf_counter())
-        return self._run(works)
+            self._block_started.setdefault(work.sequence.request.id, started)
+        messages = self._run(works)
+        self._times.record(works, perf_counter() - started)
+        return messages
 
     def stats(self) -> list[FromWorker]:
         """Returns one `Stats` message if a number has changed since the last call, or none."""
@@ -276,7 +310,10 @@ def serve(address: str, config: EngineConfig) -> NoReturn:
         for message in _inbox(socket, wait=worker.idle):
             for answer in worker.handle(message):
                 send(answer)
-        for answer in worker.step():
+        works = worker.next_pass()
+        for beat in worker.heartbeat(works):
+            send(beat)
+        for answer in worker.run(works):
             send(answer)
         for answer in worker.stats():
             send(answer)
@@ -313,8 +350,8 @@ def _out_of_range(sampling: Sampling) -> list[str]:
 
 
 def _inbox(socket: "zmq.Socket[bytes]", *, wait: bool) -> Iterator[ToWorker]:
-    """Yields the messages that have arrived. With `wait`, wait for the first one."""
+    """Yields the messages that have arrived. With `wait`, wait HEARTBEAT_S for the first one."""
     if wait:
-        yield decode_to_worker(socket.recv())
+        socket.poll(int(1000 * HEARTBEAT_S))
     while socket.poll(0):
         yield decode_to_worker(socket.recv())

@@ -10,7 +10,16 @@ from bench.random_model import Shape, write_random_model
 from engine.config import EngineConfig
 from engine.denoise.noise import block_noise
 from engine.loading import build_denoiser
-from engine.messages import Block, Cancel, Cancelled, Failed, GenerateRequest, Sampling, Stats
+from engine.messages import (
+    Block,
+    Cancel,
+    Cancelled,
+    Failed,
+    GenerateRequest,
+    Heartbeat,
+    Sampling,
+    Stats,
+)
 from engine.schedule.prefix_cache import PrefixCache
 from engine.worker import Worker
 
@@ -531,3 +540,31 @@ def test_at_temperature_zero_only_the_starting_noise_is_random(worker, monkeypat
 
     monkeypatch.setattr("engine.denoise.canvas.block_noise", only_the_start)
     assert tokens_of(worker.generate(request(temperature=0))) == expected
+
+
+def test_a_heartbeat_names_the_requests_of_the_pass_before_it_runs(worker, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("engine.worker.monotonic", lambda: now)
+
+    def beats():
+        works = worker.next_pass()
+        announced = worker.heartbeat(works)
+        return [(b.in_pass, b.accepted) for b in announced], worker.run(works)
+
+    assert worker.heartbeat([]) == [Heartbeat([], 0, 0.0)]
+    assert worker.heartbeat([]) == []
+    worker.handle(request("a", max_tokens=40))
+    assert beats()[0] == [(["a"], 1)]
+    worker.handle(request("b", prompt=[]))  # it fails at once
+    worker.handle(request("c", max_tokens=40))
+    assert beats()[0] == [(["a", "c"], 3)]
+    while not worker._times.longest_s(works := worker.next_pass()):
+        assert [b.longest_pass_s for b in worker.heartbeat(works)] == [None]
+        worker.run(works)
+    assert beats()[0] == []  # nothing is new
+    now += 1.0
+    assert beats()[0] == [(["a", "c"], 3)]
+    worker.handle(Cancel("a"))
+    assert beats()[0] == [(["c"], 3)]
+    until_idle(worker)
+    assert worker.heartbeat([]) == [Heartbeat([], 3, 0.0)]
