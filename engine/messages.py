@@ -130,8 +130,17 @@ class Image(msgspec.Struct, frozen=True):
         return self.start + self.tokens
 
 
+class Sibling(msgspec.Struct, frozen=True):
+    """Another answer to the prompt of a `GenerateRequest`. The fields have the same meaning."""
+
+    id: str
+    choice: int
+    delivered: list[int] = []
+    delivered_blocks: int = 0
+
+
 class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
-    """A request for one answer.
+    """A request for one answer, or for several answers to one prompt.
 
     `prompt` holds at least one token id and at most `Ready.context_length - 1` of them.
     `max_tokens` is at least 1, and `len(prompt) + max_tokens` is at most `Ready.context_length`.
@@ -141,6 +150,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     its worker died. They are the tokens that were already sent, fewer than `max_tokens`, and the
     number of their blocks. The answer continues behind them with the same noise as if it had never
     been interrupted.
+
+    `siblings` are further answers, which differ only in their choice and in what was delivered. So
+    a prompt and its images are sent, kept and encoded once. Each answer has its own messages.
     """
 
     id: str
@@ -150,6 +162,21 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     images: list[Image] = []
     delivered: list[int] = []
     delivered_blocks: int = 0
+    siblings: list[Sibling] = []
+
+    def choices(self) -> list["GenerateRequest"]:
+        """Returns a request for each answer. They share the prompt and its images."""
+        first = msgspec.structs.replace(self, siblings=[])
+        return [first] + [
+            msgspec.structs.replace(
+                first,
+                id=each.id,
+                sampling=msgspec.structs.replace(self.sampling, choice=each.choice),
+                delivered=each.delivered,
+                delivered_blocks=each.delivered_blocks,
+            )
+            for each in self.siblings
+        ]
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):

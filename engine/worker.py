@@ -89,7 +89,7 @@ class Worker:
         match message:
             case GenerateRequest():
                 replies = self._accept(message)
-                self._accepted += 1
+                self._accepted += 1 + len(message.siblings)
                 return replies
             case Cancel(id=request_id):
                 sequence = self._scheduler.find(request_id)
@@ -105,13 +105,16 @@ class Worker:
     def next_pass(self) -> Pass:
         """Returns the next pass, whose sequences are on the device. It is empty when idle."""
         now = monotonic()
-        changes = self._scheduler.rearrange(now)
-        for sequence in changes.parked:
-            self._denoiser.park(sequence)
-            sequence.park()
-        for sequence in changes.started:
-            sequence.reuse(self._denoiser.start(sequence))
-        return self._scheduler.next_pass(now)
+        while True:
+            changes = self._scheduler.rearrange(now)
+            for sequence in changes.parked:
+                self._denoiser.park(sequence)
+                sequence.park()
+            for sequence in changes.started:
+                sequence.reuse(self._denoiser.start(sequence))
+            # If one has started whose prompt was kept, the prompt's other choices can start too.
+            if not any(sequence.prompt_encoded for sequence in changes.started):
+                return self._scheduler.next_pass(now)
 
     def heartbeat(self, works: Pass) -> list[FromWorker]:
         """Returns the `Heartbeat` that announces the pass `works`, or none if none is due."""
@@ -193,27 +196,48 @@ class Worker:
         return [Failed(alone.sequence.request.id, "The device is out of memory.", "out_of_memory")]
 
     def _accept(self, request: GenerateRequest) -> list[FromWorker]:
-        room = self._denoiser.context_length - len(request.prompt)
         # The front end has checked all of this with better messages. These checks are a safety net:
         # on a GPU an invalid token id would end the process.
-        if not request.prompt or not 1 <= request.max_tokens <= room:
-            return [Failed(request.id, "The prompt and max_tokens do not fit the context.")]
-        tokens = [*request.prompt, *request.delivered]
-        if not 0 <= min(tokens) <= max(tokens) < self._denoiser.vocab_size:
-            return [Failed(request.id, "The prompt has token ids that the model does not have.")]
-        if not 0 <= request.delivered_blocks <= _MOST_COUNT:
-            return [Failed(request.id, "delivered_blocks is out of range.")]
-        if len(request.delivered) >= request.max_tokens:
-            return [Failed(request.id, "The whole answer was delivered before.")]
-        if not self._takes_images(request):
-            return [Failed(request.id, "The model cannot take the prompt's images.")]
-        obstacle = self._sampling_obstacle(request)
+        choices = request.choices()
+        obstacle = self._obstacle(request)
         if obstacle is not None:
-            return [Failed(request.id, obstacle)]
+            return [Failed(choice.id, obstacle) for choice in choices]
+        replies: list[FromWorker] = []
         sampler = self._denoiser.sampler
-        sequence = Sequence.start(request, sampler.end_tokens, sampler.padding)
-        self._scheduler.add(sequence, monotonic())
-        return []
+        first = Sequence.start(request, sampler.end_tokens, sampler.padding)
+        for choice in choices:
+            obstacle = self._choice_obstacle(choice)
+            if obstacle is None:
+                self._scheduler.add(first.sibling(choice), monotonic())
+            else:
+                replies.append(Failed(choice.id, obstacle))
+        return replies
+
+    def _obstacle(self, request: GenerateRequest) -> str | None:
+        """Returns why none of the request's choices can be made, or None if they can."""
+        room = self._denoiser.context_length - len(request.prompt)
+        if not request.prompt or not 1 <= request.max_tokens <= room:
+            return "The prompt and max_tokens do not fit the context."
+        if not self._has_tokens(request.prompt):
+            return "The prompt has token ids that the model does not have."
+        if not self._takes_images(request):
+            return "The model cannot take the prompt's images."
+        return self._sampling_obstacle(request)
+
+    def _choice_obstacle(self, choice: GenerateRequest) -> str | None:
+        """Returns why this choice of a request cannot be made, or None if it can."""
+        if not 0 <= choice.sampling.choice <= _MOST_COUNT:
+            return "choice is out of range."
+        if not 0 <= choice.delivered_blocks <= _MOST_COUNT:
+            return "delivered_blocks is out of range."
+        if choice.delivered and not self._has_tokens(choice.delivered):
+            return "The answer has token ids that the model does not have."
+        if len(choice.delivered) >= choice.max_tokens:
+            return "The whole answer was delivered before."
+        return None
+
+    def _has_tokens(self, tokens: list[int]) -> bool:
+        return 0 <= min(tokens) <= max(tokens) < self._denoiser.vocab_size
 
     def _sampling_obstacle(self, request: GenerateRequest) -> str | None:
         """Returns why the request's sampling options cannot be used, or None if they can.
@@ -325,7 +349,6 @@ def _out_of_range(sampling: Sampling) -> list[str]:
     bound, threshold = sampling.entropy_bound, sampling.confidence_threshold
     checks = {
         "seed": 0 <= sampling.seed < 2**64,
-        "choice": 0 <= sampling.choice <= _MOST_COUNT,
         "temperature": 0 <= sampling.temperature <= _MOST_TEMPERATURE,
         "top_p": 0 < sampling.top_p <= 1,
         "top_k": 0 <= sampling.top_k <= _MOST_COUNT,

@@ -21,6 +21,7 @@ import zmq.asyncio
 from app.engine_client.open_requests import Answer, OpenRequests, is_last
 from app.engine_client.private_folder import PrivateFolder
 from app.engine_client.service_rate import ServiceRate
+from app.engine_client.together import together
 from app.engine_client.watch import Watch
 from app.engine_client.worker_log import relay
 from app.errors import BadRequest, DeadlineExceeded, NotReady, TooManyRequests
@@ -197,7 +198,8 @@ class WorkerClient:
         """
         opened = self._open.add(request)
         self._count_open()
-        self._give_due()
+        # Later, when the tasks of all choices of a prompt have come here: they are sent together.
+        asyncio.get_running_loop().call_soon(self._give_due)
         ended = False
         try:
             while not ended:
@@ -217,7 +219,7 @@ class WorkerClient:
         """Send the worker the requests that are due, if a worker is ready."""
         if self.ready is None or self._socket is None:
             return
-        for request in self._open.due():
+        for request in together(self._open.due()):
             self._socket.send(encode(request))
 
     def _count_open(self) -> None:

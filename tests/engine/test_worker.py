@@ -18,6 +18,7 @@ from engine.messages import (
     GenerateRequest,
     Heartbeat,
     Sampling,
+    Sibling,
     Stats,
 )
 from engine.schedule.prefix_cache import PrefixCache
@@ -568,3 +569,94 @@ def test_a_heartbeat_names_the_requests_of_the_pass_before_it_runs(worker, monke
     assert beats()[0] == [(["c"], 3)]
     until_idle(worker)
     assert worker.heartbeat([]) == [Heartbeat([], 3, 0.0)]
+
+
+CHOICES = [Sibling(name, choice) for choice, name in enumerate("bcdefg", 1)]
+
+
+@pytest.mark.parametrize("prefix_bytes", [0, 2**24])
+def test_the_choices_of_a_prompt_encode_it_once(denoiser, monkeypatch, prefix_bytes):
+    monkeypatch.setattr(denoiser, "_prefixes", PrefixCache(prefix_bytes))
+    worker = Worker(denoiser, EngineConfig(prefill_chunk=16, max_active=4))
+    siblings = CHOICES if prefix_bytes else CHOICES[:3]  # kept for those that start later
+    together = request("a", siblings=siblings)
+
+    def answer():
+        return [*worker.handle(together), *until_idle(worker)]
+
+    messages, encoded = encoded_by(denoiser, monkeypatch, answer)
+    committed = sum(len(m.tokens) for m in messages if m.finish_reason is None)
+    assert encoded == len(PROMPT) + committed
+    for each in together.choices():
+        denoiser.forget_prefixes()
+        assert tokens_of(m for m in messages if m.id == each.id) == tokens_of(worker.generate(each))
+
+
+def test_a_choice_encodes_the_prompt_if_the_one_before_it_is_cancelled(worker, denoiser):
+    denoiser.forget_prefixes()
+    together = request("a", siblings=CHOICES[:2])
+    expected = tokens_of(worker.generate(together.choices()[1]))
+    denoiser.forget_prefixes()
+    worker.handle(together)
+    worker.step()  # the first chunk of the prompt
+    assert worker.handle(Cancel("a")) == [Cancelled("a")]
+    messages = until_idle(worker)
+    assert tokens_of(m for m in messages if m.id == "b") == expected
+    assert {m.id for m in messages if m.finish_reason} == {"b", "c"}
+
+
+def test_choices_of_a_kept_prompt_all_start_in_the_first_pass(worker):
+    list(worker.generate(request("before")))
+    worker.handle(request("a", siblings=CHOICES[:3]))
+    assert [work.sequence.request.id for work in worker.next_pass()] == ["a", "b", "c", "d"]
+    until_idle(worker)
+
+
+def test_choices_that_wait_hold_no_copy_of_the_prompt_and_its_images(worker):
+    sent = request("a", siblings=CHOICES)
+    worker.handle(sent)
+    for name in "abcdefg":
+        sequence = worker._scheduler.find(name)
+        assert sequence.unencoded is sequence.request.prompt is sent.prompt
+        assert sequence.request.images is sent.images
+    until_idle(worker)
+
+
+def test_each_choice_of_a_bad_prompt_fails(worker):
+    replies = worker.handle(request("a", prompt=[7, 160], siblings=CHOICES[:1]))
+    assert [(type(reply), reply.id) for reply in replies] == [(Failed, "a"), (Failed, "b")]
+    assert worker.idle
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Sibling("b", -1),
+        Sibling("b", 2**31),
+        Sibling("b", 1, [7] * 20, 1),
+        Sibling("b", 1, [160], 1),
+        Sibling("b", 1, [7], -1),
+        Sibling("b", 1, [7], 2**31),
+    ],
+)
+def test_only_a_choice_that_is_wrong_itself_fails(worker, wrong):
+    (failed,) = worker.handle(request("a", siblings=[wrong]))
+    assert isinstance(failed, Failed)
+    assert failed.id == "b"
+    assert {m.id for m in until_idle(worker)} == {"a"}
+
+
+def test_choices_continue_behind_their_delivered_blocks(worker):
+    together = request("a", siblings=CHOICES[:3], max_tokens=40)
+    worker.handle(together)
+    blocks = [m for m in until_idle(worker) if isinstance(m, Block)]
+    expected = {each.id: tokens_of(m for m in blocks if m.id == each.id) for each in CHOICES[:3]}
+    delivered = {"b": 0, "c": 1, "d": 2}
+    siblings = [
+        Sibling(s.id, s.choice, expected[s.id][: 8 * delivered[s.id]], delivered[s.id])
+        for s in CHOICES[:3]
+    ]
+    worker.handle(msgspec.structs.replace(together, siblings=siblings))
+    messages = until_idle(worker)
+    for name, count in delivered.items():
+        assert tokens_of(m for m in messages if m.id == name) == expected[name][8 * count :]
