@@ -94,6 +94,7 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
             config,
             metrics,
             max_queue=settings.max_queue,
+            silence_s=settings.worker_silence_s,
         )
         app.state.services = Services(settings, metrics, worker, prompts)
         app.state.responses = ResponseStore(settings.responses_kept, settings.responses_kept_bytes)

@@ -86,6 +86,13 @@ class Settings(EngineConfig, BaseSettings):
         "unless the request sets its own timeout. A client that reads nothing for this long is "
         "disconnected.",
     )
+    worker_silence_s: float = Field(
+        default=120,
+        gt=0,
+        description="Time in seconds for which a worker that has loaded the model may be silent "
+        "before it counts as hung, is killed and started again. Ten times the longest earlier pass "
+        "of the same size is allowed in any case, and five times this setting for the first one.",
+    )
     stream_idle_s: float = Field(
         default=15,
         gt=0,

@@ -5,9 +5,13 @@ They hold no pickle, no tensor and no callable. Both sides keep these rules:
 
 - The worker sends any number of `Loading`, then one `Ready`. The front end sends nothing before it
   has received `Ready`.
-- After `Ready` the worker answers each `GenerateRequest` with any number of `Block`, then exactly
-  one `Done` or `Failed`, whatever happens. The indices of the blocks rise by one, starting at the
-  request's `delivered_blocks`.
+- After `Ready` the worker answers each `GenerateRequest` with any number of `Block` and exactly one
+  terminal message, whatever happens: the last `Block`, which has a `finish_reason`, or `Cancelled`
+  or `Failed`. The indices of the blocks rise by one, starting at the request's `delivered_blocks`.
+- An answer's last tokens and the reason for its end are one message, so that a worker that dies
+  cannot have sent one without the other.
+- Before a pass, and while it waits for messages, the worker's loop sends a `Heartbeat` at least
+  every `HEARTBEAT_S`, so that the front end can tell a worker that hangs from one that works.
 - `Cancel` is a request: the front end still waits for the terminal message. A `Cancel` with an
   unknown id is ignored.
 - Sending never blocks: there is no high-water mark. Only the front end's admission limits how many
@@ -20,8 +24,14 @@ from typing import Literal
 
 import msgspec
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length"]
 FailureCode = Literal["generation_failed", "out_of_memory", "outputs_not_finite", "worker_died"]
+
+HEARTBEAT_S = 1.0  # between two heartbeats, unless a pass takes longer
+
+# The front end refuses numbers beyond these bounds, and the worker checks them again.
+MOST_STEPS = 1024  # limits memory: a block's random numbers for all steps are made at once
+MOST_NATS = 1e6  # more than all positions of a canvas have together, and far below float32's limit
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -58,8 +68,9 @@ class Sampling(msgspec.Struct, frozen=True):
     tokens. With `ignore_eos`, neither end tokens nor padding end or cut the answer: only
     `stop_token_ids` do.
 
-    `max_denoising_steps` (1 or more, also the number of steps over which the temperature falls),
-    `entropy_bound` and `confidence_threshold` (0 or more) replace the checkpoint's values.
+    `max_denoising_steps` (1 to MOST_STEPS, also the number of steps over which the temperature
+    falls), `entropy_bound` and `confidence_threshold` (0 to MOST_NATS) replace the checkpoint's
+    values.
 
     `top_logprobs` (0 or more): each block comes with its tokens' log-probabilities and, at each
     position, those of so many most likely tokens.
@@ -119,8 +130,17 @@ class Image(msgspec.Struct, frozen=True):
         return self.start + self.tokens
 
 
+class Sibling(msgspec.Struct, frozen=True):
+    """Another answer to the prompt of a `GenerateRequest`. The fields have the same meaning."""
+
+    id: str
+    choice: int
+    delivered: list[int] = []
+    delivered_blocks: int = 0
+
+
 class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
-    """A request for one answer.
+    """A request for one answer, or for several answers to one prompt.
 
     `prompt` holds at least one token id and at most `Ready.context_length - 1` of them.
     `max_tokens` is at least 1, and `len(prompt) + max_tokens` is at most `Ready.context_length`.
@@ -130,6 +150,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     its worker died. They are the tokens that were already sent, fewer than `max_tokens`, and the
     number of their blocks. The answer continues behind them with the same noise as if it had never
     been interrupted.
+
+    `siblings` are further answers, which differ only in their choice and in what was delivered. So
+    a prompt and its images are sent, kept and encoded once. Each answer has its own messages.
     """
 
     id: str
@@ -139,6 +162,21 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     images: list[Image] = []
     delivered: list[int] = []
     delivered_blocks: int = 0
+    siblings: list[Sibling] = []
+
+    def choices(self) -> list["GenerateRequest"]:
+        """Returns a request for each answer. They share the prompt and its images."""
+        first = msgspec.structs.replace(self, siblings=[])
+        return [first] + [
+            msgspec.structs.replace(
+                first,
+                id=each.id,
+                sampling=msgspec.structs.replace(self.sampling, choice=each.choice),
+                delivered=each.delivered,
+                delivered_blocks=each.delivered_blocks,
+            )
+            for each in self.siblings
+        ]
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):
@@ -156,7 +194,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
 class Cancel(msgspec.Struct, frozen=True, tag=True):
     """The message that ends a request before the next pass.
 
-    The request's terminal message is then `Done` with the reason "cancelled".
+    The request's terminal message is then `Cancelled`, unless it has already ended.
     """
 
     id: str
@@ -205,6 +243,9 @@ class Block(msgspec.Struct, frozen=True, tag=True):
 
     `rerolled`: an answer's first block began with an end token and was made once more with other
     random numbers. `denoising_steps` then counts the steps of both attempts.
+
+    `finish_reason` marks the answer's last block. It is "stop" if an end token or padding ended the
+    answer, and "length" if `max_tokens` did.
     """
 
     id: str
@@ -217,17 +258,13 @@ class Block(msgspec.Struct, frozen=True, tag=True):
     speculation_won: bool = False
     logprobs: list[TokenLogprobs] | None = None
     rerolled: bool = False
+    finish_reason: FinishReason | None = None
 
 
-class Done(msgspec.Struct, frozen=True, tag=True):
-    """The end of a request.
-
-    The reason is "stop" if an end token or padding ended the answer, "length" if `max_tokens` did,
-    and "cancelled" after a `Cancel`.
-    """
+class Cancelled(msgspec.Struct, frozen=True, tag=True):
+    """The end of a request after a `Cancel`."""
 
     id: str
-    finish_reason: FinishReason
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -236,6 +273,25 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     id: str
     message: str
     code: FailureCode = "generation_failed"
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag=True):
+    """A sign of life of the worker's loop, which now begins a pass or waits for messages.
+
+    `in_pass` has the ids of the pass' requests. `accepted` is the number of answers that this
+    worker process was asked for and has taken in or refused. If the worker dies, only the requests
+    in the pass and those that it had not yet taken in can be the cause.
+
+    `longest_pass_s` is the longest time in seconds that a pass of this size has taken so far. It is
+    None if there was no such pass, and 0 if the worker waits.
+
+    The worker sends it before a pass if `in_pass` or `accepted` has changed, if the pass is the
+    first of its size, or if the last one was sent HEARTBEAT_S ago.
+    """
+
+    in_pass: list[str]
+    accepted: int
+    longest_pass_s: float | None = None
 
 
 class Stats(msgspec.Struct, frozen=True, tag=True):
@@ -252,7 +308,7 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
 
 
 ToWorker = GenerateRequest | Cancel
-FromWorker = Loading | Ready | Block | Done | Failed | Stats
+FromWorker = Loading | Ready | Block | Cancelled | Failed | Heartbeat | Stats
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

@@ -14,16 +14,20 @@ import zmq
 
 from engine.config import EngineConfig
 from engine.denoise.denoiser import Denoiser
-from engine.denoise.sampler import MOST_STEPS, UnsupportedSamplerError
+from engine.denoise.sampler import UnsupportedSamplerError
 from engine.device import DeviceError, device_name, out_of_memory
 from engine.loading import build_denoiser, with_profile
 from engine.messages import (
+    HEARTBEAT_S,
+    MOST_NATS,
+    MOST_STEPS,
     Block,
     Cancel,
-    Done,
+    Cancelled,
     Failed,
     FromWorker,
     GenerateRequest,
+    Heartbeat,
     Ready,
     Sampling,
     Stats,
@@ -33,6 +37,7 @@ from engine.messages import (
 )
 from engine.model.checkpoint import CheckpointError
 from engine.model.diffusion_gemma import UnsupportedModelError
+from engine.schedule.pass_times import PassTimes
 from engine.schedule.scheduler import Scheduler
 from engine.schedule.sequence import Pass, Sequence, StepResult, Work
 from engine.sizing.plan import DoesNotFitError
@@ -50,6 +55,7 @@ REFUSALS = (
 
 _MOST_BIAS = 1e4  # nats: stays far below the limit of float32 even at the lowest temperature
 _MOST_REPETITION_PENALTY = 1e4  # biased logits stay as far below that limit
+_MOST_COUNT = 2**31 - 1  # fits the integers of every tensor
 _MOST_TEMPERATURE = 1e4  # up to here a banned token's probability is still zero in float32
 _NOT_FINITE = (
     "The model's outputs are not finite (NaN or infinite). Its weights may be damaged, or the "
@@ -69,6 +75,10 @@ class Worker:
         )
         self._block_started: dict[str, float] = {}  # by request id, when running
         self._last_stats = Stats(waiting=0, running=0)
+        self._last_beat = Heartbeat([], 0, 0.0)
+        self._beat_at = -HEARTBEAT_S
+        self._accepted = 0
+        self._times = PassTimes()
 
     @property
     def idle(self) -> bool:
@@ -78,28 +88,59 @@ class Worker:
         """Handle one message. Returns the messages to send in reply."""
         match message:
             case GenerateRequest():
-                return self._accept(message)
+                replies = self._accept(message)
+                self._accepted += 1 + len(message.siblings)
+                return replies
             case Cancel(id=request_id):
                 sequence = self._scheduler.find(request_id)
-                return (
-                    [] if sequence is None else [self._end(sequence, Done(request_id, "cancelled"))]
-                )
+                if sequence is None:
+                    return []
+                self._end(sequence)
+                return [Cancelled(request_id)]
 
     def step(self) -> list[FromWorker]:
         """Run one pass. Returns the messages that result from it. Does nothing when idle."""
+        return self.run(self.next_pass())
+
+    def next_pass(self) -> Pass:
+        """Returns the next pass, whose sequences are on the device. It is empty when idle."""
         now = monotonic()
-        changes = self._scheduler.rearrange(now)
-        for sequence in changes.parked:
-            self._denoiser.park(sequence)
-            sequence.park()
-        for sequence in changes.started:
-            sequence.reuse(self._denoiser.start(sequence))
-        works = self._scheduler.next_pass(now)
+        while True:
+            changes = self._scheduler.rearrange(now)
+            for sequence in changes.parked:
+                self._denoiser.park(sequence)
+                sequence.park()
+            for sequence in changes.started:
+                sequence.reuse(self._denoiser.start(sequence))
+            # If one has started whose prompt was kept, the prompt's other choices can start too.
+            if not any(sequence.prompt_encoded for sequence in changes.started):
+                return self._scheduler.next_pass(now)
+
+    def heartbeat(self, works: Pass) -> list[FromWorker]:
+        """Returns the `Heartbeat` that announces the pass `works`, or none if none is due."""
+        now = monotonic()
+        beat = Heartbeat(
+            [work.sequence.request.id for work in works],
+            self._accepted,
+            self._times.longest_s(works) if works else 0.0,
+        )
+        last = self._last_beat
+        unchanged = (beat.in_pass, beat.accepted) == (last.in_pass, last.accepted)
+        if unchanged and beat.longest_pass_s is not None and now - self._beat_at < HEARTBEAT_S:
+            return []
+        self._last_beat, self._beat_at = beat, now
+        return [beat]
+
+    def run(self, works: Pass) -> list[FromWorker]:
+        """Run a pass. Returns the messages that result from it. An empty pass has none."""
         if not works:
             return []
+        started = perf_counter()
         for work in works:
-            self._block_started.setdefault(work.sequence.request.id, perf_counter())
-        return self._run(works)
+            self._block_started.setdefault(work.sequence.request.id, started)
+        messages = self._run(works)
+        self._times.record(works, perf_counter() - started)
+        return messages
 
     def stats(self) -> list[FromWorker]:
         """Returns one `Stats` message if a number has changed since the last call, or none."""
@@ -151,31 +192,53 @@ class Worker:
                 logger.warning("out of memory: from now on at most %d requests run together", most)
                 self._scheduler.shrink(most)
             return messages
-        failed = Failed(
-            works[0].sequence.request.id, "The device is out of memory.", "out_of_memory"
-        )
-        return [self._end(works[0].sequence, failed)]
+        (alone,) = works
+        self._end(alone.sequence, keep=False)
+        return [Failed(alone.sequence.request.id, "The device is out of memory.", "out_of_memory")]
 
     def _accept(self, request: GenerateRequest) -> list[FromWorker]:
-        room = self._denoiser.context_length - len(request.prompt)
         # The front end has checked all of this with better messages. These checks are a safety net:
         # on a GPU an invalid token id would end the process.
-        if not request.prompt or not 1 <= request.max_tokens <= room:
-            return [Failed(request.id, "The prompt and max_tokens do not fit the context.")]
-        tokens = [*request.prompt, *request.delivered]
-        if not 0 <= min(tokens) <= max(tokens) < self._denoiser.vocab_size:
-            return [Failed(request.id, "The prompt has token ids that the model does not have.")]
-        if len(request.delivered) >= request.max_tokens:
-            return [Failed(request.id, "The whole answer was delivered before.")]
-        if not self._takes_images(request):
-            return [Failed(request.id, "The model cannot take the prompt's images.")]
-        obstacle = self._sampling_obstacle(request)
+        choices = request.choices()
+        obstacle = self._obstacle(request)
         if obstacle is not None:
-            return [Failed(request.id, obstacle)]
+            return [Failed(choice.id, obstacle) for choice in choices]
+        replies: list[FromWorker] = []
         sampler = self._denoiser.sampler
-        sequence = Sequence.start(request, sampler.end_tokens, sampler.padding)
-        self._scheduler.add(sequence, monotonic())
-        return []
+        first = Sequence.start(request, sampler.end_tokens, sampler.padding)
+        for choice in choices:
+            obstacle = self._choice_obstacle(choice)
+            if obstacle is None:
+                self._scheduler.add(first.sibling(choice), monotonic())
+            else:
+                replies.append(Failed(choice.id, obstacle))
+        return replies
+
+    def _obstacle(self, request: GenerateRequest) -> str | None:
+        """Returns why none of the request's choices can be made, or None if they can."""
+        room = self._denoiser.context_length - len(request.prompt)
+        if not request.prompt or not 1 <= request.max_tokens <= room:
+            return "The prompt and max_tokens do not fit the context."
+        if not self._has_tokens(request.prompt):
+            return "The prompt has token ids that the model does not have."
+        if not self._takes_images(request):
+            return "The model cannot take the prompt's images."
+        return self._sampling_obstacle(request)
+
+    def _choice_obstacle(self, choice: GenerateRequest) -> str | None:
+        """Returns why this choice of a request cannot be made, or None if it can."""
+        if not 0 <= choice.sampling.choice <= _MOST_COUNT:
+            return "choice is out of range."
+        if not 0 <= choice.delivered_blocks <= _MOST_COUNT:
+            return "delivered_blocks is out of range."
+        if choice.delivered and not self._has_tokens(choice.delivered):
+            return "The answer has token ids that the model does not have."
+        if len(choice.delivered) >= choice.max_tokens:
+            return "The whole answer was delivered before."
+        return None
+
+    def _has_tokens(self, tokens: list[int]) -> bool:
+        return 0 <= min(tokens) <= max(tokens) < self._denoiser.vocab_size
 
     def _sampling_obstacle(self, request: GenerateRequest) -> str | None:
         """Returns why the request's sampling options cannot be used, or None if they can.
@@ -211,7 +274,8 @@ class Worker:
         """Record the result of a pass for one sequence. Yields the messages that result from it."""
         sequence, request_id = work.sequence, work.sequence.request.id
         if step is not None and not step.finite:
-            yield self._end(sequence, Failed(request_id, _NOT_FINITE, "outputs_not_finite"))
+            self._end(sequence, keep=False)  # its cache may be why it failed
+            yield Failed(request_id, _NOT_FINITE, "outputs_not_finite")
             return
         index = sequence.block_index
         block = sequence.record(work, step)
@@ -219,6 +283,8 @@ class Worker:
             return
         started, now = self._block_started[request_id], perf_counter()
         self._block_started[request_id] = now
+        if block.finish_reason is not None:
+            self._end(sequence)
         yield Block(
             request_id,
             index,
@@ -230,16 +296,14 @@ class Worker:
             speculation_won=step is not None and step.next_started,
             logprobs=block.logprobs,
             rerolled=block.rerolled,
+            finish_reason=block.finish_reason,
         )
-        if block.finish_reason is not None:
-            yield self._end(sequence, Done(request_id, block.finish_reason))
 
-    def _end(self, sequence: Sequence, last: Done | Failed) -> Done | Failed:
+    def _end(self, sequence: Sequence, *, keep: bool = True) -> None:
+        """Remove a sequence that has ended. With `keep`, its cache is kept as a prefix."""
         self._scheduler.remove(sequence)
-        # What a failed request has in its cache may be why it failed.
-        self._denoiser.release(sequence, keep=isinstance(last, Done))
-        self._block_started.pop(last.id, None)
-        return last
+        self._denoiser.release(sequence, keep=keep)
+        self._block_started.pop(sequence.request.id, None)
 
 
 def serve(address: str, config: EngineConfig) -> NoReturn:
@@ -271,7 +335,10 @@ def serve(address: str, config: EngineConfig) -> NoReturn:
         for message in _inbox(socket, wait=worker.idle):
             for answer in worker.handle(message):
                 send(answer)
-        for answer in worker.step():
+        works = worker.next_pass()
+        for beat in worker.heartbeat(works):
+            send(beat)
+        for answer in worker.run(works):
             send(answer)
         for answer in worker.stats():
             send(answer)
@@ -280,12 +347,12 @@ def serve(address: str, config: EngineConfig) -> NoReturn:
 def _out_of_range(sampling: Sampling) -> list[str]:
     """Returns the names of all options that are outside of their range. NaN is in no range."""
     biases, steps = sampling.logit_bias.values(), sampling.max_denoising_steps
+    bound, threshold = sampling.entropy_bound, sampling.confidence_threshold
     checks = {
         "seed": 0 <= sampling.seed < 2**64,
-        "choice": 0 <= sampling.choice < 2**31,
         "temperature": 0 <= sampling.temperature <= _MOST_TEMPERATURE,
         "top_p": 0 < sampling.top_p <= 1,
-        "top_k": sampling.top_k >= 0,
+        "top_k": 0 <= sampling.top_k <= _MOST_COUNT,
         "min_p": 0 <= sampling.min_p <= 1,
         "logit_bias": all(abs(bias) <= _MOST_BIAS for bias in biases),
         "presence_penalty": abs(sampling.presence_penalty) <= _MOST_BIAS,
@@ -293,15 +360,22 @@ def _out_of_range(sampling: Sampling) -> list[str]:
         "repetition_penalty": (
             1 / _MOST_REPETITION_PENALTY <= sampling.repetition_penalty <= _MOST_REPETITION_PENALTY
         ),
+        # The checkpoint may name end tokens beyond its vocabulary.
+        "end_tokens": all(0 <= token <= _MOST_COUNT for token in sampling.end_tokens),
+        "min_tokens": 0 <= sampling.min_tokens <= _MOST_COUNT,
         "max_denoising_steps": steps is None or 1 <= steps <= MOST_STEPS,
-        "top_logprobs": sampling.top_logprobs is None or sampling.top_logprobs >= 0,
+        "entropy_bound": bound is None or 0 <= bound <= MOST_NATS,
+        "confidence_threshold": threshold is None or 0 <= threshold <= MOST_NATS,
+        "top_logprobs": (
+            sampling.top_logprobs is None or 0 <= sampling.top_logprobs <= _MOST_COUNT
+        ),
     }
     return [name for name, is_valid in checks.items() if not is_valid]
 
 
 def _inbox(socket: "zmq.Socket[bytes]", *, wait: bool) -> Iterator[ToWorker]:
-    """Yields the messages that have arrived. With `wait`, wait for the first one."""
+    """Yields the messages that have arrived. With `wait`, wait HEARTBEAT_S for the first one."""
     if wait:
-        yield decode_to_worker(socket.recv())
+        socket.poll(int(1000 * HEARTBEAT_S))
     while socket.poll(0):
         yield decode_to_worker(socket.recv())

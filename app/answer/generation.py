@@ -19,7 +19,7 @@ from app.chat_format.gemma import AnswerParser
 from app.errors import DeadlineExceeded, GenerationFailed
 from app.prompting.prompt import Prompt
 from app.services import Services
-from engine.messages import Block, Done, Failed, GenerateRequest, TokenLogprobs
+from engine.messages import Block, Failed, FinishReason, GenerateRequest, TokenLogprobs
 
 Reason = Literal["stop", "length", "tool_calls"]
 
@@ -147,7 +147,7 @@ async def _choice_events(
     started = time.monotonic()
     output = _output(services, request, prompt)
     figures = Figures(len(prompt.tokens))
-    reason: Literal["stop", "length"] = "length"
+    reason: FinishReason | None = None
 
     def deltas(events: list[Event]) -> Iterator[Delta]:
         so_far = replace(figures)
@@ -170,13 +170,13 @@ async def _choice_events(
                         figures.thinking_tokens = output.thinking_tokens
                         for delta in deltas(events):
                             yield delta
+                        reason = "stop" if output.ended else message.finish_reason
                         if output.ended:
                             break
-                    case Done(finish_reason=ending):
-                        reason = "stop" if ending == "stop" else "length"
                     case Failed(message=why, code=code):
                         figures.outcome = "error"
                         raise GenerationFailed(why, code=code)
+        assert reason is not None, "an answer that was not left has a last block"
         for delta in deltas(output.finish(cut_off=reason == "length")):
             yield delta
         figures.outcome = "stop" if output.ended else reason

@@ -92,6 +92,7 @@ def prepare(request: AnswerRequest, limits: Ready, vocabulary: Vocabulary) -> li
                 f"of {limits.canvas_length} tokens.",
                 param="suffix",
             )
+        images = list(prompt.images)
         for choice in range(request.n):
             prepared.append(
                 GenerateRequest(
@@ -101,7 +102,7 @@ def prepare(request: AnswerRequest, limits: Ready, vocabulary: Vocabulary) -> li
                     sampling=msgspec.structs.replace(
                         request.sampling, choice=choice, end_tokens=list(prompt.end_tokens)
                     ),
-                    images=list(prompt.images),
+                    images=images,
                 )
             )
     return prepared

@@ -27,7 +27,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from app.errors import UNSUPPORTED, BadRequest
 from app.prompting.conversation import bounded_json
 from app.prompting.vocabulary import Vocabulary
-from engine.messages import Sampling
+from engine.messages import MOST_NATS, MOST_STEPS, Sampling
 
 MAX_STOPS = 64
 MAX_CHOICES = 128
@@ -223,9 +223,9 @@ class SamplingFields(RequestFields):
     ) = None
     priority: Whole | None = Field(default=None, ge=-(2**31), lt=2**31)
     timeout: float | None = Field(default=None, gt=0, le=86400, description="in seconds")
-    max_denoising_steps: Whole | None = Field(default=None, ge=1, le=1024)
-    entropy_bound: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    confidence_threshold: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    max_denoising_steps: Whole | None = Field(default=None, ge=1, le=MOST_STEPS)
+    entropy_bound: float | None = Field(default=None, ge=0, le=MOST_NATS)
+    confidence_threshold: float | None = Field(default=None, ge=0, le=MOST_NATS)
 
     def sampling(self, seed: int, vocabulary: Vocabulary) -> Sampling:
         """Returns the fields in the worker's form. `seed` is used if the request has none.

@@ -4,9 +4,10 @@ A request outlives the worker. The next worker gets it together with the part of
 already delivered, and continues it with the same noise. A request during which the worker dies
 twice, without a block in between, fails.
 
-If a worker dies that had several requests, it is unknown which of them caused it. All of them
-become suspects, and the next worker gets them one by one: each when the suspect before it has
-delivered a block or ended. So a request that kills the worker again does so alone.
+If a worker dies, only the requests in its pass can be the cause, and those that it had not yet
+taken in. They become suspects. The next worker gets them first, one by one and each alone: until a
+suspect has ended, the worker has no other request. So a request that kills the worker again does so
+alone, and one that kills it only together with others does not.
 """
 
 import asyncio
@@ -15,11 +16,16 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from engine.messages import Block, Done, Failed, GenerateRequest
+from engine.messages import Block, Cancelled, Failed, GenerateRequest, Heartbeat
 
 MOST_DEATHS = 2  # of workers that had the request, without a block in between
 
-Answer = Block | Done | Failed
+Answer = Block | Cancelled | Failed
+
+
+def is_last(answer: Answer) -> bool:
+    """Returns whether this is a request's terminal message."""
+    return not isinstance(answer, Block) or answer.finish_reason is not None
 
 
 @dataclass
@@ -28,8 +34,9 @@ class OpenRequest:
 
     request: GenerateRequest
     answers: asyncio.Queue[Answer] = field(default_factory=asyncio.Queue)
-    given: bool = False  # to the living worker
-    deaths: int = 0  # of workers that had this request, since its last block
+    given: int = 0  # its number among the requests given to the living worker; 0: not given yet
+    suspect: bool = False  # was in the pass in which a worker died
+    deaths: int = 0  # of workers that it may have caused, since its last block
     cancelled: bool = False  # its client is gone; its terminal message has yet to come
 
 
@@ -38,6 +45,8 @@ class OpenRequests:
 
     def __init__(self) -> None:
         self._open: dict[str, OpenRequest] = {}
+        self._given = 0  # to the living worker
+        self._beat = Heartbeat([], 0)  # the living worker's last one
 
     def __len__(self) -> int:
         return len(self._open)
@@ -49,13 +58,23 @@ class OpenRequests:
 
     def due(self) -> Iterator[GenerateRequest]:
         """Yields the requests to give to the living worker now, and marks them as given."""
-        on_trial = any(each.given and each.deaths for each in self._open.values())
-        for opened in self._open.values():
-            if opened.given or (opened.deaths and on_trial):
-                continue
-            on_trial = on_trial or opened.deaths > 0
-            opened.given = True
+        due = [each for each in self._open.values() if not each.given]
+        suspects = [each for each in self._open.values() if each.suspect]
+        if suspects:
+            due = [] if any(each.given for each in self._open.values()) else suspects[:1]
+        for opened in due:
+            self._given += 1
+            opened.given = self._given
             yield opened.request
+
+    def beat(self, heartbeat: Heartbeat) -> None:
+        """Note what the living worker is doing."""
+        self._beat = heartbeat
+
+    @property
+    def unanswered(self) -> list[str]:
+        """Returns the ids of the requests whose `Cancel` the worker has not answered yet."""
+        return [each.request.id for each in self._open.values() if each.cancelled]
 
     def deliver(self, message: Answer) -> None:
         """Pass on the worker's message about a request. An unknown id is ignored."""
@@ -69,7 +88,7 @@ class OpenRequests:
                 delivered=[*opened.request.delivered, *message.tokens],
                 delivered_blocks=message.index + 1,
             )
-        else:
+        if is_last(message):
             del self._open[message.id]
         opened.answers.put_nowait(message)
 
@@ -86,11 +105,20 @@ class OpenRequests:
 
     def worker_died(self) -> None:
         """Mark all requests as not given. Those that are cancelled or saw two deaths end here."""
+        given = [each for each in self._open.values() if each.given]
+        in_pass = set(self._beat.in_pass)
+        # If none of them is, the worker's last heartbeat was lost with it.
+        suspects = [
+            each for each in given if each.request.id in in_pass or each.given > self._beat.accepted
+        ] or given
+        for opened in suspects:
+            opened.suspect = True
+            opened.deaths += 1
+        self._given, self._beat = 0, Heartbeat([], 0)
         for request_id, opened in list(self._open.items()):
-            opened.deaths += opened.given
-            opened.given = False
+            opened.given = 0
             if opened.cancelled:
-                self.deliver(Done(request_id, "cancelled"))
+                self.deliver(Cancelled(request_id))
             elif opened.deaths >= MOST_DEATHS:
                 why = "The worker died twice while it had this request."
                 self.deliver(Failed(request_id, why, "worker_died"))

@@ -18,9 +18,11 @@ from typing import NamedTuple, Protocol
 import zmq
 import zmq.asyncio
 
-from app.engine_client.open_requests import Answer, OpenRequests
+from app.engine_client.open_requests import Answer, OpenRequests, is_last
 from app.engine_client.private_folder import PrivateFolder
 from app.engine_client.service_rate import ServiceRate
+from app.engine_client.together import together
+from app.engine_client.watch import Watch
 from app.engine_client.worker_log import relay
 from app.errors import BadRequest, DeadlineExceeded, NotReady, TooManyRequests
 from app.metrics import Metrics
@@ -28,9 +30,10 @@ from engine.config import EngineConfig
 from engine.messages import (
     Block,
     Cancel,
-    Done,
+    Cancelled,
     Failed,
     GenerateRequest,
+    Heartbeat,
     Loading,
     Ready,
     Stats,
@@ -42,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 1.0, 30.0
 _STOP_S = 5.0
+_TICK_S = 1.0  # between two looks at whether the worker hangs
 
 
 class WorkerCannotStartError(RuntimeError):
@@ -49,10 +53,11 @@ class WorkerCannotStartError(RuntimeError):
 
 
 class _Death(NamedTuple):
-    """The end of a worker's process: its exit code, and the reason that it gave in its log."""
+    """The end of a worker's process: its exit code, and the reason that is known for it."""
 
     code: int  # negative if a signal killed it
     reason: str | None
+    was_ready: bool
 
     def __str__(self) -> str:
         text = f"the worker ended with exit code {self.code}"
@@ -78,6 +83,7 @@ class WorkerClient:
         metrics: Metrics,
         *,
         max_queue: int,
+        silence_s: float,
     ) -> None:
         self.ready: Ready | None = None  # the limits of the living worker
         self._state: Loading | Ready | None = None
@@ -85,6 +91,7 @@ class WorkerClient:
         self._config = config
         self._metrics = metrics
         self._max_queue = max_queue
+        self._silence_s = silence_s
         self._open = OpenRequests()
         self._admitted = 0  # answers for which HTTP requests hold a place in the queue
         self._rate = ServiceRate()
@@ -102,14 +109,16 @@ class WorkerClient:
         try:
             while True:
                 death = await self._live(life)
-                was_ready, self.ready = self.ready is not None, None
-                ever_ready = ever_ready or was_ready
+                self.ready = None
+                ever_ready = ever_ready or death.was_ready
                 self._open.worker_died()
                 self._count_open()
                 self._metrics.set_stats(Stats(waiting=0, running=0))
                 if not ever_ready:
                     raise WorkerCannotStartError(str(death))
-                backoff = _FIRST_BACKOFF_S if was_ready else min(2 * backoff, _LONGEST_BACKOFF_S)
+                backoff = (
+                    _FIRST_BACKOFF_S if death.was_ready else min(2 * backoff, _LONGEST_BACKOFF_S)
+                )
                 logger.error("%s; a new one starts in %.0f s", death, backoff)
                 await asyncio.sleep(backoff)
                 life += 1
@@ -189,13 +198,14 @@ class WorkerClient:
         """
         opened = self._open.add(request)
         self._count_open()
-        self._give_due()
+        # Later, when the tasks of all choices of a prompt have come here: they are sent together.
+        asyncio.get_running_loop().call_soon(self._give_due)
         ended = False
         try:
             while not ended:
                 async with asyncio.timeout_at(deadline):
                     answer = await opened.answers.get()
-                ended = not isinstance(answer, Block)
+                ended = is_last(answer)
                 yield answer
         except TimeoutError as error:
             raise DeadlineExceeded("The answer took longer than allowed (timeout).") from error
@@ -209,7 +219,7 @@ class WorkerClient:
         """Send the worker the requests that are due, if a worker is ready."""
         if self.ready is None or self._socket is None:
             return
-        for request in self._open.due():
+        for request in together(self._open.due()):
             self._socket.send(encode(request))
 
     def _count_open(self) -> None:
@@ -247,11 +257,18 @@ class WorkerClient:
         relaying = asyncio.create_task(relay(process.stderr))
         process.stdin.write(self._config.model_dump_json(exclude_unset=True).encode() + b"\n")
         self._socket = socket
-        reader = asyncio.create_task(self._read(socket))
+        watch, hang = Watch(self._silence_s), None
+        reader = asyncio.create_task(self._read(socket, watch))
+        watching = asyncio.create_task(self._until_hung(watch))
         ended = asyncio.create_task(process.wait())
         try:
-            await asyncio.wait({reader, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if reader.done():
+            await asyncio.wait({reader, watching, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if watching.done():
+                self.ready = None  # from now on, whenever the kernel ends the process
+                hang = f"it was killed because it hung: {watching.result()}"
+                logger.error("the worker hangs and is killed: %s", watching.result())
+                process.kill()
+            elif reader.done():
                 logger.error(
                     "the worker's messages can't be read; it is killed", exc_info=reader.exception()
                 )
@@ -263,21 +280,39 @@ class WorkerClient:
                 await asyncio.wait_for(process.wait(), _STOP_S)
             if process.returncode is None:
                 process.kill()
-                await process.wait()
+                with contextlib.suppress(TimeoutError):  # a driver that is stuck holds it
+                    await asyncio.wait_for(process.wait(), _STOP_S)
             # The worker's last lines are logged before its end is. The wait is limited, because a
             # process that the worker started may hold stderr open.
             relayed, _ = await asyncio.wait([relaying], timeout=_STOP_S)
             relaying.cancel()
             reader.cancel()
+            watching.cancel()
             self._socket = None
             socket.close()
             path.unlink(missing_ok=True)
-        return _Death(code, relaying.result() if relaying in relayed else None)
+        reason = relaying.result() if relaying in relayed else None
+        return _Death(code, hang or reason, watch.was_ready)
 
-    async def _read(self, socket: zmq.asyncio.Socket) -> None:
+    async def _until_hung(self, watch: Watch) -> str:
+        """Returns why the worker counts as hung, when it does.
+
+        A tick counts as one, however late it is. So the time in which this process itself was
+        stopped or busy is not held against the worker.
+        """
+        while True:
+            await asyncio.sleep(_TICK_S)
+            reason = watch.tick(_TICK_S, self._open.unanswered)
+            if reason is not None:
+                return reason
+
+    async def _read(self, socket: zmq.asyncio.Socket, watch: Watch) -> None:
         while True:
             message = decode_from_worker(await socket.recv())
+            watch.heard(message)
             match message:
+                case Heartbeat():
+                    self._open.beat(message)
                 case Loading():
                     self._change_state(message)
                 case Ready():
@@ -294,12 +329,12 @@ class WorkerClient:
                     self._metrics.speculations_won.inc(message.speculation_won)
                     self._metrics.rerolls.inc(message.rerolled)
                     self._deliver(message)
-                case Done() | Failed():
+                case Cancelled() | Failed():
                     self._deliver(message)
 
     def _deliver(self, message: Answer) -> None:
         self._open.deliver(message)
         self._count_open()
-        if not isinstance(message, Block):
+        if is_last(message):
             self._rate.ended(asyncio.get_running_loop().time(), others=len(self._open))
         self._give_due()  # a suspect may have waited for this request's end or block

@@ -28,7 +28,7 @@ from engine.model.diffusion_gemma import DiffusionGemma
 from engine.model.kv_cache import KVCache, Snapshot
 from engine.model.rows import ImageRows, Segment
 from engine.model.vision import Vision
-from engine.schedule.prefix_cache import PrefixCache
+from engine.schedule.prefix_cache import Match, PrefixCache, common_prefix
 from engine.schedule.sequence import Pass, PassResult, Sequence, StepResult, Work
 from engine.sizing.kv import SLACK_TOKENS, pass_tokens
 
@@ -221,11 +221,17 @@ class Denoiser:
     def start(self, sequence: Sequence) -> int:
         """Assign a free KV cache to the sequence, until `release` or `park`.
 
-        Returns how many of the sequence's tokens the cache already holds, from a kept prefix.
+        Returns how many of the sequence's tokens the cache already holds, from a kept prefix or
+        from the cache of a running sequence with the same prompt.
         """
         tokens = sequence.unencoded
         number = heappop(self._free)  # the lowest, so that there are few sets of slots
         cache, match = self._caches[number], self._prefixes.longest(sequence.prefix_keys(tokens))
+        for other, slot in self._slots.items():
+            if other.prompt_key == sequence.prompt_key:
+                common = common_prefix(slot.tokens, tokens)
+                if common >= max(slot.cache.shortest, 1 + (match.length if match else 0)):
+                    match = Match(slot.cache.view(), common)
         length = 0 if match is None else match.length
         if match is not None:
             cache.restore(match.kept, length)

@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor
 
-from engine.messages import Sampling
+from engine.messages import MOST_NATS, MOST_STEPS, Sampling
 from engine.sizing.activations import RELEASED_STEPS
 
 # Factor on the stopping rule's confidence threshold. Speculations made and won on the demo model's
@@ -28,14 +28,11 @@ _NEARLY = 5.0
 _SAMPLER = "EntropyBoundSamplerConfig"  # Transformers' class of the released sampler's numbers
 
 
-MOST_STEPS = 1024  # limits memory: a block's random numbers for all steps are made at once
-
-
 class UnsupportedSamplerError(ValueError):
     """The checkpoint's `generation_config.json` asks for a sampler that this engine lacks."""
 
 
-_Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Number = Annotated[float, Field(ge=0, le=MOST_NATS, allow_inf_nan=False)]
 
 
 class _EntropyBoundConfig(BaseModel):

@@ -133,6 +133,10 @@ class KVCache:
         """Returns a copy of the stored entries."""
         return Snapshot(self.position, self.shortest, [each.clone() for each in self._stored()])
 
+    def view(self) -> Snapshot:
+        """Returns the stored entries without a copy. It is valid until the next change."""
+        return Snapshot(self.position, self.shortest, self._stored())
+
     def restore(self, snapshot: Snapshot, length: int) -> None:
         """Store the first `length` tokens of a snapshot, and no others.
 

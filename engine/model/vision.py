@@ -138,7 +138,8 @@ class Vision(nn.Module):
         columns, surplus_width = divmod(image.width, self.token_side)
         return (
             surplus_height == surplus_width == 0
-            and 1 <= image.tokens == rows * columns <= self.most_tokens
+            and min(rows, columns) >= 1
+            and image.tokens == rows * columns <= self.most_tokens
             and len(image.pixels) == image.height * image.width * 3
         )
 

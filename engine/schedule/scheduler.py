@@ -13,6 +13,9 @@ No sequence starves: one that has not been in a pass for `PATIENCE_S` gets the b
 it has received a block. Each pass encodes at most `prefill_chunk` tokens, so a long prompt does not
 delay the denoising steps of other sequences for long.
 
+Sequences with the same prompt are the choices of one request. One of them encodes the prompt. The
+others keep their places, but start only when its KV cache holds the whole prompt, to be copied.
+
 Times are in seconds, by any monotonic clock.
 """
 
@@ -97,12 +100,20 @@ class Scheduler:
         chosen, others = order[: self._max_active], order[self._max_active :]
         changes = Changes(
             parked=[each.sequence for each in others if each.running],
-            started=[each.sequence for each in chosen if not each.running],
+            started=[],
         )
-        for each in order:
+        for each in others:
             each.running = False
+        encoding = {
+            each.sequence.prompt_key
+            for each in chosen
+            if each.running and not each.sequence.prompt_encoded
+        }
         for each in chosen:
-            each.running = True
+            if not each.running and each.sequence.prompt_key not in encoding:
+                each.running = True
+                encoding.add(each.sequence.prompt_key)
+                changes.started.append(each.sequence)
         return changes
 
     def next_pass(self, now: float) -> Pass:

@@ -5,6 +5,7 @@ requests (see the scheduler) or tensors (see the denoiser). Prefill and commit a
 here: tokens that must be encoded before the next canvas can be denoised.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Set
 from dataclasses import dataclass, field
@@ -84,6 +85,7 @@ class Sequence:
     end_tokens: frozenset[int] = frozenset()
     padding: int | None = None
     checkpoints: frozenset[int] = frozenset()
+    prompt_key: str = ""  # the same for all answers to one prompt
     image_keys: tuple[int, ...] = ()  # one per image, by its content; never equal to a token id
     encoded: int = 0  # number of tokens that the KV cache holds
     reused: int | None = None  # tokens reused from an earlier request when this one first ran
@@ -119,10 +121,32 @@ class Sequence:
             sampling.ends(end_tokens),
             None if sampling.ignore_eos else padding,
             frozenset(checkpoints),
+            request.id,
             keys,
             block_index=request.delivered_blocks,
             answer=list(request.delivered),
         )
+
+    def sibling(self, request: GenerateRequest) -> "Sequence":
+        """Returns the initial state of another choice of this sequence's prompt.
+
+        This sequence must be in its initial state too. As long as nothing is encoded, sequences
+        without delivered tokens hold no copy of the prompt.
+        """
+        return dataclasses.replace(
+            self,
+            request=request,
+            unencoded=[*request.prompt, *request.delivered]
+            if request.delivered
+            else request.prompt,
+            block_index=request.delivered_blocks,
+            answer=list(request.delivered),
+        )
+
+    @property
+    def prompt_encoded(self) -> bool:
+        """Returns whether the KV cache holds the whole prompt."""
+        return self.encoded >= len(self.request.prompt)
 
     @property
     def room(self) -> int:

@@ -13,12 +13,11 @@ from bench.random_model import Shape, write_random_model
 from engine.messages import (
     Block,
     Cancel,
-    Done,
+    Cancelled,
     GenerateRequest,
     Loading,
     Ready,
     Sampling,
-    Stats,
     decode_from_worker,
     encode,
 )
@@ -54,6 +53,13 @@ class Process:
         while not isinstance(messages[-1], kind):
             messages.append(self.receive())
         return messages
+
+    def answer(self):
+        """Returns the blocks of an answer up to its last one."""
+        blocks = [self.until(Block)[-1]]
+        while blocks[-1].finish_reason is None:
+            blocks.append(self.until(Block)[-1])
+        return blocks
 
     def send(self, message):
         self.socket.send(encode(message))
@@ -101,14 +107,13 @@ def test_a_worker_uses_its_profile_but_explicit_options_override_it(start):
     assert ready.profile.endswith("(set explicitly: max_active)")
 
 
-def test_an_answer_arrives_in_blocks_and_has_one_terminal_message(start):
+def test_an_answer_arrives_in_blocks_of_which_the_last_has_the_reason(start):
     process = start()
     process.until(Ready)
     process.send(GenerateRequest("a", [7, 8, 9], 20, Sampling(seed=0)))
-    messages = [m for m in process.until(Done) if not isinstance(m, Stats)]
-    *blocks, done = messages
-    assert all(isinstance(block, Block) and block.id == "a" for block in blocks)
-    assert done.id == "a"
+    blocks = process.answer()
+    assert [(block.id, block.index) for block in blocks] == [("a", at) for at in range(len(blocks))]
+    assert sum(len(block.tokens) for block in blocks) <= 20
 
 
 def test_a_cancel_ends_a_running_request_and_the_next_one_runs(start):
@@ -117,11 +122,9 @@ def test_a_cancel_ends_a_running_request_and_the_next_one_runs(start):
     process.send(GenerateRequest("long", [7], 500, Sampling(seed=0)))
     process.send(Cancel("long"))
     process.send(GenerateRequest("short", [7], 1, Sampling(seed=0)))
-    dones = [process.until(Done)[-1] for _ in range(2)]
-    assert [(done.id, done.finish_reason) for done in dones] == [
-        ("long", "cancelled"),
-        ("short", "length"),
-    ]
+    assert process.until(Cancelled)[-1] == Cancelled("long")
+    (block,) = process.answer()
+    assert (block.id, block.finish_reason) == ("short", "length")
 
 
 def test_the_end_of_stdin_ends_the_worker_and_removes_its_socket(start):
@@ -145,7 +148,7 @@ def test_a_worker_ignores_signals_that_are_sent_to_its_whole_process_group(start
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(process.popen.pid, number)
     process.send(GenerateRequest("a", [7], 1, Sampling(seed=0)))
-    assert process.until(Done)[-1].finish_reason == "length"
+    assert process.answer()[-1].finish_reason == "length"
 
 
 @pytest.mark.parametrize(

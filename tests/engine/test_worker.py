@@ -10,7 +10,17 @@ from bench.random_model import Shape, write_random_model
 from engine.config import EngineConfig
 from engine.denoise.noise import block_noise
 from engine.loading import build_denoiser
-from engine.messages import Block, Cancel, Done, Failed, GenerateRequest, Sampling, Stats
+from engine.messages import (
+    Block,
+    Cancel,
+    Cancelled,
+    Failed,
+    GenerateRequest,
+    Heartbeat,
+    Sampling,
+    Sibling,
+    Stats,
+)
 from engine.schedule.prefix_cache import PrefixCache
 from engine.worker import Worker
 
@@ -53,10 +63,10 @@ def until_idle(worker):
     return messages
 
 
-def test_block_indices_rise_by_one_and_a_terminal_message_ends_the_answer(worker):
+def test_block_indices_rise_by_one_and_the_last_block_has_the_reason_of_the_end(worker):
     messages = list(worker.generate(request()))
-    assert [m.index for m in messages[:-1]] == [0, 1, 2]
-    assert messages[-1] == Done("a", "length")
+    assert [m.index for m in messages] == [0, 1, 2]
+    assert [m.finish_reason for m in messages] == [None, None, "length"]
 
 
 def test_max_tokens_cuts_the_answer_exactly_in_the_middle_of_a_block(worker):
@@ -117,7 +127,7 @@ def test_commits_and_the_end_of_the_prompt_need_no_additional_pass(worker, denoi
     denoiser.forget_prefixes()
     passes, run = [], denoiser.run
     monkeypatch.setattr(denoiser, "run", lambda works: passes.append(works) or run(works))
-    *blocks, _ = worker.generate(request(max_tokens=24))
+    blocks = list(worker.generate(request(max_tokens=24)))
     chunks_before_the_last = -(-len(PROMPT) // 16) - 1
     steps = sum(block.denoising_steps for block in blocks)
     assert len(blocks) == 3
@@ -155,12 +165,12 @@ def test_reusing_kept_prefixes_changes_no_token(worker, denoiser):
 
 def test_the_next_turn_encodes_only_its_new_tokens(worker, denoiser, monkeypatch):
     denoiser.forget_prefixes()
-    (first, _), count = encoded_by(
+    (first,), count = encoded_by(
         denoiser, monkeypatch, lambda: list(worker.generate(request(max_tokens=8)))
     )
     assert (first.cached_tokens, count) == (0, len(PROMPT))
     longer = [*PROMPT, *first.tokens, 70, 71, 72]
-    (second, _), count = encoded_by(
+    (second,), count = encoded_by(
         denoiser, monkeypatch, lambda: list(worker.generate(request(prompt=longer, max_tokens=8)))
     )
     assert second.cached_tokens == len(PROMPT)
@@ -313,7 +323,7 @@ def test_a_speculation_whose_outputs_are_not_finite_is_lost(tmp_path, monkeypatc
     worker = Worker(denoiser, config.model_copy(update={"speculate": True}))
     requests = [request(f"{seed}", seed=seed, max_tokens=60) for seed in range(6)]
     expected = [list(worker.generate(each)) for each in requests]
-    assert any(m.speculation_won for messages in expected for m in messages[:-1])
+    assert any(m.speculation_won for messages in expected for m in messages)
     run_model = denoiser._run_model
 
     def damaged(segments, canvases):
@@ -326,7 +336,7 @@ def test_a_speculation_whose_outputs_are_not_finite_is_lost(tmp_path, monkeypatc
     for each, undamaged in zip(requests, expected, strict=True):
         messages = list(worker.generate(each))
         assert tokens_of(messages) == tokens_of(undamaged)
-        assert not any(m.speculation_won for m in messages[:-1])
+        assert not any(m.speculation_won for m in messages)
 
 
 def test_a_temperature_too_small_for_float32_counts_as_the_smallest_allowed_one(worker):
@@ -387,7 +397,7 @@ def test_the_size_of_prefill_chunks_does_not_change_the_tokens(denoiser, worker)
 def test_a_cancelled_request_ends_before_the_next_pass(worker):
     worker.handle(request())
     worker.step()
-    assert worker.handle(Cancel("a")) == [Done("a", "cancelled")]
+    assert worker.handle(Cancel("a")) == [Cancelled("a")]
     assert worker.idle
     assert worker.step() == []
 
@@ -396,7 +406,7 @@ def test_a_request_that_is_cancelled_while_it_waits_never_runs(worker):
     worker.handle(request("a"))
     worker.handle(request("b"))
     worker.step()
-    assert worker.handle(Cancel("b")) == [Done("b", "cancelled")]
+    assert worker.handle(Cancel("b")) == [Cancelled("b")]
     assert {m.id for m in until_idle(worker)} == {"a"}
 
 
@@ -424,7 +434,7 @@ def test_a_request_with_an_invalid_prompt_or_length_fails(worker, changes):
 def test_an_answer_that_fills_the_context_ends_with_length(worker):
     messages = list(worker.generate(request(max_tokens=128 - len(PROMPT))))
     assert len(tokens_of(messages)) == 128 - len(PROMPT)
-    assert messages[-1] == Done("a", "length")
+    assert messages[-1].finish_reason == "length"
 
 
 def test_a_request_that_runs_out_of_memory_fails_and_the_next_one_runs(
@@ -475,13 +485,13 @@ def test_a_request_that_is_parked_in_the_middle_of_a_block_gets_the_same_tokens(
         messages = worker.handle(job)
         for _ in range(passes):
             messages += worker.step()
-        first = "job" if any(isinstance(m, Done) for m in messages) else "person"
+        first = "job" if any(m.finish_reason for m in messages) else "person"
         messages += worker.handle(person)
         while not worker.idle:
             messages += worker.step()
         for name, expected in alone.items():
             assert tokens_of([m for m in messages if m.id == name]) == expected
-        assert next(m.id for m in messages if isinstance(m, Done)) == first
+        assert next(m.id for m in messages if m.finish_reason) == first
 
 
 @pytest.mark.parametrize("options", [{}, {"frequency_penalty": 1.5}, {"temperature": 0}])
@@ -531,3 +541,122 @@ def test_at_temperature_zero_only_the_starting_noise_is_random(worker, monkeypat
 
     monkeypatch.setattr("engine.denoise.canvas.block_noise", only_the_start)
     assert tokens_of(worker.generate(request(temperature=0))) == expected
+
+
+def test_a_heartbeat_names_the_requests_of_the_pass_before_it_runs(worker, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("engine.worker.monotonic", lambda: now)
+
+    def beats():
+        works = worker.next_pass()
+        announced = worker.heartbeat(works)
+        return [(b.in_pass, b.accepted) for b in announced], worker.run(works)
+
+    assert worker.heartbeat([]) == [Heartbeat([], 0, 0.0)]
+    assert worker.heartbeat([]) == []
+    worker.handle(request("a", max_tokens=40))
+    assert beats()[0] == [(["a"], 1)]
+    worker.handle(request("b", prompt=[]))  # it fails at once
+    worker.handle(request("c", max_tokens=40))
+    assert beats()[0] == [(["a", "c"], 3)]
+    while not worker._times.longest_s(works := worker.next_pass()):
+        assert [b.longest_pass_s for b in worker.heartbeat(works)] == [None]
+        worker.run(works)
+    assert beats()[0] == []  # nothing is new
+    now += 1.0
+    assert beats()[0] == [(["a", "c"], 3)]
+    worker.handle(Cancel("a"))
+    assert beats()[0] == [(["c"], 3)]
+    until_idle(worker)
+    assert worker.heartbeat([]) == [Heartbeat([], 3, 0.0)]
+
+
+CHOICES = [Sibling(name, choice) for choice, name in enumerate("bcdefg", 1)]
+
+
+@pytest.mark.parametrize("prefix_bytes", [0, 2**24])
+def test_the_choices_of_a_prompt_encode_it_once(denoiser, monkeypatch, prefix_bytes):
+    monkeypatch.setattr(denoiser, "_prefixes", PrefixCache(prefix_bytes))
+    worker = Worker(denoiser, EngineConfig(prefill_chunk=16, max_active=4))
+    siblings = CHOICES if prefix_bytes else CHOICES[:3]  # kept for those that start later
+    together = request("a", siblings=siblings)
+
+    def answer():
+        return [*worker.handle(together), *until_idle(worker)]
+
+    messages, encoded = encoded_by(denoiser, monkeypatch, answer)
+    committed = sum(len(m.tokens) for m in messages if m.finish_reason is None)
+    assert encoded == len(PROMPT) + committed
+    for each in together.choices():
+        denoiser.forget_prefixes()
+        assert tokens_of(m for m in messages if m.id == each.id) == tokens_of(worker.generate(each))
+
+
+def test_a_choice_encodes_the_prompt_if_the_one_before_it_is_cancelled(worker, denoiser):
+    denoiser.forget_prefixes()
+    together = request("a", siblings=CHOICES[:2])
+    expected = tokens_of(worker.generate(together.choices()[1]))
+    denoiser.forget_prefixes()
+    worker.handle(together)
+    worker.step()  # the first chunk of the prompt
+    assert worker.handle(Cancel("a")) == [Cancelled("a")]
+    messages = until_idle(worker)
+    assert tokens_of(m for m in messages if m.id == "b") == expected
+    assert {m.id for m in messages if m.finish_reason} == {"b", "c"}
+
+
+def test_choices_of_a_kept_prompt_all_start_in_the_first_pass(worker):
+    list(worker.generate(request("before")))
+    worker.handle(request("a", siblings=CHOICES[:3]))
+    assert [work.sequence.request.id for work in worker.next_pass()] == ["a", "b", "c", "d"]
+    until_idle(worker)
+
+
+def test_choices_that_wait_hold_no_copy_of_the_prompt_and_its_images(worker):
+    sent = request("a", siblings=CHOICES)
+    worker.handle(sent)
+    for name in "abcdefg":
+        sequence = worker._scheduler.find(name)
+        assert sequence.unencoded is sequence.request.prompt is sent.prompt
+        assert sequence.request.images is sent.images
+    until_idle(worker)
+
+
+def test_each_choice_of_a_bad_prompt_fails(worker):
+    replies = worker.handle(request("a", prompt=[7, 160], siblings=CHOICES[:1]))
+    assert [(type(reply), reply.id) for reply in replies] == [(Failed, "a"), (Failed, "b")]
+    assert worker.idle
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Sibling("b", -1),
+        Sibling("b", 2**31),
+        Sibling("b", 1, [7] * 20, 1),
+        Sibling("b", 1, [160], 1),
+        Sibling("b", 1, [7], -1),
+        Sibling("b", 1, [7], 2**31),
+    ],
+)
+def test_only_a_choice_that_is_wrong_itself_fails(worker, wrong):
+    (failed,) = worker.handle(request("a", siblings=[wrong]))
+    assert isinstance(failed, Failed)
+    assert failed.id == "b"
+    assert {m.id for m in until_idle(worker)} == {"a"}
+
+
+def test_choices_continue_behind_their_delivered_blocks(worker):
+    together = request("a", siblings=CHOICES[:3], max_tokens=40)
+    worker.handle(together)
+    blocks = [m for m in until_idle(worker) if isinstance(m, Block)]
+    expected = {each.id: tokens_of(m for m in blocks if m.id == each.id) for each in CHOICES[:3]}
+    delivered = {"b": 0, "c": 1, "d": 2}
+    siblings = [
+        Sibling(s.id, s.choice, expected[s.id][: 8 * delivered[s.id]], delivered[s.id])
+        for s in CHOICES[:3]
+    ]
+    worker.handle(msgspec.structs.replace(together, siblings=siblings))
+    messages = until_idle(worker)
+    for name, count in delivered.items():
+        assert tokens_of(m for m in messages if m.id == name) == expected[name][8 * count :]

@@ -13,7 +13,7 @@ from engine.config import DEMO_MODEL_PATH, EngineConfig
 from engine.denoise.denoiser import Denoiser
 from engine.denoise.noise import block_noise
 from engine.loading import build_denoiser
-from engine.messages import Block, Done, GenerateRequest
+from engine.messages import Block, GenerateRequest
 from engine.tail.vocab_tail import inverse_cdf
 from engine.worker import Worker
 from tests.parity.tiny_models import SHAPES
@@ -34,11 +34,12 @@ class Pair:
         sampler = self.denoiser.sampler
         self.denoiser.sampler = dataclasses.replace(sampler, end_tokens=end_tokens, padding=None)
         try:
-            *blocks, done = Worker(self.denoiser, EngineConfig(prefill_chunk=10)).generate(request)
+            worker = Worker(self.denoiser, EngineConfig(prefill_chunk=10))
+            blocks = [m for m in worker.generate(request) if isinstance(m, Block)]
         finally:
             self.denoiser.sampler = sampler
-        assert isinstance(done, Done)
-        return blocks  # type: ignore[return-value]  # only blocks come before Done
+        assert blocks[-1].finish_reason is not None
+        return blocks
 
     def prompt(self, length: int = 29, seed: int = 0) -> list[int]:
         """Returns random tokens that are not special ones."""

@@ -94,6 +94,19 @@ def test_numbers_of_any_kind_are_accepted_or_refused(http, good, number):
     assert number != "1e999" or is_refused(response)
 
 
+@pytest.mark.parametrize("number", ["1e39", "3e38", "1e6", "1e-45", "1e-300"])
+def test_numbers_at_the_limits_of_float32_do_no_harm_beside_another_request(http, good, number):
+    long = {"prompt": "x", "max_tokens": 1500, "stream": True}
+    with http.stream("POST", "/v1/completions", json=long) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        for path in BODIES:
+            for field in set(FIELDS) - {"timeout"}:
+                response = post(http, path, good[path] % f',"{field}":{number}')
+                assert is_accepted_or_refused(response)
+        assert list(lines)[-2:] == ["data: [DONE]", ""]
+
+
 @pytest.mark.parametrize("levels", [50, 100, 190, 1000, 100_000])
 def test_deeply_nested_values_are_accepted_or_refused(http, good, levels):
     for path in BODIES:

@@ -9,7 +9,7 @@ from app.prompting.prompt import Prompt
 from app.prompting.vocabulary import Vocabulary
 from app.settings import Settings
 from demo.tokenizer import build_tokenizer, save_tokenizer
-from engine.messages import Block, Done, Ready, Sampling
+from engine.messages import Block, Ready, Sampling
 
 LIMITS = Ready("cpu", "float32", 100, 8, 4000, "")
 
@@ -22,8 +22,8 @@ async def test_the_figures_and_tokens_of_a_delta_are_those_of_its_block(tmp_path
 
     async def generate(request, _deadline):
         for index, tokens in enumerate(blocks):
-            yield Block(request.id, index, tokens, denoising_steps=3, duration_s=0.1)
-        yield Done(request.id, "stop")
+            reason = "stop" if index == len(blocks) - 1 else None
+            yield Block(request.id, index, tokens, 3, duration_s=0.1, finish_reason=reason)
 
     services = SimpleNamespace(
         settings=Settings(),

@@ -18,7 +18,7 @@ from app.services import Services
 from app.settings import Settings
 from demo.tokenizer import SPECIAL_TOKENS
 from engine.config import DEMO_MODEL_PATH
-from engine.messages import Block, Done, Ready
+from engine.messages import Block, Ready
 from tests.app.shown import shown_messages
 
 
@@ -169,7 +169,7 @@ class ScriptedWorker:
     async def generate(self, request, _deadline):
         for index, token in enumerate(self._tokens):
             yield Block(request.id, index, [token], denoising_steps=1, duration_s=0.1)
-        yield Done(request.id, self._finish_reason)
+        yield Block(request.id, len(self._tokens), [], 1, 0.1, finish_reason=self._finish_reason)
 
 
 async def answered(answer, *, stream, finish_reason="stop", **fields):

@@ -3,7 +3,7 @@
 import pytest
 
 from app.engine_client.open_requests import OpenRequests
-from engine.messages import Block, Done, Failed, GenerateRequest, Sampling
+from engine.messages import Block, Cancelled, Failed, GenerateRequest, Heartbeat, Sampling
 
 
 @pytest.fixture
@@ -19,8 +19,8 @@ def due(requests):
     return [request.id for request in requests.due()]
 
 
-def block(name, index, *tokens):
-    return Block(name, index, list(tokens), denoising_steps=1, duration_s=0.1)
+def block(name, index, *tokens, reason=None):
+    return Block(name, index, list(tokens), 1, duration_s=0.1, finish_reason=reason)
 
 
 def messages(opened):
@@ -41,9 +41,8 @@ def test_the_next_worker_gets_a_request_with_the_delivered_part_of_its_answer(re
     requests.worker_died()
     (again,) = requests.due()
     assert (again.delivered, again.delivered_blocks) == ([7, 8, 9], 2)
-    requests.deliver(block("a", 2, 10))
-    requests.deliver(Done("a", "stop"))
-    assert [m.index for m in messages(opened)[:-1]] == [0, 1, 2]
+    requests.deliver(block("a", 2, 10, reason="stop"))
+    assert [m.index for m in messages(opened)] == [0, 1, 2]
     assert len(requests) == 0
 
 
@@ -69,40 +68,96 @@ def test_a_block_between_two_deaths_resets_the_count(requests):
 def test_only_the_request_that_kills_the_worker_fails(requests):
     opened = add(requests, "a", "killer", "b")
     assert due(requests) == ["a", "killer", "b"]
+    requests.beat(Heartbeat(["a", "killer", "b"], 3))
     requests.worker_died()
-    assert due(requests) == ["a"]  # on trial alone
-    assert due(requests) == []
+    assert due(requests) == ["a"]  # alone, until it has ended
     requests.deliver(block("a", 0, 5))
+    assert due(requests) == []
+    requests.deliver(block("a", 1, 5, reason="stop"))
     assert due(requests) == ["killer"]
     requests.worker_died()
     assert [type(m) for m in messages(opened["killer"])] == [Failed]
-    assert due(requests) == ["a"]
-    requests.deliver(Done("a", "stop"))
     assert due(requests) == ["b"]
-    requests.deliver(Done("b", "stop"))
+    requests.deliver(block("b", 0, 5, reason="stop"))
     assert not any(isinstance(m, Failed) for each in ("a", "b") for m in messages(opened[each]))
 
 
-def test_a_new_request_does_not_wait_for_the_trial_of_a_suspect(requests):
-    add(requests, "a", "b")
+def test_requests_that_kill_the_worker_only_together_both_end(requests):
+    opened = add(requests, "a", "b")
     list(requests.due())
+    requests.beat(Heartbeat(["a", "b"], 2))
+    requests.worker_died()
+    for name in ("a", "b"):
+        assert due(requests) == [name]
+        requests.deliver(block(name, 0, 5))
+        requests.deliver(block(name, 1, 5, reason="stop"))
+    assert not any(isinstance(m, Failed) for each in opened.values() for m in messages(each))
+
+
+def test_other_requests_wait_until_no_suspect_is_open(requests):
+    add(requests, "a", "b", "c")
+    list(requests.due())
+    requests.beat(Heartbeat(["a", "b"], 3))
     requests.worker_died()
     assert due(requests) == ["a"]
     add(requests, "new")
-    assert due(requests) == ["new"]
+    assert due(requests) == []
+    requests.cancel("a")
+    assert due(requests) == []  # the worker may still have it in a pass
+    requests.deliver(Cancelled("a"))
+    assert due(requests) == ["b"]
+    requests.deliver(Failed("b", "no"))
+    assert due(requests) == ["c", "new"]
+
+
+def test_only_requests_in_the_pass_and_those_not_taken_in_are_suspects(requests):
+    opened = add(requests, "in the pass", "waiting", "not taken in", "not given")
+    list(zip(range(3), requests.due(), strict=False))
+    requests.beat(Heartbeat(["in the pass"], 2))
+    requests.worker_died()
+    assert {name: each.suspect for name, each in opened.items()} == {
+        "in the pass": True,
+        "waiting": False,
+        "not taken in": True,
+        "not given": False,
+    }
+    assert [each.deaths for each in opened.values()] == [1, 0, 1, 0]
+
+
+def test_all_requests_are_suspects_if_the_last_heartbeat_is_about_others(requests):
+    opened = add(requests, "ended", "a", "b")
+    list(requests.due())
+    requests.beat(Heartbeat(["ended"], 3))
+    requests.deliver(block("ended", 0, 5, reason="stop"))
+    requests.worker_died()
+    assert opened["a"].suspect
+    assert opened["b"].suspect
+
+
+def test_a_cancel_is_unanswered_until_the_worker_answers_it_or_dies(requests):
+    add(requests, "a", "b", "c")
+    list(requests.due())
+    assert requests.unanswered == []
+    requests.cancel("a")
+    requests.cancel("b")
+    assert requests.unanswered == ["a", "b"]
+    requests.deliver(Cancelled("a"))
+    assert requests.unanswered == ["b"]
+    requests.worker_died()
+    assert requests.unanswered == []
 
 
 def test_a_cancelled_request_ends_when_the_worker_confirms_it_or_dies(requests):
     opened = add(requests, "given", "dying", "waiting")
-    requests.deliver(Done("waiting", "stop"))
+    requests.deliver(block("waiting", 0, 5, reason="stop"))
     waiting = add(requests, "waiting")["waiting"]
     assert not requests.cancel("waiting")  # the worker never had it
     assert due(requests) == ["given", "dying"]
     assert requests.cancel("given")
     assert requests.cancel("dying")
-    requests.deliver(Done("given", "cancelled"))
+    requests.deliver(Cancelled("given"))
     requests.worker_died()
-    assert messages(opened["dying"]) == [Done("dying", "cancelled")]
+    assert messages(opened["dying"]) == [Cancelled("dying")]
     assert messages(waiting) == []
     assert len(requests) == 0
     assert not requests.cancel("given")
@@ -110,7 +165,7 @@ def test_a_cancelled_request_ends_when_the_worker_confirms_it_or_dies(requests):
 
 def test_a_message_about_an_unknown_request_changes_nothing(requests):
     requests.deliver(block("gone", 0, 1))
-    requests.deliver(Done("gone", "stop"))
+    requests.deliver(block("gone", 1, 1, reason="stop"))
     assert len(requests) == 0
 
 

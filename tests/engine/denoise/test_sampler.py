@@ -168,6 +168,8 @@ def test_another_sampler_is_refused_and_named():
         ({"max_denoising_steps": True}, "max_denoising_steps is True"),
         ({"max_denoising_steps": 5000}, "max_denoising_steps is 5000: .* or equal to 1024"),
         ({"t_min": float("nan")}, "t_min is nan"),
+        ({"t_max": 1e39}, "t_max is 1e\\+39"),
+        ({"confidence_threshold": 1e39}, "confidence_threshold is 1e\\+39"),
         ({"t_min": -0.1}, "t_min is -0.1"),
         ({"t_max": 0}, "t_max is 0: Input should be greater than 0"),
         ({"t_max": "0.8"}, "t_max is '0.8'"),

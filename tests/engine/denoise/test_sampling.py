@@ -9,7 +9,7 @@ from bench.random_model import Shape, write_random_model
 from engine.config import EngineConfig
 from engine.denoise.sampler import accept
 from engine.loading import build_denoiser
-from engine.messages import Block, Done, Failed, GenerateRequest, Sampling
+from engine.messages import Block, Failed, GenerateRequest, Sampling
 from engine.tail.vocab_tail import vocab_tail
 from engine.worker import Worker
 from tests.engine.plain_answer import plain_answer
@@ -49,9 +49,9 @@ def request(request_id="a", *, prompt=PROMPT, max_tokens=20, seed=1, **sampling)
 
 
 def answer(worker, **options):
-    *blocks, done = worker.generate(request(**options))
-    assert isinstance(done, Done), done
-    return blocks, done.finish_reason
+    blocks = list(worker.generate(request(**options)))
+    assert all(isinstance(block, Block) for block in blocks), blocks
+    return blocks, blocks[-1].finish_reason
 
 
 def tokens_of(blocks):
@@ -183,8 +183,8 @@ def test_answers_do_not_depend_on_the_options_of_others_in_their_passes(
     messages = [message for each in mixed for message in worker.handle(each)] + until_idle(worker)
     for each in mixed:
         together = [m for m in messages if m.id == each.id]
-        assert tokens_of(together[:-1]) == tokens_of(alone[each.id][:-1]), each.id
-        assert together[-1] == alone[each.id][-1]
+        assert tokens_of(together) == tokens_of(alone[each.id]), each.id
+        assert together[-1].finish_reason == alone[each.id][-1].finish_reason
 
 
 @pytest.mark.parametrize("options", [OPTIONS["penalties"], OPTIONS["everything"]])
@@ -478,6 +478,19 @@ def test_a_block_made_again_has_other_noise_and_is_reproducible(worker, with_end
         ("banned_tokens", {"banned_tokens": [VOCAB]}),
         ("top_logprobs", {"top_logprobs": -1}),
         ("temperature", {"temperature": float("nan")}),
+        ("top_k", {"top_k": 2**31}),
+        ("min_tokens", {"min_tokens": -1}),
+        ("min_tokens", {"min_tokens": 2**31}),
+        ("end_tokens", {"end_tokens": [-1]}),
+        ("end_tokens", {"end_tokens": [2**63]}),
+        ("max_denoising_steps", {"max_denoising_steps": 1025}),
+        ("entropy_bound", {"entropy_bound": -0.1}),
+        ("entropy_bound", {"entropy_bound": 1e39}),
+        ("entropy_bound", {"entropy_bound": float("nan")}),
+        ("confidence_threshold", {"confidence_threshold": -0.1}),
+        ("confidence_threshold", {"confidence_threshold": 3e38}),
+        ("confidence_threshold", {"confidence_threshold": float("inf")}),
+        ("top_logprobs", {"top_logprobs": 2**31}),
     ],
 )
 def test_an_impossible_option_fails_and_is_named(worker, name, options):
@@ -508,3 +521,40 @@ def test_kernels_that_rely_on_the_softcap_are_not_used_with_a_bias(
     used.clear()
     assert tokens_of(answer(worker, **biased)[0]) == expected[1]
     assert not used
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"seed": 2**64 - 1, "choice": 2**31 - 1},
+        {"temperature": 1e4},
+        {"temperature": 5e-324},
+        {"top_p": 5e-324},
+        {"top_k": 2**31 - 1},
+        {"min_p": 5e-324},
+        {"min_p": 1.0},
+        {"logit_bias": {7: 1e4, 8: -1e4}},
+        {"presence_penalty": 1e4, "frequency_penalty": 1e4},
+        {"presence_penalty": -1e4, "frequency_penalty": -1e4},
+        {"repetition_penalty": 1e4},
+        {"repetition_penalty": 1e-4},
+        {"end_tokens": [2**31 - 1]},
+        {"min_tokens": 2**31 - 1},
+        {"max_denoising_steps": 1024, "max_tokens": 1},
+        {"entropy_bound": 1e6},
+        {"entropy_bound": 5e-324},
+        {"confidence_threshold": 1e6},
+        {"confidence_threshold": 5e-324},
+        {"top_logprobs": 2**31 - 1},
+    ],
+    ids=str,
+)
+def test_an_option_at_its_bound_shares_a_pass_with_other_requests(worker, options):
+    expected = plain_tokens(worker._denoiser)
+    refused = [*worker.handle(request("bound", **options)), *worker.handle(request("plain"))]
+    assert refused == []
+    messages = until_idle(worker)
+    assert not any(isinstance(message, Failed) for message in messages)
+    blocks = [m for m in messages if isinstance(m, Block)]
+    assert tokens_of(b for b in blocks if b.id == "plain") == expected
+    assert any(b.id == "bound" for b in blocks)

@@ -130,6 +130,7 @@ def test_a_model_without_an_image_processor_fails_requests_with_images(tmp_path)
         [{"tokens": 0, "height": 0, "pixels": b""}],
         [{"height": 31, "pixels": bytes(31 * 42 * 3)}],  # not a whole number of tokens
         [{"pixels": b"too few"}],
+        [{"tokens": 35, "height": -30, "width": -42, "pixels": bytes(30 * 42 * 3)}],
         [{"start": 26}],  # beyond the prompt
         [{"start": -1}],
         [{}, {"start": 37}],  # overlapping
