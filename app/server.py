@@ -35,6 +35,7 @@ from app.middleware import (
     error_response,
 )
 from app.openapi import document
+from app.origins import AllowedHosts, AllowedOrigins, allowed_hosts
 from app.prompting.prompt import PromptBuilder
 from app.request_body import RequestBody
 from app.routes import about, health, models, tokens
@@ -127,6 +128,8 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
     app.add_middleware(RequestBody, most=settings.max_body_bytes)
     if keys:
         app.add_middleware(ApiKeys, keys=keys, open_paths=open_paths(settings))
+    app.add_middleware(AllowedOrigins, origins=listed(settings.cors_origins))
+    app.add_middleware(AllowedHosts, hosts=allowed_hosts(settings))
     app.add_middleware(HttpOnly)
     app.add_middleware(UnexpectedErrors)
     if settings.cors_origins:

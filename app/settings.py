@@ -7,6 +7,7 @@ Settings do not change after the start.
 """
 
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,8 @@ from app.logs import LogFormat
 from engine.config import DEMO_MODEL, EngineConfig
 
 PREFIX = "EASEL_"
+
+_HOST_NAME = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*|\[[0-9a-fA-F:.]+\]", re.ASCII)
 
 
 class Settings(EngineConfig, BaseSettings):
@@ -61,7 +64,14 @@ class Settings(EngineConfig, BaseSettings):
     cors_origins: str = Field(
         default="",
         description="Web origins whose pages may use the server, separated by commas. * allows "
-        "all. If not set, browsers block pages of other origins.",
+        "all. If not set, requests of pages of other origins are refused.",
+    )
+    allowed_hosts: str = Field(
+        default="",
+        description="Host names under which the server may be reached besides localhost, "
+        "127.0.0.1 and [::1], without ports, separated by commas. *.example.com allows all names "
+        "that end in it, * allows all. If not set, other names are refused only if host is an "
+        "address that other machines can't reach.",
     )
     image_hosts: str = Field(
         default="",
@@ -130,6 +140,18 @@ class Settings(EngineConfig, BaseSettings):
     @classmethod
     def _no_empty_path(cls, value: object) -> object:
         return value or None  # an empty path would be the current folder
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _has_host_names(cls, value: str) -> str:
+        if value and not listed(value):
+            raise ValueError(f"{value!r} has no name")
+        for name in listed(value):
+            if not _HOST_NAME.fullmatch(name):
+                raise ValueError(
+                    f"{name!r} is not a host name without a port, such as box.example.com or [::1]"
+                )
+        return value
 
     @field_validator("served_model_name")
     @classmethod
