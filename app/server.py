@@ -20,7 +20,7 @@ from app.dialects.chat import route as chat
 from app.dialects.completions import route as completions
 from app.dialects.responses import kept as kept_responses
 from app.dialects.responses import route as responses
-from app.dialects.responses.store import ResponseStore
+from app.dialects.responses.store import ResponseStores
 from app.engine_client.worker import WorkerCannotStartError, WorkerClient
 from app.errors import ApiError, MethodNotAllowed, NotFound
 from app.metrics import Metrics
@@ -97,7 +97,7 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
             max_queue=settings.max_queue,
         )
         app.state.services = Services(settings, metrics, worker, prompts)
-        app.state.responses = ResponseStore(settings.responses_kept, settings.responses_kept_bytes)
+        app.state.responses = ResponseStores(settings.responses_kept, settings.responses_kept_bytes)
         app.state.worker_error = None
         announcing = asyncio.ensure_future(announce(worker.states()))
         running = asyncio.create_task(worker.run())

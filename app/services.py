@@ -10,6 +10,7 @@ from app.engine_client.worker import Admit, WorkerClient
 from app.errors import ModelNotFound
 from app.metrics import Metrics
 from app.prompting.prompt import PromptBuilder
+from app.security import client_of
 from app.settings import Settings
 
 _PROVIDER = "openai/"
@@ -37,6 +38,12 @@ def services_of(request: Request) -> Services:
     """Returns the services of the app that the request came to."""
     services: Services = request.app.state.services
     return services
+
+
+def prefix_salt(request: Request) -> str:
+    """Returns the salt of a request's prefixes, which separates API keys if the settings say so."""
+    shared = services_of(request).settings.share_prefixes
+    return "" if shared else client_of(request).id
 
 
 async def _admission(request: Request) -> AsyncIterator[Admit]:

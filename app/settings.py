@@ -58,6 +58,12 @@ class Settings(EngineConfig, BaseSettings):
         description="File with further API keys, one per line, in the same form. Lines that begin "
         "with # are skipped.",
     )
+    share_prefixes: bool = Field(
+        default=True,
+        description="Whether requests may reuse the kept prefixes of requests with another API "
+        "key. This saves time if the keys belong to one person. false: a request finds only "
+        "prefixes of its own key, so cached_tokens says nothing about what others have sent.",
+    )
     metrics_open: bool = Field(
         default=True, description="Allow clients to read /metrics without an API key."
     )
@@ -112,7 +118,8 @@ class Settings(EngineConfig, BaseSettings):
         default=256,
         ge=1,
         description="Maximum number of responses of /v1/responses that are kept in memory for "
-        "later requests. The least recently used ones are deleted first.",
+        "later requests. The least recently used ones are deleted first, of the API key that has "
+        "the most.",
     )
     responses_kept_bytes: int = Field(
         default=64 * 2**20,

@@ -130,6 +130,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     its worker died. They are the tokens that were already sent, fewer than `max_tokens`, and the
     number of their blocks. The answer continues behind them with the same noise as if it had never
     been interrupted.
+
+    `salt`: a prefix is found only by requests with the salt of the request that left it.
     """
 
     id: str
@@ -139,6 +141,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     images: list[Image] = []
     delivered: list[int] = []
     delivered_blocks: int = 0
+    salt: str = ""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from app.dialects.fields import SamplingFields, ignored_fields, quoted
 from app.errors import UNSUPPORTED, ApiError, BadRequest
-from app.security import key_priority
+from app.security import client_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ async def parsed(request: Request, schema: type[T]) -> T:
     if request.state.ignored_fields:
         logger.debug("ignored fields of the request: %s", ", ".join(request.state.ignored_fields))
     if isinstance(value, SamplingFields) and value.priority is None:
-        value.priority = key_priority(request)
+        value.priority = client_of(request).priority
     return value
 
 
