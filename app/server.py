@@ -95,6 +95,7 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
             config,
             metrics,
             max_queue=settings.max_queue,
+            key_priorities=keys.values(),
         )
         app.state.services = Services(settings, metrics, worker, prompts)
         app.state.responses = ResponseStores(settings.responses_kept, settings.responses_kept_bytes)

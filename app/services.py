@@ -51,8 +51,7 @@ async def _admission(request: Request) -> AsyncIterator[Admit]:
         yield admit
 
 
-# An endpoint that has a parameter of this type holds the request's places in the queue until its
-# response has been sent.
+# An endpoint that has a parameter of this type admits its request to the queue with it.
 Admission = Annotated[Admit, Depends(_admission)]
 
 

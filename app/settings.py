@@ -93,7 +93,8 @@ class Settings(EngineConfig, BaseSettings):
         default=64,
         ge=1,
         description="Maximum number of answers that run or wait at the same time. Further requests "
-        "get status 429.",
+        "get status 429. A quarter of the places is kept from requests with a worse priority than "
+        "0, or than an API key's.",
     )
     request_timeout_s: float = Field(
         default=600,

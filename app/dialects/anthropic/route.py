@@ -27,7 +27,7 @@ async def messages(http: Request, admit: Admission) -> Response:
     body = await parsed(http, MessagesRequest)
     services = services_of(http)
     model = services.model_name(body.model)
-    limits = admit()
+    limits = admit(priority=body.priority or 0)
     request = await asyncio.to_thread(answer_request, services, body)
     head = {
         "id": f"msg_{uuid.uuid4().hex}",

@@ -24,7 +24,7 @@ async def chat_completions(http: Request, admit: Admission) -> Response:
     body = await parsed(http, ChatCompletionRequest)
     services = services_of(http)
     model = services.model_name(body.model)
-    limits = admit(body.n or 1)
+    limits = admit(body.n or 1, priority=body.priority or 0)
     request = await asyncio.to_thread(answer_request, services, body)
     prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
     head = {

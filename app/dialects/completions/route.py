@@ -27,7 +27,11 @@ async def completions(http: Request, admit: Admission) -> Response:
     services = services_of(http)
     model = services.model_name(body.model)
     n = body.n or 1
-    limits = admit(len(body.prompts) * n, param="prompt" if n == 1 else "n")
+    limits = admit(
+        len(body.prompts) * n,
+        priority=body.priority or 0,
+        param="prompt" if n == 1 else "n",
+    )
     request = await asyncio.to_thread(answer_request, services, body, limits)
     prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
     head = {

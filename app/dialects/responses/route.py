@@ -55,7 +55,7 @@ async def create_response(http: Request, admit: Admission) -> Response:
     body = await parsed(http, ResponseRequest)
     services, store = services_of(http), response_store(http)
     model = services.model_name(body.model)
-    limits = admit()
+    limits = admit(priority=body.priority or 0)
     earlier, new = _conversation(store, body)
     request = await asyncio.to_thread(answer_request, services, body, earlier, new)
     prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
