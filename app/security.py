@@ -31,7 +31,7 @@ class Client:
     """
 
     id: str = ""
-    priority: int = 0
+    priority: int | None = None  # the best one that requests may have; None allows all
 
 
 class KeysUnreadableError(RuntimeError):
@@ -99,7 +99,7 @@ def api_keys(settings: Settings) -> dict[str, int]:
             lines = settings.api_key_file.expanduser().read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise KeysUnreadableError(f"{PREFIX}API_KEY_FILE: {error}") from error
-        named = [line for line in lines if line.strip() and not line.startswith("#")]
+        named = [line for line in lines if line.strip() and not line.strip().startswith("#")]
         if not named:
             raise KeysUnreadableError(f"{PREFIX}API_KEY_FILE: {settings.api_key_file} has no key")
         keys |= dict(_key(line, "API_KEY_FILE") for line in named)

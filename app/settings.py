@@ -51,7 +51,8 @@ class Settings(EngineConfig, BaseSettings):
         default=SecretStr(""),
         description="API key that clients must send, or several separated by commas. If neither "
         "this nor api_key_file is set, clients need no key. 'KEY priority=10' gives requests with "
-        "this key the priority 10, unless they set their own.",
+        "this key the priority 10, unless they set a worse one. Everyone on this machine can read "
+        "the options of a running command, so prefer api_key_file.",
     )
     api_key_file: Path | None = Field(
         default=None,
@@ -81,8 +82,9 @@ class Settings(EngineConfig, BaseSettings):
     )
     image_hosts: str = Field(
         default="",
-        description="Hosts from which images may be fetched, separated by commas, each with or "
-        "without a port. If not set, images must be sent as data URLs.",
+        description="Hosts from which images may be fetched, separated by commas. A host without a "
+        "port allows only the standard ports, 80 for http and 443 for https. If not set, images "
+        "must be sent as data URLs.",
     )
     chat_template: Path | None = Field(
         default=None,
@@ -148,6 +150,14 @@ class Settings(EngineConfig, BaseSettings):
     @classmethod
     def _no_empty_path(cls, value: object) -> object:
         return value or None  # an empty path would be the current folder
+
+    @field_validator("api_key")
+    @classmethod
+    def _has_keys(cls, value: SecretStr) -> SecretStr:
+        """Refuse a value that was meant to have a key. Without one the server is open to all."""
+        if value.get_secret_value() and not listed(value.get_secret_value()):
+            raise ValueError("the value is set, but has no key")
+        return value
 
     @field_validator("allowed_hosts")
     @classmethod
