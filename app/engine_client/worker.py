@@ -183,11 +183,10 @@ class WorkerClient:
             reserved[priority] += count
             return limits
 
-        token = _reserved.set(reserved)
+        _reserved.set(reserved)  # for the tasks of this HTTP request
         try:
             yield admit
         finally:
-            _reserved.reset(token)
             for priority, count in reserved.items():
                 self._places.release(count, priority)
             reserved.clear()
