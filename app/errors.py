@@ -5,6 +5,7 @@ ApiError
 │   ├── BadRequest              400  a field of the request is wrong or not supported
 │   │   └── ContextLengthExceeded    the prompt leaves no room for an answer
 │   ├── Unauthorized            401  the API key is missing or unknown
+│   ├── Forbidden               403  the host name or the web page may not use this server
 │   ├── NotFound                404
 │   │   └── ModelNotFound            the named model is not the served one
 │   ├── MethodNotAllowed        405
@@ -34,6 +35,7 @@ Dialect = Literal["openai", "responses", "anthropic"]
 _ANTHROPIC_TYPES = {  # by status
     400: "invalid_request_error",
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",
     413: "request_too_large",
@@ -106,6 +108,10 @@ class Unauthorized(WrongRequest):
     @property
     def headers(self) -> dict[str, str]:
         return {**super().headers, "www-authenticate": "Bearer"}
+
+
+class Forbidden(WrongRequest):
+    status = 403
 
 
 class NotFound(WrongRequest):

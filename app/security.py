@@ -7,7 +7,9 @@ of its own with a worse priority, its requests wait for those of its user.
 import hashlib
 import hmac
 import re
+import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from ipaddress import ip_address
 
 from starlette.requests import HTTPConnection
@@ -21,12 +23,26 @@ _OPEN = frozenset({"/health", "/health/live", "/health/ready"})
 _PRIORITY = "priority="  # may follow a key, after a space
 
 
+@dataclass(frozen=True)
+class Client:
+    """The owner of an API key, or everyone if there are no keys.
+
+    `id` is random, is made when the server starts, and says nothing about the key.
+    """
+
+    id: str = ""
+    priority: int | None = None  # the best one that requests may have; None allows all
+
+
 class KeysUnreadableError(RuntimeError):
     """The file of keys can't be read or has no key, or the text after a key is not a priority."""
 
 
+_EVERYONE = Client()
+
+
 class ApiKeys:
-    """Middleware that refuses requests without a known key and stores the key's priority.
+    """Middleware that refuses requests without a known key and stores whose key it is.
 
     OpenAI's clients send a key as `Authorization: Bearer`, Anthropic's also as `x-api-key`, and
     those for Azure as `api-key`. A client may send several, of which one must be known.
@@ -34,7 +50,10 @@ class ApiKeys:
 
     def __init__(self, app: ASGIApp, keys: Mapping[str, int], open_paths: frozenset[str]) -> None:
         self._app = app
-        self._priorities = {_hash(key.encode()): priority for key, priority in keys.items()}
+        self._clients = {
+            _hash(key.encode()): Client(secrets.token_hex(16), priority)
+            for key, priority in keys.items()
+        }
         self._open = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,12 +66,12 @@ class ApiKeys:
             fits = [
                 known
                 for key in given
-                for known in self._priorities
+                for known in self._clients
                 if hmac.compare_digest(_hash(key), known)
             ]
             if not fits:
                 raise Unauthorized("The API key is not known to this server.")
-            scope.setdefault("state", {})["priority"] = self._priorities[fits[0]]
+            scope.setdefault("state", {})["client"] = self._clients[fits[0]]
         await self._app(scope, receive, send)
 
 
@@ -63,10 +82,10 @@ def _given_keys(headers: Mapping[bytes, bytes]) -> list[bytes]:
     return keys + [headers[name] for name in (b"x-api-key", b"api-key") if name in headers]
 
 
-def key_priority(connection: HTTPConnection) -> int:
-    """Returns the priority of the key that the request was sent with, or 0."""
-    priority: int = getattr(connection.state, "priority", 0)
-    return priority
+def client_of(connection: HTTPConnection) -> Client:
+    """Returns the owner of the key that the request was sent with."""
+    client: Client = getattr(connection.state, "client", _EVERYONE)
+    return client
 
 
 def api_keys(settings: Settings) -> dict[str, int]:
@@ -80,7 +99,7 @@ def api_keys(settings: Settings) -> dict[str, int]:
             lines = settings.api_key_file.expanduser().read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise KeysUnreadableError(f"{PREFIX}API_KEY_FILE: {error}") from error
-        named = [line for line in lines if line.strip() and not line.startswith("#")]
+        named = [line for line in lines if line.strip() and not line.strip().startswith("#")]
         if not named:
             raise KeysUnreadableError(f"{PREFIX}API_KEY_FILE: {settings.api_key_file} has no key")
         keys |= dict(_key(line, "API_KEY_FILE") for line in named)

@@ -20,7 +20,7 @@ from app.dialects.chat import route as chat
 from app.dialects.completions import route as completions
 from app.dialects.responses import kept as kept_responses
 from app.dialects.responses import route as responses
-from app.dialects.responses.store import ResponseStore
+from app.dialects.responses.store import ResponseStores
 from app.engine_client.worker import WorkerCannotStartError, WorkerClient
 from app.errors import ApiError, MethodNotAllowed, NotFound
 from app.metrics import Metrics
@@ -35,6 +35,7 @@ from app.middleware import (
     error_response,
 )
 from app.openapi import document
+from app.origins import AllowedHosts, AllowedOrigins, allowed_hosts
 from app.prompting.prompt import PromptBuilder
 from app.request_body import RequestBody
 from app.routes import about, health, models, tokens
@@ -95,9 +96,10 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
             metrics,
             max_queue=settings.max_queue,
             silence_s=settings.worker_silence_s,
+            key_priorities=keys.values(),
         )
         app.state.services = Services(settings, metrics, worker, prompts)
-        app.state.responses = ResponseStore(settings.responses_kept, settings.responses_kept_bytes)
+        app.state.responses = ResponseStores(settings.responses_kept, settings.responses_kept_bytes)
         app.state.worker_error = None
         announcing = asyncio.ensure_future(announce(worker.states()))
         running = asyncio.create_task(worker.run())
@@ -128,6 +130,8 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
     app.add_middleware(RequestBody, most=settings.max_body_bytes)
     if keys:
         app.add_middleware(ApiKeys, keys=keys, open_paths=open_paths(settings))
+    app.add_middleware(AllowedOrigins, origins=listed(settings.cors_origins))
+    app.add_middleware(AllowedHosts, hosts=allowed_hosts(settings))
     app.add_middleware(HttpOnly)
     app.add_middleware(UnexpectedErrors)
     if settings.cors_origins:

@@ -10,6 +10,7 @@ from app.engine_client.worker import Admit, WorkerClient
 from app.errors import ModelNotFound
 from app.metrics import Metrics
 from app.prompting.prompt import PromptBuilder
+from app.security import client_of
 from app.settings import Settings
 
 _PROVIDER = "openai/"
@@ -39,13 +40,18 @@ def services_of(request: Request) -> Services:
     return services
 
 
+def prefix_salt(request: Request) -> str:
+    """Returns the salt of a request's prefixes, which separates API keys if the settings say so."""
+    shared = services_of(request).settings.share_prefixes
+    return "" if shared else client_of(request).id
+
+
 async def _admission(request: Request) -> AsyncIterator[Admit]:
     with services_of(request).worker.admission() as admit:
         yield admit
 
 
-# An endpoint that has a parameter of this type holds the request's places in the queue until its
-# response has been sent.
+# An endpoint that has a parameter of this type admits its request to the queue with it.
 Admission = Annotated[Admit, Depends(_admission)]
 
 

@@ -7,6 +7,7 @@ Settings do not change after the start.
 """
 
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,8 @@ from app.logs import LogFormat
 from engine.config import DEMO_MODEL, EngineConfig
 
 PREFIX = "EASEL_"
+
+_HOST_NAME = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*|\[[0-9a-fA-F:.]+\]", re.ASCII)
 
 
 class Settings(EngineConfig, BaseSettings):
@@ -48,12 +51,19 @@ class Settings(EngineConfig, BaseSettings):
         default=SecretStr(""),
         description="API key that clients must send, or several separated by commas. If neither "
         "this nor api_key_file is set, clients need no key. 'KEY priority=10' gives requests with "
-        "this key the priority 10, unless they set their own.",
+        "this key the priority 10, unless they set a worse one. Everyone on this machine can read "
+        "the options of a running command, so prefer api_key_file.",
     )
     api_key_file: Path | None = Field(
         default=None,
         description="File with further API keys, one per line, in the same form. Lines that begin "
         "with # are skipped.",
+    )
+    share_prefixes: bool = Field(
+        default=True,
+        description="Whether requests may reuse the kept prefixes of requests with another API "
+        "key. This saves time if the keys belong to one person. false: a request finds only "
+        "prefixes of its own key, so cached_tokens says nothing about what others have sent.",
     )
     metrics_open: bool = Field(
         default=True, description="Allow clients to read /metrics without an API key."
@@ -61,12 +71,20 @@ class Settings(EngineConfig, BaseSettings):
     cors_origins: str = Field(
         default="",
         description="Web origins whose pages may use the server, separated by commas. * allows "
-        "all. If not set, browsers block pages of other origins.",
+        "all. If not set, requests of pages of other origins are refused.",
+    )
+    allowed_hosts: str = Field(
+        default="",
+        description="Host names under which the server may be reached besides localhost, "
+        "127.0.0.1 and [::1], without ports, separated by commas. *.example.com allows all names "
+        "that end in it, * allows all. If not set, other names are refused only if host is an "
+        "address that other machines can't reach.",
     )
     image_hosts: str = Field(
         default="",
-        description="Hosts from which images may be fetched, separated by commas, each with or "
-        "without a port. If not set, images must be sent as data URLs.",
+        description="Hosts from which images may be fetched, separated by commas. A host without a "
+        "port allows only the standard ports, 80 for http and 443 for https. If not set, images "
+        "must be sent as data URLs.",
     )
     chat_template: Path | None = Field(
         default=None,
@@ -77,7 +95,8 @@ class Settings(EngineConfig, BaseSettings):
         default=64,
         ge=1,
         description="Maximum number of answers that run or wait at the same time. Further requests "
-        "get status 429.",
+        "get status 429. A quarter of the places is kept from requests with a worse priority than "
+        "0, or than an API key's.",
     )
     request_timeout_s: float = Field(
         default=600,
@@ -109,7 +128,8 @@ class Settings(EngineConfig, BaseSettings):
         default=256,
         ge=1,
         description="Maximum number of responses of /v1/responses that are kept in memory for "
-        "later requests. The least recently used ones are deleted first.",
+        "later requests. The least recently used ones are deleted first, of the API key that has "
+        "the most.",
     )
     responses_kept_bytes: int = Field(
         default=64 * 2**20,
@@ -137,6 +157,26 @@ class Settings(EngineConfig, BaseSettings):
     @classmethod
     def _no_empty_path(cls, value: object) -> object:
         return value or None  # an empty path would be the current folder
+
+    @field_validator("api_key")
+    @classmethod
+    def _has_keys(cls, value: SecretStr) -> SecretStr:
+        """Refuse a value that was meant to have a key. Without one the server is open to all."""
+        if value.get_secret_value() and not listed(value.get_secret_value()):
+            raise ValueError("the value is set, but has no key")
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _has_host_names(cls, value: str) -> str:
+        if value and not listed(value):
+            raise ValueError(f"{value!r} has no name")
+        for name in listed(value):
+            if not _HOST_NAME.fullmatch(name):
+                raise ValueError(
+                    f"{name!r} is not a host name without a port, such as box.example.com or [::1]"
+                )
+        return value
 
     @field_validator("served_model_name")
     @classmethod

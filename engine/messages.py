@@ -153,6 +153,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
 
     `siblings` are further answers, which differ only in their choice and in what was delivered. So
     a prompt and its images are sent, kept and encoded once. Each answer has its own messages.
+    `salt`: a prefix is found only by requests with the salt of the request that left it.
     """
 
     id: str
@@ -163,6 +164,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     delivered: list[int] = []
     delivered_blocks: int = 0
     siblings: list[Sibling] = []
+    salt: str = ""
 
     def choices(self) -> list["GenerateRequest"]:
         """Returns a request for each answer. They share the prompt and its images."""

@@ -65,8 +65,10 @@ def unset_seed(temperature: float | None, prompts: Iterable[Prompt]) -> int:
     return int.from_bytes(digest.digest())
 
 
-def prepare(request: AnswerRequest, limits: Ready, vocabulary: Vocabulary) -> list[GenerateRequest]:
-    """Returns the choices in the worker's form, in their order.
+def prepare(
+    request: AnswerRequest, limits: Ready, vocabulary: Vocabulary, salt: str = ""
+) -> list[GenerateRequest]:
+    """Returns the choices in the worker's form, in their order. `salt` is that of their prefixes.
 
     Raises ContextLengthExceeded if a prompt leaves no room for an answer, and BadRequest if the
     model lacks a token or a suffix does not fit.
@@ -103,6 +105,7 @@ def prepare(request: AnswerRequest, limits: Ready, vocabulary: Vocabulary) -> li
                         request.sampling, choice=choice, end_tokens=list(prompt.end_tokens)
                     ),
                     images=images,
+                    salt=salt,
                 )
             )
     return prepared

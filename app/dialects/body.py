@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from app.dialects.fields import SamplingFields, ignored_fields, quoted
 from app.errors import UNSUPPORTED, ApiError, BadRequest
-from app.security import key_priority
+from app.security import client_of
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +36,10 @@ async def parsed(request: Request, schema: type[T]) -> T:
 
     The names of ignored fields go into the state of the request, and into the log.
 
-    A request without a priority gets that of its API key. A byte order mark is skipped. Lone
-    surrogates, which JavaScript makes when it cuts a text inside an emoji, become U+FFFD. The body
-    is parsed in a thread, because a large one takes seconds and other requests are served
-    meanwhile.
+    A request gets the priority of its API key, unless its own is worse. A byte order mark is
+    skipped. Lone surrogates, which JavaScript makes when it cuts a text inside an emoji, become
+    U+FFFD. The body is parsed in a thread, because a large one takes seconds and other requests are
+    served meanwhile.
     """
     body = await request.body()
 
@@ -50,12 +50,20 @@ async def parsed(request: Request, schema: type[T]) -> T:
             raise _bad_request(error) from error
 
     value = await asyncio.to_thread(parse)
-    request.state.ignored_fields = ignored_fields(value)
+    request.state.ignored_fields = ignored_fields(value) + _limit_priority(value, request)
     if request.state.ignored_fields:
         logger.debug("ignored fields of the request: %s", ", ".join(request.state.ignored_fields))
-    if isinstance(value, SamplingFields) and value.priority is None:
-        value.priority = key_priority(request)
     return value
+
+
+def _limit_priority(value: BaseModel, request: Request) -> list[str]:
+    """Set a priority that is not better than the API key's. Returns the name of an ignored one."""
+    best = client_of(request).priority
+    if not isinstance(value, SamplingFields) or best is None:
+        return []
+    given = value.priority
+    value.priority = best if given is None else max(best, given)
+    return [] if given in (None, value.priority) else ["priority"]
 
 
 def _utf8(body: bytes) -> bytes:

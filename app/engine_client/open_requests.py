@@ -51,6 +51,11 @@ class OpenRequests:
     def __len__(self) -> int:
         return len(self._open)
 
+    @property
+    def priorities(self) -> list[int]:
+        """Returns the priority of each open request."""
+        return [each.request.sampling.priority for each in self._open.values()]
+
     def add(self, request: GenerateRequest) -> OpenRequest:
         """Add a new request, which waits to be given to the worker."""
         opened = self._open[request.id] = OpenRequest(request)

@@ -11,7 +11,9 @@ import logging
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -19,6 +21,7 @@ import zmq
 import zmq.asyncio
 
 from app.engine_client.open_requests import Answer, OpenRequests, is_last
+from app.engine_client.places import Places
 from app.engine_client.private_folder import PrivateFolder
 from app.engine_client.service_rate import ServiceRate
 from app.engine_client.together import together
@@ -47,6 +50,10 @@ _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 1.0, 30.0
 _STOP_S = 5.0
 _TICK_S = 1.0  # between two looks at whether the worker hangs
 
+# The places that the HTTP request at hand has reserved and not used yet, by priority. It is None if
+# a program uses the worker without HTTP.
+_reserved: ContextVar[Counter[int] | None] = ContextVar("reserved", default=None)
+
 
 class WorkerCannotStartError(RuntimeError):
     """The worker ended before it was ready, or it could not be started. The text has the reason."""
@@ -71,7 +78,7 @@ class _Death(NamedTuple):
 class Admit(Protocol):
     """Admits a number of answers for a request, or raises. Returns the worker's limits."""
 
-    def __call__(self, count: int = 1, *, param: str = "n") -> Ready: ...
+    def __call__(self, count: int = 1, *, priority: int = 0, param: str = "n") -> Ready: ...
 
 
 class WorkerClient:
@@ -84,16 +91,16 @@ class WorkerClient:
         *,
         max_queue: int,
         silence_s: float,
+        key_priorities: Iterable[int] = (),
     ) -> None:
         self.ready: Ready | None = None  # the limits of the living worker
         self._state: Loading | Ready | None = None
         self._state_changed = asyncio.Event()
         self._config = config
         self._metrics = metrics
-        self._max_queue = max_queue
         self._silence_s = silence_s
+        self._places = Places(max_queue, key_priorities)
         self._open = OpenRequests()
-        self._admitted = 0  # answers for which HTTP requests hold a place in the queue
         self._rate = ServiceRate()
         self._socket: zmq.asyncio.Socket | None = None
         self._context = zmq.asyncio.Context()
@@ -154,38 +161,44 @@ class WorkerClient:
     def admission(self) -> Iterator[Admit]:
         """Yields a function that admits the answers of an HTTP request to the queue.
 
-        The request holds its places in the queue until the `with` block ends. It is admitted before
-        its response begins, so that a refusal is a status. From then on no other request can take
-        its places. The function raises NotReady if no worker is ready, TooManyRequests if the queue
-        is full, and BadRequest, which names `param`, if the queue could never hold so many answers.
-        """
-        held = 0
+        The request is admitted before its response begins, so that a refusal is a status. From then
+        on no other request can take its places in the queue. It gives each place back when the
+        worker has ended that answer, even if the client has not read it yet. Places without an
+        answer are given back when the `with` block ends.
 
-        def admit(count: int = 1, *, param: str = "n") -> Ready:
-            nonlocal held
-            if count > self._max_queue:
+        The function raises NotReady if no worker is ready, TooManyRequests if the queue is full, or
+        full for this priority, and BadRequest, which names `param`, if the queue could never hold
+        so many answers.
+        """
+        reserved = Counter[int]()
+
+        def admit(count: int = 1, *, priority: int = 0, param: str = "n") -> Ready:
+            limit = self._places.limit(priority)
+            if count > limit:
                 raise BadRequest(
-                    f"{param}: {count} answers are too many; at most {self._max_queue} may be open "
-                    "at once (max_queue).",
+                    f"{param}: {count} answers are too many; at most {limit} of this priority may "
+                    "be open at once (max_queue).",
                     param=param,
                 )
             limits = self.limits()
             # A cancelled answer stays open until the worker has confirmed its end.
-            taken = max(self._admitted, len(self._open))
-            if taken + count > self._max_queue:
+            shortage = self._places.reserve(count, priority, self._open.priorities)
+            if shortage is not None:
                 raise TooManyRequests(
-                    f"{taken} answers are open and {count} more were requested; at most "
-                    f"{self._max_queue} may be open at once (max_queue).",
-                    retry_after_s=self._rate.wait_s(taken + count - self._max_queue),
+                    f"{shortage.taken} answers are open and {count} more were requested; at most "
+                    f"{shortage.limit} of this priority may be open at once (max_queue).",
+                    retry_after_s=self._rate.wait_s(shortage.missing),
                 )
-            held += count
-            self._admitted += count
+            reserved[priority] += count
             return limits
 
+        _reserved.set(reserved)  # for the tasks of this HTTP request
         try:
             yield admit
         finally:
-            self._admitted -= held
+            for priority, count in reserved.items():
+                self._places.release(count, priority)
+            reserved.clear()
 
     async def generate(
         self, request: GenerateRequest, deadline: float
@@ -196,6 +209,10 @@ class WorkerClient:
         Leaving early cancels the request. Raises DeadlineExceeded at `deadline`, a time of the
         event loop's clock.
         """
+        reserved, priority = _reserved.get(), request.sampling.priority
+        if reserved is not None and reserved[priority] > 0:
+            reserved[priority] -= 1
+            self._places.release(1, priority)
         opened = self._open.add(request)
         self._count_open()
         # Later, when the tasks of all choices of a prompt have come here: they are sent together.

@@ -12,10 +12,15 @@ import httpx
 from app.errors import BadRequest
 
 _TIMEOUT_S = 10.0
+_STANDARD_PORTS = {"http": 80, "https": 443}
 
 
 class ImageHosts:
-    """Fetches files from these hosts, named with or without a port. It follows no redirects."""
+    """Fetches files from these hosts. It follows no redirects.
+
+    A host that is named without a port allows the standard port of the URL's scheme only. A URL
+    with a user name is refused: the server sends no passwords of others.
+    """
 
     def __init__(self, hosts: Sequence[str]) -> None:
         self._hosts = frozenset(host.lower() for host in hosts)
@@ -26,12 +31,17 @@ class ImageHosts:
             parsed = httpx.URL(url)
         except httpx.InvalidURL as error:
             raise BadRequest(f"{param}: this is not a URL: {error}.", param=param) from error
-        names = {parsed.host.lower(), parsed.netloc.decode().lower()}
-        if self._hosts.isdisjoint(names):
+        if parsed.userinfo:
+            raise BadRequest(
+                f"{param}: the URL has a user name or a password, which are not sent on; allowed: "
+                "a URL without them.",
+                param=param,
+            )
+        if self._hosts.isdisjoint(_names(parsed)):
             raise BadRequest(
                 f"{param}: images are fetched only from hosts that the server's setting "
-                f"image_hosts names, and {parsed.host!r} is not one of them; send the image as a "
-                "data URL.",
+                f"image_hosts names, and {parsed.netloc.decode()!r} is not one of them; send the "
+                "image as a data URL.",
                 param=param,
             )
         until = monotonic() + _TIMEOUT_S
@@ -57,3 +67,11 @@ class ImageHosts:
             raise BadRequest(
                 f"{param}: the image can't be fetched: {type(error).__name__}.", param=param
             ) from error
+
+
+def _names(url: httpx.URL) -> set[str]:
+    """Returns the names under which the setting may list the URL's host and port."""
+    host = url.netloc.decode().lower()  # httpx leaves out a standard port
+    if url.port is not None:
+        return {host}
+    return {host, url.host.lower(), f"{host}:{_STANDARD_PORTS.get(url.scheme)}"}

@@ -193,12 +193,15 @@ class Sequence:
         """Returns `tokens`, the sequence's first tokens, with images replaced by their keys.
 
         Prefixes are compared by the result. All tokens of an image have the same key, so a common
-        prefix never ends inside an image.
+        prefix never ends inside an image. With a salt, the first key depends on the salt too, so
+        prefixes of other salts have not even one token in common.
         """
         keys = list(tokens)
         for image, key in zip(self.request.images, self.image_keys, strict=True):
             if image.end <= len(tokens):
                 keys[image.start : image.end] = [key] * image.tokens
+        if keys and self.request.salt:
+            keys[0] = _salted(self.request.salt, keys[0])
         return keys
 
     def record(self, done: Work, step: StepResult | None) -> FinishedBlock | None:
@@ -287,6 +290,16 @@ class Sequence:
 
 
 def _image_key(image: Image) -> int:
-    """Returns a negative number, unlike any token id: a hash of the image's size and pixels."""
+    """Returns a key of the image's size and pixels."""
     size = image.height.to_bytes(4) + image.width.to_bytes(4)
-    return -1 - int.from_bytes(hashlib.blake2b(size + image.pixels, digest_size=16).digest())
+    return _key(size + image.pixels)
+
+
+def _salted(salt: str, key: int) -> int:
+    """Returns a key of the salt and the key or token id."""
+    return _key(f"{salt}:{key}".encode())
+
+
+def _key(content: bytes) -> int:
+    """Returns a hash of the content as a negative number, unlike any token id."""
+    return -1 - int.from_bytes(hashlib.blake2b(content, digest_size=16).digest())

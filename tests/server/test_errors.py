@@ -209,7 +209,7 @@ def test_a_body_over_the_limit_is_refused(limited_server):
     assert response.status_code == 413
     envelope(response)
     with socket.create_connection(("127.0.0.1", int(limited_server.port))) as announcing:
-        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n"
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n"
         announcing.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
         assert announcing.recv(100).startswith(b"HTTP/1.1 413")
     assert "Traceback" not in limited_server.log.read_text()
@@ -218,7 +218,7 @@ def test_a_body_over_the_limit_is_refused(limited_server):
 def test_a_client_that_disconnects_while_it_sends_causes_no_error(server):
     log_before, tasks = len(server.log.read_text()), server.event_loop_tasks()
     with socket.create_connection(("127.0.0.1", int(server.port))) as leaving:
-        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
         leaving.sendall(f"{head}{{".encode())
         wait_until(lambda: server.event_loop_tasks() > tasks)  # the request has its task
     wait_until(lambda: server.event_loop_tasks() <= tasks)

@@ -22,9 +22,9 @@ TOKENIZE = json.dumps({"prompt": "one two"}).encode()
 JSON_HEADERS = {"content-type": "application/json"}
 
 
-def raw(server, method, target, body=b"", **headers):
+def raw(server, method, target, body=b"", host="127.0.0.1", **headers):
     """Send a request with exactly this target. Returns its status, headers and body."""
-    lines = [f"{method} {target} HTTP/1.1", "host: x", "connection: close"]
+    lines = [f"{method} {target} HTTP/1.1", f"host: {host}", "connection: close"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     head = "\r\n".join([*lines, f"content-length: {len(body)}", "", ""])
     with socket.create_connection(("127.0.0.1", int(server.port))) as connection:

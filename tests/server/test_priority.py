@@ -46,8 +46,38 @@ def test_requests_without_a_priority_have_the_priority_of_their_key(shared_serve
     job = {name: value for name, value in JOB.items() if name != "priority"}
     url = f"{server.url}/v1/chat/completions"
     check_that_the_person_goes_first(url, job, job_key="agents", person_key="person")
-    # The priority of a request takes precedence over the priority of its key.
+    # A request may have a worse priority than its key.
     check_that_the_person_goes_first(url, {**JOB, "priority": 1}, "person", "person")
+    # It can't have a better one.
+    check_that_the_person_goes_first(url, {**JOB, "priority": -5}, "agents", "person")
+
+
+@pytest.mark.parametrize(
+    ("key", "priority", "ignored"),
+    [
+        ("agents", 9, "priority"),
+        ("agents", -5, "priority"),
+        ("agents", 10, None),
+        ("agents", 11, None),
+        ("agents", None, None),
+        ("person", -1, "priority"),
+        ("person", 0, None),
+    ],
+)
+def test_a_better_priority_than_that_of_the_key_is_named_as_ignored(
+    shared_server, key, priority, ignored
+):
+    server = shared_server(EASEL_API_KEY="person, agents priority=10")
+    body = {**LONG, "max_tokens": 1, "priority": priority}
+    headers = {"authorization": f"Bearer {key}"}
+    for path in ("/v1/chat/completions", "/v1/messages"):
+        answer = server.http.post(path, json=body, headers=headers)
+        assert (answer.status_code, answer.headers.get("x-easel-ignored")) == (200, ignored)
+
+
+def test_requests_without_keys_have_any_priority(http):
+    answer = http.post("/v1/chat/completions", json={**LONG, "max_tokens": 1, "priority": -5})
+    assert "x-easel-ignored" not in answer.headers
 
 
 def check_that_the_person_goes_first(url, job_body, job_key="none", person_key="none"):

@@ -157,5 +157,19 @@ def test_a_key_followed_by_anything_but_a_priority_prevents_the_start(start_serv
     assert "EASEL_API_KEY: only a priority may follow a key" in server.log.read_text()
 
 
+@pytest.mark.parametrize("value", [" ", ",", " , ,", "\t"])
+def test_a_setting_of_keys_without_a_key_prevents_the_start(start_server, value):
+    server = start_server(EASEL_API_KEY=value)
+    assert server.process.wait(60) == 2
+    assert "EASEL_API_KEY: Value error, the value is set, but has no key" in server.log.read_text()
+
+
+def test_an_indented_comment_in_a_file_of_keys_is_no_key(start_server, tmp_path):
+    (tmp_path / "keys").write_text("  # comment\n #\n\t\n")
+    server = start_server(EASEL_API_KEY_FILE=str(tmp_path / "keys"))
+    assert server.process.wait(60) == 2
+    assert "has no key" in server.log.read_text()
+
+
 def test_keys_are_never_logged(guarded):
     assert not any(key in guarded.log.read_text() for key in KEYS)

@@ -16,7 +16,7 @@ from app.dialects.body import parsed
 from app.dialects.waiting import unless_gone
 from app.errors import ContextLengthExceeded
 from app.prompting.prompt import Prompt
-from app.services import Admission, Services, services_of
+from app.services import Admission, Services, prefix_salt, services_of
 from engine.messages import GenerateRequest, Ready
 
 router = APIRouter()
@@ -27,7 +27,7 @@ async def messages(http: Request, admit: Admission) -> Response:
     body = await parsed(http, MessagesRequest)
     services = services_of(http)
     model = services.model_name(body.model)
-    limits = admit()
+    limits = admit(priority=body.priority or 0)
     request = await asyncio.to_thread(answer_request, services, body)
     head = {
         "id": f"msg_{uuid.uuid4().hex}",
@@ -35,7 +35,7 @@ async def messages(http: Request, admit: Admission) -> Response:
         "role": "assistant",
         "model": model,
     }
-    prepared = _prepared(services, request, limits)
+    prepared = _prepared(services, request, limits, prefix_salt(http))
     answer = MessagesAnswer(services, request, prepared, body.shows_thoughts, head)
     if body.stream:
         return answer.stream()
@@ -74,9 +74,11 @@ def _prompt(services: Services, body: CountTokensRequest) -> Prompt:
     return services.prompts.chat(conversation(body), offered_tools(body), thinking=body.thinks)
 
 
-def _prepared(services: Services, request: AnswerRequest, limits: Ready) -> list[GenerateRequest]:
+def _prepared(
+    services: Services, request: AnswerRequest, limits: Ready, salt: str
+) -> list[GenerateRequest]:
     try:
-        return prepare(request, limits, services.prompts.vocabulary)
+        return prepare(request, limits, services.prompts.vocabulary, salt)
     except ContextLengthExceeded as error:
         # Claude Code recognises these words and compacts the conversation.
         tokens, most = len(request.prompts[0].tokens), limits.context_length - 1

@@ -13,7 +13,7 @@ from app.dialects.chat.events import ChatAnswer
 from app.dialects.chat.schema import ChatCompletionRequest
 from app.dialects.chat.turns import chat_prompt
 from app.dialects.waiting import unless_gone
-from app.services import Admission, Services, services_of
+from app.services import Admission, Services, prefix_salt, services_of
 
 router = APIRouter()
 
@@ -24,9 +24,9 @@ async def chat_completions(http: Request, admit: Admission) -> Response:
     body = await parsed(http, ChatCompletionRequest)
     services = services_of(http)
     model = services.model_name(body.model)
-    limits = admit(body.n or 1)
+    limits = admit(body.n or 1, priority=body.priority or 0)
     request = await asyncio.to_thread(answer_request, services, body)
-    prepared = prepare(request, limits, services.prompts.vocabulary)
+    prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
     head = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),

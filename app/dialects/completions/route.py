@@ -14,7 +14,7 @@ from app.dialects.completions.schema import CompletionRequest
 from app.dialects.waiting import unless_gone
 from app.errors import BadRequest
 from app.prompting.prompt import Prompt
-from app.services import Admission, Services, services_of
+from app.services import Admission, Services, prefix_salt, services_of
 from engine.messages import Ready
 
 router = APIRouter()
@@ -27,9 +27,13 @@ async def completions(http: Request, admit: Admission) -> Response:
     services = services_of(http)
     model = services.model_name(body.model)
     n = body.n or 1
-    limits = admit(len(body.prompts) * n, param="prompt" if n == 1 else "n")
+    limits = admit(
+        len(body.prompts) * n,
+        priority=body.priority or 0,
+        param="prompt" if n == 1 else "n",
+    )
     request = await asyncio.to_thread(answer_request, services, body, limits)
-    prepared = prepare(request, limits, services.prompts.vocabulary)
+    prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),

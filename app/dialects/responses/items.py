@@ -5,9 +5,9 @@ which OpenAI's own tools and other servers made, are kept as far as they are cal
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
 
 from app.dialects.fields import (
     ONE,
@@ -81,6 +81,19 @@ Content = Annotated[
 class Item(Fields):
     id: str | None = None
     status: str | None = None
+
+    _named_here: bool = PrivateAttr(default=False)
+
+    @property
+    def named_here(self) -> bool:
+        """Returns whether this server made the item's id. No client can set this."""
+        return self._named_here
+
+    def named(self, id: str) -> Self:
+        """Returns the item with an id that this server made."""
+        item = self.model_copy(update={"id": id})
+        item._named_here = True
+        return item
 
 
 class MessageItem(Item):
@@ -187,6 +200,10 @@ def sent_back(item: dict[str, Any]) -> InputItem:
 
     The item is not validated, because it was made here.
     """
+    return _unvalidated(item).named(item["id"])
+
+
+def _unvalidated(item: dict[str, Any]) -> InputItem:
     match item["type"]:
         case "message":
             texts = [OutputText.model_construct(**part) for part in item["content"]]

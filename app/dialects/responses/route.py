@@ -32,7 +32,7 @@ from app.dialects.waiting import unless_gone
 from app.errors import ApiError, BadRequest, NotFound, error_event
 from app.prompting.conversation import Turn
 from app.prompting.prompt import Prompt
-from app.services import Admission, Services, services_of
+from app.services import Admission, Services, prefix_salt, services_of
 from app.sse import NamedEvent, event_stream
 from engine.messages import GenerateRequest, TokenLogprobs
 
@@ -55,10 +55,10 @@ async def create_response(http: Request, admit: Admission) -> Response:
     body = await parsed(http, ResponseRequest)
     services, store = services_of(http), response_store(http)
     model = services.model_name(body.model)
-    limits = admit()
+    limits = admit(priority=body.priority or 0)
     earlier, new = _conversation(store, body)
     request = await asyncio.to_thread(answer_request, services, body, earlier, new)
-    prepared = prepare(request, limits, services.prompts.vocabulary)
+    prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
     incoming = Incoming(body, [*earlier, *new], request, prepared)
     head = _head(model, body)
     output = _output(services, incoming)
@@ -114,7 +114,7 @@ def _resolved(store: ResponseStore, item: InputItem | ItemReference, index: int)
         if referred is None:
             raise NotFound(f"Item with id {item.id!r} not found.", param=f"input.{index}.id")
         return referred
-    return item if item.id is not None else item.model_copy(update={"id": item_id(item.type)})
+    return item if item.id is not None else item.named(item_id(item.type))
 
 
 def answer_request(

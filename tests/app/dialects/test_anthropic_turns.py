@@ -164,7 +164,7 @@ class ScriptedWorker:
         self._finish_reason = finish_reason
 
     def admission(self):
-        return nullcontext(lambda: self.ready)
+        return nullcontext(lambda **_: self.ready)
 
     async def generate(self, request, _deadline):
         for index, token in enumerate(self._tokens):

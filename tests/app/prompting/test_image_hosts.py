@@ -3,6 +3,7 @@
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
 import pytest
 
 from app.errors import BadRequest
@@ -40,23 +41,68 @@ def fetch(hosts, url, most_bytes=10_000):
     return ImageHosts(hosts).fetch(url, most_bytes=most_bytes, param="messages.0")
 
 
-@pytest.mark.parametrize("with_port", [True, False])
-def test_a_file_of_a_named_host_is_fetched(host, with_port):
+def test_a_file_of_a_named_host_is_fetched(host):
     address, requested = host
-    named = address if with_port else address.partition(":")[0]
-    assert fetch([named], f"http://{address}/cat.png") == PNG
+    assert fetch([address], f"http://{address}/cat.png") == PNG
     assert requested == ["/cat.png"]
 
 
 @pytest.mark.parametrize(
-    "named", [[], ["other.example"], ["127.0.0.1:1"], ["127.0.0.1.example", "0.0.1"]]
+    ("named", "url"),
+    [
+        ("pictures.example", "http://pictures.example/a"),
+        ("Pictures.example", "https://PICTURES.example:443/a"),
+        ("pictures.example:443", "https://pictures.example/a"),
+        ("pictures.example:80", "http://pictures.example:80/a"),
+        ("[::1]:9", "http://[::1]:9/a"),
+        ("[::1]", "http://[::1]/a"),
+        ("::1", "http://[::1]/a"),
+    ],
+)
+def test_a_host_without_a_port_stands_for_the_standard_port(monkeypatch, named, url):
+    requested = []
+
+    def refuse(_method, each, **_options):
+        requested.append(each)
+        raise httpx.ConnectError("no such machine")
+
+    monkeypatch.setattr(httpx, "stream", refuse)
+    with pytest.raises(BadRequest, match="ConnectError"):
+        fetch([named], url)
+    assert requested == [url]
+
+
+@pytest.mark.parametrize(
+    ("named", "url"),
+    [
+        ("pictures.example:443", "http://pictures.example/a"),
+        ("pictures.example:80", "https://pictures.example/a"),
+        ("pictures.example", "https://pictures.example:80/a"),
+    ],
+)
+def test_another_port_of_a_named_host_is_refused(named, url):
+    with pytest.raises(BadRequest, match="only from hosts"):
+        fetch([named], url)
+
+
+@pytest.mark.parametrize("user", ["user", "user:pw", ":pw", "other.example"])
+def test_a_url_with_a_user_name_is_refused_and_nothing_is_sent(host, user):
+    address, requested = host
+    with pytest.raises(BadRequest, match="user name or a password") as error:
+        fetch([address], f"http://{user}@{address}/cat.png")
+    assert "pw" not in error.value.message.replace("password", "")
+    assert requested == []
+
+
+@pytest.mark.parametrize(
+    "named",
+    [[], ["other.example"], ["127.0.0.1"], ["127.0.0.1:1"], ["127.0.0.1.example", "0.0.1"]],
 )
 def test_nothing_is_requested_from_another_host(host, named):
     address, requested = host
-    for url in (f"http://{address}/", f"http://other.example@{address}/"):
-        with pytest.raises(BadRequest, match="only from hosts") as error:
-            fetch(named, url)
-        assert error.value.param == "messages.0"
+    with pytest.raises(BadRequest, match="only from hosts") as error:
+        fetch(named, f"http://{address}/")
+    assert error.value.param == "messages.0"
     assert requested == []
 
 

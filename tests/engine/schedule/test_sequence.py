@@ -1,3 +1,4 @@
+import msgspec
 import pytest
 
 from engine.messages import GenerateRequest, Image, Sampling, TokenLogprobs
@@ -327,6 +328,19 @@ def test_prefix_keys_of_images_depend_on_pixels_and_size_but_not_on_the_position
     assert key(image(5, 3)) == one
     others = [image(2, 3, b"b"), image(2, 3, height=2), image(2, 3, width=2)]
     assert len({one, *map(key, others)}) == 4
+
+
+def test_prefixes_of_different_salts_have_no_token_in_common():
+    def keys(salt, *images):
+        request = msgspec.structs.replace(with_images(*images).request, salt=salt)
+        return Sequence.start(request).prefix_keys(list(range(1, 13)))
+
+    for images in ((), (image(0, 3),)):
+        plain, one, other = keys("", *images), keys("one", *images), keys("other", *images)
+        assert keys("one", *images) == one
+        assert plain[1:] == one[1:] == other[1:]
+        assert len({plain[0], one[0], other[0]}) == 3
+        assert one[0] < 0 > other[0]
 
 
 def test_prefix_keys_replace_the_tokens_of_images_and_no_other_tokens():
