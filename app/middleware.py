@@ -5,6 +5,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
@@ -55,13 +56,17 @@ class RequestTarget:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            path = scope["path"]
-            origin = _ORIGIN.match(path)
-            path = path if origin is None else path[origin.end() :]
-            path = _SLASHES.sub("/", path).rstrip("/") or "/"
+            path = meant_path(scope["path"])
             method = "GET" if scope["method"] == "HEAD" else scope["method"]
             scope = {**scope, "path": path, "method": method}
         await self._app(scope, receive, send)
+
+
+def meant_path(path: str) -> str:
+    """Returns a request's path without an origin before it and without needless slashes."""
+    origin = _ORIGIN.match(path)
+    path = path if origin is None else path[origin.end() :]
+    return _SLASHES.sub("/", path).rstrip("/") or "/"
 
 
 class RequestIds:
@@ -103,13 +108,18 @@ class IgnoredFields:
         async def send_with_names(message: Message) -> None:
             names = state.get("ignored_fields")
             if names and message["type"] == "http.response.start":
-                shown = [_UNSAFE.sub("?", name[:_NAME_LENGTH]) for name in names[:_NAMES_SHOWN]]
-                more = [f"{len(names) - _NAMES_SHOWN} more"] if len(names) > _NAMES_SHOWN else []
-                header = (_IGNORED, ", ".join([*shown, *more]).encode())
+                header = (_IGNORED, shown_names(names).encode())
                 message["headers"] = [*message.get("headers", []), header]
             await send(message)
 
         await self._app(scope, receive, send_with_names)
+
+
+def shown_names(names: Sequence[str]) -> str:
+    """Returns names that a client chose as one line of bounded length."""
+    shown = [_UNSAFE.sub("?", name[:_NAME_LENGTH]) for name in names[:_NAMES_SHOWN]]
+    more = [f"{len(names) - _NAMES_SHOWN} more"] if len(names) > _NAMES_SHOWN else []
+    return ", ".join([*shown, *more])
 
 
 class RequestMetrics:

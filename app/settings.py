@@ -86,6 +86,13 @@ class Settings(EngineConfig, BaseSettings):
         "unless the request sets its own timeout. A client that reads nothing for this long is "
         "disconnected.",
     )
+    receive_timeout_s: float = Field(
+        default=30,
+        gt=0,
+        description="Time in seconds in which the headers of a request must arrive, counted from "
+        "their first byte, and then its body. A body gets one more second for each 16 KiB of it. "
+        "Requests that take longer get status 408.",
+    )
     stream_idle_s: float = Field(
         default=15,
         gt=0,

@@ -9,7 +9,7 @@ from time import monotonic
 
 import httpx
 
-from app.errors import BadRequest
+from app.errors import BadRequest, short
 
 _TIMEOUT_S = 10.0
 
@@ -30,8 +30,8 @@ class ImageHosts:
         if self._hosts.isdisjoint(names):
             raise BadRequest(
                 f"{param}: images are fetched only from hosts that the server's setting "
-                f"image_hosts names, and {parsed.host!r} is not one of them; send the image as a "
-                "data URL.",
+                f"image_hosts names, and {short(parsed.host)!r} is not one of them; send the image "
+                "as a data URL.",
                 param=param,
             )
         until = monotonic() + _TIMEOUT_S
