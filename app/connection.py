@@ -22,7 +22,14 @@ from typing import Any, Literal, cast
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from app.errors import ApiError, MalformedHttp, RequestTimeout, dialect, error_body
+from app.errors import (
+    ApiError,
+    MalformedHttp,
+    RequestTimeout,
+    TooManyRequests,
+    dialect,
+    error_body,
+)
 from app.logs import request_id
 from app.middleware import meant_path
 from app.request_body import BROKEN
@@ -33,6 +40,9 @@ MOST_HEADERS = 100
 MOST_CHUNKS = 65_536  # of one body; each takes microseconds on the event loop
 LEAST_BYTES_PER_S = 16 * 2**10  # of a body that takes longer than the receive timeout
 KEEP_ALIVE_S = 75  # clients close idle connections sooner (httpx after 5 s)
+_ARRIVING_BODIES = 8  # as many of the largest size may arrive at the same time
+_SMALL_BODY_BYTES = 2**20  # a body that is no larger is never refused because of others
+_RETRY_AFTER_S = 5
 _LINGER_S = 2.0  # in which a client can read why it was refused, before the connection is reset
 # Shares of the files that the process may have open. Connections that are accepted together are all
 # there before the first of them can make room, and what has to go needs a moment too.
@@ -54,6 +64,7 @@ class _Requests(h11.Connection):
     """Parses requests. Raises h11.RemoteProtocolError also for what h11 itself would accept."""
 
     head = b""  # the first bytes of the request that is being read, until its headers are complete
+    method = b""  # of the last request, if its headers could be parsed
     count = 0  # requests so far
     body_bytes = 0  # of the last request's body so far
     error: h11.RemoteProtocolError | None = None
@@ -61,11 +72,12 @@ class _Requests(h11.Connection):
 
     def next_event(self) -> Any:
         if self.their_state is h11.IDLE:
-            self.head = self.trailing_data[0]
+            self.head, self.method = self.trailing_data[0], b""
         try:
             event = super().next_event()
             match event:
                 case h11.Request():
+                    self.method = event.method
                     self.count, self.body_bytes, self._chunks = self.count + 1, 0, 0
                     _check_head(event)
                 case h11.Data():
@@ -119,6 +131,7 @@ class HttpConnection(H11Protocol):
 
     receive_timeout_s: float
     most_connections: int
+    most_arriving_bytes: int  # of all bodies that are not complete
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -145,10 +158,16 @@ class HttpConnection(H11Protocol):
         if not self._lingering_transport.lingers:
             super().data_received(data)
             self._watch()
+            if self._awaited[0] == "body" and self.conn.body_bytes > _SMALL_BODY_BYTES:
+                self._bound_bodies()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._watch()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._since = self.loop.time()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn's signature
         """Refuse what the parser does not accept."""
@@ -220,6 +239,7 @@ class HttpConnection(H11Protocol):
     def _break_body(self, error: ApiError) -> None:
         """Let the app raise `error` where it reads the body, and close the connection behind it."""
         self._set_deadline(None)
+        self._awaited = ("nothing", self.conn.count)
         self.cycle.scope["state"][BROKEN] = error
         self.cycle.keep_alive = False
         self.cycle.message_event.set()
@@ -250,7 +270,11 @@ class HttpConnection(H11Protocol):
         response = h11.Response(
             status_code=error.status, headers=[*self.server_state.default_headers, *sent]
         )
-        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+        for event in (
+            response,
+            h11.Data(data=b"" if self.conn.method == b"HEAD" else body),
+            h11.EndOfMessage(),
+        ):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
@@ -270,25 +294,37 @@ class HttpConnection(H11Protocol):
             self._set_deadline(None)
             self._deadline = self.loop.call_later(_LINGER_S, self._plain_transport.abort)
 
+    def _others(self) -> list["HttpConnection"]:
+        """Returns the server's other connections that are open."""
+        connections = [each for each in self.connections if isinstance(each, HttpConnection)]
+        return [c for c in connections if c is not self and not c._plain_transport.is_closing()]
+
     def _make_room(self) -> None:
         """Close the connection that has waited for its client the longest, if any has.
 
-        Connections that wait for the rest of a body are the last that are closed.
+        First those that are idle or get headers, then those that get a body, and at last those
+        whose client does not read its answer.
         """
 
-        def order(each: HttpConnection) -> tuple[bool, float]:
-            return each._is_answering(), each._since
+        def order(each: HttpConnection) -> tuple[bool, bool, float]:
+            return each.flow.write_paused, each._is_answering(), each._since
 
-        waiting = [
-            each
-            for each in self.connections
-            if isinstance(each, HttpConnection)
-            and each is not self
-            and each._awaited[0] != "nothing"
-            and not each._plain_transport.is_closing()
-        ]
+        waiting = [c for c in self._others() if c._awaited[0] != "nothing" or c.flow.write_paused]
         if waiting:
-            min(waiting, key=order).transport.abort()
+            min(waiting, key=order)._plain_transport.abort()
+
+    def _bound_bodies(self) -> None:
+        """Refuse the largest of the bodies that are arriving if all of them are too large."""
+        arriving = [self, *(each for each in self._others() if each._awaited[0] == "body")]
+        if sum(each.conn.body_bytes for each in arriving) > self.most_arriving_bytes:
+            largest = max(arriving, key=lambda each: each.conn.body_bytes)
+            largest._break_body(
+                TooManyRequests(
+                    "The bodies that arrive at the moment are too large together.",
+                    code="bodies_too_large",
+                    retry_after_s=_RETRY_AFTER_S,
+                )
+            )
 
 
 def http_connection(settings: Settings) -> type[HttpConnection]:
@@ -297,6 +333,7 @@ def http_connection(settings: Settings) -> type[HttpConnection]:
     class Connection(HttpConnection):
         receive_timeout_s = settings.receive_timeout_s
         most_connections = int(_open_files() * _CONNECTIONS)
+        most_arriving_bytes = _ARRIVING_BODIES * settings.max_body_bytes
 
     return Connection
 

@@ -12,7 +12,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import ApiError, NotReady, WebSocketRefused, dialect, error_body, stream_end
+from app.errors import (
+    ApiError,
+    NotReady,
+    WebSocketRefused,
+    WrongRequest,
+    dialect,
+    error_body,
+    stream_end,
+)
 from app.logs import request_id, route
 from app.metrics import Metrics
 
@@ -155,6 +163,40 @@ class RequestMetrics:
         elif succeeded and ended and "route" in scope:
             seconds = time.monotonic() - started
             self._metrics.request_time.labels(scope["route"].path).observe(seconds)
+
+
+class Envelopes:
+    """Gives errors of Starlette's own middleware, which are plain text, the envelope."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start: Message | None = None
+        text = b""
+
+        async def enveloped(message: Message) -> None:
+            nonlocal start, text
+            if message["type"] == "http.response.start" and _is_plain_error(message):
+                start = message
+            elif start is None:
+                await send(message)
+            else:
+                text += message.get("body", b"")
+                if not message.get("more_body", False):
+                    error = WrongRequest(f"{text.decode().removesuffix('.')}.")
+                    error.status = start["status"]
+                    answer = error_response(Request(scope), error)
+                    kept = [h for h in start["headers"] if not h[0].startswith(b"content-")]
+                    answer.raw_headers += kept
+                    await answer(scope, receive, send)
+
+        await self._app(scope, receive, enveloped)
+
+
+def _is_plain_error(start: Message) -> bool:
+    kind = dict(start.get("headers", [])).get(b"content-type", b"")
+    return bool(start["status"] >= 400 and kind.startswith(b"text/plain"))
 
 
 class HttpOnly:

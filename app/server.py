@@ -26,6 +26,7 @@ from app.errors import ApiError, MethodNotAllowed, NotFound, short
 from app.metrics import Metrics
 from app.middleware import (
     OWN_HEADERS,
+    Envelopes,
     HttpOnly,
     IgnoredFields,
     RequestIds,
@@ -138,6 +139,7 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
             allow_private_network=True,  # browsers ask before a public page may use this machine
             expose_headers=OWN_HEADERS,
         )
+    app.add_middleware(Envelopes)
     app.add_middleware(RequestMetrics, metrics=metrics)
     app.add_middleware(RequestIds)
     app.add_middleware(RequestTarget)

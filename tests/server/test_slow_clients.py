@@ -134,6 +134,26 @@ def test_a_kept_connection_may_be_idle_for_longer_than_a_request_may_take_to_arr
     assert answer.status == 200
 
 
+def test_large_bodies_that_never_end_are_bounded_together_and_small_ones_go_on(shared_server):
+    server = shared_server(EASEL_MAX_BODY_BYTES=str(2**22))
+    part, head = b" " * (2**22 - 100), POST + b"Content-Length: %d\r\n\r\n" % 2**22
+    with unharmed(server, 2**27), ExitStack() as stack:
+        connections = open_connections(server, stack, 20)  # 80 MiB, of which 32 may arrive
+        for connection in connections:
+            with suppress(OSError):  # it may be refused before it has sent all
+                connection.sendall(head + part)
+        assert server.http.post("/tokenize", content=BODY).status_code == 200
+        refused = 0
+        for connection in connections:
+            connection.settimeout(0.2)
+            with suppress(OSError):
+                (answer,) = parsed(received(connection))
+                check_refusal(answer, 429)
+                assert answer.headers["retry-after"]
+                refused += 1
+        assert refused >= 10
+
+
 def test_idle_connections_make_room_for_new_ones(start_server):
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))  # the server inherits it
@@ -142,9 +162,10 @@ def test_idle_connections_make_room_for_new_ones(start_server):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     server.wait_until_ready()
+    unread = (b"GET /openapi.json HTTP/1.1\r\n" + HOST + b"\r\n") * 100  # 20 MB of answers
     with ExitStack() as stack:
-        for begun in (b"", GET, POST + b"Content-Length: 1500\r\n\r\n{"):
-            for connection in open_connections(server, stack, 200):
+        for begun in (b"", GET, POST + b"Content-Length: 1500\r\n\r\n{", unread):
+            for connection in open_connections(server, stack, 150):
                 with suppress(OSError):  # it may already have made room
                     connection.sendall(begun)
             assert answers(server, GET + b"Connection: close\r\n\r\n")[0].status == 200

@@ -80,6 +80,14 @@ def test_what_http_has_a_status_for_gets_it_and_the_client_can_read_it(server, d
     check_refusal(answer, status)
 
 
+def test_a_refused_head_request_gets_the_headers_alone(server):
+    with closing(connected(server)) as connection:
+        connection.sendall(b"HEAD / HTTP/2.0\r\n" + HOST + b"\r\n")
+        head, _, body = received(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 505")
+    assert body == b""
+
+
 AMBIGUOUS = [
     b"Content-Length: 15\r\nTransfer-Encoding: chunked\r\n",
     b"Transfer-Encoding: chunked\r\nContent-Length: 15\r\n",
