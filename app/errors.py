@@ -10,8 +10,10 @@ ApiError
 │   │   └── ModelNotFound            the named model is not the served one
 │   ├── MethodNotAllowed        405
 │   ├── BodyTooLarge            413
+│   ├── MalformedHttp           400  or 431, 501, 505: it is not HTTP as this server reads it
 │   ├── UnsupportedEncoding     415  the body has a Content-Encoding that is not supported
 │   └── WebSocketRefused        426  HTTP is the only protocol here
+├── RequestTimeout          408  the request took too long to arrive
 ├── TooManyRequests         429  with Retry-After
 ├── GenerationFailed        500  the worker could not finish this answer
 ├── DeadlineExceeded        504  the answer took longer than allowed
@@ -32,19 +34,34 @@ _FINAL_FAILURES = frozenset({"out_of_memory", "worker_died"})
 
 Dialect = Literal["openai", "responses", "anthropic"]
 
+# An error repeats what a client sent only so far. The second bound holds for the whole message,
+# whatever it is made of, and the third for the name of a field.
+_MOST_SHOWN = 60  # characters
+_MOST_MESSAGE = 1000
+_MOST_PARAM = 200
+
 _ANTHROPIC_TYPES = {  # by status
     400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",
+    408: "timeout_error",
     413: "request_too_large",
     415: "invalid_request_error",
     426: "invalid_request_error",
+    431: "invalid_request_error",
+    501: "invalid_request_error",
+    505: "invalid_request_error",
     429: "rate_limit_error",
     503: "overloaded_error",
     504: "timeout_error",
 }
+
+
+def short(text: str, most: int = _MOST_SHOWN) -> str:
+    """Returns the text, cut off behind `most` characters."""
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 class ApiError(Exception):
@@ -68,8 +85,8 @@ class ApiError(Exception):
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message
-        self.param = param
+        self.message = short(message, _MOST_MESSAGE)
+        self.param = None if param is None else short(param, _MOST_PARAM)
         self.code = code or type(self).code
         self.retry_after_s = retry_after_s or type(self).retry_after_s
 
@@ -133,6 +150,20 @@ class BodyTooLarge(WrongRequest):
     code = "body_too_large"
 
 
+class MalformedHttp(WrongRequest):
+    """Nothing that follows it on its connection can be understood."""
+
+    code = "malformed_http"
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {**super().headers, "connection": "close"}
+
+
 class UnsupportedEncoding(WrongRequest):
     """The body has an encoding that is not in `allowed`."""
 
@@ -157,6 +188,16 @@ class WebSocketRefused(WrongRequest):
     @property
     def headers(self) -> dict[str, str]:
         return {**super().headers, "upgrade": "HTTP/1.1", "connection": "upgrade"}
+
+
+class RequestTimeout(ApiError):
+    status = 408
+    type = "timeout_error"
+    code = "request_timeout"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {**super().headers, "connection": "close"}
 
 
 class TooManyRequests(ApiError):

@@ -20,6 +20,7 @@ Field = str | int | float
 LogFormat = Literal["text", "json"]
 
 _OURS = ("app", "engine")
+_OF_UVICORN = ("Unsupported upgrade", "No supported WebSocket", "Invalid HTTP request")
 _answers = logging.getLogger("app.answers")
 
 
@@ -34,7 +35,7 @@ def configure_logs(level: str, log_format: LogFormat) -> None:
         logging.getLogger(name).setLevel(least)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
-    logging.getLogger("uvicorn.error").addFilter(_not_about_upgrades)
+    logging.getLogger("uvicorn.error").addFilter(_not_about_requests)
     logging.captureWarnings(True)
     if log_format == "json":
         sys.excepthook = lambda *error: logging.critical(
@@ -95,9 +96,12 @@ def _fields(record: logging.LogRecord) -> dict[str, Field]:
     return fields
 
 
-def _not_about_upgrades(record: logging.LogRecord) -> bool:
-    """Drops what uvicorn logs at each offer of an upgrade, which Java's clients make by default."""
-    return not record.getMessage().startswith(("Unsupported upgrade", "No supported WebSocket"))
+def _not_about_requests(record: logging.LogRecord) -> bool:
+    """Drops what uvicorn logs at offers of an upgrade, as from Java's clients, and at bad requests.
+
+    Easel logs why it refused a request, and its id.
+    """
+    return not record.getMessage().startswith(_OF_UVICORN)
 
 
 def _with_request_id(record: logging.LogRecord) -> bool:

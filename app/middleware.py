@@ -5,13 +5,22 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import ApiError, NotReady, WebSocketRefused, dialect, error_body, stream_end
+from app.errors import (
+    ApiError,
+    NotReady,
+    WebSocketRefused,
+    WrongRequest,
+    dialect,
+    error_body,
+    stream_end,
+)
 from app.logs import request_id, route
 from app.metrics import Metrics
 
@@ -55,13 +64,17 @@ class RequestTarget:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            path = scope["path"]
-            origin = _ORIGIN.match(path)
-            path = path if origin is None else path[origin.end() :]
-            path = _SLASHES.sub("/", path).rstrip("/") or "/"
+            path = meant_path(scope["path"])
             method = "GET" if scope["method"] == "HEAD" else scope["method"]
             scope = {**scope, "path": path, "method": method}
         await self._app(scope, receive, send)
+
+
+def meant_path(path: str) -> str:
+    """Returns a request's path without an origin before it and without needless slashes."""
+    origin = _ORIGIN.match(path)
+    path = path if origin is None else path[origin.end() :]
+    return _SLASHES.sub("/", path).rstrip("/") or "/"
 
 
 class RequestIds:
@@ -103,13 +116,18 @@ class IgnoredFields:
         async def send_with_names(message: Message) -> None:
             names = state.get("ignored_fields")
             if names and message["type"] == "http.response.start":
-                shown = [_UNSAFE.sub("?", name[:_NAME_LENGTH]) for name in names[:_NAMES_SHOWN]]
-                more = [f"{len(names) - _NAMES_SHOWN} more"] if len(names) > _NAMES_SHOWN else []
-                header = (_IGNORED, ", ".join([*shown, *more]).encode())
+                header = (_IGNORED, shown_names(names).encode())
                 message["headers"] = [*message.get("headers", []), header]
             await send(message)
 
         await self._app(scope, receive, send_with_names)
+
+
+def shown_names(names: Sequence[str]) -> str:
+    """Returns names that a client chose as one line of bounded length."""
+    shown = [_UNSAFE.sub("?", name[:_NAME_LENGTH]) for name in names[:_NAMES_SHOWN]]
+    more = [f"{len(names) - _NAMES_SHOWN} more"] if len(names) > _NAMES_SHOWN else []
+    return ", ".join([*shown, *more])
 
 
 class RequestMetrics:
@@ -145,6 +163,40 @@ class RequestMetrics:
         elif succeeded and ended and "route" in scope:
             seconds = time.monotonic() - started
             self._metrics.request_time.labels(scope["route"].path).observe(seconds)
+
+
+class Envelopes:
+    """Gives errors of Starlette's own middleware, which are plain text, the envelope."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start: Message | None = None
+        text = b""
+
+        async def enveloped(message: Message) -> None:
+            nonlocal start, text
+            if message["type"] == "http.response.start" and _is_plain_error(message):
+                start = message
+            elif start is None:
+                await send(message)
+            else:
+                text += message.get("body", b"")
+                if not message.get("more_body", False):
+                    error = WrongRequest(f"{text.decode().removesuffix('.')}.")
+                    error.status = start["status"]
+                    answer = error_response(Request(scope), error)
+                    kept = [h for h in start["headers"] if not h[0].startswith(b"content-")]
+                    answer.raw_headers += kept
+                    await answer(scope, receive, send)
+
+        await self._app(scope, receive, enveloped)
+
+
+def _is_plain_error(start: Message) -> bool:
+    kind = dict(start.get("headers", [])).get(b"content-type", b"")
+    return bool(start["status"] >= 400 and kind.startswith(b"text/plain"))
 
 
 class HttpOnly:

@@ -12,12 +12,15 @@ from typing import Protocol
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import BadRequest, BodyTooLarge, UnsupportedEncoding
+from app.errors import BadRequest, BodyTooLarge, UnsupportedEncoding, short
 
 if sys.version_info >= (3, 14):
     from compression.zstd import DecompressionParameter, ZstdDecompressor, ZstdError
 else:
     from backports.zstd import DecompressionParameter, ZstdDecompressor, ZstdError
+
+# Where the connection notes the ApiError of a body that does not arrive, in a scope's state.
+BROKEN = "broken_body"
 
 # 8 MiB, the largest window that RFC 9659 allows.
 _ZSTD_OPTIONS: dict[int, int] = {DecompressionParameter.window_log_max: 23}
@@ -55,7 +58,7 @@ class RequestBody:
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding not in (_NOT_ENCODED | _DECOMPRESSORS.keys()):
             raise UnsupportedEncoding(
-                f"Content-Encoding {encoding!r} is not supported; allowed: "
+                f"Content-Encoding {short(encoding)!r} is not supported; allowed: "
                 f"{', '.join(_DECOMPRESSORS)}, or none.",
                 _DECOMPRESSORS,
             )
@@ -67,6 +70,8 @@ class RequestBody:
         async def limited() -> Message:
             nonlocal received
             message = await receive()
+            if BROKEN in scope.get("state", {}):
+                raise scope["state"][BROKEN]
             received += len(message.get("body", b""))
             _check(received, self._most)
             return message

@@ -28,11 +28,8 @@ if TYPE_CHECKING:
 
     from app.server import Announce
 
-_BACKLOG = 2048  # connections that may wait to be accepted; uvicorn's default
+_BACKLOG = 2048  # connections that may wait until the server has started
 _LONGEST_STALL_MS = 2**31 - 1  # the largest value of the socket option TCP_USER_TIMEOUT
-# Clients close idle connections sooner (httpx after 5 s). So no client sends a request on a
-# connection that the server is about to close.
-_KEEP_ALIVE_S = 75
 _QUIET_S = 10.0  # a start that takes no longer has no line of progress in a file
 
 logger = logging.getLogger(__name__)
@@ -100,13 +97,17 @@ def _run(
 
 def server_config(app: "FastAPI", settings: Settings) -> uvicorn.Config:
     """Returns uvicorn's configuration, which does not depend on which packages are installed."""
+    from app.connection import KEEP_ALIVE_S, accepted_at_once, http_connection
+
     return uvicorn.Config(
         app,
-        http="h11",  # httptools loses the body of a request that offers HTTP/2, as Java's do
+        # It is h11's; httptools loses the body of a request that offers HTTP/2, as Java's do.
+        http=http_connection(settings),
         ws="none",
+        backlog=accepted_at_once(),
         log_config=None,
         access_log=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=settings.shutdown_grace_s,
     )
 

@@ -22,10 +22,11 @@ from app.dialects.responses import kept as kept_responses
 from app.dialects.responses import route as responses
 from app.dialects.responses.store import ResponseStores
 from app.engine_client.worker import WorkerCannotStartError, WorkerClient
-from app.errors import ApiError, MethodNotAllowed, NotFound
+from app.errors import ApiError, MethodNotAllowed, NotFound, short
 from app.metrics import Metrics
 from app.middleware import (
     OWN_HEADERS,
+    Envelopes,
     HttpOnly,
     IgnoredFields,
     RequestIds,
@@ -143,6 +144,7 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
             allow_private_network=True,  # browsers ask before a public page may use this machine
             expose_headers=OWN_HEADERS,
         )
+    app.add_middleware(Envelopes)
     app.add_middleware(RequestMetrics, metrics=metrics)
     app.add_middleware(RequestIds)
     app.add_middleware(RequestTarget)
@@ -179,12 +181,12 @@ async def _http_exception(request: Request, error: Exception) -> Response:
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=allowed)
         answer = error_response(
-            request, MethodNotAllowed(f"{request.method} is not allowed on {path}.")
+            request, MethodNotAllowed(f"{short(request.method)} is not allowed on {short(path)}.")
         )
         answer.headers.update(allowed)
         return answer
     if error.status_code == 404:
-        return error_response(request, NotFound(f"The path {path} does not exist."))
+        return error_response(request, NotFound(f"The path {short(path)} does not exist."))
     return error_response(request, ApiError(str(error.detail)))
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.engine_client.worker import Admit, WorkerClient
-from app.errors import ModelNotFound
+from app.errors import ModelNotFound, short
 from app.metrics import Metrics
 from app.prompting.prompt import PromptBuilder
 from app.security import client_of
@@ -68,5 +68,6 @@ def model_name(wanted: str | None, names: Sequence[str]) -> str:
             return name
     served = " or ".join(map(repr, names))
     raise ModelNotFound(
-        f"The model {wanted!r} is not served here; the served model is {served}.", param="model"
+        f"The model {short(wanted)!r} is not served here; the served model is {served}.",
+        param="model",
     )

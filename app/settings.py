@@ -112,6 +112,13 @@ class Settings(EngineConfig, BaseSettings):
         "before it counts as hung, is killed and started again. Ten times the longest earlier pass "
         "of the same size is allowed in any case, and five times this setting for the first one.",
     )
+    receive_timeout_s: float = Field(
+        default=30,
+        gt=0,
+        description="Time in seconds in which the headers of a request must arrive, counted from "
+        "their first byte, and then its body. A body gets one more second for each 16 KiB of it. "
+        "Requests that take longer get status 408.",
+    )
     stream_idle_s: float = Field(
         default=15,
         gt=0,

@@ -11,7 +11,8 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from app.dialects.fields import SamplingFields, ignored_fields, quoted
-from app.errors import UNSUPPORTED, ApiError, BadRequest
+from app.errors import UNSUPPORTED, ApiError, BadRequest, short
+from app.middleware import shown_names
 from app.security import client_of
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ async def parsed(request: Request, schema: type[T]) -> T:
     value = await asyncio.to_thread(parse)
     request.state.ignored_fields = ignored_fields(value) + _limit_priority(value, request)
     if request.state.ignored_fields:
-        logger.debug("ignored fields of the request: %s", ", ".join(request.state.ignored_fields))
+        logger.debug("ignored fields of the request: %s", shown_names(request.state.ignored_fields))
     return value
 
 
@@ -85,7 +86,8 @@ def _bad_request(error: ValidationError) -> ApiError:
     context = first.get("ctx", {})
     path = [*first["loc"], *([context["field"]] if context.get("field") else [])]
     # Tags such as "(list)" say which form a field has. They are not part of its name.
-    field = ".".join(str(part) for part in path if not str(part).startswith("(")) or None
+    names = [short(str(part)) for part in path if not str(part).startswith("(")]
+    field = ".".join(names) or None
     if first["type"] == "json_invalid":
         why = first["msg"].removeprefix("Invalid JSON: ")
         return BadRequest(f"The body is not valid JSON: {why}.")

@@ -24,7 +24,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from app.errors import UNSUPPORTED, BadRequest
+from app.errors import UNSUPPORTED, BadRequest, short
 from app.prompting.conversation import bounded_json
 from app.prompting.vocabulary import Vocabulary
 from engine.messages import MOST_NATS, MOST_STEPS, Sampling
@@ -35,7 +35,6 @@ MAX_TOP_LOGPROBS = 20
 MAX_STOP_TOKENS = 64
 MAX_BAD_WORDS = 256
 MAX_WORD = 128  # characters
-_MAX_QUOTED = 60  # characters of a value that an error repeats
 
 
 def _one_or_several(value: Any) -> str | None:
@@ -62,8 +61,7 @@ def unsupported(field: str, message: str) -> PydanticCustomError:
 
 def quoted(value: Any) -> str:
     """Returns a value as JSON for an error message, cut off where it is too long."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}…"
+    return short(json.dumps(value, ensure_ascii=False))
 
 
 JsonObject = Annotated[dict[str, Any], AfterValidator(bounded_json)]
@@ -353,7 +351,7 @@ class ApiRequest(SamplingFields):
     def _token_ids(cls, value: dict[str, float] | None) -> dict[str, float] | None:
         for token, bias in (value or {}).items():
             if not (token.isascii() and token.isdigit() and len(token) < 10):
-                raise ValueError(f"{token!r} is not a token id")
+                raise ValueError(f"{short(token)!r} is not a token id")
             if not -100 <= bias <= 100:
                 raise ValueError(
                     f"the bias of token {token} is {bias:g}; it must be from -100 to 100"

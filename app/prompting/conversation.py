@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from app.errors import BadRequest
+from app.errors import BadRequest, short
 
 Role = Literal["system", "developer", "user", "assistant"]
 
@@ -131,7 +131,9 @@ def check_results(conversation: Conversation) -> None:
             case Turn(calls=calls):
                 called.update(call.id for call in calls)
             case ToolResult(call_id=id, field=field) if id not in called:
-                raise BadRequest(f"{field}: no call before it has the id {id!r}.", param=field)
+                raise BadRequest(
+                    f"{field}: no call before it has the id {short(id)!r}.", param=field
+                )
 
 
 def bounded_json(value: Any) -> Any:

@@ -9,7 +9,7 @@ from time import monotonic
 
 import httpx
 
-from app.errors import BadRequest
+from app.errors import BadRequest, short
 
 _TIMEOUT_S = 10.0
 _STANDARD_PORTS = {"http": 80, "https": 443}
@@ -40,7 +40,7 @@ class ImageHosts:
         if self._hosts.isdisjoint(_names(parsed)):
             raise BadRequest(
                 f"{param}: images are fetched only from hosts that the server's setting "
-                f"image_hosts names, and {parsed.netloc.decode()!r} is not one of them; send the "
+                f"image_hosts names, and {short(parsed.netloc.decode())!r} is not one of them; send the "
                 "image as a data URL.",
                 param=param,
             )

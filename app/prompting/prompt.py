@@ -16,7 +16,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from app.chat_format.gemma import ANSWER_ENDS, ends_in_thought, with_text_before_call
-from app.errors import BadRequest, ContextLengthExceeded
+from app.errors import BadRequest, ContextLengthExceeded, short
 from app.prompting.conversation import Conversation, Tool, ToolResult, Turn
 from app.prompting.images import ImageReader
 from app.prompting.messages import (
@@ -281,7 +281,8 @@ def _check_names(tools: Iterable[Tool]) -> None:
     for name, times in Counter(tool.name for tool in tools).items():
         if times > 1:
             raise BadRequest(
-                f"tools: {times} tools have the name {name!r}; names must differ.", param="tools"
+                f"tools: {times} tools have the name {short(name)!r}; names must differ.",
+                param="tools",
             )
 
 

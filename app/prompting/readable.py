@@ -6,7 +6,7 @@ the user sends now is refused, because the answer would be about something that 
 
 from dataclasses import replace
 
-from app.errors import UNSUPPORTED, BadRequest
+from app.errors import UNSUPPORTED, BadRequest, short
 from app.prompting.conversation import (
     Content,
     Conversation,
@@ -48,8 +48,8 @@ def _check(content: Content) -> None:
     for part in content:
         if isinstance(part, UnreadablePart):
             raise BadRequest(
-                f"{part.field}: a part of type {part.kind!r} can't be read; allowed: texts and "
-                "images.",
+                f"{part.field}: a part of type {short(part.kind)!r} can't be read; allowed: texts "
+                "and images.",
                 param=part.field,
                 code=UNSUPPORTED,
             )

@@ -5,6 +5,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import AsyncExitStack
@@ -174,6 +175,23 @@ def test_a_server_that_shuts_down_finishes_its_streams_and_accepts_no_more(start
     assert json.loads(last)["choices"][0]["finish_reason"] in ("length", "stop")
     assert server.process.wait(60) == 0
     assert not Path(f"/proc/{worker}").exists()
+
+
+def test_a_stream_that_begins_after_sigterm_runs_to_its_end_also_if_it_is_the_first(start_server):
+    server = start_server().wait_until_ready()
+    tasks = server.event_loop_tasks()
+    body = json.dumps({**LONG, "stream": True, "max_tokens": 300}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", int(server.port))) as connection:
+        connection.sendall(head.encode() + body[:10])
+        wait_until(lambda: server.event_loop_tasks() > tasks)  # the request has its task
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "Shutting down" in server.log.read_text())
+        connection.sendall(body[10:])
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert b'"finish_reason": "' in answer
+    assert b"data: [DONE]" in answer
+    assert server.process.wait(60) == 0
 
 
 def test_a_stream_that_exceeds_the_grace_period_of_a_shutdown_ends_with_an_error(start_server):

@@ -103,6 +103,9 @@ def test_a_public_page_of_an_allowed_origin_may_use_a_private_network(guarded):
         answer = guarded.http.options("/v1/models", headers={**preflight, "origin": origin})
         assert answer.status_code == status
         assert ("access-control-allow-origin" in answer.headers) == (status == 200)
+        if status == 400:
+            assert envelope(answer)["message"] == "Disallowed CORS origin."
+            assert answer.headers["vary"].startswith("Origin")
         if status == 200:
             assert answer.headers["access-control-allow-private-network"] == "true"
 

@@ -16,7 +16,7 @@ from app.dialects.anthropic.schema import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from app.errors import BadRequest
+from app.errors import BadRequest, short
 from app.prompting.conversation import (
     Content,
     ImageFile,
@@ -95,8 +95,8 @@ def _user_turns(blocks: Sequence[AnyBlock], calls: Set[str]) -> list[Turn | Tool
     for result in results:
         if result.tool_use_id not in calls:
             raise BadRequest(
-                f"messages: the tool_use_id {result.tool_use_id!r} of a tool_result belongs to no "
-                "tool_use in the assistant's message before it.",
+                f"messages: the tool_use_id {short(result.tool_use_id)!r} of a tool_result belongs "
+                "to no tool_use in the assistant's message before it.",
                 param=_FIELD,
             )
     turns: list[Turn | ToolResult] = [

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 
 from app.dialects.responses.items import InputItem, MessageItem
 from app.dialects.responses.store import KeptResponse, response_store
-from app.errors import BadRequest, NotFound
+from app.errors import BadRequest, NotFound, short
 
 router = APIRouter()
 
@@ -53,11 +53,11 @@ async def get_input_items(http: Request, id: str) -> Response:
             position for position, item in enumerate(items) if item["id"] == query["after"]
         ]
         if not positions:
-            raise BadRequest(f"after: no item has the id {query['after']!r}.", param="after")
+            raise BadRequest(f"after: no item has the id {short(query['after'])!r}.", param="after")
         items = items[positions[0] + 1 :]
     limit = query.get("limit", "20")
     if not (re.fullmatch("[0-9]{1,3}", limit) and 1 <= int(limit) <= 100):
-        raise BadRequest(f"limit: {limit!r} is not a number from 1 to 100.", param="limit")
+        raise BadRequest(f"limit: {short(limit)!r} is not a number from 1 to 100.", param="limit")
     shown = items[: int(limit)]
     return JSONResponse(
         {
@@ -99,8 +99,8 @@ def _kept(http: Request, id: str) -> KeptResponse:
 
 def _not_kept(id: str) -> NotFound:
     return NotFound(
-        f"Response with id {id!r} not found: it was never kept, was deleted, or was removed to "
-        "make room for others."
+        f"Response with id {short(id)!r} not found: it was never kept, was deleted, or was removed "
+        "to make room for others."
     )
 
 

@@ -29,7 +29,7 @@ from app.dialects.responses.schema import (
 from app.dialects.responses.store import KeptResponse, ResponseStore, response_store
 from app.dialects.responses.turns import conversation, namespaces, offered_tools
 from app.dialects.waiting import unless_gone
-from app.errors import ApiError, BadRequest, NotFound, error_event
+from app.errors import ApiError, BadRequest, NotFound, error_event, short
 from app.prompting.conversation import Turn
 from app.prompting.prompt import Prompt
 from app.services import Admission, Services, prefix_salt, services_of
@@ -97,7 +97,7 @@ def _earlier(store: ResponseStore, body: ResponseRequest) -> list[InputItem]:
     kept = store.get(body.previous_response_id)
     if kept is None:
         raise BadRequest(
-            f"Previous response with id {body.previous_response_id!r} not found.",
+            f"Previous response with id {short(body.previous_response_id)!r} not found.",
             param="previous_response_id",
             code="previous_response_not_found",
         )
@@ -112,7 +112,7 @@ def _resolved(store: ResponseStore, item: InputItem | ItemReference, index: int)
     if isinstance(item, ItemReference):
         referred = store.item(item.id)
         if referred is None:
-            raise NotFound(f"Item with id {item.id!r} not found.", param=f"input.{index}.id")
+            raise NotFound(f"Item with id {short(item.id)!r} not found.", param=f"input.{index}.id")
         return referred
     return item if item.id is not None else item.named(item_id(item.type))
 
