@@ -40,8 +40,8 @@ class ImageHosts:
         if self._hosts.isdisjoint(_names(parsed)):
             raise BadRequest(
                 f"{param}: images are fetched only from hosts that the server's setting "
-                f"image_hosts names, and {short(parsed.netloc.decode())!r} is not one of them; send the "
-                "image as a data URL.",
+                f"image_hosts names, and {short(parsed.netloc.decode())!r} is not one of them; "
+                "send the image as a data URL.",
                 param=param,
             )
         until = monotonic() + _TIMEOUT_S
