@@ -11,6 +11,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from app.dialects.fields import SamplingFields, ignored_fields, quoted
+from app.dialects.tool_schemas import PatternRoom
 from app.errors import UNSUPPORTED, ApiError, BadRequest
 from app.security import key_priority
 
@@ -45,7 +46,8 @@ async def parsed(request: Request, schema: type[T]) -> T:
 
     def parse() -> T:
         try:
-            return schema.model_validate_json(_without_lone_surrogates(_utf8(body)))
+            text = _without_lone_surrogates(_utf8(body))
+            return schema.model_validate_json(text, context=PatternRoom())
         except ValidationError as error:
             raise _bad_request(error) from error
 

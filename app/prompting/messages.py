@@ -25,7 +25,7 @@ from app.prompting.conversation import (
     ToolResult,
     Turn,
 )
-from app.prompting.shown_schema import Schema, SchemaTooLargeError, shown_schema
+from app.prompting.shown_schema import Schema, SchemaRoom, SchemaTooLargeError, shown_schema
 from app.prompting.template import ChatTemplate, Message
 
 _UNPARSED = "arguments"  # the name under which the model is shown arguments that are no JSON object
@@ -87,7 +87,8 @@ def template_tools(tools: Iterable[Tool], template: ChatTemplate) -> list[dict[s
 
     Raises BadRequest, naming the tool's field, if a schema stands for too many others.
     """
-    return [_tool(tool, template.lost_names) for tool in tools]
+    room = SchemaRoom()
+    return [_tool(tool, template.lost_names, room) for tool in tools]
 
 
 def _shown_turns(conversation: Conversation) -> list[Turn | ToolResult]:
@@ -211,9 +212,9 @@ def _with_null(value: Any, null: Any) -> Any:
     return value
 
 
-def _tool(tool: Tool, lost_names: frozenset[str]) -> dict[str, Any]:
+def _tool(tool: Tool, lost_names: frozenset[str], room: SchemaRoom) -> dict[str, Any]:
     try:
-        parameters = shown_schema(tool.parameters)
+        parameters = shown_schema(tool.parameters, room)
     except SchemaTooLargeError as error:
         raise BadRequest(
             f"{tool.field}: the schema is too large: {error}.", param=tool.field
