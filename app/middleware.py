@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.arrival import arrived
 from app.errors import ApiError, NotReady, WebSocketRefused, dialect, error_body, stream_end
 from app.logs import request_id, route
 from app.metrics import Metrics
@@ -65,7 +66,10 @@ class RequestTarget:
 
 
 class RequestIds:
-    """Adds a request id to every response, the client's own or a new one, in both headers."""
+    """Adds a request id to every response, the client's own or a new one, in both headers.
+
+    Notes when the request arrived.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -77,6 +81,7 @@ class RequestIds:
         given = dict(scope["headers"]).get(_REQUEST_ID, b"")
         name = given if _ACCEPTABLE_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}".encode()
         request_id.set(name.decode())
+        arrived.set(asyncio.get_running_loop().time())
         route.set(scope["path"])
 
         async def send_with_id(message: Message) -> None:

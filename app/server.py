@@ -41,6 +41,7 @@ from app.routes import about, health, models, tokens
 from app.security import ApiKeys, api_keys, open_paths
 from app.services import Services
 from app.settings import Settings, listed
+from app.threads import Threads
 from engine.messages import Loading, Ready
 from engine.sizing.model_files import ModelFiles
 
@@ -95,7 +96,8 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
             metrics,
             max_queue=settings.max_queue,
         )
-        app.state.services = Services(settings, metrics, worker, prompts)
+        threads = Threads()
+        app.state.services = Services(settings, metrics, worker, prompts, threads)
         app.state.responses = ResponseStore(settings.responses_kept, settings.responses_kept_bytes)
         app.state.worker_error = None
         announcing = asyncio.ensure_future(announce(worker.states()))
@@ -107,6 +109,7 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
             announcing.cancel()
             running.cancel()
             await asyncio.wait([running])
+            threads.close()
 
     app = FastAPI(
         title="Easel",

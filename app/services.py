@@ -11,6 +11,7 @@ from app.errors import ModelNotFound
 from app.metrics import Metrics
 from app.prompting.prompt import PromptBuilder
 from app.settings import Settings
+from app.threads import Threads
 
 _PROVIDER = "openai/"
 
@@ -23,6 +24,7 @@ class Services:
     metrics: Metrics
     worker: WorkerClient
     prompts: PromptBuilder
+    threads: Threads
 
     def model_name(self, wanted: str | None) -> str:
         """Returns the name that the answer to a request gives the model.

@@ -27,10 +27,17 @@ class KeptResponse:
     def conversation(self) -> list[InputItem]:
         return [*self.read, *self.answer]
 
-    def size_bytes(self) -> int:
-        """Returns the size as JSON. The memory is less, because responses share their items."""
-        items = sum(len(item.model_dump_json().encode()) for item in self.conversation)
-        return items + len(msgspec.json.encode(self.response))
+    def size_bytes(self, most: int) -> int:
+        """Returns the size as JSON. The memory is less, because responses share their items.
+
+        Counting ends when the size is larger than `most`.
+        """
+        size = len(msgspec.json.encode(self.response))
+        for item in self.conversation:
+            if size > most:
+                break
+            size += len(item.model_dump_json().encode())
+        return size
 
 
 class ResponseStore:
@@ -38,19 +45,24 @@ class ResponseStore:
 
     def __init__(self, most: int, most_bytes: int) -> None:
         self._most = most
-        self._most_bytes = most_bytes
+        self.most_bytes = most_bytes
         # By id, with their sizes; the least recently used response is the first.
         self._kept: OrderedDict[str, tuple[KeptResponse, int]] = OrderedDict()
         self._bytes = 0
+        # The items by id, each with the responses that have it by name. The newest is the last.
+        self._items: dict[str, dict[str, InputItem]] = {}
 
-    def keep(self, response: KeptResponse) -> None:
-        """Keep a response. One that is larger than the whole store is not kept."""
-        size = response.size_bytes()
-        if size > self._most_bytes:
+    def keep(self, response: KeptResponse, size: int) -> None:
+        """Keep a response of `size` bytes. One that is larger than the whole store is not kept."""
+        if size > self.most_bytes:
             return
-        self._kept[response.response["id"]] = response, size
+        name = response.response["id"]
+        self._kept[name] = response, size
         self._bytes += size
-        while len(self._kept) > self._most or self._bytes > self._most_bytes:
+        for item in response.conversation:
+            if item.id is not None:
+                self._items.setdefault(item.id, {}).setdefault(name, item)
+        while len(self._kept) > self._most or self._bytes > self.most_bytes:
             self.delete(next(iter(self._kept)))
 
     def get(self, id: str) -> KeptResponse | None:
@@ -62,18 +74,25 @@ class ResponseStore:
 
     def delete(self, id: str) -> bool:
         """Delete the response. Returns whether it was kept."""
-        removed = self._kept.pop(id, None)
-        self._bytes -= 0 if removed is None else removed[1]
-        return removed is not None
+        if id not in self._kept:
+            return False
+        response, size = self._kept.pop(id)
+        self._bytes -= size
+        for item in response.conversation:
+            if item.id is not None and (holders := self._items.get(item.id)) is not None:
+                holders.pop(id, None)
+                if not holders:
+                    del self._items[item.id]
+        return True
 
     def item(self, id: str) -> InputItem | None:
-        """Returns an item of a kept response, or None. This counts as a use of the response."""
-        for name, (kept, _) in reversed(self._kept.items()):
-            for item in kept.conversation:
-                if item.id == id:
-                    self._kept.move_to_end(name)
-                    return item
-        return None
+        """Returns an item, or None. This counts as a use of the newest response that has it."""
+        holders = self._items.get(id)
+        if holders is None:
+            return None
+        name = next(reversed(holders))
+        self._kept.move_to_end(name)
+        return holders[name]
 
 
 def response_store(request: Request) -> ResponseStore:
