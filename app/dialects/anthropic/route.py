@@ -33,8 +33,8 @@ async def messages(http: Request, admit: Admission) -> Response:
         model = services.model_name(body.model)
         limits = admit()
         turns = await arriving.run(conversation, body)
-        pictures = await arriving.pictures(turns)
         with _recognisable(limits):
+            pictures = await arriving.pictures(turns)
             request = await arriving.run(answer_request, services, body, turns, pictures, limits)
             prepared = prepare(request, limits, services.prompts.vocabulary)
     head = {
