@@ -115,7 +115,13 @@ class BadRequest(WrongRequest):
 
 
 class ContextLengthExceeded(BadRequest):
+    """The prompt has `tokens` tokens, or at least so many, which leave no room for an answer."""
+
     code = "context_length_exceeded"
+
+    def __init__(self, message: str, *, param: str | None, tokens: int) -> None:
+        super().__init__(message, param=param)
+        self.tokens = tokens
 
 
 class Unauthorized(WrongRequest):

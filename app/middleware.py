@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.arrival import arrived
 from app.errors import (
     ApiError,
     NotReady,
@@ -78,7 +79,10 @@ def meant_path(path: str) -> str:
 
 
 class RequestIds:
-    """Adds a request id to every response, the client's own or a new one, in both headers."""
+    """Adds a request id to every response, the client's own or a new one, in both headers.
+
+    Notes when the request arrived.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -90,6 +94,7 @@ class RequestIds:
         given = dict(scope["headers"]).get(_REQUEST_ID, b"")
         name = given if _ACCEPTABLE_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}".encode()
         request_id.set(name.decode())
+        arrived.set(asyncio.get_running_loop().time())
         route.set(scope["path"])
 
         async def send_with_id(message: Message) -> None:

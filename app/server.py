@@ -43,6 +43,7 @@ from app.routes import about, health, models, tokens
 from app.security import ApiKeys, api_keys, open_paths
 from app.services import Services
 from app.settings import Settings, listed
+from app.threads import Threads
 from engine.messages import Loading, Ready
 from engine.sizing.model_files import ModelFiles
 
@@ -99,7 +100,8 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
             silence_s=settings.worker_silence_s,
             key_priorities=keys.values(),
         )
-        app.state.services = Services(settings, metrics, worker, prompts)
+        threads = Threads()
+        app.state.services = Services(settings, metrics, worker, prompts, threads)
         app.state.responses = ResponseStores(settings.responses_kept, settings.responses_kept_bytes)
         app.state.worker_error = None
         announcing = asyncio.ensure_future(announce(worker.states()))
@@ -111,6 +113,7 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
             announcing.cancel()
             running.cancel()
             await asyncio.wait([running])
+            threads.close()
 
     app = FastAPI(
         title="Easel",

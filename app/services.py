@@ -12,6 +12,7 @@ from app.metrics import Metrics
 from app.prompting.prompt import PromptBuilder
 from app.security import client_of
 from app.settings import Settings
+from app.threads import Threads
 
 _PROVIDER = "openai/"
 
@@ -24,6 +25,7 @@ class Services:
     metrics: Metrics
     worker: WorkerClient
     prompts: PromptBuilder
+    threads: Threads
 
     def model_name(self, wanted: str | None) -> str:
         """Returns the name that the answer to a request gives the model.

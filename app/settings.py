@@ -131,6 +131,12 @@ class Settings(EngineConfig, BaseSettings):
         description="Maximum size of a request body in bytes, before and after it is decoded if it "
         "is compressed. Larger bodies get status 413.",
     )
+    max_text_bytes: int = Field(
+        default=4 * 2**20,
+        ge=1024,
+        description="Maximum size of a request body in bytes without images and other files in "
+        "base64. Larger bodies get status 413.",
+    )
     responses_kept: int = Field(
         default=256,
         ge=1,

@@ -14,6 +14,7 @@ from typing import Literal
 from app.answer.figures import Figures
 from app.answer.output import AnswerOutput
 from app.answer.request import AnswerRequest
+from app.arrival import deadline
 from app.chat_format.events import Event, TextDelta, ThinkingDelta, ToolCallEnd, merged
 from app.chat_format.gemma import AnswerParser
 from app.errors import DeadlineExceeded, GenerationFailed
@@ -84,13 +85,12 @@ async def answer_events(
     logged once.
     """
     events: asyncio.Queue[Delta | Finished | BaseException] = asyncio.Queue()
-    seconds = request.timeout_s or services.settings.request_timeout_s
-    deadline = asyncio.get_running_loop().time() + seconds
+    ends = deadline(request.timeout_s or services.settings.request_timeout_s)
 
     async def run(choice: int) -> None:
         try:
             prompt = request.prompts[choice // request.n]
-            one = _choice_events(services, request, prompt, prepared[choice], choice, deadline)
+            one = _choice_events(services, request, prompt, prepared[choice], choice, ends)
             async with aclosing(one) as mine:
                 async for event in mine:
                     events.put_nowait(event)
@@ -142,7 +142,7 @@ async def _choice_events(
     prompt: Prompt,
     prepared: GenerateRequest,
     choice: int,
-    deadline: float,
+    ends: float,
 ) -> AsyncGenerator[Delta | Finished, None]:
     started = time.monotonic()
     output = _output(services, request, prompt)
@@ -156,7 +156,7 @@ async def _choice_events(
             yield Delta(choice, event, logprobs, output.take_tokens(), so_far)
 
     try:
-        async with aclosing(services.worker.generate(prepared, deadline)) as messages:
+        async with aclosing(services.worker.generate(prepared, ends)) as messages:
             async for message in messages:
                 match message:
                     case Block():

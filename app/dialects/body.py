@@ -1,19 +1,19 @@
 """Parses request bodies. An error in a body names the field that is wrong."""
 
-import asyncio
 import codecs
 import json
 import logging
 import re
+import string
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from app.dialects.fields import SamplingFields, ignored_fields, quoted
-from app.errors import UNSUPPORTED, ApiError, BadRequest, short
+from app.dialects.fields import ignored_fields, quoted
+from app.dialects.tool_schemas import PatternRoom
+from app.errors import UNSUPPORTED, ApiError, BadRequest, BodyTooLarge, short
 from app.middleware import shown_names
-from app.security import client_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,43 +28,66 @@ _ESCAPE = re.compile(
     re.DOTALL,
 )
 
+_LEAST_FILE = 1024  # bytes of a string that may be a file in base64
+_BASE64 = (string.ascii_letters + string.digits + "+/=-_").encode()
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_MOST_OBJECTS = 250_000
+_MOST_VALUES = 2**20 + 2**16  # token ids, and what is beside them
+
 # Errors of these types have the refused value in their message already, or no value was sent.
 _COMPLETE = {UNSUPPORTED, "value_error", "missing", "too_short", "too_long"}
 
 
-async def parsed(request: Request, schema: type[T]) -> T:
-    """Returns the body as an instance of `schema`. Raises BadRequest that names the wrong field.
+def parse(body: bytes, schema: type[T]) -> tuple[T, list[str]]:
+    """Returns the body as an instance of `schema`, and the names of the ignored fields.
 
-    The names of ignored fields go into the state of the request, and into the log.
-
-    A request gets the priority of its API key, unless its own is worse. A byte order mark is
-    skipped. Lone surrogates, which JavaScript makes when it cuts a text inside an emoji, become
-    U+FFFD. The body is parsed in a thread, because a large one takes seconds and other requests are
-    served meanwhile.
+    A byte order mark is skipped. Lone surrogates, which JavaScript makes when it cuts a text inside
+    an emoji, become U+FFFD. Raises BadRequest that names the wrong field. A large body takes
+    seconds.
     """
-    body = await request.body()
-
-    def parse() -> T:
-        try:
-            return schema.model_validate_json(_without_lone_surrogates(_utf8(body)))
-        except ValidationError as error:
-            raise _bad_request(error) from error
-
-    value = await asyncio.to_thread(parse)
-    request.state.ignored_fields = ignored_fields(value) + _limit_priority(value, request)
-    if request.state.ignored_fields:
-        logger.debug("ignored fields of the request: %s", shown_names(request.state.ignored_fields))
-    return value
+    try:
+        text = _without_lone_surrogates(_utf8(body))
+        value = schema.model_validate_json(text, context=PatternRoom())
+    except ValidationError as error:
+        raise _bad_request(error) from error
+    return value, ignored_fields(value)
 
 
-def _limit_priority(value: BaseModel, request: Request) -> list[str]:
-    """Set a priority that is not better than the API key's. Returns the name of an ignored one."""
-    best = client_of(request).priority
-    if not isinstance(value, SamplingFields) or best is None:
-        return []
-    given = value.priority
-    value.priority = best if given is None else max(best, given)
-    return [] if given in (None, value.priority) else ["priority"]
+def remember_ignored(request: Request, names: list[str]) -> None:
+    """Put the names of ignored fields into the state of the request, and into the log."""
+    request.state.ignored_fields = names
+    if names:
+        logger.debug("ignored fields of the request: %s", shown_names(names))
+
+
+def checked_size(body: bytes, most: int) -> int:
+    """Returns the size of a body without the contents of its files, such as pictures.
+
+    A file is a long string in base64. All else becomes many small objects, which take far more
+    memory than the body itself. Raises BodyTooLarge if it is more than `most` bytes, or if the body
+    has so many objects that nothing else could run for a second while they are made.
+    """
+    size = at = 0
+    while size <= most:
+        quote = body.find(b'"', at)
+        part = body[at:] if quote < 0 else body[at:quote]
+        size += len(part if len(part) < _LEAST_FILE else part.translate(None, _BASE64)) + 1
+        if quote < 0:
+            break
+        at = quote + 1
+    if size > most:
+        raise BodyTooLarge(
+            f"The body has more than the allowed {most} bytes beside images and other files in "
+            "base64 (max_text_bytes)."
+        )
+    outside = _STRING.sub(b"", body)
+    objects, values = outside.count(b"[") + outside.count(b"{"), outside.count(b",")
+    if objects > _MOST_OBJECTS or values > _MOST_VALUES:
+        raise BodyTooLarge(
+            f"The body has {objects} objects and lists and {values} commas between values; at most "
+            f"{_MOST_OBJECTS} and {_MOST_VALUES} are allowed."
+        )
+    return size
 
 
 def _utf8(body: bytes) -> bytes:

@@ -35,6 +35,16 @@ MAX_TOP_LOGPROBS = 20
 MAX_STOP_TOKENS = 64
 MAX_BAD_WORDS = 256
 MAX_WORD = 128  # characters
+MAX_STOP = 1_000  # characters
+# These bound what a request is made of. No prompt that fits a context comes near to them.
+MAX_MESSAGES = 10_000
+MAX_PARTS = 10_000
+MAX_TOOLS = 1_000
+MAX_KEYS = 1_000  # of an object whose fields are known
+MAX_LOGIT_BIAS = 1_024
+MAX_TOKEN_IDS = 2**20
+MAX_METADATA = 2**16  # characters as JSON
+MAX_NAME = 1_024  # characters of what names a user or a cache
 
 
 def _one_or_several(value: Any) -> str | None:
@@ -86,6 +96,8 @@ class Fields(BaseModel):
     def _read(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(data, dict):
             return handler(data)
+        if len(data) > MAX_KEYS:
+            raise unsupported("", f"it has {len(data)} fields; at most {MAX_KEYS} are allowed")
         kept, ignored = {}, []
         for field, value in data.items():
             if field in cls.model_fields:
@@ -271,8 +283,9 @@ class StreamOptions(Fields):
     continuous_usage_stats: bool | None = None
 
 
+Stop = Annotated[str, Field(max_length=MAX_STOP)]
 Stops = Annotated[
-    Annotated[str, ONE] | Annotated[list[str], Field(fail_fast=True), SEVERAL], ONE_OR_SEVERAL
+    Annotated[Stop, ONE] | Annotated[list[Stop], Field(fail_fast=True), SEVERAL], ONE_OR_SEVERAL
 ]
 
 
@@ -329,7 +342,7 @@ class ApiRequest(SamplingFields):
 
     model: str | None = None
     n: Whole | None = Field(default=None, ge=1, le=MAX_CHOICES)
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=MAX_LOGIT_BIAS)] | None = None
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     stop: Stops | None = None

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.dialects.fields import Fields, JsonObject, quoted, unsupported
-from app.dialects.tool_schemas import check_schema
+from app.dialects.tool_schemas import PatternRoom, check_schema
 from app.prompting.conversation import Tool
 
 M = TypeVar("M", bound=BaseModel)
@@ -16,17 +16,18 @@ M = TypeVar("M", bound=BaseModel)
 ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
 
 
-def checked_if_strict(field: str) -> Callable[[M], M]:
+def checked_if_strict(field: str) -> Callable[[M, ValidationInfo], M]:
     """Returns a validator for a tool that has its JSON schema in `field`.
 
     Only the schema of a strict tool is checked. Others are shown to the model as far as they go.
+    The context of the validation, if any, is the room that the tools of a request share.
     """
 
-    def check(tool: M) -> M:
+    def check(tool: M, info: ValidationInfo) -> M:
         schema = getattr(tool, field)
         if getattr(tool, "strict", None) and schema is not None:
             try:
-                check_schema(schema)
+                check_schema(schema, info.context or PatternRoom())
             except ValueError as error:
                 context = {"field": field, "message": str(error)}
                 raise PydanticCustomError("value_error", "{message}", context) from error

@@ -12,7 +12,7 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's status for this case; the client is not t
 async def unless_gone(http: Request, answer: Coroutine[Any, Any, Response]) -> Response:
     """Returns the response. If the client disconnects first, `answer` is cancelled instead."""
     working = asyncio.create_task(answer)
-    leaving = asyncio.create_task(_disconnect(http))
+    leaving = asyncio.create_task(disconnect(http))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
@@ -24,6 +24,7 @@ async def unless_gone(http: Request, answer: Coroutine[Any, Any, Response]) -> R
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 
-async def _disconnect(http: Request) -> None:
+async def disconnect(http: Request) -> None:
+    """Wait until the client has left. The request's body must have been read."""
     while (await http.receive())["type"] != "http.disconnect":
         pass

@@ -123,6 +123,29 @@ class Tool:
     field: str
 
 
+def characters_of(each: Turn | ToolResult) -> int:
+    """Returns how many characters the texts of a turn or result have, without its images."""
+    content = each.content
+    parts = [TextPart(content)] if isinstance(content, str) else content
+    characters = sum(len(part.text) for part in parts if isinstance(part, TextPart))
+    if isinstance(each, Turn):
+        characters += len(each.thought)
+        characters += sum(_characters(call.arguments) for call in each.calls)
+    return characters
+
+
+def _characters(value: Any) -> int:
+    """Returns how many characters free JSON has, at least."""
+    match value:
+        case str():
+            return len(value)
+        case Mapping():
+            return sum(len(key) + _characters(each) for key, each in value.items())
+        case list():
+            return len(value) + sum(map(_characters, value))
+    return 1
+
+
 def check_results(conversation: Conversation) -> None:
     """Raises BadRequest if a result belongs to no call before it. The error names its field."""
     called: set[str] = set()

@@ -4,14 +4,16 @@ Otherwise any client could make this machine send requests to other machines in 
 network.
 """
 
+import asyncio
 from collections.abc import Sequence
-from time import monotonic
 
 import httpx
 
 from app.errors import BadRequest, short
 
-_TIMEOUT_S = 10.0
+MOST_BYTES_TOGETHER = 64 * 2**20  # of the files of one request
+
+_TIMEOUT_S = 10.0  # for a whole file
 _STANDARD_PORTS = {"http": 80, "https": 443}
 
 
@@ -25,8 +27,30 @@ class ImageHosts:
     def __init__(self, hosts: Sequence[str]) -> None:
         self._hosts = frozenset(host.lower() for host in hosts)
 
-    def fetch(self, url: str, *, most_bytes: int, param: str) -> bytes:
-        """Returns the file's bytes. Raises BadRequest, which names `param`."""
+    async def fetch_all(self, urls: Sequence[tuple[str, str]], *, most_bytes: int) -> list[bytes]:
+        """Returns the files of several URLs, each of which comes behind the field that has it.
+
+        They are fetched at the same time. Raises BadRequest, which names the field, as soon as one
+        can't be fetched, or if they have more than `MOST_BYTES_TOGETHER`.
+        """
+        if not urls:
+            return []
+        allowed = [(field, self._allowed(url, field)) for field, url in urls]
+        room = _Room()
+        async with httpx.AsyncClient(timeout=_TIMEOUT_S) as client:
+            fetching = [
+                asyncio.create_task(_fetched(client, url, room, most_bytes=most_bytes, param=field))
+                for field, url in allowed
+            ]
+            try:
+                return await asyncio.gather(*fetching)
+            finally:
+                for task in fetching:
+                    task.cancel()
+                await asyncio.gather(*fetching, return_exceptions=True)
+
+    def _allowed(self, url: str, param: str) -> httpx.URL:
+        """Returns the URL. Raises BadRequest if it is none, or its host is not named."""
         try:
             parsed = httpx.URL(url)
         except httpx.InvalidURL as error:
@@ -44,29 +68,50 @@ class ImageHosts:
                 "send the image as a data URL.",
                 param=param,
             )
-        until = monotonic() + _TIMEOUT_S
-        try:
-            with httpx.stream("GET", parsed, timeout=_TIMEOUT_S) as response:
-                if response.status_code != httpx.codes.OK:
-                    raise BadRequest(
-                        f"{param}: the image can't be fetched: the host answered with status "
-                        f"{response.status_code}.",
-                        param=param,
-                    )
-                file = bytearray()
-                for part in response.iter_bytes():
-                    file += part
-                    if monotonic() > until:
-                        raise httpx.ReadTimeout("the file takes too long")
-                    if len(file) > most_bytes:
-                        raise BadRequest(
-                            f"{param}: the file is larger than {most_bytes} bytes.", param=param
-                        )
-                return bytes(file)
-        except httpx.HTTPError as error:
+        return parsed
+
+
+class _Room:
+    """How many bytes the files of one request may still have."""
+
+    def __init__(self) -> None:
+        self._left = MOST_BYTES_TOGETHER
+
+    def take(self, size: int, param: str) -> None:
+        self._left -= size
+        if self._left < 0:
             raise BadRequest(
-                f"{param}: the image can't be fetched: {type(error).__name__}.", param=param
-            ) from error
+                f"{param}: the images that are fetched have more than {MOST_BYTES_TOGETHER} bytes "
+                "together.",
+                param=param,
+            )
+
+
+async def _fetched(
+    client: httpx.AsyncClient, url: httpx.URL, room: _Room, *, most_bytes: int, param: str
+) -> bytes:
+    """Returns the file's bytes. Raises BadRequest, which names `param`."""
+    try:
+        async with asyncio.timeout(_TIMEOUT_S), client.stream("GET", url) as response:
+            if response.status_code != httpx.codes.OK:
+                raise BadRequest(
+                    f"{param}: the image can't be fetched: the host answered with status "
+                    f"{response.status_code}.",
+                    param=param,
+                )
+            file = bytearray()
+            async for part in response.aiter_bytes():
+                file += part
+                room.take(len(part), param)
+                if len(file) > most_bytes:
+                    raise BadRequest(
+                        f"{param}: the file is larger than {most_bytes} bytes.", param=param
+                    )
+            return bytes(file)
+    except (httpx.HTTPError, TimeoutError) as error:
+        raise BadRequest(
+            f"{param}: the image can't be fetched: {type(error).__name__}.", param=param
+        ) from error
 
 
 def _names(url: httpx.URL) -> set[str]:

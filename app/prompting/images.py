@@ -9,10 +9,10 @@ Whatever a client sends, images are fetched only from hosts that the configurati
 decoders of four formats run, on no more bytes and pixels than are allowed.
 """
 
+import asyncio
 import base64
 import math
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -24,12 +24,16 @@ import PIL.ImageOps
 from app.errors import UNSUPPORTED, BadRequest
 from app.prompting.conversation import ImageFile, ImagePart, ImageUrl
 from app.prompting.image_hosts import ImageHosts
+from app.threads import Pool
 from engine.messages import Image
 from engine.sizing.model_files import ModelFiles, ModelFilesError
 
 MOST_IMAGES = 32  # per request, because a file of 100 bytes becomes megabytes of pixels
 MOST_BYTES = 20 * 2**20  # per file
 MOST_PIXELS = 50_000_000  # per picture, as many as a phone's camera makes
+MOST_PIXELS_TOGETHER = 256_000_000  # per request, because a million of them take 20 to 50 ms
+# Per picture, in pixels, as many as a JPEG can have. Resizing a longer one takes gigabytes.
+MOST_SIDE = 65_535
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # by Pillow's names
 _DATA_URL = re.compile("data:image/[^,]*;base64,", re.IGNORECASE)
@@ -120,7 +124,6 @@ class ImageReader:
         self._format = picture_format
         self._hosts = ImageHosts(hosts)
         self._begin, self._image, self._end = begin_token, image_token, end_token
-        self._decoding = threading.Lock()  # one picture at a time: the largest takes 770 MiB
 
     @classmethod
     def find(
@@ -149,18 +152,30 @@ class ImageReader:
         """Returns whether the model has a vision tower."""
         return self._format is not None
 
-    def read(self, parts: Sequence[ImagePart]) -> list[Picture]:
-        """Returns the pictures of a request's images. Raises BadRequest, which names the image."""
+    async def read(self, parts: Sequence[ImagePart], pool: Pool) -> list[Picture]:
+        """Returns the pictures of a request's images. Raises BadRequest, which names the image.
+
+        The threads of `pool` decode one picture after another. None is decoded before the headers
+        of all have been read. Once this is cancelled, no further picture is decoded.
+        """
         if not parts:
             return []
-        if self._format is None:
+        picture_format = self._format
+        if picture_format is None:
             raise BadRequest("This model takes no images.", param=parts[0].field, code=UNSUPPORTED)
         if len(parts) > MOST_IMAGES:
             raise BadRequest(
                 f"The request has {len(parts)} images; at most {MOST_IMAGES} are allowed.",
                 param=parts[MOST_IMAGES].field,
             )
-        return [self._read(part, self._format) for part in parts]
+        urls = [(part.field, url) for part in parts if (url := _fetched_url(part)) is not None]
+        fetched = await self._hosts.fetch_all(urls, most_bytes=MOST_BYTES)
+        # Not in `pool`, where small pictures would wait twice for the large ones of others.
+        files = await asyncio.to_thread(_checked_files, parts, fetched)
+        return [
+            await pool.run(_picture, file, part.field, picture_format)
+            for part, file in zip(parts, files, strict=True)
+        ]
 
     def insert(
         self, prompt: Sequence[int], pictures: Sequence[Picture], param: str = "messages"
@@ -192,35 +207,62 @@ class ImageReader:
             )
         return PromptWithImages(tokens, images)
 
-    def _read(self, part: ImagePart, picture_format: PictureFormat) -> Picture:
-        file = self._file(part)
-        with self._decoding:
-            rgb = _upright_rgb(_opened(file, part.field), part.field)
-            rows, columns = picture_format.grid(rgb.height, rgb.width)
-            height, width = (count * picture_format.token_side for count in (rows, columns))
-            pixels = rgb.resize((width, height), picture_format.resample).tobytes()
-        return Picture(rows * columns, height, width, pixels)
 
-    def _file(self, part: ImagePart) -> bytes:
-        """Returns the bytes of the image's file.
+def _fetched_url(part: ImagePart) -> str | None:
+    """Returns the URL of an image that is not in the request itself, or None."""
+    match part.source:
+        case ImageUrl(url=url) if re.match("https?:", url, re.IGNORECASE):
+            return url
+    return None
 
-        The media type that a client declares is not used, because it is often wrong.
-        """
-        field = part.field
-        match part.source:
-            case ImageFile(base64=encoded):
-                return _decoded(encoded, field)
-            case ImageUrl(url=url) if re.match("https?:", url, re.IGNORECASE):
-                return self._hosts.fetch(url, most_bytes=MOST_BYTES, param=field)
-            case ImageUrl(url=url):
-                match = _DATA_URL.match(url)
-                if match is None:
-                    raise BadRequest(
-                        f"{field}: the URL must begin with data:image/png;base64, or have another "
-                        f"type of image in place of png, but it begins with {url[:_SHOWN]!r}.",
-                        param=field,
-                    )
-                return _decoded(url[match.end() :], field)
+
+def _checked_files(parts: Sequence[ImagePart], fetched: Sequence[bytes]) -> list[bytes]:
+    """Returns the images' files, of which only the headers have been read.
+
+    `fetched` has the files that were fetched, in the images' order. Raises BadRequest if a file is
+    not an image that is accepted, or if all together have too many pixels.
+    """
+    following = iter(fetched)
+    files = [_file(part) if _fetched_url(part) is None else next(following) for part in parts]
+    pixels = 0
+    for part, file in zip(parts, files, strict=True):
+        header = _opened(file, part.field)
+        pixels += header.height * header.width
+        if pixels > MOST_PIXELS_TOGETHER:
+            raise BadRequest(
+                f"{part.field}: the images up to this one have {pixels} pixels together; at most "
+                f"{MOST_PIXELS_TOGETHER} are allowed.",
+                param=part.field,
+            )
+    return files
+
+
+def _picture(file: bytes, field: str, picture_format: PictureFormat) -> Picture:
+    rgb = _upright_rgb(_opened(file, field), field)
+    rows, columns = picture_format.grid(rgb.height, rgb.width)
+    height, width = (count * picture_format.token_side for count in (rows, columns))
+    pixels = rgb.resize((width, height), picture_format.resample).tobytes()
+    return Picture(rows * columns, height, width, pixels)
+
+
+def _file(part: ImagePart) -> bytes:
+    """Returns the bytes of the file that a request has itself.
+
+    The media type that a client declares is not used, because it is often wrong.
+    """
+    field = part.field
+    match part.source:
+        case ImageFile(base64=encoded):
+            return _decoded(encoded, field)
+        case ImageUrl(url=url):
+            match = _DATA_URL.match(url)
+            if match is None:
+                raise BadRequest(
+                    f"{field}: the URL must begin with data:image/png;base64, or have another "
+                    f"type of image in place of png, but it begins with {url[:_SHOWN]!r}.",
+                    param=field,
+                )
+            return _decoded(url[match.end() :], field)
 
 
 def _image_processor(files: ModelFiles) -> dict[str, Any] | None:
@@ -288,6 +330,12 @@ def _opened(data: bytes, param: str) -> PIL.Image.Image:
         ) from error
     if image.height * image.width > MOST_PIXELS:
         raise too_large
+    if max(image.size) > MOST_SIDE:
+        raise BadRequest(
+            f"{param}: the image has {image.width} x {image.height} pixels; a side may have at "
+            f"most {MOST_SIDE}.",
+            param=param,
+        )
     # Further pictures in a JPEG are previews and brightness maps, which are ignored. The first
     # picture of a GIF stands for all, because most GIFs have several.
     if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):

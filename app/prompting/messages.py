@@ -25,7 +25,7 @@ from app.prompting.conversation import (
     ToolResult,
     Turn,
 )
-from app.prompting.shown_schema import Schema, SchemaTooLargeError, shown_schema
+from app.prompting.shown_schema import Schema, SchemaRoom, SchemaTooLargeError, shown_schema
 from app.prompting.template import ChatTemplate, Message
 
 _UNPARSED = "arguments"  # the name under which the model is shown arguments that are no JSON object
@@ -87,26 +87,23 @@ def template_tools(tools: Iterable[Tool], template: ChatTemplate) -> list[dict[s
 
     Raises BadRequest, naming the tool's field, if a schema stands for too many others.
     """
-    return [_tool(tool, template.lost_names) for tool in tools]
+    room = SchemaRoom()
+    return [_tool(tool, template.lost_names, room) for tool in tools]
 
 
 def _shown_turns(conversation: Conversation) -> list[Turn | ToolResult]:
     """Returns the conversation with what each turn shows, and the assistant's neighbours joined."""
     turns: list[Turn | ToolResult] = []
-    for each in conversation:
-        match each:
-            case Turn(role="assistant"):
-                turn = _shown_turn(each)
-                match turns[-1:]:
-                    case [Turn(role="assistant") as before]:
-                        turns[-1] = _joined(before, turn)
-                    case _:
-                        turns.append(turn)
-            case Turn():
-                turns.append(_shown_turn(each))
-            case ToolResult():
-                turns.append(each)
+    for assistant, several in groupby(conversation, key=_is_of_assistant):
+        shown = [_shown_turn(each) if isinstance(each, Turn) else each for each in several]
+        turns += (
+            [_joined([each for each in shown if isinstance(each, Turn)])] if assistant else shown
+        )
     return [each for each in turns if not _is_silent(each)]
+
+
+def _is_of_assistant(each: Turn | ToolResult) -> bool:
+    return isinstance(each, Turn) and each.role == "assistant"
 
 
 def _is_silent(each: Turn | ToolResult) -> bool:
@@ -127,8 +124,10 @@ def _results_by_turn(conversation: Conversation) -> dict[int, list[ToolResult]]:
             results.setdefault(callers.get(each.call_id, index), []).append(each)
         callers |= dict.fromkeys((call.id for call in _calls(each)), index)
     for index, several in results.items():
-        order = [call.id for call in _calls(conversation[index])]
-        several.sort(key=lambda r: order.index(r.call_id) if r.call_id in order else -1)
+        calls = _calls(conversation[index])
+        # An id that several calls have stands for the first of them.
+        order = {call.id: number for number, call in reversed([*enumerate(calls)])}
+        several.sort(key=lambda result, order=order: order.get(result.call_id, -1))  # type: ignore[misc]
     return results
 
 
@@ -155,19 +154,21 @@ def _shown_turn(turn: Turn) -> Turn:
     return replace(turn, content=content)
 
 
-def _joined(before: Turn, turn: Turn) -> Turn:
-    """Returns one turn of the assistant's two."""
-    thoughts = filter(None, [before.thought, turn.thought])
+def _joined(turns: Sequence[Turn]) -> Turn:
+    """Returns one turn of the assistant's."""
+    if len(turns) == 1:
+        return turns[0]
+    texts = [turn.content for turn in turns if isinstance(turn.content, str)]
     content: Content
-    if isinstance(before.content, str) and isinstance(turn.content, str):
-        content = "\n".join(filter(None, [before.content, turn.content]))
+    if len(texts) == len(turns):
+        content = "\n".join(filter(None, texts))
     else:
-        content = (*_parts(before.content), *_parts(turn.content))
+        content = tuple(part for turn in turns if turn.content for part in _parts(turn.content))
     return Turn(
         "assistant",
         content,
-        thought="\n".join(thoughts),
-        calls=(*before.calls, *turn.calls),
+        thought="\n".join(filter(None, [turn.thought for turn in turns])),
+        calls=tuple(call for turn in turns for call in turn.calls),
     )
 
 
@@ -211,9 +212,9 @@ def _with_null(value: Any, null: Any) -> Any:
     return value
 
 
-def _tool(tool: Tool, lost_names: frozenset[str]) -> dict[str, Any]:
+def _tool(tool: Tool, lost_names: frozenset[str], room: SchemaRoom) -> dict[str, Any]:
     try:
-        parameters = shown_schema(tool.parameters)
+        parameters = shown_schema(tool.parameters, room)
     except SchemaTooLargeError as error:
         raise BadRequest(
             f"{tool.field}: the schema is too large: {error}.", param=tool.field

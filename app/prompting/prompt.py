@@ -6,6 +6,7 @@ wherever in a message or a tool it is.
 """
 
 import logging
+import math
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,8 +18,15 @@ from jinja2.exceptions import TemplateError
 
 from app.chat_format.gemma import ANSWER_ENDS, ends_in_thought, with_text_before_call
 from app.errors import BadRequest, ContextLengthExceeded, short
-from app.prompting.conversation import Conversation, Tool, ToolResult, Turn
-from app.prompting.images import ImageReader
+from app.prompting.conversation import (
+    Conversation,
+    ImagePart,
+    Tool,
+    ToolResult,
+    Turn,
+    characters_of,
+)
+from app.prompting.images import ImageReader, Picture
 from app.prompting.messages import (
     images_of,
     shown_conversation,
@@ -26,13 +34,18 @@ from app.prompting.messages import (
     template_tools,
 )
 from app.prompting.readable import readable
-from app.prompting.template import Message, find_template
+from app.prompting.template import ChatTemplate, Message, find_template
 from app.prompting.vocabulary import Vocabulary
+from app.threads import Pool
 from engine.messages import Image
 from engine.sizing.dimensions import read_dimensions
 from engine.sizing.model_files import ModelFiles, ModelFilesError
 
 logger = logging.getLogger(__name__)
+
+# Of all texts that a prompt is made of. Tokenising one character takes up to 350 bytes of memory.
+MOST_CHARACTERS = 4 * 2**20
+_LONG_TOKEN = 16  # characters of a token, for an estimate that is rather too small
 
 
 @dataclass(frozen=True)
@@ -80,35 +93,49 @@ class PromptBuilder:
         self._images = ImageReader.find(model, image_hosts, sees=sees, revision=revision)
         _warn_of_tokens(self.vocabulary, read_dimensions(files.file("config.json")).vocab_size)
 
+    def images(self, conversation: Conversation, param: str = "messages") -> list[ImagePart]:
+        """Returns the images that the prompt of a conversation has, in their order.
+
+        Raises BadRequest, naming the request's field `param`, if there is no template, or the
+        conversation is larger than any prompt.
+        """
+        _check_size(conversation, (), param)
+        template = self._chat_template(param)
+        return images_of(
+            shown_conversation(readable(conversation, sees=self._images.sees), template)
+        )
+
+    async def pictures(self, images: Sequence[ImagePart], pool: Pool) -> list[Picture]:
+        """Returns the pictures of `images`, which `pool` decodes. Raises BadRequest."""
+        return await self._images.read(images, pool)
+
     def chat(
         self,
         conversation: Conversation,
         tools: Sequence[Tool] = (),
         *,
+        pictures: Sequence[Picture] = (),
         thinking: bool = False,
         continues: bool = False,
         options: Mapping[str, Any] | None = None,
         param: str = "messages",
+        context_length: int | None = None,
     ) -> Prompt:
         """Returns the prompt of a conversation, up to the beginning of the model's answer.
 
-        If it `continues`, the answer goes on with the conversation's last turn. `options` are
-        further variables of the chat template. Raises BadRequest if an image or a schema is
-        refused. Raises BadRequest, naming the request's field `param`, if there is no template, the
-        template refuses the conversation, or it is nested too deeply.
+        `pictures` are those of the conversation's `images`. If it `continues`, the answer goes on
+        with the conversation's last turn. `options` are further variables of the chat template.
+        Raises BadRequest, naming the request's field `param`, if there is no template, the template
+        refuses the conversation, or it is nested too deeply. Raises ContextLengthExceeded before
+        the text becomes tokens if it is certain not to fit into `context_length`.
         """
-        template = self._template
-        if template is None:
-            raise BadRequest(
-                "The model has no chat template, so it takes no chats: use /v1/completions, or "
-                "start the server with --chat-template FILE.",
-                param=param,
-                code="no_chat_template",
-            )
+        _check_size(conversation, tools, param)
+        template = self._chat_template(param)
         _check_names(tools)
         shown = shown_conversation(readable(conversation, sees=self._images.sees), template)
         continues = continues and bool(shown) and _may_continue(shown[-1])
-        pictures = self._images.read(images_of(shown))
+        if context_length is not None:
+            _check_fits(len(shown), len(shown), "messages", context_length, param)
         marks = _Marks(self.vocabulary)
         messages = marks.marked(template_messages(shown, template))
         moved = marks.moved_texts(messages) if template.text_follows_results else {}
@@ -135,13 +162,45 @@ class PromptBuilder:
             text = with_text_before_call(text, mark, before_call)
         if continues:
             text = text.partition(marks.end)[0]
+        self._check_length(marks.length(text), context_length, param)
         tokens, images = self._images.insert(marks.tokens(text), pictures, param)
         ends = self.vocabulary.control_ids(ANSWER_ENDS)
         return Prompt(tokens, ends_in_thought(text), images, ends)
 
-    def raw(self, text: str) -> Prompt:
-        """Returns a raw completion's prompt: the beginning-of-text token, then the text."""
-        return Prompt([*self._first, *self.vocabulary.encode_literally(text)])
+    def raw(self, text: str, context_length: int | None = None, param: str = "prompt") -> Prompt:
+        """Returns a raw completion's prompt: the beginning-of-text token, then the text.
+
+        Raises ContextLengthExceeded if the text is certain not to fit into `context_length`.
+        """
+        return Prompt([*self._first, *self.raw_tokens(text, context_length, param)])
+
+    def raw_tokens(
+        self, text: str, context_length: int | None = None, param: str = "prompt"
+    ) -> list[int]:
+        """Returns the tokens of a raw text. Raises ContextLengthExceeded as `raw` does."""
+        self._check_length(len(text), context_length, param)
+        return self.vocabulary.encode_literally(text)
+
+    def _chat_template(self, param: str) -> ChatTemplate:
+        if self._template is None:
+            raise BadRequest(
+                "The model has no chat template, so it takes no chats: use /v1/completions, or "
+                "start the server with --chat-template FILE.",
+                param=param,
+                code="no_chat_template",
+            )
+        return self._template
+
+    def _check_length(self, characters: int, context_length: int | None, param: str) -> None:
+        """Raises ContextLengthExceeded if a text of so many characters can't be a prompt.
+
+        It then has more tokens than the context even if each is the longest one of the vocabulary.
+        """
+        if characters > MOST_CHARACTERS:
+            raise _too_large(characters, param)
+        if context_length is not None:
+            least = math.ceil(characters / self.vocabulary.longest)
+            _check_fits(least, characters, "characters", context_length, param)
 
 
 class _Marks:
@@ -186,6 +245,15 @@ class _Marks:
             case list():
                 return [self.marked(each) for each in value]
         return value
+
+    def length(self, text: str) -> int:
+        """Returns the length of a rendered text with what its marks stand for."""
+        first, *marked = text.split(f"\ue000{self._nonce}:")
+        length = len(first)
+        for each in marked:
+            number, _, plain = each.partition("\ue001")
+            length += len(self._typed[int(number)]) + len(plain)
+        return length
 
     def tokens(self, text: str) -> list[int]:
         """Returns the token ids of a rendered text. What is marked has no control tokens."""
@@ -286,6 +354,39 @@ def _check_names(tools: Iterable[Tool]) -> None:
             )
 
 
+def _check_size(conversation: Conversation, tools: Iterable[Tool], param: str) -> None:
+    """Raises ContextLengthExceeded if all texts together are larger than any prompt.
+
+    A body is never so large, but a conversation may be that refers to kept items many times.
+    """
+    characters = sum(map(characters_of, conversation))
+    characters += sum(len(tool.description or "") for tool in tools)
+    if characters > MOST_CHARACTERS:
+        raise _too_large(characters, param)
+
+
+def _too_large(characters: int, param: str) -> ContextLengthExceeded:
+    least = characters // _LONG_TOKEN
+    return ContextLengthExceeded(
+        f"This model's maximum context length is exceeded: your prompt is too long. Its "
+        f"{characters} characters, of which at most {MOST_CHARACTERS} are read, were not counted "
+        f"as tokens; an estimate is {least} tokens.",
+        param=param,
+        tokens=least,
+    )
+
+
+def _check_fits(least: int, size: int, unit: str, context_length: int, param: str) -> None:
+    """Raises ContextLengthExceeded if `least` tokens, which `size` units have, do not fit."""
+    if least > context_length:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {context_length} tokens. However, your prompt "
+            f"is too long: it has at least {least} tokens, estimated from its {size} {unit}.",
+            param=param,
+            tokens=least,
+        )
+
+
 def answer_room(
     prompt: list[int], wanted: int | None, context_length: int, *, suffix_tokens: int, param: str
 ) -> int:
@@ -301,6 +402,7 @@ def answer_room(
             f"This model's maximum context length is {context_length} tokens. However, your prompt "
             f"is too long: it has {len(prompt)} tokens; at most {most} leave room for an answer.",
             param=param,
+            tokens=len(prompt),
         )
     room = most + 1 - len(prompt)
     return room if wanted is None else min(wanted, room)

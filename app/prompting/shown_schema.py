@@ -8,12 +8,14 @@ checked against the schema as it came.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 Schema = dict[str, Any]
 
 MOST_NODES = 5_000  # schemas of one tool, once references are looked up
+MOST_ENTRIES = 500_000  # entries of the objects and lists that a request's schemas are made of
+MOST_CHARACTERS = 4 * 2**20  # of all texts in a request's schemas
 _TYPES = ("string", "number", "integer", "boolean", "array", "object")
 _OTHER_NAMES = {
     "str": "string",
@@ -35,13 +37,42 @@ class SchemaTooLargeError(ValueError):
     """With its references looked up, the schema is larger than a prompt should have it."""
 
 
-def shown_schema(schema: Mapping[str, Any] | None) -> Schema:
+class SchemaRoom:
+    """How much the schemas of one request may still stand for.
+
+    Whatever is copied from one schema to another is counted before it is copied. So neither time
+    nor memory can grow faster than these numbers, however often a schema refers to itself.
+    """
+
+    def __init__(self) -> None:
+        self._entries = MOST_ENTRIES
+        self._characters = MOST_CHARACTERS
+
+    def take(self, values: Iterable[Any]) -> None:
+        """Raises SchemaTooLargeError if there is no room for the values' entries and texts."""
+        for value in values:
+            self._entries -= 1
+            if isinstance(value, str):
+                self._characters -= len(value)
+            elif isinstance(value, dict | list):
+                self._entries -= len(value)
+            if self._entries < 0:
+                raise SchemaTooLargeError(
+                    f"the request's schemas stand for more than {MOST_ENTRIES} entries"
+                )
+            if self._characters < 0:
+                raise SchemaTooLargeError(
+                    f"the request's schemas stand for more than {MOST_CHARACTERS} characters"
+                )
+
+
+def shown_schema(schema: Mapping[str, Any] | None, room: SchemaRoom | None = None) -> Schema:
     """Returns the schema as a template can show it: an object with its properties.
 
-    Raises SchemaTooLargeError.
+    `room` is shared by the schemas of a request. Raises SchemaTooLargeError.
     """
     whole = schema or {}
-    shown = _Shown(whole).schema(whole)
+    shown = _Shown(whole, room or SchemaRoom()).schema(whole)
     return {**shown, "type": "object", "properties": shown.get("properties", {})}
 
 
@@ -52,8 +83,9 @@ class _Shown:
     its fields.
     """
 
-    def __init__(self, whole: Mapping[str, Any]) -> None:
+    def __init__(self, whole: Mapping[str, Any], room: SchemaRoom) -> None:
         self._whole = whole
+        self._room = room
         self._nodes = 0
 
     def schema(self, value: Any, inside: frozenset[str] = frozenset()) -> Schema:
@@ -62,7 +94,8 @@ class _Shown:
         values, null_value = _enum(flat)
         kind = types[0] if types else _implied_type(flat, values)
         shown: Schema = {"type": kind}
-        description = _sentences(flat.get("description"), _hints(kind, types[1:], values))
+        listed = self._listed(kind, values)
+        description = _sentences(flat.get("description"), _hints(types[1:], listed))
         if description:
             shown["description"] = description
         if values:
@@ -93,6 +126,7 @@ class _Shown:
             raise SchemaTooLargeError(f"it stands for more than {MOST_NODES} schemas")
         if not isinstance(value, Mapping):  # true and false are schemas too
             return {}, inside
+        self._room.take(_parts(value))
         flat: Schema = {key: each for key, each in value.items() if key not in ("$ref", "allOf")}
         reference = value.get("$ref")
         if isinstance(reference, str):
@@ -101,14 +135,38 @@ class _Shown:
                 target = {key: target[key] for key in ("type", "description") if key in target}
             inside |= {reference}
             target, inside = self._flat(target, inside)
-            flat = _merged([flat, target])
+            flat = self._merged(flat, target)
         parts, inside = self._all_flat(value.get("allOf"), inside)
-        flat = _merged([flat, *parts])
+        flat = self._merged(flat, *parts)
         for key in _ALTERNATIVES:
             alternatives, inside = self._all_flat(flat.pop(key, None), inside)
             if alternatives:
-                flat = _merged([flat, _united(alternatives)])
+                flat = self._merged(flat, self._united(alternatives))
         return flat, inside
+
+    def _listed(self, kind: str, values: list[Any]) -> str:
+        """Returns the values of an enum as JSON if a template with one type does not show them."""
+        if kind == "string" and all(isinstance(each, str) for each in values):
+            return ""
+        shown = []
+        for each in values:
+            shown.append(json.dumps(each, ensure_ascii=False))
+            self._room.take(shown[-1:])
+        return ", ".join(shown)
+
+    def _merged(self, *schemas: Schema) -> Schema:
+        """Returns one schema that asks for what all of them ask for. The first one's words win."""
+        if len(schemas) == 1:
+            return schemas[0]
+        for each in schemas:
+            self._room.take(_parts(each))
+        return _merged(schemas)
+
+    def _united(self, alternatives: list[Schema]) -> Schema:
+        """Returns one schema that allows what any of them allows."""
+        for each in alternatives:
+            self._room.take(_parts(each))
+        return _united(alternatives)
 
     def _all_flat(self, values: Any, inside: frozenset[str]) -> tuple[list[Schema], frozenset[str]]:
         flat = [self._flat(each, inside) for each in values] if isinstance(values, list) else []
@@ -130,23 +188,42 @@ class _Shown:
         return target if isinstance(target, Mapping) else {}
 
 
-def _merged(schemas: Iterable[Schema]) -> Schema:
-    """Returns one schema that asks for what all of them ask for. The first one's words win."""
+def _parts(schema: Mapping[str, Any]) -> Iterator[Any]:
+    """Yields the values of a schema's keys, and those that its lists and enums have."""
+    for value in schema.values():
+        yield value
+        if isinstance(value, list):
+            yield from value
+
+
+def _merged(schemas: Sequence[Schema]) -> Schema:
     merged: Schema = {}
+    properties: list[Mapping[str, Any]] = []
+    required: list[list[Any]] = []
     for schema in schemas:
         for key, value in schema.items():
             before = merged.get(key)
-            if key == "properties" and isinstance(before, Mapping) and isinstance(value, Mapping):
-                merged[key] = {**value, **before}
-            elif key == "required" and isinstance(before, list) and isinstance(value, list):
-                merged[key] = [*before, *(each for each in value if each not in before)]
-            elif before is None:
+            if before is None:
                 merged[key] = value
+            if key == "properties" and isinstance(value, Mapping):
+                properties.append(value)
+            elif key == "required" and isinstance(value, list):
+                required.append(value)
+    if len(properties) > 1 and isinstance(merged["properties"], Mapping):
+        merged["properties"] = {
+            name: each for several in reversed(properties) for name, each in several.items()
+        }
+    if len(required) > 1 and isinstance(merged["required"], list):
+        merged["required"] = _names(name for several in required for name in several)
     return merged
 
 
+def _names(values: Iterable[Any]) -> list[str]:
+    """Returns the texts among the values, each once."""
+    return list(dict.fromkeys(each for each in values if isinstance(each, str)))
+
+
 def _united(alternatives: list[Schema]) -> Schema:
-    """Returns one schema that allows what any of them allows."""
     others = [each for each in alternatives if _types(each) != ([], True)]
     united: Schema = {"nullable": True} if len(others) < len(alternatives) else {}
     if len(others) == 1:
@@ -166,9 +243,8 @@ def _united(alternatives: list[Schema]) -> Schema:
         }
         required = [each.get("required") or [] for each in objects]
         if len(objects) == len(others) and all(isinstance(each, list) for each in required):
-            united["required"] = [
-                name for name in required[0] if all(name in each for each in required)
-            ]
+            common = set(_names(required[0])).intersection(*map(_names, required[1:]))
+            united["required"] = [name for name in _names(required[0]) if name in common]
     items = [each["items"] for each in others if "items" in each]
     if items:
         united["items"] = items[0] if len(items) == 1 else {"anyOf": items}
@@ -227,14 +303,13 @@ def _item(schema: Schema) -> Any:
     return {"anyOf": first} if isinstance(first, list) and first else {}
 
 
-def _hints(kind: str, other_types: list[str], values: list[Any]) -> list[str]:
+def _hints(other_types: list[str], listed: str) -> list[str]:
     """Returns sentences about what a template with one type does not show."""
     hints = []
     if other_types:
         hints.append(f"May also be of type {' or '.join(other_types)}.")
-    if values and (kind != "string" or not all(isinstance(each, str) for each in values)):
-        shown = ", ".join(json.dumps(each, ensure_ascii=False) for each in values)
-        hints.append(f"One of: {shown}.")
+    if listed:
+        hints.append(f"One of: {listed}.")
     return hints
 
 

@@ -32,6 +32,11 @@ class Vocabulary:
         ids = self.tokenizer.get_vocab(with_added_tokens=True).values()
         return sorted(token for token in ids if token >= vocab_size)
 
+    @cached_property
+    def longest(self) -> int:
+        """Returns the most characters of a text that one token can stand for."""
+        return max(map(len, self.tokenizer.get_vocab(with_added_tokens=True)))
+
     @property
     def first_token(self) -> int | None:
         """Returns the token that `tokenizer.json` puts in front of every text, or None."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, RootModel, Tag
 
 from app.dialects.chat.schema import ChatFields
-from app.dialects.fields import RequestFields
+from app.dialects.fields import MAX_TOKEN_IDS, RequestFields
 
 
 class TokenizeText(RequestFields):
@@ -39,4 +39,4 @@ class TokenizeRequest(RootModel[Any]):
 
 class DetokenizeRequest(RequestFields):
     model: str | None = None
-    tokens: list[Annotated[int, Field(ge=0)]] = Field(fail_fast=True)
+    tokens: list[Annotated[int, Field(ge=0)]] = Field(fail_fast=True, max_length=MAX_TOKEN_IDS)

@@ -1,7 +1,9 @@
+import asyncio
 import json
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -9,9 +11,11 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, model_validator
 
-from app.dialects.body import parsed
+from app.dialects.incoming import incoming
 from app.errors import GenerationFailed, NotReady, TooManyRequests, error_body
 from app.middleware import RequestIds, UnexpectedErrors
+from app.settings import Settings
+from app.threads import Threads
 
 
 async def test_an_unexpected_error_is_a_500_in_the_envelope_with_a_request_id():
@@ -95,10 +99,17 @@ async def test_a_body_is_parsed_outside_of_the_event_loop():
             checked_in.append(threading.get_ident())
             return self
 
-    async def receive():
-        return {"type": "http.request", "body": b"{}"}
+    threads = Threads()
+    services = SimpleNamespace(settings=Settings(), threads=threads)
+    messages = iter([{"type": "http.request", "body": b"{}"}])
 
-    assert isinstance(await parsed(Request({"type": "http"}, receive), Body), Body)
+    async def receive():
+        return next(messages, None) or await asyncio.Event().wait()
+
+    app = SimpleNamespace(state=SimpleNamespace(services=services))
+    async with incoming(Request({"type": "http", "app": app}, receive), Body) as arriving:
+        assert isinstance(arriving.body, Body)
+    threads.close()
     assert checked_in
     assert threading.get_ident() not in checked_in
 

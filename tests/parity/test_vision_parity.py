@@ -27,7 +27,7 @@ from tests.parity.tiny_models import (
     SEEING_SHAPES,
     write_seeing_model,
 )
-from tests.pictures import data_url, noise_picture
+from tests.pictures import data_url, noise_picture, read_pictures
 
 ONE = [(30, 55)]
 TWO = [(90, 64), (13, 200)]  # heights and widths in pixels
@@ -66,7 +66,9 @@ def make_prompt(pair, folder):
         rendered = next(words).tolist()
         for part in words:
             rendered += [IMAGE, *part.tolist()]
-        read = reader.read([ImagePart(ImageUrl(data_url(picture)), "url") for picture in pictures])
+        read = read_pictures(
+            reader, [ImagePart(ImageUrl(data_url(picture)), "url") for picture in pictures]
+        )
         tokens, images = reader.insert(rendered, read)
         features = processor(pictures, return_tensors="pt")
         return Prompt(

@@ -26,7 +26,7 @@ USER = {"role": "user", "content": "x"}
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_harm(server):
-    with unharmed(server, 3 * 2**30):  # tokenising 10 MB takes a gigabyte for a moment
+    with unharmed(server, 3 * 2**30):
         yield
 
 
@@ -278,7 +278,8 @@ def test_ten_megabytes_are_refused_while_other_requests_are_answered(server, mod
     asking = threading.Thread(target=ask)
     asking.start()
     try:
-        assert is_refused(httpx.post(f"{server.url}{path}", content=body, timeout=100))
+        response = httpx.post(f"{server.url}{path}", content=body, timeout=100)
+        assert response.status_code in (400, 413), response.text
     finally:
         done.set()
         asking.join()

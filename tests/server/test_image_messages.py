@@ -1,5 +1,8 @@
 """Images in messages, sent with the official SDK to a real server with a vision model."""
 
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
 import openai
 import pytest
 
@@ -115,3 +118,23 @@ def test_the_vision_model_with_weights_from_a_gguf_file_refuses_images(gguf_clie
         ask(gguf_client, data_url(noise_picture(60, 80)))
     assert error.value.param == "messages.0.content.0.image_url.url"
     assert ask(gguf_client).usage.completion_tokens
+
+
+def test_slow_image_hosts_end_with_the_deadline_and_delay_no_other_request(
+    vision_model, start_server
+):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host = f"127.0.0.1:{silent.getsockname()[1]}"
+        server = start_server(EASEL_MODEL=str(vision_model), EASEL_IMAGE_HOSTS=host)
+        server.wait_until_ready()
+        url = f"http://{host}/cat.png"
+        with ThreadPoolExecutor(12) as clients, sdk(server) as client:
+            waiting = [
+                clients.submit(ask, client, *[url] * 4, extra_body={"timeout": 8})
+                for _ in range(12)
+            ]
+            assert ask(client, data_url(noise_picture(60, 80)), timeout=5).usage.prompt_tokens
+            assert not any(each.done() for each in waiting)
+            for each in waiting:
+                assert each.exception().status_code == 504
+    assert server.stop() == 0

@@ -3,8 +3,9 @@
 Claude Code and Anthropic's SDKs speak this dialect.
 """
 
-import asyncio
 import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from fastapi import APIRouter, Request, Response
 
@@ -12,30 +13,36 @@ from app.answer.request import AnswerRequest, ChatFormat, prepare, unset_seed
 from app.dialects.anthropic.events import MessagesAnswer
 from app.dialects.anthropic.schema import CountTokensRequest, MessagesRequest
 from app.dialects.anthropic.turns import conversation, offered_tools
-from app.dialects.body import parsed
+from app.dialects.incoming import incoming
 from app.dialects.waiting import unless_gone
 from app.errors import ContextLengthExceeded
+from app.prompting.conversation import Conversation
+from app.prompting.images import Picture
 from app.prompting.prompt import Prompt
 from app.services import Admission, Services, prefix_salt, services_of
-from engine.messages import GenerateRequest, Ready
+from engine.messages import Ready
 
 router = APIRouter()
 
 
 @router.post("/v1/messages")
 async def messages(http: Request, admit: Admission) -> Response:
-    body = await parsed(http, MessagesRequest)
     services = services_of(http)
-    model = services.model_name(body.model)
-    limits = admit(priority=body.priority or 0)
-    request = await asyncio.to_thread(answer_request, services, body)
+    async with incoming(http, MessagesRequest) as arriving:
+        body = arriving.body
+        model = services.model_name(body.model)
+        limits = admit(priority=body.priority or 0)
+        turns = await arriving.run(conversation, body)
+        with _recognisable(limits):
+            pictures = await arriving.pictures(turns)
+            request = await arriving.run(answer_request, services, body, turns, pictures, limits)
+            prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
     head = {
         "id": f"msg_{uuid.uuid4().hex}",
         "type": "message",
         "role": "assistant",
         "model": model,
     }
-    prepared = _prepared(services, request, limits, prefix_salt(http))
     answer = MessagesAnswer(services, request, prepared, body.shows_thoughts, head)
     if body.stream:
         return answer.stream()
@@ -44,17 +51,26 @@ async def messages(http: Request, admit: Admission) -> Response:
 
 @router.post("/v1/messages/count_tokens")
 async def count_tokens(http: Request) -> dict[str, int]:
-    body = await parsed(http, CountTokensRequest)
     services = services_of(http)
-    services.model_name(body.model)
-    prompt = await asyncio.to_thread(_prompt, services, body)
+    async with incoming(http, CountTokensRequest) as arriving:
+        body = arriving.body
+        services.model_name(body.model)
+        turns = await arriving.run(conversation, body)
+        pictures = await arriving.pictures(turns)
+        prompt = await arriving.run(_prompt, services, body, turns, pictures)
     return {"input_tokens": len(prompt.tokens)}
 
 
-def answer_request(services: Services, body: MessagesRequest) -> AnswerRequest:
+def answer_request(
+    services: Services,
+    body: MessagesRequest,
+    turns: Conversation,
+    pictures: Sequence[Picture],
+    limits: Ready,
+) -> AnswerRequest:
     """Returns the dialect-independent request. Raises BadRequest if no prompt can be made of it."""
     choice = body.tool_choice
-    prompt = _prompt(services, body)
+    prompt = _prompt(services, body, turns, pictures, limits.context_length)
     return AnswerRequest(
         [prompt],
         body.sampling(unset_seed(body.temperature, [prompt]), services.prompts.vocabulary),
@@ -70,17 +86,31 @@ def answer_request(services: Services, body: MessagesRequest) -> AnswerRequest:
     )
 
 
-def _prompt(services: Services, body: CountTokensRequest) -> Prompt:
-    return services.prompts.chat(conversation(body), offered_tools(body), thinking=body.thinks)
+def _prompt(
+    services: Services,
+    body: CountTokensRequest,
+    turns: Conversation,
+    pictures: Sequence[Picture],
+    context_length: int | None = None,
+) -> Prompt:
+    return services.prompts.chat(
+        turns,
+        offered_tools(body),
+        pictures=pictures,
+        thinking=body.thinks,
+        context_length=context_length,
+    )
 
 
-def _prepared(
-    services: Services, request: AnswerRequest, limits: Ready, salt: str
-) -> list[GenerateRequest]:
+@contextmanager
+def _recognisable(limits: Ready) -> Iterator[None]:
+    """Puts words by which Claude Code recognises a prompt that is too long before its error.
+
+    Claude Code then compacts the conversation.
+    """
     try:
-        return prepare(request, limits, services.prompts.vocabulary, salt)
+        yield
     except ContextLengthExceeded as error:
-        # Claude Code recognises these words and compacts the conversation.
-        tokens, most = len(request.prompts[0].tokens), limits.context_length - 1
-        message = f"prompt is too long: {tokens} tokens > {most} maximum. {error.message}"
-        raise ContextLengthExceeded(message, param=error.param) from error
+        most = limits.context_length - 1
+        message = f"prompt is too long: {error.tokens} tokens > {most} maximum. {error.message}"
+        raise ContextLengthExceeded(message, param=error.param, tokens=error.tokens) from error

@@ -11,7 +11,10 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from app.dialects.fields import (
+    MAX_MESSAGES,
+    MAX_PARTS,
     MAX_STOPS,
+    MAX_TOOLS,
     ONE,
     ONE_OR_SEVERAL,
     SEVERAL,
@@ -20,6 +23,7 @@ from app.dialects.fields import (
     JsonValue,
     RequestFields,
     SamplingFields,
+    Stop,
     Whole,
     quoted,
     unsupported,
@@ -110,9 +114,9 @@ _Shown = (
 )
 ResultBlocks = Annotated[
     list[Annotated[_Shown | _TaggedOther, _tagged("text", "image", "document")]],
-    Field(fail_fast=True),
+    Field(fail_fast=True, max_length=MAX_PARTS),
 ]
-SystemBlocks = Annotated[list[TextBlock], Field(fail_fast=True)]
+SystemBlocks = Annotated[list[TextBlock], Field(fail_fast=True, max_length=MAX_PARTS)]
 
 
 def _blocks(content: str | Sequence[B] | None) -> Sequence[B | TextBlock]:
@@ -143,7 +147,7 @@ AnyBlock = Annotated[
     | _TaggedOther,
     _tagged("text", "image", "document", "thinking", "tool_use", "tool_result"),
 ]
-MessageBlocks = Annotated[list[AnyBlock], Field(fail_fast=True)]
+MessageBlocks = Annotated[list[AnyBlock], Field(fail_fast=True, max_length=MAX_PARTS)]
 
 # Blocks that have a meaning only in the other side's messages.
 _MISPLACED_BLOCKS = {
@@ -255,11 +259,11 @@ class CountTokensRequest(RequestFields):
     }
 
     model: str | None = None
-    messages: list[InputMessage] = Field(min_length=1, fail_fast=True)
+    messages: list[InputMessage] = Field(min_length=1, fail_fast=True, max_length=MAX_MESSAGES)
     system: (
         Annotated[Annotated[str, ONE] | Annotated[SystemBlocks, SEVERAL], ONE_OR_SEVERAL] | None
     ) = None
-    tools: list[AnyTool] | None = Field(default=None, fail_fast=True)
+    tools: list[AnyTool] | None = Field(default=None, fail_fast=True, max_length=MAX_TOOLS)
     tool_choice: MessagesToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -291,7 +295,7 @@ class CountTokensRequest(RequestFields):
 class MessagesRequest(CountTokensRequest, SamplingFields):
     max_tokens: Whole = Field(ge=1)
     temperature: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
-    stop_sequences: Annotated[list[str], Field(fail_fast=True, max_length=MAX_STOPS)] | None = None
+    stop_sequences: Annotated[list[Stop], Field(fail_fast=True, max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
 
     @property

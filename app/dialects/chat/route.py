@@ -1,19 +1,22 @@
 """The endpoint `POST /v1/chat/completions`."""
 
-import asyncio
 import time
 import uuid
+from collections.abc import Sequence
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 
 from app.answer.request import AnswerRequest, ChatFormat, prepare, unset_seed
-from app.dialects.body import parsed
 from app.dialects.chat.events import ChatAnswer
 from app.dialects.chat.schema import ChatCompletionRequest
-from app.dialects.chat.turns import chat_prompt
+from app.dialects.chat.turns import chat_prompt, conversation
+from app.dialects.incoming import incoming
 from app.dialects.waiting import unless_gone
+from app.prompting.conversation import Conversation
+from app.prompting.images import Picture
 from app.services import Admission, Services, prefix_salt, services_of
+from engine.messages import Ready
 
 router = APIRouter()
 
@@ -21,12 +24,15 @@ router = APIRouter()
 @router.post("/chat/completions", include_in_schema=False)
 @router.post("/v1/chat/completions")
 async def chat_completions(http: Request, admit: Admission) -> Response:
-    body = await parsed(http, ChatCompletionRequest)
     services = services_of(http)
-    model = services.model_name(body.model)
-    limits = admit(body.n or 1, priority=body.priority or 0)
-    request = await asyncio.to_thread(answer_request, services, body)
-    prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
+    async with incoming(http, ChatCompletionRequest) as arriving:
+        body = arriving.body
+        model = services.model_name(body.model)
+        limits = admit(body.n or 1, priority=body.priority or 0)
+        turns = await arriving.run(conversation, body.messages)
+        pictures = await arriving.pictures(turns)
+        request = await arriving.run(answer_request, services, body, turns, pictures, limits)
+        prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
     head = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),
@@ -38,9 +44,15 @@ async def chat_completions(http: Request, admit: Admission) -> Response:
     return await unless_gone(http, answer.whole())
 
 
-def answer_request(services: Services, body: ChatCompletionRequest) -> AnswerRequest:
+def answer_request(
+    services: Services,
+    body: ChatCompletionRequest,
+    turns: Conversation,
+    pictures: Sequence[Picture],
+    limits: Ready,
+) -> AnswerRequest:
     """Returns the dialect-independent request. Raises BadRequest if no prompt can be made of it."""
-    prompt = chat_prompt(services.prompts, body)
+    prompt = chat_prompt(services.prompts, body, turns, pictures, limits.context_length)
     seed = unset_seed(body.temperature, [prompt])
     top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return AnswerRequest(

@@ -7,6 +7,9 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.dialects.fields import (
+    MAX_MESSAGES,
+    MAX_PARTS,
+    MAX_TOOLS,
     MAX_TOP_LOGPROBS,
     ONE,
     ONE_OR_SEVERAL,
@@ -60,7 +63,7 @@ Part = Annotated[
         custom_error_message="Input should be an object with a type, such as 'text'",
     ),
 ]
-Parts = Annotated[list[Part], Field(fail_fast=True)]
+Parts = Annotated[list[Part], Field(fail_fast=True, max_length=MAX_PARTS)]
 Content = Annotated[Annotated[str, ONE] | Annotated[Parts, SEVERAL], ONE_OR_SEVERAL]
 
 
@@ -81,7 +84,7 @@ class ChatMessage(Fields):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = Field(default=None, fail_fast=True)
+    tool_calls: list[ToolCall] | None = Field(default=None, fail_fast=True, max_length=MAX_PARTS)
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -117,8 +120,8 @@ AnyTool = Annotated[
 class ChatFields(ThinkingFields):
     """The fields that a chat's prompt is made of."""
 
-    messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
-    tools: list[AnyTool] | None = Field(default=None, fail_fast=True)
+    messages: list[ChatMessage] = Field(min_length=1, fail_fast=True, max_length=MAX_MESSAGES)
+    tools: list[AnyTool] | None = Field(default=None, fail_fast=True, max_length=MAX_TOOLS)
     tool_choice: ToolChoice = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None

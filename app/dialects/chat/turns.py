@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from app.dialects.chat.schema import ChatFields, ChatMessage, ImageUrlPart
 from app.prompting.conversation import (
     Content,
+    Conversation,
     ImagePart,
     ImageUrl,
     Part,
@@ -16,14 +17,26 @@ from app.prompting.conversation import (
     UnreadablePart,
     check_results,
 )
+from app.prompting.images import Picture
 from app.prompting.prompt import Prompt, PromptBuilder
 
 
-def chat_prompt(prompts: PromptBuilder, body: ChatFields) -> Prompt:
-    """Returns the prompt of a chat. Raises BadRequest if none can be made of it."""
+def chat_prompt(
+    prompts: PromptBuilder,
+    body: ChatFields,
+    turns: Conversation,
+    pictures: Sequence[Picture],
+    context_length: int | None = None,
+) -> Prompt:
+    """Returns the prompt of a chat, whose messages are `turns`.
+
+    Raises BadRequest if none can be made of it.
+    """
     return prompts.chat(
-        conversation(body.messages),
+        turns,
         offered_tools(body),
+        pictures=pictures,
+        context_length=context_length,
         thinking=body.thinks,
         continues=body.continues,
         options=body.template_options,

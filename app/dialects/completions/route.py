@@ -1,6 +1,5 @@
 """The endpoint `POST /v1/completions`."""
 
-import asyncio
 import time
 import uuid
 
@@ -8,9 +7,9 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from app.answer.request import AnswerRequest, prepare, unset_seed
-from app.dialects.body import parsed
 from app.dialects.completions.events import CompletionAnswer
 from app.dialects.completions.schema import CompletionRequest
+from app.dialects.incoming import incoming
 from app.dialects.waiting import unless_gone
 from app.errors import BadRequest
 from app.prompting.prompt import Prompt
@@ -23,17 +22,18 @@ router = APIRouter()
 @router.post("/completions", include_in_schema=False)
 @router.post("/v1/completions")
 async def completions(http: Request, admit: Admission) -> Response:
-    body = await parsed(http, CompletionRequest)
     services = services_of(http)
-    model = services.model_name(body.model)
-    n = body.n or 1
-    limits = admit(
-        len(body.prompts) * n,
-        priority=body.priority or 0,
-        param="prompt" if n == 1 else "n",
-    )
-    request = await asyncio.to_thread(answer_request, services, body, limits)
-    prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
+    async with incoming(http, CompletionRequest) as arriving:
+        body = arriving.body
+        model = services.model_name(body.model)
+        n = body.n or 1
+        limits = admit(
+            len(body.prompts) * n,
+            priority=body.priority or 0,
+            param="prompt" if n == 1 else "n",
+        )
+        request = await arriving.run(answer_request, services, body, limits)
+        prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),
@@ -53,7 +53,7 @@ def answer_request(services: Services, body: CompletionRequest, limits: Ready) -
         msgspec.structs.replace(
             body.sampling(unset_seed(body.temperature, prompts), services.prompts.vocabulary),
             top_logprobs=body.logprobs,
-            suffix=services.prompts.vocabulary.encode_literally(body.suffix) if body.suffix else [],
+            suffix=services.prompts.raw_tokens(body.suffix or "", limits.context_length, "suffix"),
         ),
         body.token_limit,
         "prompt",
@@ -65,7 +65,7 @@ def answer_request(services: Services, body: CompletionRequest, limits: Ready) -
 
 def _prompt(services: Services, prompt: str | list[int], limits: Ready) -> Prompt:
     if isinstance(prompt, str):
-        return services.prompts.raw(prompt)
+        return services.prompts.raw(prompt, limits.context_length)
     largest = max(prompt)
     if largest >= limits.vocab_size:
         raise BadRequest(

@@ -4,12 +4,15 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from app.dialects.fields import ApiRequest, unsupported
+from app.dialects.fields import MAX_MESSAGES, MAX_TOKEN_IDS, ApiRequest, unsupported
 
 MAX_LOGPROBS = 5  # OpenAI's limit
 
 Text = Annotated[str, Field(min_length=1)]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
+TokenIds = Annotated[
+    list[Annotated[int, Field(ge=0)]],
+    Field(min_length=1, fail_fast=True, max_length=MAX_TOKEN_IDS),
+]
 
 
 def _prompt_form(value: Any) -> str | None:
@@ -32,8 +35,8 @@ class CompletionRequest(ApiRequest):
     prompt: Annotated[
         Annotated[Text, Tag("(string)")]
         | Annotated[TokenIds, Tag("(list)")]
-        | Annotated[list[Text], Field(fail_fast=True), Tag("(strings)")]
-        | Annotated[list[TokenIds], Field(fail_fast=True), Tag("(lists)")],
+        | Annotated[list[Text], Field(fail_fast=True, max_length=MAX_MESSAGES), Tag("(strings)")]
+        | Annotated[list[TokenIds], Field(fail_fast=True, max_length=MAX_MESSAGES), Tag("(lists)")],
         Discriminator(
             _prompt_form,
             custom_error_type="string_or_list",

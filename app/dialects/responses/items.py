@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
 
 from app.dialects.fields import (
+    MAX_PARTS,
     ONE,
     ONE_OR_SEVERAL,
     SEVERAL,
@@ -74,7 +75,9 @@ Part = Annotated[
     _by_type("input_text", "input_image", "output_text"),
 ]
 Content = Annotated[
-    Annotated[str, ONE] | Annotated[list[Part], Field(fail_fast=True), SEVERAL], ONE_OR_SEVERAL
+    Annotated[str, ONE]
+    | Annotated[list[Part], Field(fail_fast=True, max_length=MAX_PARTS), SEVERAL],
+    ONE_OR_SEVERAL,
 ]
 
 
@@ -154,8 +157,8 @@ class ReasoningText(Fields):
 
 class ReasoningItem(Item):
     type: Literal["reasoning"]
-    summary: list[SummaryText] | None = Field(default=None, fail_fast=True)
-    content: list[ReasoningText] | None = Field(default=None, fail_fast=True)
+    summary: list[SummaryText] | None = Field(default=None, fail_fast=True, max_length=MAX_PARTS)
+    content: list[ReasoningText] | None = Field(default=None, fail_fast=True, max_length=MAX_PARTS)
     encrypted_content: str | None = None  # only the service that wrote it can read it
 
     @property

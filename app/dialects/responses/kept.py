@@ -45,20 +45,18 @@ async def delete_response(http: Request, id: str) -> Response:
 async def get_input_items(http: Request, id: str) -> Response:
     """Returns all items that the model read for this response, including earlier turns."""
     query = http.query_params
-    items = [_listed(item) for item in _kept(http, id).read]
+    items = [*_kept(http, id).read]
     if query.get("order", "desc") != "asc":
         items.reverse()
     if "after" in query:
-        positions = [
-            position for position, item in enumerate(items) if item["id"] == query["after"]
-        ]
+        positions = [position for position, item in enumerate(items) if item.id == query["after"]]
         if not positions:
             raise BadRequest(f"after: no item has the id {short(query['after'])!r}.", param="after")
         items = items[positions[0] + 1 :]
     limit = query.get("limit", "20")
     if not (re.fullmatch("[0-9]{1,3}", limit) and 1 <= int(limit) <= 100):
         raise BadRequest(f"limit: {short(limit)!r} is not a number from 1 to 100.", param="limit")
-    shown = items[: int(limit)]
+    shown = [_listed(item) for item in items[: int(limit)]]
     return JSONResponse(
         {
             "object": "list",

@@ -1,6 +1,5 @@
 """The endpoints `POST /v1/responses` and `/v1/responses/input_tokens`."""
 
-import asyncio
 import json
 import time
 import uuid
@@ -16,7 +15,8 @@ from fastapi.responses import JSONResponse
 from app.answer.figures import Figures, diffusion
 from app.answer.generation import Delta, Finished, answer_events
 from app.answer.request import AnswerRequest, ChatFormat, prepare, unset_seed
-from app.dialects.body import parsed
+from app.dialects.fields import quoted
+from app.dialects.incoming import incoming
 from app.dialects.logprobs import token_logprobs
 from app.dialects.responses.events import OutputItems, StreamEvent, item_id
 from app.dialects.responses.items import InputItem, ItemReference, sent_back
@@ -30,17 +30,18 @@ from app.dialects.responses.store import KeptResponse, ResponseStore, response_s
 from app.dialects.responses.turns import conversation, namespaces, offered_tools
 from app.dialects.waiting import unless_gone
 from app.errors import ApiError, BadRequest, NotFound, error_event, short
-from app.prompting.conversation import Turn
+from app.prompting.conversation import Conversation, Turn
+from app.prompting.images import Picture
 from app.prompting.prompt import Prompt
 from app.services import Admission, Services, prefix_salt, services_of
 from app.sse import NamedEvent, event_stream
-from engine.messages import GenerateRequest, TokenLogprobs
+from engine.messages import GenerateRequest, Ready, TokenLogprobs
 
 router = APIRouter()
 
 
 @dataclass(frozen=True)
-class Incoming:
+class Wanted:
     """A request in all the forms that its answer needs."""
 
     body: ResponseRequest
@@ -52,30 +53,36 @@ class Incoming:
 @router.post("/responses", include_in_schema=False)
 @router.post("/v1/responses")
 async def create_response(http: Request, admit: Admission) -> Response:
-    body = await parsed(http, ResponseRequest)
     services, store = services_of(http), response_store(http)
-    model = services.model_name(body.model)
-    limits = admit(priority=body.priority or 0)
-    earlier, new = _conversation(store, body)
-    request = await asyncio.to_thread(answer_request, services, body, earlier, new)
-    prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
-    incoming = Incoming(body, [*earlier, *new], request, prepared)
-    head = _head(model, body)
-    output = _output(services, incoming)
-    events = _events(services, store, incoming, head, output)
+    async with incoming(http, ResponseRequest) as arriving:
+        body = arriving.body
+        model = services.model_name(body.model)
+        limits = admit(priority=body.priority or 0)
+        earlier, new = _conversation(store, body)
+        turns = await arriving.run(_turns, body, earlier, new)
+        pictures = await arriving.pictures(turns, "input")
+        request = await arriving.run(answer_request, services, body, turns, pictures, limits)
+        prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
+        head = await arriving.run(_head, model, body)
+    wanted = Wanted(body, [*earlier, *new], request, prepared)
+    output = _output(services, wanted)
+    events = _events(services, store, wanted, head, output)
     if body.stream:
         return ResponseStream(events, head, output).response(services.settings.stream_idle_s)
-    return await unless_gone(http, _whole(events))
+    return await unless_gone(http, _whole(services, events))
 
 
 @router.post("/responses/input_tokens", include_in_schema=False)
 @router.post("/v1/responses/input_tokens")
 async def count_input_tokens(http: Request) -> dict[str, Any]:
-    body = await parsed(http, InputTokensRequest)
     services = services_of(http)
-    services.model_name(body.model)
-    earlier, new = _conversation(response_store(http), body)
-    prompt = await asyncio.to_thread(_prompt, services, body, earlier, new)
+    async with incoming(http, InputTokensRequest) as arriving:
+        body = arriving.body
+        services.model_name(body.model)
+        earlier, new = _conversation(response_store(http), body)
+        turns = await arriving.run(_turns, body, earlier, new)
+        pictures = await arriving.pictures(turns, "input")
+        prompt = await arriving.run(_prompt, services, body, turns, pictures)
     return {"object": "response.input_tokens", "input_tokens": len(prompt.tokens)}
 
 
@@ -87,7 +94,17 @@ def _conversation(
     Raises BadRequest or NotFound if something that the request refers to is not kept.
     """
     earlier = _earlier(store, body)
-    return earlier, [_resolved(store, item, index) for index, item in enumerate(body.items)]
+    referred = set[str]()
+    items = body.items
+    for index, item in enumerate(items):
+        if isinstance(item, ItemReference):
+            if item.id in referred:
+                raise BadRequest(
+                    f"input.{index}.id: the item {quoted(item.id)} is referred to twice.",
+                    param=f"input.{index}.id",
+                )
+            referred.add(item.id)
+    return earlier, [_resolved(store, item, index) for index, item in enumerate(items)]
 
 
 def _earlier(store: ResponseStore, body: ResponseRequest) -> list[InputItem]:
@@ -120,11 +137,12 @@ def _resolved(store: ResponseStore, item: InputItem | ItemReference, index: int)
 def answer_request(
     services: Services,
     body: ResponseRequest,
-    earlier: Sequence[InputItem],
-    new: Sequence[InputItem],
+    turns: Conversation,
+    pictures: Sequence[Picture],
+    limits: Ready,
 ) -> AnswerRequest:
     """Returns the dialect-independent request. Raises BadRequest if no prompt can be made of it."""
-    prompt = _prompt(services, body, earlier, new)
+    prompt = _prompt(services, body, turns, pictures, limits.context_length)
     return AnswerRequest(
         [prompt],
         msgspec.structs.replace(
@@ -141,16 +159,30 @@ def answer_request(
     )
 
 
-def _prompt(
-    services: Services,
-    body: ResponseRequest,
-    earlier: Sequence[InputItem],
-    new: Sequence[InputItem],
-) -> Prompt:
+def _turns(
+    body: ResponseRequest, earlier: Sequence[InputItem], new: Sequence[InputItem]
+) -> Conversation:
     turns = conversation(earlier, new)
     if body.instructions is not None:
         turns.insert(0, Turn("system", body.instructions))
-    return services.prompts.chat(turns, offered_tools(body), thinking=body.thinking, param="input")
+    return turns
+
+
+def _prompt(
+    services: Services,
+    body: ResponseRequest,
+    turns: Conversation,
+    pictures: Sequence[Picture],
+    context_length: int | None = None,
+) -> Prompt:
+    return services.prompts.chat(
+        turns,
+        offered_tools(body),
+        pictures=pictures,
+        thinking=body.thinking,
+        param="input",
+        context_length=context_length,
+    )
 
 
 def _head(model: str, body: ResponseRequest) -> dict[str, Any]:
@@ -199,23 +231,23 @@ def _listed_tool(tool: FunctionTool | NamespaceTool) -> dict[str, Any]:
     return {**tool.model_dump(), "tools": inner}
 
 
-def _output(services: Services, incoming: Incoming) -> OutputItems:
+def _output(services: Services, wanted: Wanted) -> OutputItems:
     def logprobs(figures: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:
-        if not incoming.body.wants_logprobs:
+        if not wanted.body.wants_logprobs:
             return []
         return token_logprobs(services.prompts.vocabulary, figures)
 
     return OutputItems(
         logprobs,
-        summary=incoming.body.summary is not None,
-        namespaces=namespaces(incoming.body),
+        summary=wanted.body.summary is not None,
+        namespaces=namespaces(wanted.body),
     )
 
 
 async def _events(
     services: Services,
     store: ResponseStore,
-    incoming: Incoming,
+    wanted: Wanted,
     head: dict[str, Any],
     output: OutputItems,
 ) -> AsyncGenerator[StreamEvent, None]:
@@ -225,7 +257,7 @@ async def _events(
     """
     yield {"type": "response.created", "response": head}
     yield {"type": "response.in_progress", "response": head}
-    async with aclosing(answer_events(services, incoming.request, incoming.prepared)) as answer:
+    async with aclosing(answer_events(services, wanted.request, wanted.prepared)) as answer:
         async for event in answer:
             match event:
                 case Delta():
@@ -236,9 +268,12 @@ async def _events(
                     for growth in output.end(status):
                         yield growth
                     response = _response(head, output, status, event.figures)
-                    if incoming.body.store is not False:
+                    if wanted.body.store is not False:
                         answer_items = [sent_back(item) for item in output.items]
-                        store.keep(KeptResponse(response, incoming.read, answer_items))
+                        kept = KeptResponse(response, wanted.read, answer_items)
+                        # In a thread, because a large one takes a second.
+                        sized = services.threads.prompts.run(kept.size_bytes, store.most_bytes)
+                        store.keep(kept, await sized)
                     yield {"type": f"response.{status}", "response": response}
 
 
@@ -266,11 +301,11 @@ def _response(
     }
 
 
-async def _whole(events: AsyncGenerator[StreamEvent, None]) -> Response:
+async def _whole(services: Services, events: AsyncGenerator[StreamEvent, None]) -> Response:
     async with aclosing(events):
         async for event in events:
             last = event
-    return JSONResponse(last["response"])
+    return await services.threads.prompts.run(JSONResponse, last["response"])
 
 
 @dataclass

@@ -5,12 +5,17 @@ OpenAI's service or in the client, and clients such as Codex send several with e
 response's `tools` shows which tools the model was offered.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from app.dialects.fields import (
+    MAX_MESSAGES,
+    MAX_METADATA,
+    MAX_NAME,
+    MAX_TOOLS,
     MAX_TOP_LOGPROBS,
     ONE,
     ONE_OR_SEVERAL,
@@ -43,7 +48,7 @@ class NamespaceTool(Fields):
             Annotated[FunctionTool, Tag("(function)")] | Annotated[OtherTool, Tag("(other)")],
             Discriminator(tool_type),
         ]
-    ] = Field(fail_fast=True)
+    ] = Field(fail_fast=True, max_length=MAX_TOOLS)
 
 
 def _tool_type(value: Any) -> str:
@@ -71,9 +76,23 @@ class TextConfig(Fields):
 
 
 Input = Annotated[
-    Annotated[str, ONE] | Annotated[list[AnyItem], Field(min_length=1, fail_fast=True), SEVERAL],
+    Annotated[str, ONE]
+    | Annotated[
+        list[AnyItem], Field(min_length=1, fail_fast=True, max_length=MAX_MESSAGES), SEVERAL
+    ],
     ONE_OR_SEVERAL,
 ]
+
+
+Name = Annotated[str, Field(max_length=MAX_NAME)]
+
+
+def _small(value: Any) -> Any:
+    """Returns metadata. Raises ValueError if it is too large, because each event repeats it."""
+    size = len(json.dumps(value, ensure_ascii=False))
+    if size > MAX_METADATA:
+        raise ValueError(f"it has {size} characters as JSON; at most {MAX_METADATA} are allowed")
+    return value
 
 
 class ResponseRequest(SamplingFields):
@@ -103,7 +122,7 @@ class ResponseRequest(SamplingFields):
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool | None = None
-    tools: list[AnyTool] | None = Field(default=None, fail_fast=True)
+    tools: list[AnyTool] | None = Field(default=None, fail_fast=True, max_length=MAX_TOOLS)
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
@@ -111,15 +130,15 @@ class ResponseRequest(SamplingFields):
     max_output_tokens: TokenLimit = None
     top_logprobs: Whole | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     # Only the log-probabilities have an effect. Others extend items that never occur here.
-    include: list[str] | None = Field(default=None, fail_fast=True)
+    include: list[str] | None = Field(default=None, fail_fast=True, max_length=MAX_TOOLS)
     # Nothing is cut off. A prompt that does not fit is an error with either value.
     truncation: Literal["auto", "disabled"] | None = None
     stream: bool | None = None
     # These fields have no effect, but are returned in the response.
-    metadata: JsonValue = None
-    prompt_cache_key: str | None = None
-    safety_identifier: str | None = None
-    user: str | None = None
+    metadata: Annotated[JsonValue, AfterValidator(_small)] = None
+    prompt_cache_key: Name | None = None
+    safety_identifier: Name | None = None
+    user: Name | None = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "ResponseRequest":

@@ -40,10 +40,17 @@ class KeptResponse:
         """Returns the items of the conversation that this server named, by their ids."""
         return {item.id: item for item in self.conversation if item.id and item.named_here}
 
-    def size_bytes(self) -> int:
-        """Returns the size as JSON. The memory is less, because responses share their items."""
-        items = sum(len(item.model_dump_json().encode()) for item in self.conversation)
-        return items + len(msgspec.json.encode(self.response))
+    def size_bytes(self, most: int) -> int:
+        """Returns the size as JSON. The memory is less, because responses share their items.
+
+        Counting ends when the size is larger than `most`.
+        """
+        size = len(msgspec.json.encode(self.response))
+        for item in self.conversation:
+            if size > most:
+                break
+            size += len(item.model_dump_json().encode())
+        return size
 
 
 class ResponseStore:
@@ -54,17 +61,16 @@ class ResponseStore:
     ) -> None:
         """The bounds are those of all stores in `sharing` together, to which this one is added."""
         self._most = most
-        self._most_bytes = most_bytes
+        self.most_bytes = most_bytes
         self._sharing = sharing
         # By id, with their sizes; the least recently used response is the first.
         self._kept: OrderedDict[str, tuple[KeptResponse, int]] = OrderedDict()
         self._bytes = 0
         self._holders: dict[str, dict[str, None]] = {}  # ids of responses by those of their items
 
-    def keep(self, response: KeptResponse) -> None:
-        """Keep a response. One that is larger than all stores may be is not kept."""
-        size = response.size_bytes()
-        if size > self._most_bytes:
+    def keep(self, response: KeptResponse, size: int) -> None:
+        """Keep a response of `size` bytes, unless it is larger than all stores may be."""
+        if size > self.most_bytes:
             return
         name = response.response["id"]
         self._kept[name] = response, size
@@ -75,7 +81,7 @@ class ResponseStore:
         # If several stores hold equally much, this one is the first of them.
         while sum(len(store._kept) for store in stores) > self._most:
             max(stores, key=lambda store: len(store._kept))._delete_oldest()
-        while sum(store._bytes for store in stores) > self._most_bytes:
+        while sum(store._bytes for store in stores) > self.most_bytes:
             max(stores, key=lambda store: store._bytes)._delete_oldest()
 
     def get(self, id: str) -> KeptResponse | None:
@@ -117,13 +123,13 @@ class ResponseStores:
 
     def __init__(self, most: int, most_bytes: int) -> None:
         self._most = most
-        self._most_bytes = most_bytes
+        self.most_bytes = most_bytes
         self._stores: dict[str, ResponseStore] = {}
 
     def of(self, client_id: str) -> ResponseStore:
         if client_id not in self._stores:
             self._stores[client_id] = ResponseStore(
-                self._most, self._most_bytes, self._stores.values()
+                self._most, self.most_bytes, self._stores.values()
             )
         return self._stores[client_id]
 

@@ -16,6 +16,7 @@ from app.prompting.conversation import ImageFile, ImagePart, TextPart
 from app.prompting.prompt import PromptBuilder
 from app.services import Services
 from app.settings import Settings
+from app.threads import Threads
 from demo.tokenizer import SPECIAL_TOKENS
 from engine.config import DEMO_MODEL_PATH
 from engine.messages import Block, Ready
@@ -181,7 +182,7 @@ async def answered(answer, *, stream, finish_reason="stop", **fields):
     app = FastAPI()
     app.include_router(route.router)
     worker = ScriptedWorker(prompts, answer, finish_reason)
-    app.state.services = Services(Settings(), Metrics(), worker, prompts)
+    app.state.services = Services(Settings(), Metrics(), worker, prompts, Threads())
     tool = {"name": "f", "input_schema": {"type": "object"}}
     body = {
         "model": Settings().model,

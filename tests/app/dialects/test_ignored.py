@@ -3,10 +3,9 @@
 import json
 
 import pytest
-from fastapi import Request
 
 from app.dialects.anthropic.schema import CountTokensRequest, MessagesRequest
-from app.dialects.body import parsed
+from app.dialects.body import parse
 from app.dialects.chat.schema import ChatCompletionRequest
 from app.dialects.completions.schema import CompletionRequest
 from app.dialects.responses.schema import ResponseRequest
@@ -27,23 +26,18 @@ FUNCTION = {"name": "f", "parameters": {"type": "object"}}
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
-async def read(schema, body):
+def read(schema, body):
     """Returns the parsed body and the names of its ignored fields."""
-
-    async def receive():
-        return {"type": "http.request", "body": json.dumps(body).encode()}
-
-    request = Request({"type": "http"}, receive)
-    return await parsed(request, schema), request.state.ignored_fields
+    return parse(json.dumps(body).encode(), schema)
 
 
 @pytest.mark.parametrize(("schema", "body"), REQUESTS)
-async def test_null_is_the_same_as_an_absent_field(schema, body):
+def test_null_is_the_same_as_an_absent_field(schema, body):
     required = {name for name, field in schema.model_fields.items() if field.is_required()}
     optional = {*schema.model_fields, *schema.neutral, *schema.hints, "colour"} - required
-    value, ignored = await read(schema, {**body, **dict.fromkeys(optional)})
+    value, ignored = read(schema, {**body, **dict.fromkeys(optional)})
     assert ignored == []
-    assert value == (await read(schema, body))[0]
+    assert value == (read(schema, body))[0]
 
 
 @pytest.mark.parametrize(
@@ -77,8 +71,8 @@ async def test_null_is_the_same_as_an_absent_field(schema, body):
         {"messages": [*CHAT["messages"], {"role": "assistant", "content": "", "tool_calls": None}]},
     ],
 )
-async def test_a_value_that_asks_for_nothing_is_accepted(fields):
-    _, ignored = await read(ChatCompletionRequest, {**CHAT, **fields})
+def test_a_value_that_asks_for_nothing_is_accepted(fields):
+    _, ignored = read(ChatCompletionRequest, {**CHAT, **fields})
     assert ignored == []
 
 
@@ -112,8 +106,8 @@ async def test_a_value_that_asks_for_nothing_is_accepted(fields):
         ),
     ],
 )
-async def test_a_hint_is_ignored_and_named(schema, body, fields):
-    _, ignored = await read(schema, {**body, **fields})
+def test_a_hint_is_ignored_and_named(schema, body, fields):
+    _, ignored = read(schema, {**body, **fields})
     assert sorted(ignored) == sorted(fields)
 
 
@@ -200,8 +194,8 @@ async def test_a_hint_is_ignored_and_named(schema, body, fields):
         ),
     ],
 )
-async def test_keys_of_other_providers_are_ignored_and_named_once(schema, body, names):
-    _, ignored = await read(schema, body)
+def test_keys_of_other_providers_are_ignored_and_named_once(schema, body, names):
+    _, ignored = read(schema, body)
     assert sorted(ignored) == sorted(names)
 
 
@@ -225,9 +219,9 @@ async def test_keys_of_other_providers_are_ignored_and_named_once(schema, body, 
         (MessagesRequest, MESSAGES, {"tool_choice": {"type": "any"}}),
     ],
 )
-async def test_a_promise_that_would_be_broken_is_refused_by_name(schema, body, fields):
+def test_a_promise_that_would_be_broken_is_refused_by_name(schema, body, fields):
     with pytest.raises(BadRequest) as error:
-        await read(schema, {**body, **fields})
+        read(schema, {**body, **fields})
     assert error.value.param.partition(".")[0] in fields
 
 
@@ -250,15 +244,15 @@ async def test_a_promise_that_would_be_broken_is_refused_by_name(schema, body, f
         ({"chat_template_kwargs": {"enable_thinking": True, "more": 1}}, True),
     ],
 )
-async def test_thinking_is_switched_by_every_name_that_clients_use(fields, thinks):
-    body, _ = await read(ChatCompletionRequest, {**CHAT, **fields})
+def test_thinking_is_switched_by_every_name_that_clients_use(fields, thinks):
+    body, _ = read(ChatCompletionRequest, {**CHAT, **fields})
     assert body.thinks is thinks
     assert body.shows_thoughts
 
 
-async def test_thoughts_can_be_hidden():
+def test_thoughts_can_be_hidden():
     for fields in ({"include_reasoning": False}, {"reasoning": {"exclude": True}}):
-        body, _ = await read(ChatCompletionRequest, {**CHAT, **fields})
+        body, _ = read(ChatCompletionRequest, {**CHAT, **fields})
         assert not body.shows_thoughts
 
 
@@ -272,9 +266,9 @@ async def test_thoughts_can_be_hidden():
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
     ],
 )
-async def test_a_switch_that_contradicts_another_or_is_not_one_is_refused(fields, param):
+def test_a_switch_that_contradicts_another_or_is_not_one_is_refused(fields, param):
     with pytest.raises(BadRequest) as error:
-        await read(ChatCompletionRequest, {**CHAT, **fields})
+        read(ChatCompletionRequest, {**CHAT, **fields})
     assert error.value.param == param
 
 
@@ -287,31 +281,31 @@ async def test_a_switch_that_contradicts_another_or_is_not_one_is_refused(fields
         {"properties": {"a": "string"}},
     ],
 )
-async def test_a_tool_s_schema_is_checked_only_if_it_is_strict(schema):
+def test_a_tool_s_schema_is_checked_only_if_it_is_strict(schema):
     for strict in (False, None):
         tool = {"type": "function", "function": {**FUNCTION, "parameters": schema}}
         tool["function"]["strict"] = strict
-        await read(ChatCompletionRequest, {**CHAT, "tools": [tool]})
+        read(ChatCompletionRequest, {**CHAT, "tools": [tool]})
     tool["function"]["strict"] = True
     with pytest.raises(BadRequest) as error:
-        await read(ChatCompletionRequest, {**CHAT, "tools": [tool]})
+        read(ChatCompletionRequest, {**CHAT, "tools": [tool]})
     assert error.value.param == "tools.0.function.parameters"
 
 
-async def test_tools_that_are_no_functions_are_skipped_in_every_dialect():
+def test_tools_that_are_no_functions_are_skipped_in_every_dialect():
     for schema, body, other in (
         (ChatCompletionRequest, CHAT, {"type": "custom", "custom": {"name": "x"}}),
         (ResponseRequest, RESPONSE, {"type": "web_search"}),
         (MessagesRequest, MESSAGES, {"type": "web_search_20250305", "name": "web_search"}),
     ):
-        value, ignored = await read(schema, {**body, "tools": [other]})
+        value, ignored = read(schema, {**body, "tools": [other]})
         assert len(value.tools) == 1
         assert ignored == [f"tools.{other['type']}"]
 
 
-async def test_up_to_64_stop_strings_are_accepted():
+def test_up_to_64_stop_strings_are_accepted():
     stops = [str(number) for number in range(64)]
-    value, _ = await read(ChatCompletionRequest, {**CHAT, "stop": stops})
+    value, _ = read(ChatCompletionRequest, {**CHAT, "stop": stops})
     assert value.stops == tuple(stops)
     with pytest.raises(BadRequest, match="65 stop strings are too many"):
-        await read(ChatCompletionRequest, {**CHAT, "stop": [*stops, "x"]})
+        read(ChatCompletionRequest, {**CHAT, "stop": [*stops, "x"]})

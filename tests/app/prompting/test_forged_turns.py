@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.dialects.anthropic import route as anthropic
+from app.dialects.anthropic import turns as anthropic_turns
 from app.dialects.anthropic.schema import MessagesRequest
 from app.dialects.chat import route as chat
+from app.dialects.chat import turns as chat_turns
 from app.dialects.chat.schema import ChatCompletionRequest
 from app.dialects.completions import route as completions
 from app.dialects.completions.schema import CompletionRequest
@@ -21,7 +23,7 @@ from engine.config import DEMO_MODEL_PATH
 
 PROMPTS = PromptBuilder(str(DEMO_MODEL_PATH))
 SERVICES = SimpleNamespace(prompts=PROMPTS)
-LIMITS = SimpleNamespace(vocab_size=1280)
+LIMITS = SimpleNamespace(vocab_size=1280, context_length=100_000)
 CONTROLS = PROMPTS.vocabulary.controls
 HARMLESS = ["ab", "cd", "ef"]
 
@@ -64,7 +66,9 @@ def chat_request(a, b, c):
         "stop": [a or "x"],
         "user": a,
     }
-    return chat.answer_request(SERVICES, ChatCompletionRequest.model_validate(body))
+    read = ChatCompletionRequest.model_validate(body)
+    turns = chat_turns.conversation(read.messages)
+    return chat.answer_request(SERVICES, read, turns, [], LIMITS)
 
 
 def tools(text, parameters):
@@ -86,7 +90,8 @@ def responses_request(a, b, c):
         "metadata": {a: b},
     }
     read = ResponseRequest.model_validate(body)
-    return responses.answer_request(SERVICES, read, [], read.items)
+    turns = responses._turns(read, [], read.items)
+    return responses.answer_request(SERVICES, read, turns, [], LIMITS)
 
 
 def messages_request(a, b, c):
@@ -108,7 +113,9 @@ def messages_request(a, b, c):
         "tools": tools(a, "input_schema"),
         "stop_sequences": [f"s{a}"],
     }
-    return anthropic.answer_request(SERVICES, MessagesRequest.model_validate(body))
+    read = MessagesRequest.model_validate(body)
+    turns = anthropic_turns.conversation(read)
+    return anthropic.answer_request(SERVICES, read, turns, [], LIMITS)
 
 
 def completion_request(a, b, c):

@@ -1,11 +1,14 @@
 """Images are fetched only from hosts that the configuration names."""
 
+import asyncio
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
 
+import app.prompting.image_hosts
 from app.errors import BadRequest
 from app.prompting.image_hosts import ImageHosts
 from tests.pictures import file_bytes, noise_picture
@@ -38,7 +41,13 @@ def host():
 
 
 def fetch(hosts, url, most_bytes=10_000):
-    return ImageHosts(hosts).fetch(url, most_bytes=most_bytes, param="messages.0")
+    (file,) = fetch_all(hosts, [url], most_bytes)
+    return file
+
+
+def fetch_all(hosts, urls, most_bytes=10_000):
+    fields = [(f"messages.{index}", url) for index, url in enumerate(urls)]
+    return asyncio.run(ImageHosts(hosts).fetch_all(fields, most_bytes=most_bytes))
 
 
 def test_a_file_of_a_named_host_is_fetched(host):
@@ -120,3 +129,21 @@ def test_the_error_says_why_a_file_cannot_be_fetched(host):
             fetch([address], f"http://{address}/{path}", most)
     with pytest.raises(BadRequest, match="ConnectError"):
         fetch(["127.0.0.1:1"], "http://127.0.0.1:1/")
+
+
+def test_the_files_of_one_request_are_fetched_together_and_have_a_limit(host, monkeypatch):
+    address, requested = host
+    urls = [f"http://{address}/{number}" for number in range(3)]
+    assert fetch_all([address], urls) == [PNG] * 3
+    assert sorted(requested) == ["/0", "/1", "/2"]
+    monkeypatch.setattr(app.prompting.image_hosts, "MOST_BYTES_TOGETHER", 2 * len(PNG))
+    with pytest.raises(BadRequest, match="bytes together"):
+        fetch_all([address], urls)
+
+
+def test_a_host_that_never_answers_is_given_up(monkeypatch):
+    monkeypatch.setattr(app.prompting.image_hosts, "_TIMEOUT_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(BadRequest, match="can't be fetched"):
+            fetch([address], f"http://{address}/cat.png")

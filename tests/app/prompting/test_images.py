@@ -1,9 +1,11 @@
 """Images from data URLs have the same pixels and tokens as in Transformers, or are refused."""
 
+import asyncio
 import contextlib
 import io
 import json
 import struct
+import threading
 import zlib
 
 import numpy as np
@@ -17,9 +19,10 @@ import app.prompting.images
 from app.errors import UNSUPPORTED, BadRequest
 from app.prompting.conversation import ImagePart, ImageUrl
 from app.prompting.images import MOST_IMAGES, ImageReader, PictureFormat
+from app.threads import Pool
 from demo.tokenizer import SPECIAL_TOKENS, build_tokenizer, save_tokenizer
 from tests.parity.tiny_models import write_image_processor
-from tests.pictures import data_url, file_bytes, noise_picture, raw_data_url
+from tests.pictures import data_url, file_bytes, noise_picture, raw_data_url, read_pictures
 
 PARAM = "messages.0.content.1.image_url.url"
 PNG = data_url(noise_picture(20, 30))
@@ -36,14 +39,14 @@ def new_reader(**config):
 
 
 def read_one(url, reader=None):
-    (picture,) = (reader or new_reader()).read([ImagePart(ImageUrl(url), PARAM)])
+    (picture,) = read_pictures(reader or new_reader(), [ImagePart(ImageUrl(url), PARAM)])
     return picture
 
 
 def refusal(*urls, reader=None):
     parts = [ImagePart(ImageUrl(url), PARAM) for url in urls]
     with pytest.raises(BadRequest) as caught:
-        (reader or new_reader()).read(parts)
+        read_pictures(reader or new_reader(), parts)
     assert caught.value.param == PARAM
     assert caught.value.status == 400
     return caught.value.message
@@ -161,7 +164,9 @@ def test_images_in_a_prompt_have_the_same_tokens_as_in_the_processor(folder, mon
     pictures = [noise_picture(*size) for size in ((50, 70), (9, 300), (200, 30))]
     expected = processor(text=text, images=pictures)["input_ids"][0]
     reader = ImageReader.find(str(folder))
-    read = reader.read([ImagePart(ImageUrl(data_url(picture)), PARAM) for picture in pictures])
+    read = read_pictures(
+        reader, [ImagePart(ImageUrl(data_url(picture)), PARAM) for picture in pictures]
+    )
     tokens, images = reader.insert(tokenizer(text, add_special_tokens=False)["input_ids"], read)
     assert tokens == expected
     for image, picture in zip(images, read, strict=True):
@@ -179,7 +184,7 @@ def test_a_template_that_does_not_show_every_image_once_is_refused():
 
 
 def test_a_prompt_without_images_is_unchanged():
-    assert new_reader().insert([7, 8], new_reader().read([])) == ([7, 8], [])
+    assert new_reader().insert([7, 8], read_pictures(new_reader(), [])) == ([7, 8], [])
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -201,9 +206,9 @@ def test_the_image_processor_is_configured_by_the_same_file_as_in_transformers(f
 def test_a_model_without_an_image_processor_takes_no_images(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(IDS))
     reader = ImageReader.find(str(tmp_path))
-    assert reader.read([]) == []
+    assert read_pictures(reader, []) == []
     with pytest.raises(BadRequest, match="takes no images") as caught:
-        reader.read([ImagePart(PNG, PARAM)])
+        read_pictures(reader, [ImagePart(PNG, PARAM)])
     assert (caught.value.param, caught.value.code) == (PARAM, UNSUPPORTED)
 
 
@@ -321,5 +326,39 @@ def test_a_picture_whose_header_declares_too_many_pixels_is_refused(side):
 def test_too_many_images_are_refused():
     parts = [ImagePart(PNG, str(n)) for n in range(MOST_IMAGES + 1)]
     with pytest.raises(BadRequest, match=f"at most {MOST_IMAGES}") as caught:
-        new_reader().read(parts)
+        read_pictures(new_reader(), parts)
     assert caught.value.param == str(MOST_IMAGES)
+
+
+def test_a_picture_with_a_side_that_no_camera_makes_is_refused():
+    for height, width in ((1, 65_536), (50_000_000, 1)):
+        assert "at most 65535" in refusal(raw_data_url(declared_png(height, width)))
+
+
+def test_the_pixels_of_all_images_are_counted_before_one_is_decoded(monkeypatch):
+    monkeypatch.setattr(app.prompting.images, "MOST_PIXELS_TOGETHER", 1000)
+    monkeypatch.setattr(app.prompting.images, "_picture", None)  # would fail if it were called
+    assert "1200 pixels together; at most 1000" in refusal(PNG, PNG)
+
+
+async def test_no_further_picture_is_decoded_once_the_client_has_left(monkeypatch):
+    begun, decoded = threading.Event(), []
+
+    def decode(_file, field, _format):
+        decoded.append(field)
+        begun.set()
+        go_on.wait()
+
+    go_on = threading.Event()
+    monkeypatch.setattr(app.prompting.images, "_picture", decode)
+    pool = Pool("pictures", 1)
+    parts = [ImagePart(ImageUrl(PNG), str(number)) for number in range(5)]
+    reading = [asyncio.create_task(new_reader().read(parts, pool)) for _ in range(3)]
+    await asyncio.to_thread(begun.wait)
+    for each in reading:
+        each.cancel()
+    await asyncio.gather(*reading, return_exceptions=True)
+    go_on.set()
+    await pool.run(decoded.append, "last")
+    pool.close()
+    assert decoded == ["0", "last"]

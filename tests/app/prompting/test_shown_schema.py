@@ -112,6 +112,47 @@ def test_a_schema_that_doubles_with_each_reference_is_refused():
         parameter({"$ref": "#/$defs/0"}, **definitions)
 
 
+MANY = {f"p{index}": True for index in range(20_000)}
+REFERENCE = {"$ref": "#/$defs/large"}
+
+
+@pytest.mark.parametrize(
+    "large",
+    [
+        {"description": "x" * 2**20},
+        {"enum": list(MANY)},
+        {"properties": MANY},
+        {"required": list(MANY)},
+    ],
+    ids=["description", "enum", "properties", "required"],
+)
+@pytest.mark.parametrize("often", ["properties", "allOf", "anyOf"])
+def test_a_large_schema_that_is_referred_to_often_is_refused(large, often):
+    several = [REFERENCE] * 1000
+    schema = {often: dict(zip(MANY, several, strict=False)) if often == "properties" else several}
+    with pytest.raises(SchemaTooLargeError):
+        shown_schema({**schema, "$defs": {"large": large}})
+
+
+def test_a_deep_enum_that_is_referred_to_often_is_refused():
+    large = {"enum": [[[*range(20_000)]]]}
+    with pytest.raises(SchemaTooLargeError):
+        shown_schema({"properties": dict.fromkeys(MANY, REFERENCE), "$defs": {"large": large}})
+
+
+def test_a_chain_of_references_to_a_large_schema_is_refused():
+    chain = {str(step): {"$ref": f"#/$defs/{step + 1}"} for step in range(500)}
+    with pytest.raises(SchemaTooLargeError):
+        shown_schema({"$ref": "#/$defs/0", "$defs": {**chain, "500": {"properties": MANY}}})
+
+
+def test_long_lists_of_required_names_are_merged():
+    a, b = ([f"{letter}{n}" for n in range(45_000)] for letter in "ab")
+    properties = dict.fromkeys(("a1", "b1", "a2"), True)
+    both = {"properties": properties, "allOf": [{"required": a}, {"required": b}]}
+    assert shown_schema(both)["required"] == ["a1", "a2", "b1"]
+
+
 json_values = st.recursive(
     st.none()
     | st.booleans()
