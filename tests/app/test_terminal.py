@@ -86,7 +86,7 @@ def test_the_log_is_written_above_the_line(monkeypatch):
         ProgressLine(stderr_console(), animated=False) as progress,
     ):
         progress.show("loading the model")
-        written("loading the model")
+        written(f"{_ERASE}loading the model")  # the line is drawn twice when it begins
         handler.handle(logging.makeLogRecord({"msg": "a line of the log"}))
         text = written("loading the model")
     assert text == f"\r{_ERASE}a line of the log\r\nloading the model"

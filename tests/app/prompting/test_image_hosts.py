@@ -71,11 +71,11 @@ def test_a_file_of_a_named_host_is_fetched(host):
 def test_a_host_without_a_port_stands_for_the_standard_port(monkeypatch, named, url):
     requested = []
 
-    def refuse(_method, each, **_options):
+    def refuse(_client, _method, each):
         requested.append(each)
         raise httpx.ConnectError("no such machine")
 
-    monkeypatch.setattr(httpx, "stream", refuse)
+    monkeypatch.setattr(httpx.AsyncClient, "stream", refuse)
     with pytest.raises(BadRequest, match="ConnectError"):
         fetch([named], url)
     assert requested == [url]
