@@ -348,6 +348,6 @@ def _environment() -> dict[str, str]:
     """
     checkout = str(Path(engine.__file__).parents[1])
     folders = [checkout] if sys.path[0] == checkout else []
-    if "PYTHONPATH" in os.environ:
-        folders.append(os.environ["PYTHONPATH"])
-    return {**os.environ, **({"PYTHONPATH": os.pathsep.join(folders)} if folders else {})}
+    # An empty entry, as in PYTHONPATH=:/folder, would stand for the current folder.
+    folders += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}  # if empty, as if it were not set

@@ -92,7 +92,7 @@ async def _chaos(server: Server, seconds: float, seed: str, complaints: list[str
         for task in running:
             task.result()
     complaints += probe.failures
-    await _after(server, expected, complaints)
+    await _after(server, expected, tally, complaints)
     return tally
 
 
@@ -112,15 +112,23 @@ async def _before(url: str) -> list[tuple[Request, Answer]]:
 
 
 async def _after(
-    server: Server, expected: list[tuple[Request, Answer]], complaints: list[str]
+    server: Server, expected: list[tuple[Request, Answer]], tally: Tally, complaints: list[str]
 ) -> None:
-    """Check that the server is ready, has no request left and answers as before the storm."""
+    """Check that the server is ready, has no request left and answers as before the storm.
+
+    Only signals may have killed its worker.
+    """
     try:
         await asyncio.to_thread(server.wait_until_ready)
         await asyncio.to_thread(server.wait_until_idle)
     except AssertionError:
         complaints.append("the server is not ready and idle after the storm")
         return
+    deaths = int(server.metrics()[("easel_worker_starts_total",)]) - 1
+    if deaths > tally.signals["SIGKILL"]:
+        complaints.append(
+            f"the worker died {deaths} times, but was killed {tally.signals['SIGKILL']} times"
+        )
     again = Tally()
     async with httpx.AsyncClient(base_url=server.url, timeout=HUNG_S) as http:
         for request, answer in expected:
@@ -142,6 +150,8 @@ def _report(tally: Tally, complaints: list[str]) -> None:
     ]
     for name, figure, details in rows:
         print(f"{name:30} {figure!s:>8}  {details or ''}")
+    for seconds, request in tally.slowest:
+        print(f"slow hostile request: {seconds:.2f} s {request[:150]}")
     sentences = [
         *(f"wrong: {each}" for each in tally.wrong),
         *(f"hung: {each}" for each in tally.hung),

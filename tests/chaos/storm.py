@@ -26,6 +26,7 @@ from tests.running_server import Server
 
 REQUEST_TIMEOUT_S = 60  # the server's own; a request without an end for this long and half is hung
 HUNG_S = 90
+LIFE_S = 5  # for which a worker is ready before most kills
 LEAVES = 0.3  # the share of requests whose client leaves
 # Errors that a request may have because of what happens to the worker or because of other clients.
 EXPECTED = {"not_ready", "queue_full", "worker_died", "deadline_exceeded"}
@@ -45,6 +46,11 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
     hung: list[str] = field(default_factory=list)
     longest_stall_s: float = 0.0
+    slowest: list[tuple[float, str]] = field(default_factory=list)  # hostile: seconds, request
+
+    def took(self, seconds: float, name: str) -> None:
+        """Remember the five hostile requests that took longest."""
+        self.slowest = sorted([*self.slowest, (round(seconds, 2), name)])[-5:]
 
     def line(self) -> str:
         return (
@@ -62,6 +68,7 @@ class Tally:
             "hostile": dict(self.hostile),
             "signals": dict(self.signals),
             "longest_stall_s": round(self.longest_stall_s, 3),
+            "slowest": self.slowest,
             "wrong": self.wrong,
             "hung": self.hung,
         }
@@ -130,7 +137,7 @@ async def good_client(
             else:
                 judge(tally, request, answer, status, body)
             if sum(tally.errors.values()) > refused:
-                await asyncio.sleep(rng.uniform(0.1, 0.5))  # as a client that tries again
+                await asyncio.sleep(rng.uniform(0.5, 1.5))  # as a client that tries again
 
 
 async def _leave(http: httpx.AsyncClient, request: Request, rng: random.Random) -> bool:
@@ -159,7 +166,7 @@ async def hostile_client(url: str, seed: str, until: float, tally: Tally) -> Non
                     tally.hostile[await _send_raw(url, hostile.raw(rng))] += 1
                 continue
             path, headers, content = hostile.http_body(rng)
-            name = f"{path} with {content[:200]!r}"
+            name, start = f"{path} with {content[:200]!r}", loop.time()
             try:
                 async with asyncio.timeout(HUNG_S):
                     response = await http.post(path, content=content, headers=headers)
@@ -169,6 +176,7 @@ async def hostile_client(url: str, seed: str, until: float, tally: Tally) -> Non
                 tally.wrong.append(f"hostile {name}: cut off with {error!r}")
             else:
                 tally.hostile[str(response.status_code)] += 1
+                tally.took(loop.time() - start, name)
                 if response.status_code == 500 and "worker died" not in response.text:
                     tally.wrong.append(f"hostile {name}: status 500 {response.text[:300]}")
 
@@ -194,12 +202,15 @@ async def _send_raw(url: str, data: bytes) -> str:
 async def signals(server: Server, seed: str, until: float, tally: Tally) -> None:
     """Send signals to the worker, also while it loads. A stopped worker continues after a while."""
     rng, loop = random.Random(seed), asyncio.get_running_loop()
+    ready_since = loop.time()
     while loop.time() < until:
         await asyncio.sleep(rng.uniform(0.5, 4))
         number = rng.choices(SIGNALS, [4, 4, 2])[0]
-        ready = await asyncio.to_thread(server.is_ready)
-        if number == signal.SIGKILL and not ready and rng.random() < 0.9:
-            number = signal.SIGSTOP  # or no worker would ever be ready
+        if not await asyncio.to_thread(server.is_ready):
+            ready_since = loop.time()
+        may_kill = loop.time() - ready_since > LIFE_S or rng.random() < 0.05
+        if number == signal.SIGKILL and not may_kill:
+            number = signal.SIGSTOP  # or there would hardly be a worker to answer
         with suppress(IndexError, ProcessLookupError, FileNotFoundError):
             process = _Process(server.worker_pid())
             process.send(number)

@@ -68,8 +68,16 @@ def check_that_a_dead_worker_is_replaced(server):
     assert server.stop() == 0
 
 
-@pytest.mark.parametrize("log_format", ["text", "json"])
-@pytest.mark.parametrize("place", ["full disk", "reader left", "closed terminal", "closed"])
+@pytest.mark.parametrize(
+    ("place", "log_format"),
+    [
+        ("full disk", "text"),
+        ("full disk", "json"),
+        ("reader left", "text"),
+        ("closed terminal", "text"),
+        ("closed", "text"),
+    ],
+)
 def test_a_log_that_cannot_be_written_does_not_disturb_the_server(model_folder, place, log_format):
     with ExitStack() as stack:
         reader = None
