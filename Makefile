@@ -8,13 +8,14 @@ CLIENTS := .venv-clients
 LOCK := .venv-lock
 CONSTRAINTS := constraints.txt
 MINUTES ?= 10
+SEED ?= 1
 # torch is installed first. If pip finds a CPU build of this release, it takes that build, which also
 # satisfies the range in pyproject.toml. Otherwise it installs PyPI's CUDA build.
 TORCH := torch==2.13.0
 # PyPI's CUDA build of that release asks for exactly this one; a CPU build brings none.
 TRITON := triton==3.7.1
 
-.PHONY: help serve test coverage soak fuzz image-test check fmt lock demo-accuracy clean
+.PHONY: help serve test coverage soak chaos fuzz image-test check fmt lock demo-accuracy clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -33,6 +34,10 @@ coverage: $(VENV)/.installed-dev $(CLIENTS)/.installed ## Run every test and rep
 
 soak: $(VENV)/.installed-dev ## Send mixed traffic for MINUTES (10), then judge the results (docs/reliability.md)
 	$(BIN)/python -m tests.soak $(MINUTES)
+
+chaos: MINUTES = 20
+chaos: $(VENV)/.installed-dev ## Send signals and hostile input for MINUTES (20), then judge the answers; SEED and JSON are optional
+	$(BIN)/python -m tests.chaos $(MINUTES) $(SEED) $(JSON)
 
 fuzz: $(VENV)/.installed-dev ## Send generated requests for MINUTES (10), for example: make fuzz MINUTES=30
 	FUZZ_SECONDS=$$((60 * $(MINUTES))) $(BIN)/pytest tests/server/test_fuzz.py

@@ -4,7 +4,6 @@ The address is printed before anything is imported or loaded that takes long, so
 comes at once and a taken port is reported at once.
 """
 
-import asyncio
 import errno
 import io
 import logging
@@ -18,8 +17,10 @@ import uvicorn
 from rich.console import Console
 from rich.markup import escape
 
+from app.listening_socket import ListeningSocket
 from app.logs import configure_logs
 from app.settings import PREFIX, Settings
+from app.stderr import unblocked_stderr
 from app.terminal import ProgressLine
 from engine.messages import Loading, Ready
 
@@ -45,6 +46,11 @@ def serve(settings: Settings, console: Console) -> int:
     Returns the exit code, which is 1 if the worker cannot start. The reason is then the last line.
     Raises CannotServeError if there is a reason not to start the worker.
     """
+    with unblocked_stderr():
+        return _serve(settings, console)
+
+
+def _serve(settings: Settings, console: Console) -> int:
     configure_logs(settings.log_level, settings.log_format)
     if settings.log_format == "json":
         console.file = _LogLines()
@@ -101,6 +107,7 @@ def server_config(app: "FastAPI", settings: Settings) -> uvicorn.Config:
 
     return uvicorn.Config(
         app,
+        loop="asyncio",  # whose accepting respects the reserve of descriptors
         # It is h11's; httptools loses the body of a request that offers HTTP/2, as Java's do.
         http=http_connection(settings),
         ws="none",
@@ -129,7 +136,7 @@ def listen(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     # The protocol is named, because asyncio switches Nagle's algorithm off only for connections of
     # which it knows that they are TCP. With it, each response on a kept connection takes 40 ms.
-    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening = ListeningSocket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     # A restart must not wait until the previous server's connections have timed out.
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     # A client that reads nothing for as long as an answer may take counts as gone. The system then
@@ -176,8 +183,7 @@ def announcer(settings: Settings, url: str, console: Console, progress: Progress
 
     async def announce(states: AsyncIterator[Loading | Ready]) -> None:
         async for state in states:
-            # Off the event loop, because writing to a terminal may block.
-            await asyncio.to_thread(show, state)
+            show(state)
 
     return announce
 

@@ -55,7 +55,7 @@ def case_of(formats: Formats) -> str:
 
 def rows(prompts: int, show: Show = silent) -> Iterator[Row]:
     """Yield one row for each choice of formats, answering `prompts` prompts of each task."""
-    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL_PATH)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL_PATH, trust_remote_code=False)
     expected: list[Tensor] = []
     for formats in FORMATS:
         show_case = of_case(show, case_of(formats))

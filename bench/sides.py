@@ -43,7 +43,7 @@ def random_prompt(vocab: int, length: int) -> list[int]:
 
 def demo_prompt(*turns: str) -> list[int]:
     """Returns the tokens of a conversation with the demo model; the user has the first turn."""
-    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL_PATH)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL_PATH, trust_remote_code=False)
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)

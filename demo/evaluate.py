@@ -90,7 +90,7 @@ def main() -> None:
     options = parser.parse_args()
     config = EngineConfig(model=options.model, device="cpu", threads=1, early_end=options.early_end)
     worker = Worker(build_denoiser(config), config)
-    tokenizer = AutoTokenizer.from_pretrained(config.model_path)
+    tokenizer = AutoTokenizer.from_pretrained(config.model_path, trust_remote_code=False)
     scores = [
         evaluate(
             task,

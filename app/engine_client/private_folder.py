@@ -7,6 +7,7 @@ it.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -25,12 +26,15 @@ class PrivateFolder:
     def __init__(self, parent: Path) -> None:
         for each in parent.glob(f"{PREFIX}*"):
             _remove_if_dead(each)
-        while True:
-            self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))  # mode 0700
-            descriptor = _locked(self.path)
-            if descriptor is not None:
-                self._descriptor = descriptor
-                return
+        self.path, self._descriptor = _new_folder(parent)
+
+    def renew(self) -> None:
+        """Make another folder if this one has been removed. Raises OSError if that fails."""
+        if _is_at(self.path, self._descriptor):
+            return
+        path, descriptor = _new_folder(self.path.parent)
+        os.close(self._descriptor)
+        self.path, self._descriptor = path, descriptor
 
     def remove(self) -> None:
         """Remove the folder and everything in it."""
@@ -38,22 +42,50 @@ class PrivateFolder:
         os.close(self._descriptor)
 
 
+def _new_folder(parent: Path) -> tuple[Path, int]:
+    """Returns a new folder and a descriptor that holds its lock. Raises OSError.
+
+    `parent` is made too if it is gone.
+    """
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))  # mode 0700
+        try:
+            descriptor = _locked(path)
+        except OSError:
+            path.rmdir()
+            raise
+        if descriptor is not None:
+            return path, descriptor
+
+
 def _locked(folder: Path) -> int | None:
     """Returns a descriptor that holds the folder's lock.
 
-    Returns None if another process holds the lock or the folder is gone.
+    Returns None if another process holds the lock, or if the folder is gone or another user's.
+    Raises OSError if this process can't open any file.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:  # raised for another user's folder too
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         return None
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Before it was locked, another server may have removed it as a dead server's folder.
-        if os.path.samestat(os.fstat(descriptor), folder.stat(follow_symlinks=False)):
+        if _is_at(folder, descriptor):
             return descriptor
     os.close(descriptor)
     return None
+
+
+def _is_at(folder: Path, descriptor: int) -> bool:
+    """Returns whether this descriptor's folder is still the one at this path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), folder.stat(follow_symlinks=False))
+    except OSError:
+        return False
 
 
 def _remove_if_dead(folder: Path) -> None:

@@ -8,6 +8,7 @@ continue in the next one where they stopped.
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from typing import NamedTuple, Protocol
 import zmq
 import zmq.asyncio
 
+import engine
 from app.engine_client.open_requests import Answer, OpenRequests, is_last
 from app.engine_client.places import Places
 from app.engine_client.private_folder import PrivateFolder
@@ -109,24 +111,26 @@ class WorkerClient:
     async def run(self) -> None:
         """Start the worker, and start it again whenever it dies, until cancelled.
 
-        Raises WorkerCannotStartError if the first worker never gets ready, or if a worker's socket
-        cannot be made.
+        Raises WorkerCannotStartError if the first worker never gets ready. If a later one cannot be
+        started, it is tried again.
         """
         ever_ready, backoff, life = False, _FIRST_BACKOFF_S, 0
         try:
             while True:
-                death = await self._live(life)
+                try:
+                    death = await self._live(life)
+                    end, was_ready = str(death), death.was_ready
+                except WorkerCannotStartError as error:
+                    end, was_ready = str(error), False
                 self.ready = None
-                ever_ready = ever_ready or death.was_ready
+                ever_ready = ever_ready or was_ready
                 self._open.worker_died()
                 self._count_open()
                 self._metrics.set_stats(Stats(waiting=0, running=0))
                 if not ever_ready:
-                    raise WorkerCannotStartError(str(death))
-                backoff = (
-                    _FIRST_BACKOFF_S if death.was_ready else min(2 * backoff, _LONGEST_BACKOFF_S)
-                )
-                logger.error("%s; a new one starts in %.0f s", death, backoff)
+                    raise WorkerCannotStartError(end)
+                backoff = _FIRST_BACKOFF_S if was_ready else min(2 * backoff, _LONGEST_BACKOFF_S)
+                logger.error("%s; a new one starts in %.0f s", end, backoff)
                 await asyncio.sleep(backoff)
                 life += 1
         finally:
@@ -243,35 +247,19 @@ class WorkerClient:
         self._metrics.in_flight.set(len(self._open))
 
     async def _live(self, life: int) -> _Death:
-        """Run one worker from its start to its end."""
-        path = self._folder.path / f"{life}.sock"
-        socket = self._context.socket(zmq.DEALER)
-        socket.set_hwm(0)  # no limit; by default a sender waits if 1,000 messages are queued
-        socket.linger = 0
+        """Run one worker from its start to its end. Raises WorkerCannotStartError."""
+        socket, path = self._listen(life)
         try:
-            socket.bind(f"ipc://{path}")
-        except zmq.ZMQError as error:  # a path may have 107 bytes
+            process = await _start_process(f"ipc://{path}")
+        except OSError as error:
             socket.close()
-            raise WorkerCannotStartError(
-                f"TMPDIR is {str(self._folder.path.parent)!r}, where the worker's socket cannot be "
-                f"made: {error}"
-            ) from error
-        # The worker has its own process group, so that Ctrl-C reaches only this process, which then
-        # ends the worker in order. It stays in this session, because the kernel wakes a stopped
-        # process group whose parent has died only within one session.
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "engine",
-            f"ipc://{path}",
-            stdin=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            process_group=0,
-        )
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise WorkerCannotStartError(f"the worker cannot be started: {error}") from error
         self._metrics.worker_starts.inc()
         assert process.stdin is not None
-        assert process.stderr is not None
-        relaying = asyncio.create_task(relay(process.stderr))
+        assert process.stdout is not None
+        relaying = asyncio.create_task(relay(process.stdout))
         process.stdin.write(self._config.model_dump_json(exclude_unset=True).encode() + b"\n")
         self._socket = socket
         watch, hang = Watch(self._silence_s), None
@@ -300,14 +288,15 @@ class WorkerClient:
                 with contextlib.suppress(TimeoutError):  # a driver that is stuck holds it
                     await asyncio.wait_for(process.wait(), _STOP_S)
             # The worker's last lines are logged before its end is. The wait is limited, because a
-            # process that the worker started may hold stderr open.
+            # process that the worker started may hold the pipe open.
             relayed, _ = await asyncio.wait([relaying], timeout=_STOP_S)
             relaying.cancel()
             reader.cancel()
             watching.cancel()
             self._socket = None
             socket.close()
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # as when the folder is gone
+                path.unlink()
         reason = relaying.result() if relaying in relayed else None
         return _Death(code, hang or reason, watch.was_ready)
 
@@ -322,6 +311,29 @@ class WorkerClient:
             reason = watch.tick(_TICK_S, self._open.unanswered)
             if reason is not None:
                 return reason
+
+    def _listen(self, life: int) -> "tuple[zmq.asyncio.Socket, Path]":
+        """Returns the socket of one worker's life, and its path in the private folder.
+
+        Raises WorkerCannotStartError.
+        """
+        folder = self._folder.path.parent
+        try:
+            self._folder.renew()
+            socket = self._context.socket(zmq.DEALER)
+        except (OSError, zmq.ZMQError) as error:  # as when too many files are open
+            raise WorkerCannotStartError(f"the worker cannot be started: {error}") from error
+        socket.set_hwm(0)  # no limit; by default a sender waits if 1,000 messages are queued
+        socket.linger = 0
+        path = self._folder.path / f"{life}.sock"
+        try:
+            socket.bind(f"ipc://{path}")
+        except zmq.ZMQError as error:  # a path may have 107 bytes
+            socket.close()
+            raise WorkerCannotStartError(
+                f"TMPDIR is {str(folder)!r}, where the worker's socket cannot be made: {error}"
+            ) from error
+        return socket, path
 
     async def _read(self, socket: zmq.asyncio.Socket, watch: Watch) -> None:
         while True:
@@ -355,3 +367,38 @@ class WorkerClient:
         if is_last(message):
             self._rate.ended(asyncio.get_running_loop().time(), others=len(self._open))
         self._give_due()  # a suspect may have waited for this request's end or block
+
+
+async def _start_process(address: str) -> asyncio.subprocess.Process:
+    """Start a worker that connects to `address`. Its stdout goes where its stderr goes: to a pipe.
+
+    It does not share this process' stdout, whose reader may stand still. Raises OSError.
+    """
+    # -P: otherwise modules in the current folder would go before Python's own and the worker's.
+    # The worker has its own process group, so that Ctrl-C reaches only this process, which then
+    # ends the worker in order. It stays in this session, because the kernel wakes a stopped process
+    # group whose parent has died only within one session.
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",
+        "-m",
+        "engine",
+        address,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        process_group=0,
+        env=_environment(),
+    )
+
+
+def _environment() -> dict[str, str]:
+    """Returns the worker's environment, with which it imports `engine` from where this process did.
+
+    `python -m app`, run in a checkout, puts that folder first. An installed Easel is found anyway.
+    """
+    checkout = str(Path(engine.__file__).parents[1])
+    folders = [checkout] if sys.path[0] == checkout else []
+    # An empty entry, as in PYTHONPATH=:/folder, would stand for the current folder.
+    folders += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}  # if empty, as if it were not set

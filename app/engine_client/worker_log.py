@@ -1,6 +1,6 @@
-"""Copies the worker's stderr into the front end's log.
+"""Copies the worker's stdout and stderr, which share one pipe, into the front end's log.
 
-The worker logs as text. Warnings of libraries and crashes come through stderr too. The level and
+The worker logs as text. Warnings of libraries and crashes come through the pipe too. The level and
 the logger are taken from the worker's lines. Other lines, such as those of a traceback, belong to
 the logged line before them if they arrive together with it. A line of the level CRITICAL says why
 the worker ends.
@@ -16,15 +16,15 @@ _LINE = re.compile(r"\S+ \S+ (DEBUG|INFO|WARNING|ERROR|CRITICAL) ([\w.]+): (.*)"
 _UNNAMED = "engine"  # the logger of lines that the worker printed instead of logging
 
 
-async def relay(stderr: asyncio.StreamReader) -> str | None:
-    """Log everything that comes until stderr is closed, as it is when the worker dies.
+async def relay(output: asyncio.StreamReader) -> str | None:
+    """Log everything that comes until the pipe is closed, as it is when the worker dies.
 
     Returns the reason that the worker has given for its end, in one line, or None if it gave none.
     """
     unfinished = b""  # the line that has no end yet
     reason = None
     while True:
-        chunk = await stderr.read(_MOST_BYTES)
+        chunk = await output.read(_MOST_BYTES)
         text, newline, unfinished = (unfinished + chunk).rpartition(b"\n")
         if not chunk:
             text, unfinished = text + newline + unfinished, b""

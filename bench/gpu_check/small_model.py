@@ -269,7 +269,7 @@ class _Check:
 
 def _demo() -> None:
     """Compare the demo model's answers on the CPU and on the device."""
-    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL_PATH)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL_PATH, trust_remote_code=False)
     requests = [
         GenerateRequest(question, demo_prompt(question), 64, Sampling(seed=0))
         for question in QUESTIONS

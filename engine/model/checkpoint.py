@@ -353,7 +353,8 @@ def _read_config(files: ModelFiles) -> Any:
     except DimensionsError as error:
         raise UnsupportedModelError(str(error)) from error
     try:
-        return AutoConfig.from_pretrained(str(file.parent))
+        # Unless told, Transformers would ask on the terminal whether to run a checkpoint's code.
+        return AutoConfig.from_pretrained(str(file.parent), trust_remote_code=False)
     except (
         StrictDataclassError,
         OSError,

@@ -1,6 +1,8 @@
 """Folders of dead servers are removed, those of living ones stay."""
 
+import errno
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -64,3 +66,30 @@ def test_a_link_with_the_prefix_is_not_followed(tmp_path):
     (tmp_path / f"{PREFIX}link").symlink_to(precious)
     PrivateFolder(tmp_path).remove()
     assert (precious / "file").exists()
+
+
+def test_a_folder_that_was_removed_is_made_anew_with_its_parent(tmp_path):
+    parent = tmp_path / "parent"
+    parent.mkdir()
+    folder = PrivateFolder(parent)
+    before = folder.path
+    folder.renew()
+    assert folder.path == before
+    shutil.rmtree(parent)
+    folder.renew()
+    assert folder.path.is_dir()
+    PrivateFolder(parent).remove()  # it does not remove the new folder, which is locked
+    assert folder.path.is_dir()
+    folder.remove()
+    assert list(parent.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_opened_is_an_error_and_does_not_stay(tmp_path, monkeypatch):
+    def no_descriptors(*_arguments):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "open", no_descriptors)
+    with pytest.raises(OSError, match="Too many open files"):
+        PrivateFolder(tmp_path)
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,9 @@
 """Checkpoints that are refused with a message that says why, and checkpoints that are loaded."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,8 @@ from engine.model.diffusion_gemma import UnsupportedModelError
 from tests.hub import use_hub
 from tests.parity.tiny_models import SHAPES
 
+CODE = ("app", "engine", "bench", "demo")
+AUTOMATIC = re.compile(r"\bAuto\w+\.from_pretrained\(.*")
 PREFIX = "model.decoder.layers.0."
 
 
@@ -89,6 +93,22 @@ def test_an_unsupported_config_is_refused_and_its_key_named(folder, changes, nam
     change_config(folder, **changes)
     with pytest.raises(UnsupportedModelError, match=named):
         find_checkpoint(str(folder))
+
+
+def test_code_in_a_checkpoint_is_never_run(folder, tmp_path):
+    trace = tmp_path / "trace"
+    (folder / "configuration.py").write_text(f"open({str(trace)!r}, 'w')\nclass Config: pass\n")
+    change_config(folder, auto_map={"AutoConfig": "configuration.Config"})
+    load(folder)
+    assert not trace.exists()
+
+
+def test_every_automatic_class_of_transformers_is_forbidden_to_run_code():
+    root = Path(__file__).parents[3]
+    sources = [file for name in CODE for file in (root / name).rglob("*.py")]
+    calls = [call for file in sources for call in AUTOMATIC.findall(file.read_text())]
+    assert len(calls) >= 5
+    assert all("trust_remote_code=False" in call for call in calls)
 
 
 def test_every_obstacle_of_a_config_is_named_at_once(folder):
