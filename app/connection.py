@@ -12,7 +12,6 @@ should be, this file only notes the error, which the app raises where it reads t
 import json
 import logging
 import re
-import resource
 import uuid
 from asyncio import TimerHandle, Transport
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from app.errors import (
     dialect,
     error_body,
 )
+from app.listening_socket import most_descriptors
 from app.logs import request_id
 from app.middleware import meant_path
 from app.request_body import BROKEN
@@ -44,7 +44,7 @@ _ARRIVING_BODIES = 8  # as many of the largest size may arrive at the same time
 _SMALL_BODY_BYTES = 2**20  # a body that is no larger is never refused because of others
 _RETRY_AFTER_S = 5
 _LINGER_S = 2.0  # in which a client can read why it was refused, before the connection is reset
-# Shares of the files that the process may have open. Connections that are accepted together are all
+# Shares of the descriptors that clients may use. Connections that are accepted together are all
 # there before the first of them can make room, and what has to go needs a moment too.
 _CONNECTIONS = 1 / 2
 _ACCEPTED = 1 / 8
@@ -332,7 +332,7 @@ def http_connection(settings: Settings) -> type[HttpConnection]:
 
     class Connection(HttpConnection):
         receive_timeout_s = settings.receive_timeout_s
-        most_connections = int(_open_files() * _CONNECTIONS)
+        most_connections = int(most_descriptors() * _CONNECTIONS)
         most_arriving_bytes = _ARRIVING_BODIES * settings.max_body_bytes
 
     return Connection
@@ -340,10 +340,4 @@ def http_connection(settings: Settings) -> type[HttpConnection]:
 
 def accepted_at_once() -> int:
     """Returns how many connections may be accepted together, and wait for it in the system."""
-    return min(_MOST_ACCEPTED, int(_open_files() * _ACCEPTED))
-
-
-def _open_files() -> int:
-    """Returns how many files the process may have open."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 2**20 if soft == resource.RLIM_INFINITY else soft
+    return min(_MOST_ACCEPTED, int(most_descriptors() * _ACCEPTED))

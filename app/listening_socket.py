@@ -43,10 +43,11 @@ class ListeningSocket(socket.socket):
         except OSError:
             return False
         os.close(lowest_free)
-        return lowest_free < _most_descriptors()
+        return lowest_free < most_descriptors()
 
 
-def _most_descriptors() -> int:
+def most_descriptors() -> int:
+    """Returns how many descriptors the process may have open beside the reserve."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:
         limit = 2**31

@@ -22,7 +22,8 @@ _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 class AllowedHosts:
     """Refuses requests whose Host header has another name. Ports do not matter.
 
-    A name may begin with `*.`, for all names that end in what follows.
+    A name may begin with `*.`, for all names that end in what follows. A request without the
+    header, which HTTP/1.0 allows, is not a browser's.
     """
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
@@ -30,7 +31,7 @@ class AllowedHosts:
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        allowed = scope["type"] != "http"
+        allowed = scope["type"] != "http" or "host" not in Headers(scope=scope)
 
         async def allow(_scope: Scope, _receive: Receive, _send: Send) -> None:
             nonlocal allowed

@@ -11,7 +11,7 @@ import app.connection
 from app.serve import server_config
 from app.settings import Settings
 
-GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @asynccontextmanager

@@ -93,7 +93,7 @@ def http_body(rng: random.Random) -> tuple[str, dict[str, str], bytes]:
 def raw(rng: random.Random) -> bytes:
     """Returns bytes to send on a connection, which is then read to its end or left."""
     body = b'{"prompt":"hi","max_tokens":2}'
-    post = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    post = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     close = b"Connection: close\r\n"
     chunk = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
     return rng.choice(
@@ -101,8 +101,8 @@ def raw(rng: random.Random) -> bytes:
             rng.randbytes(200) + b"\r\n\r\n",
             b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
             b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 5000 + b"\r\n",
-            b"DELETE /v1/responses/../../x HTTP/1.1\r\nHost: x\r\n" + close + b"\r\n",
-            b"GET /v1/responses/resp_%00 HTTP/1.1\r\nHost: x\r\n" + close + b"\r\n",
+            b"DELETE /v1/responses/../../x HTTP/1.1\r\nHost: localhost\r\n" + close + b"\r\n",
+            b"GET /v1/responses/resp_%00 HTTP/1.1\r\nHost: localhost\r\n" + close + b"\r\n",
             post + b"Content-Length: -1\r\n\r\n" + body,
             post + close + b"Content-Length: 30\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk,
             post + b"Content-Length: 999\r\n\r\n" + body,

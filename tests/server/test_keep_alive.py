@@ -133,8 +133,11 @@ def test_a_refusal_is_a_status_and_not_an_event(server, path):
 
 
 def test_an_answer_that_fails_after_its_stream_has_begun_ends_with_anthropic_s_error(server):
-    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
-        options = {**BODIES["/v1/messages"], "extra_body": {"timeout": 1e-9}}
+    with (
+        anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client,
+        server.stopped_worker(),
+    ):
+        options = {**BODIES["/v1/messages"], "extra_body": {"timeout": 3}}
         stream = client.messages.create(model="demo", stream=True, **options)
         assert next(stream).type == "message_start"
         with pytest.raises(anthropic.APIStatusError, match="longer than allowed") as error:

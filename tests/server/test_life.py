@@ -181,7 +181,8 @@ def test_a_stream_that_begins_after_sigterm_runs_to_its_end_also_if_it_is_the_fi
     server = start_server().wait_until_ready()
     tasks = server.event_loop_tasks()
     body = json.dumps({**LONG, "stream": True, "max_tokens": 300}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", int(server.port))) as connection:
         connection.sendall(head.encode() + body[:10])
         wait_until(lambda: server.event_loop_tasks() > tasks)  # the request has its task

@@ -174,7 +174,7 @@ def test_only_the_request_that_hangs_the_worker_fails(server, start_faulty):
         answers = {seed: pool.submit(post, faulty, seed=seed) for seed in (1, 13, 2)}
         assert answers.pop(13).result().json()["error"]["code"] == "worker_died"
         assert {seed: answer(each.result())[:2] for seed, each in answers.items()} == expected
-    assert starts(faulty) == 3
+    wait_until(lambda: starts(faulty) == 3)  # the last one may still wait before it starts
 
 
 def test_a_worker_that_does_not_answer_a_cancel_is_replaced(start_faulty):

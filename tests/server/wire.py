@@ -10,7 +10,7 @@ from typing import Any
 from tests.running_server import Server
 
 TIMEOUT_S = 60
-HOST = b"Host: x\r\n"
+HOST = b"Host: localhost\r\n"
 BODY = b'{"prompt": "a"}'
 GET = b"GET /health/live HTTP/1.1\r\n" + HOST
 POST = b"POST /tokenize HTTP/1.1\r\n" + HOST
