@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from demo.tasks import GREETING
 from demo.tokenizer import END_OF_CALL, END_OF_TURN, SPECIAL_TOKENS
 from engine.config import DEMO_MODEL_PATH
+from tests.polling import wait_until
 
 PADDING = SPECIAL_TOKENS["<pad>"]
 PARIS = "What is the weather in Paris?"
@@ -129,4 +130,4 @@ def test_a_model_whose_outputs_are_not_finite_is_an_error_of_each_request(
     *_, event, done = chat(server, stream=True).text.strip().split("\n\n")
     assert '"code": "outputs_not_finite"' in event
     assert done == "data: [DONE]"
-    assert "outcome=error" in server.log.read_text()
+    wait_until(lambda: "outcome=error" in server.log.read_text())

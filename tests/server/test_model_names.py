@@ -4,6 +4,8 @@ import anthropic
 import openai
 import pytest
 
+from tests.polling import wait_until
+
 TURNS = [{"role": "user", "content": "Count to 20"}]
 BODIES = {
     "/v1/chat/completions": {"messages": TURNS, "max_tokens": 1},
@@ -62,4 +64,4 @@ def test_every_name_is_listed_in_both_dialects_and_shown_at_the_start(server):
         assert [model.id for model in client.models.list(after_id="small")] == ["owner/small"]
         assert [model.id for model in client.models.list(before_id="owner/small")] == ["small"]
         assert client.models.retrieve("owner/small").display_name == "owner/small"
-    assert "  model    small, owner/small (float32" in server.log.read_text()
+    wait_until(lambda: "  model    small, owner/small (float32" in server.log.read_text())

@@ -3,6 +3,7 @@
 import openai
 import pytest
 
+from tests.polling import wait_until
 from tests.server.test_errors import GOOD, envelope
 
 KEYS = ("first-key", "second-key", "third-key")
@@ -138,7 +139,7 @@ def test_a_server_that_everyone_can_reach_without_a_key_logs_a_warning(server, s
     warning = "can use this server"
     # The warning is logged before the server answers requests, so no worker has to be loaded.
     exposed = start_server(EASEL_HOST="0.0.0.0").wait_until_listening()
-    assert warning in exposed.log.read_text()
+    wait_until(lambda: warning in exposed.log.read_text())
     guarded = start_server(EASEL_HOST="0.0.0.0", EASEL_API_KEY="key").wait_until_listening()
     assert warning not in guarded.log.read_text()
     assert warning not in server.log.read_text()

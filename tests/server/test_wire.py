@@ -57,7 +57,7 @@ def test_what_is_not_http_is_refused_in_the_envelope_and_the_connection_closed(s
     check_refusal(answer, 400)
     assert answer.headers["connection"] == "close"
     assert answer.json()["error"]["code"] == "malformed_http"
-    assert answer.headers["x-request-id"] in server.log.read_text()
+    wait_until(lambda: answer.headers["x-request-id"] in server.log.read_text())
 
 
 @pytest.mark.parametrize(
