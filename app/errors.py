@@ -22,7 +22,8 @@ ApiError
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 # The error code for a field or value that Easel does not support.
@@ -39,6 +40,10 @@ Dialect = Literal["openai", "responses", "anthropic"]
 _MOST_SHOWN = 60  # characters
 _MOST_MESSAGE = 1000
 _MOST_PARAM = 200
+# In a list of names, whose characters must be allowed in a header.
+_NAME_LENGTH = 64
+_NAMES_SHOWN = 20
+_UNSAFE = re.compile(r"[^\w.\[\]-]", re.ASCII)
 
 _ANTHROPIC_TYPES = {  # by status
     400: "invalid_request_error",
@@ -62,6 +67,13 @@ _ANTHROPIC_TYPES = {  # by status
 def short(text: str, most: int = _MOST_SHOWN) -> str:
     """Returns the text, cut off behind `most` characters."""
     return text if len(text) <= most else f"{text[:most]}…"
+
+
+def shown_names(names: Sequence[str]) -> str:
+    """Returns names that a client chose as one line of bounded length."""
+    shown = [_UNSAFE.sub("?", name[:_NAME_LENGTH]) for name in names[:_NAMES_SHOWN]]
+    more = [f"{len(names) - _NAMES_SHOWN} more"] if len(names) > _NAMES_SHOWN else []
+    return ", ".join([*shown, *more])
 
 
 class ApiError(Exception):
@@ -227,6 +239,9 @@ class DeadlineExceeded(ApiError):
     type = "timeout_error"
     code = "deadline_exceeded"
     final = True  # a retry would take as long
+
+    def __init__(self) -> None:
+        super().__init__("The answer took longer than allowed (timeout).")
 
 
 class NotReady(ApiError):

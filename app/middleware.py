@@ -5,7 +5,6 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Sequence
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
@@ -20,6 +19,7 @@ from app.errors import (
     WrongRequest,
     dialect,
     error_body,
+    shown_names,
     stream_end,
 )
 from app.logs import request_id, route
@@ -32,9 +32,6 @@ _UNEXPECTED = ApiError("An unexpected error happened; the server's log has its t
 _REQUEST_ID = b"x-request-id"
 _ANTHROPIC_REQUEST_ID = b"request-id"  # where Anthropic's SDKs look for it
 _IGNORED = b"x-easel-ignored"
-_UNSAFE = re.compile(r"[^\w.\[\]-]", re.ASCII)  # characters of a name that a header must not have
-_NAME_LENGTH = 64
-_NAMES_SHOWN = 20
 _ACCEPTABLE_ID = re.compile(rb"[\w.:/+=-]{1,128}")
 _ORIGIN = re.compile("https?://[^/]*", re.IGNORECASE)
 _SLASHES = re.compile("/{2,}")
@@ -126,13 +123,6 @@ class IgnoredFields:
             await send(message)
 
         await self._app(scope, receive, send_with_names)
-
-
-def shown_names(names: Sequence[str]) -> str:
-    """Returns names that a client chose as one line of bounded length."""
-    shown = [_UNSAFE.sub("?", name[:_NAME_LENGTH]) for name in names[:_NAMES_SHOWN]]
-    more = [f"{len(names) - _NAMES_SHOWN} more"] if len(names) > _NAMES_SHOWN else []
-    return ", ".join([*shown, *more])
 
 
 class RequestMetrics:

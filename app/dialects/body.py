@@ -12,8 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from app.dialects.fields import ignored_fields, quoted
 from app.dialects.tool_schemas import PatternRoom
-from app.errors import UNSUPPORTED, ApiError, BadRequest, BodyTooLarge, short
-from app.middleware import shown_names
+from app.errors import UNSUPPORTED, ApiError, BadRequest, BodyTooLarge, short, shown_names
 
 logger = logging.getLogger(__name__)
 

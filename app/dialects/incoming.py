@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from app.arrival import deadline
 from app.dialects.body import checked_size, parse, remember_ignored
-from app.dialects.fields import SamplingFields
+from app.dialects.sampling_fields import SamplingFields
 from app.dialects.waiting import disconnect
 from app.errors import DeadlineExceeded
 from app.prompting.conversation import Conversation
@@ -47,8 +47,8 @@ async def incoming(http: Request, schema: type[T]) -> AsyncIterator[Incoming[T]]
 
     The block is left as soon as the client leaves (ClientDisconnect) or the time of the request is
     up, counted from its arrival (DeadlineExceeded). Bodies with much text pass through it one at a
-    time. Raises BodyTooLarge, and BadRequest that names the wrong field. A request gets
-    the priority of its API key, unless its own is worse.
+    time. A request gets the priority of its API key, unless its own is worse. Raises BodyTooLarge,
+    and BadRequest that names the wrong field.
     """
     body = await http.body()
     services = services_of(http)
@@ -98,7 +98,7 @@ async def _while_connected(http: Request, ends: float) -> AsyncIterator[asyncio.
     except TimeoutError as error:
         if not timeout.expired():
             raise
-        raise DeadlineExceeded("The answer took longer than allowed (timeout).") from error
+        raise DeadlineExceeded from error
     except asyncio.CancelledError as error:
         if gone and working.uncancel() == 0:
             raise ClientDisconnect from error

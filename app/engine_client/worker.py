@@ -8,20 +8,16 @@ continue in the next one where they stopped.
 import asyncio
 import contextlib
 import logging
-import os
-import signal
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import zmq
 import zmq.asyncio
 
-import engine
 from app.engine_client.open_requests import Answer, OpenRequests, is_last
 from app.engine_client.places import Places
 from app.engine_client.private_folder import PrivateFolder
@@ -29,6 +25,7 @@ from app.engine_client.service_rate import ServiceRate
 from app.engine_client.together import together
 from app.engine_client.watch import Watch
 from app.engine_client.worker_log import relay
+from app.engine_client.worker_process import Death, start_process
 from app.errors import BadRequest, DeadlineExceeded, NotReady, TooManyRequests
 from app.metrics import Metrics
 from engine.config import EngineConfig
@@ -59,22 +56,6 @@ _reserved: ContextVar[Counter[int] | None] = ContextVar("reserved", default=None
 
 class WorkerCannotStartError(RuntimeError):
     """The worker ended before it was ready, or it could not be started. The text has the reason."""
-
-
-class _Death(NamedTuple):
-    """The end of a worker's process: its exit code, and the reason that is known for it."""
-
-    code: int  # negative if a signal killed it
-    reason: str | None
-    was_ready: bool
-
-    def __str__(self) -> str:
-        text = f"the worker ended with exit code {self.code}"
-        if self.reason is not None:
-            return f"{text}: {self.reason}"
-        if self.code == -signal.SIGKILL:
-            return f"{text}: it was killed, most likely because the machine is out of memory"
-        return text
 
 
 class Admit(Protocol):
@@ -229,7 +210,7 @@ class WorkerClient:
                 ended = is_last(answer)
                 yield answer
         except TimeoutError as error:
-            raise DeadlineExceeded("The answer took longer than allowed (timeout).") from error
+            raise DeadlineExceeded from error
         finally:
             # If the worker has the request, its terminal message comes later and removes it.
             if not ended and self._open.cancel(request.id) and self._socket is not None:
@@ -246,11 +227,11 @@ class WorkerClient:
     def _count_open(self) -> None:
         self._metrics.in_flight.set(len(self._open))
 
-    async def _live(self, life: int) -> _Death:
+    async def _live(self, life: int) -> Death:
         """Run one worker from its start to its end. Raises WorkerCannotStartError."""
         socket, path = self._listen(life)
         try:
-            process = await _start_process(f"ipc://{path}")
+            process = await start_process(f"ipc://{path}")
         except OSError as error:
             socket.close()
             with contextlib.suppress(OSError):
@@ -298,7 +279,7 @@ class WorkerClient:
             with contextlib.suppress(OSError):  # as when the folder is gone
                 path.unlink()
         reason = relaying.result() if relaying in relayed else None
-        return _Death(code, hang or reason, watch.was_ready)
+        return Death(code, hang or reason, watch.was_ready)
 
     async def _until_hung(self, watch: Watch) -> str:
         """Returns why the worker counts as hung, when it does.
@@ -367,38 +348,3 @@ class WorkerClient:
         if is_last(message):
             self._rate.ended(asyncio.get_running_loop().time(), others=len(self._open))
         self._give_due()  # a suspect may have waited for this request's end or block
-
-
-async def _start_process(address: str) -> asyncio.subprocess.Process:
-    """Start a worker that connects to `address`. Its stdout goes where its stderr goes: to a pipe.
-
-    It does not share this process' stdout, whose reader may stand still. Raises OSError.
-    """
-    # -P: otherwise modules in the current folder would go before Python's own and the worker's.
-    # The worker has its own process group, so that Ctrl-C reaches only this process, which then
-    # ends the worker in order. It stays in this session, because the kernel wakes a stopped process
-    # group whose parent has died only within one session.
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-P",
-        "-m",
-        "engine",
-        address,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        process_group=0,
-        env=_environment(),
-    )
-
-
-def _environment() -> dict[str, str]:
-    """Returns the worker's environment, with which it imports `engine` from where this process did.
-
-    `python -m app`, run in a checkout, puts that folder first. An installed Easel is found anyway.
-    """
-    checkout = str(Path(engine.__file__).parents[1])
-    folders = [checkout] if sys.path[0] == checkout else []
-    # An empty entry, as in PYTHONPATH=:/folder, would stand for the current folder.
-    folders += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}  # if empty, as if it were not set

@@ -7,7 +7,6 @@ wherever in a message or a tool it is.
 
 import logging
 import math
-import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from app.prompting.conversation import (
     characters_of,
 )
 from app.prompting.images import ImageReader, Picture
+from app.prompting.marks import Marks
 from app.prompting.messages import (
     images_of,
     shown_conversation,
@@ -34,7 +34,7 @@ from app.prompting.messages import (
     template_tools,
 )
 from app.prompting.readable import readable
-from app.prompting.template import ChatTemplate, Message, find_template
+from app.prompting.template import ChatTemplate, find_template
 from app.prompting.vocabulary import Vocabulary
 from app.threads import Pool
 from engine.messages import Image
@@ -96,9 +96,12 @@ class PromptBuilder:
     def images(self, conversation: Conversation, param: str = "messages") -> list[ImagePart]:
         """Returns the images that the prompt of a conversation has, in their order.
 
-        Raises BadRequest, naming the request's field `param`, if there is no template, or the
-        conversation is larger than any prompt.
+        The order is that of the turns as the template shows them. Raises BadRequest, naming the
+        request's field `param`, if it has images and there is no template, or the conversation is
+        larger than any prompt.
         """
+        if not images_of(conversation):
+            return []  # as nearly always: `chat` checks the rest
         _check_size(conversation, (), param)
         template = self._chat_template(param)
         return images_of(
@@ -136,7 +139,7 @@ class PromptBuilder:
         continues = continues and bool(shown) and _may_continue(shown[-1])
         if context_length is not None:
             _check_fits(len(shown), len(shown), "messages", context_length, param)
-        marks = _Marks(self.vocabulary)
+        marks = Marks(self.vocabulary)
         messages = marks.marked(template_messages(shown, template))
         moved = marks.moved_texts(messages) if template.text_follows_results else {}
         if continues:
@@ -201,86 +204,6 @@ class PromptBuilder:
         if context_length is not None:
             least = math.ceil(characters / self.vocabulary.longest)
             _check_fits(least, characters, "characters", context_length, param)
-
-
-class _Marks:
-    """Marks what a client typed that looks like a control token, so that it stays text.
-
-    A mark is made of digits and two private characters, so no filter of a template changes it, and
-    of a random number, so no client can guess it.
-    """
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
-        self._typed: list[str] = []
-        self._nonce = secrets.randbelow(10**18)
-
-    @property
-    def end(self) -> str:
-        """Returns a mark that stands for no text, to find a place in what a template made."""
-        return f"\ue000{self._nonce}:end\ue001"
-
-    def moved_texts(self, messages: Sequence[Message]) -> dict[str, str]:
-        """Take the texts out of messages that also call, and mark the calls that they precede.
-
-        Returns the texts by these marks.
-        """
-        texts = {}
-        for index, message in enumerate(messages):
-            text = message["content"]
-            if "tool_calls" in message and isinstance(text, str) and text.strip():
-                mark = f"\ue000{self._nonce}:text{index}\ue001"
-                function = message["tool_calls"][0]["function"]
-                function["name"] = mark + function["name"]
-                texts[mark], message["content"] = text.strip(), ""
-        return texts
-
-    def marked(self, value: Any) -> Any:
-        """Returns the value with all of its strings marked, including the keys of mappings."""
-        match value:
-            case str():
-                return self._mark(value)
-            case dict():
-                return {self._mark(key): self.marked(each) for key, each in value.items()}
-            case list():
-                return [self.marked(each) for each in value]
-        return value
-
-    def length(self, text: str) -> int:
-        """Returns the length of a rendered text with what its marks stand for."""
-        first, *marked = text.split(f"\ue000{self._nonce}:")
-        length = len(first)
-        for each in marked:
-            number, _, plain = each.partition("\ue001")
-            length += len(self._typed[int(number)]) + len(plain)
-        return length
-
-    def tokens(self, text: str) -> list[int]:
-        """Returns the token ids of a rendered text. What is marked has no control tokens."""
-        encode, literally = self._vocabulary.encode, self._vocabulary.encode_literally
-        typed = {part: literally(part) for part in set(self._typed)}
-        # Every part but the first begins with a mark, which stands for a typed text.
-        first, *marked = text.split(f"\ue000{self._nonce}:")
-        tokens = encode(first)
-        for each in marked:
-            number, _, plain = each.partition("\ue001")
-            tokens += [*typed[self._typed[int(number)]], *encode(plain)]
-        return tokens
-
-    def _mark(self, text: str) -> str:
-        """Replace every control token in a typed text by a mark.
-
-        A control token's beginning at the end of the text is replaced too, because the template may
-        put another text right behind it.
-        """
-
-        def mark(part: str) -> str:
-            self._typed.append(part)
-            return f"\ue000{self._nonce}:{len(self._typed) - 1}\ue001"
-
-        text = self._vocabulary.typed_control.sub(lambda match: mark(match.group()), text)
-        begun = self._vocabulary.begun_control(text)
-        return text[: begun.start] + mark(text[begun]) + text[begun.stop :] if text[begun] else text
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -4,6 +4,7 @@ Letters: E experts, D hidden size, I size of an expert, T queries, H query heads
 S entries of the KV cache, d head size, R rows, V vocabulary.
 """
 
+import dataclasses
 import gc
 import math
 import time
@@ -30,6 +31,7 @@ from engine.kernels.grouped_linear import grouped_linear
 from engine.kernels.prefix_attention import prefix_attention
 from engine.kernels.vocab_statistics import plain_vocab_statistics, vocab_statistics
 from engine.model.embedding import Embedding, mixed, products
+from engine.model.products import quantized_product
 from engine.tail.vocab_tail import TailResult, draw, triton_vocab_tail, vocab_tail
 from engine.weights.quantization import FromDense, QuantizedWeight, quantize
 
@@ -147,21 +149,14 @@ def _weight(
     std = shape[-1] ** -0.5
     if scheme is None:
         return torch.randn(shape, device=DEVICE, generator=generator).mul_(std).to(HALF)
-    return random_quantized(torch.Size(shape), scheme, std, generator)
+    weight = random_quantized(torch.Size(shape), scheme, std, generator)
+    return dataclasses.replace(weight, kernel="triton")
 
 
 def _product(x: Tensor, weight: Tensor | QuantizedWeight, ends: Tensor | None) -> Tensor:
     if isinstance(weight, Tensor):
         return grouped_linear(x, weight, ends)
-    return grouped_linear(
-        x,
-        weight.codes,
-        ends,
-        scheme=weight.scheme,
-        scales=weight.scales,
-        zeros=weight.zeros,
-        global_scale=weight.global_scale,
-    )
+    return quantized_product(x, weight, ends)
 
 
 def _torch_product(x: Tensor, weight: Tensor, ends: Tensor | None) -> Tensor:

@@ -9,8 +9,8 @@ from fastapi.routing import APIRoute
 from app.dialects.anthropic.schema import CountTokensRequest, MessagesRequest
 from app.dialects.chat.schema import ChatCompletionRequest
 from app.dialects.completions.schema import CompletionRequest
-from app.dialects.fields import SamplingFields
 from app.dialects.responses.schema import ResponseRequest
+from app.dialects.sampling_fields import SamplingFields
 from app.routes.tokens_schema import DetokenizeRequest, TokenizeChat, TokenizeText
 from app.server import ENDPOINTS
 

@@ -13,7 +13,6 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from app.dialects.fields import (
     MAX_MESSAGES,
     MAX_PARTS,
-    MAX_STOPS,
     MAX_TOOLS,
     ONE,
     ONE_OR_SEVERAL,
@@ -22,12 +21,11 @@ from app.dialects.fields import (
     JsonObject,
     JsonValue,
     RequestFields,
-    SamplingFields,
-    Stop,
     Whole,
     quoted,
     unsupported,
 )
+from app.dialects.sampling_fields import MAX_STOPS, SamplingFields, Stop
 from app.dialects.tools import OtherTool, ToolName, checked_if_strict
 
 B = TypeVar("B")

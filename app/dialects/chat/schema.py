@@ -14,12 +14,12 @@ from app.dialects.fields import (
     ONE,
     ONE_OR_SEVERAL,
     SEVERAL,
-    ApiRequest,
     Fields,
     TokenLimit,
     Whole,
     unsupported,
 )
+from app.dialects.sampling_fields import ApiRequest
 from app.dialects.thinking import ThinkingFields
 from app.dialects.tools import Function, OtherTool, ToolChoice, tool_type
 

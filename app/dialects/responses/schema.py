@@ -22,12 +22,12 @@ from app.dialects.fields import (
     SEVERAL,
     Fields,
     JsonValue,
-    SamplingFields,
     TokenLimit,
     Whole,
     unsupported,
 )
 from app.dialects.responses.items import AnyItem, InputItem, ItemReference, MessageItem
+from app.dialects.sampling_fields import SamplingFields
 from app.dialects.thinking import Effort, thinks
 from app.dialects.tools import Function, OtherTool, ToolChoice, tool_type
 
