@@ -163,6 +163,7 @@ class Denoiser:
             vocab_size=dimensions.vocab_size,
             device=self._device,
             ahead=ahead,
+            kernel=self._step.kernel,
         )
 
     def _run_model(self, segments: list[Segment], canvases: list[Canvas]) -> Tensor:
