@@ -132,7 +132,7 @@ def plain_vocab_statistics(
     return Statistics(probs.sum(-1), (y * probs).sum(-1), best, index.int())
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # Triton has no types
+@triton.jit
 def biased(x, values, factors, tokens, inverse_softcap):  # type: ignore[no-untyped-def]
     """Returns x with the bias of these tokens, as `vocab_statistics` describes it.
 
@@ -146,7 +146,7 @@ def biased(x, values, factors, tokens, inverse_softcap):  # type: ignore[no-unty
     return x
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def capped(raw, inverse_softcap):  # type: ignore[no-untyped-def]
     """Returns tanh(raw / softcap), computed with exp, which every Triton backend has.
 
@@ -155,7 +155,7 @@ def capped(raw, inverse_softcap):  # type: ignore[no-untyped-def]
     return 1.0 - 2.0 / (1.0 + tl.exp(2.0 * raw * inverse_softcap))
 
 
-@triton.jit(do_not_specialize=["first"])
+@triton.jit(do_not_specialize=["first"])  # type: ignore[untyped-decorator]  # Triton has no types
 def _kernel(  # type: ignore[no-untyped-def]  # its arguments are not Python's
     logits,
     sharpness,
