@@ -41,13 +41,15 @@ from engine.weights.quantization import Kernel
 
 logger = logging.getLogger(__name__)
 
+GPU = "cuda"  # the type of the devices that have Triton's kernels
+
 
 class DenoisingStep:
     """Turns the hidden states of the model's pass into the canvases' next state."""
 
     def __init__(self, model: DiffusionGemma) -> None:
         self._model = model
-        self._kernels = model.device.type == "cuda"
+        self._kernels = model.device.type == GPU
         # On a GPU everything is launched before the host waits, so that the GPU is never idle. On a
         # CPU, launching is computing, and nothing is drawn if all canvases are done.
         self._draws_ahead = self._kernels
