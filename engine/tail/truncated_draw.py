@@ -1,7 +1,7 @@
 """Draws from the likeliest tokens alone: top-k, top-p and min-p.
 
 Rows hold their logits over the whole vocabulary, which `vocab_tail` never does, because the cut
-depends on all of them. On a CPU these are a few rows at a time, on a GPU all rows of a canvas.
+depends on all of them. On a CPU they are a few rows at a time, on a GPU all rows of a canvas.
 
 Letters: A rows that are drawn for, R canvas positions (rows) of the pass, D hidden size, V
 vocabulary.
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.model.embedding import Embedding, products
+from engine.sizing.chunks import TRUNCATED_ROWS
 from engine.tail.vocab_tail import Bias, apart, capped, inverse_cdf, tensors_of
 
 _ROWS = 16  # at a time; each takes 1 MB in the released vocabulary, and 2 MB in float64
@@ -75,31 +76,33 @@ def triton_truncated_draw(
     """Write the tokens of `truncated_draw` to `drawn` [R] int64, by a kernel for GPUs.
 
     They are written for those of the consecutive `rows` that are `wanted` [R] bool. As the host
-    does not know which these are, the logits of all `rows` are computed, in one product. The host
-    does not wait.
+    does not know which these are, the logits of all `rows` are computed, in as few products as the
+    memory plan has room for. The host does not wait.
     """
     # Imported here because triton is slow to import, and not installed everywhere.
     from engine.kernels import vocab_draw
 
-    logits = products(hidden[rows], embedding)
-    probs = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
     sharpness = softcap / temperatures
-    for part, bias in apart(biases, rows):
-        vocab_draw.truncated_draw(
-            logits,
-            probs,
-            sharpness,
-            uniforms,
-            wanted,
-            drawn,
-            rows.start,
-            slice(part.start - rows.start, part.stop - rows.start),
-            softcap=softcap,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            **tensors_of(bias),
-        )
+    for start in range(rows.start, rows.stop, TRUNCATED_ROWS):
+        whole = slice(start, min(start + TRUNCATED_ROWS, rows.stop))
+        logits = products(hidden[whole], embedding)
+        probs = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+        for part, bias in apart(biases, whole):
+            vocab_draw.truncated_draw(
+                logits,
+                probs,
+                sharpness,
+                uniforms,
+                wanted,
+                drawn,
+                start,
+                slice(part.start - start, part.stop - start),
+                softcap=softcap,
+                top_k=top_k,
+                top_p=float(top_p),
+                min_p=float(min_p),
+                **tensors_of(bias),
+            )
 
 
 def least_kept(probs: Tensor, *, top_k: int, top_p: float, min_p: float) -> Tensor:

@@ -42,7 +42,10 @@ def test_the_tokens_are_those_of_the_plain_draw(vocab, top_k, top_p, min_p):
 
 @pytest.mark.parametrize("cuts", [(20, 0.9, 0.0), (0, 0.5, 0.01)], ids=str)
 @pytest.mark.parametrize("quantised", [False, True])
-def test_only_wanted_rows_of_the_canvas_are_written_each_with_its_bias(cuts, quantised):
+def test_only_wanted_rows_of_the_canvas_are_written_each_with_its_bias(
+    cuts, quantised, monkeypatch
+):
+    monkeypatch.setattr("engine.tail.truncated_draw.TRUNCATED_ROWS", 4)
     hidden, embedding, temperatures = case(320)
     if quantised:
         embedding = quantize(embedding, "int8", torch.device("cpu"))
