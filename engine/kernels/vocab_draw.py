@@ -18,7 +18,9 @@ from torch import Tensor
 from engine.kernels.dequantise import Scheme, dequantised
 from engine.kernels.vocab_statistics import biased, capped
 
-_CHUNK = 1024  # tokens that a program of `truncated_draw` reads at a time
+# Tokens that a program of `truncated_draw` reads at a time. There are few programs, each of which
+# waits for every reading, so these are large.
+_CHUNK = 4096
 _BLOCK_D = 64  # numbers of each token's embedding that a program of `group_draw` reads at a time
 _BITS = 3  # of the least kept probability that are found in one reading of the row
 _HIGHEST = 27  # a probability is at most 1, whose bits as a float32 are below 2^30
@@ -184,7 +186,7 @@ def truncated_draw(
         _CHUNK,
         _BITS,
         _HIGHEST,
-        num_warps=8,
+        num_warps=16,
     )
 
 

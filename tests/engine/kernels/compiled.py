@@ -125,14 +125,9 @@ def launch_prefix_attention() -> list[str]:
     return names
 
 
-def biases(vocab: int) -> dict[str, dict[str, Any]]:
-    """Returns the bias arguments of the kernels that know one, by name."""
-    vector = torch.empty(vocab)
-    return {
-        "no bias": {},
-        "a bias": {"values": vector},
-        "a penalty": {"values": vector, "factors": vector},
-    }
+def penalty(vocab: int) -> dict[str, Any]:
+    """Returns the largest bias as the arguments of the kernels that know one."""
+    return {"values": torch.empty(vocab), "factors": torch.empty(vocab)}
 
 
 def launch_vocab_statistics() -> list[str]:
@@ -141,7 +136,7 @@ def launch_vocab_statistics() -> list[str]:
     with torch.device("meta"):
         logits = torch.empty(256, 262144, dtype=torch.bfloat16)
         row = torch.empty(256)
-        for name, bias in biases(262144).items():
+        for name, bias in (("no bias", {}), ("a penalty", penalty(262144))):
             out = vocab_statistics.vocab_statistics(
                 logits, row, row, softcap=30.0, group=256, **bias
             )
@@ -158,22 +153,20 @@ def launch_group_draw() -> list[str]:
         row, wanted = torch.empty(256), torch.empty(256, dtype=torch.bool)
         tokens, scales = torch.empty(256, dtype=torch.int64), torch.empty(262144, 1).half()
         for dtype in (torch.bfloat16, torch.int8, torch.float8_e4m3fn):
-            embedding = torch.empty(262144, 2816, dtype=dtype)
-            for name, bias in biases(262144).items():
-                vocab_draw.group_draw(
-                    mass,
-                    hidden,
-                    embedding,
-                    row,
-                    row,
-                    wanted,
-                    tokens,
-                    slice(0, 256),
-                    softcap=30.0,
-                    scales=None if dtype == torch.bfloat16 else scales,
-                    **bias,
-                )
-                names.append(f"draw, {dtype}, {name}")
+            vocab_draw.group_draw(
+                mass,
+                hidden,
+                torch.empty(262144, 2816, dtype=dtype),
+                row,
+                row,
+                wanted,
+                tokens,
+                slice(0, 256),
+                softcap=30.0,
+                scales=None if dtype == torch.bfloat16 else scales,
+                **penalty(262144),
+            )
+            names.append(f"draw, {dtype}")
     return names
 
 
@@ -184,7 +177,7 @@ def launch_truncated_draw() -> list[str]:
         logits = torch.empty(256, 262144, dtype=torch.bfloat16)
         row, wanted = torch.empty(256), torch.empty(256, dtype=torch.bool)
         tokens, probs = torch.empty(256, dtype=torch.int64), torch.empty(256, 262144)
-        for top_k, top_p in ((0, 1.0), (50, 1.0), (0, 0.9), (50, 0.9)):
+        for top_k, top_p in ((0, 1.0), (0, 0.9), (50, 0.9)):
             vocab_draw.truncated_draw(
                 logits,
                 probs,
@@ -198,7 +191,7 @@ def launch_truncated_draw() -> list[str]:
                 top_k=top_k,
                 top_p=top_p,
                 min_p=0.1,
-                **biases(262144)["a penalty"],
+                **penalty(262144),
             )
             names.append(f"draw from the likeliest tokens, top-k {top_k}, top-p {top_p}")
     return names
