@@ -1,6 +1,6 @@
 """CUDA graphs: a denoising pass is captured once, then replayed as one launch instead of hundreds.
 
-The compiled form of the pass is run from here too. A graph holds the network in its fixed shapes
+A graph holds the network in its fixed shapes
 (`StaticPass`). It does not hold
 
 - passes that encode, speculate or end with a suffix, because they have too many shapes;
@@ -48,10 +48,14 @@ class Graphs:
     """Runs the passes that have fixed shapes."""
 
     def __init__(
-        self, model: DiffusionGemma, *, canvases: int, capture: bool, compiled: bool
+        self, model: DiffusionGemma, *, canvases: int, capture: bool = True
     ) -> None:
-        """Prepare for passes of up to `canvases` canvases, which are captured, compiled or both."""
-        self._static: StaticPass | None = StaticPass(model, canvases=canvases, compiled=compiled)
+        """Prepare for passes of up to `canvases` canvases.
+
+        If `capture` is unset, they have fixed shapes but are not captured. Only measurements and
+        tests need that.
+        """
+        self._static: StaticPass | None = StaticPass(model, canvases=canvases)
         self._capture = Capture() if capture else None
         self._replays: dict[tuple[tuple[KVCache, ...], int], Replay] = {}
         self.captured = 0  # graphs made so far
@@ -86,17 +90,15 @@ class Graphs:
 
         `caches` are in the order of their slots. Nothing is captured if there would be more graphs
         than are kept, or if a graph serves one length only: each is made when it is needed then.
-        Compiled layers are compiled in any case.
         """
         static, started = self._static, time.monotonic()
         if static is None:
             return
         sets = [each for n in range(len(caches), 0, -1) for each in combinations(caches, n)]
-        capturing = self._capture is not None and static.any_length and len(sets) <= MOST_GRAPHS
-        if not (capturing or static.compiled):
+        if self._capture is None or not static.any_length or len(sets) > MOST_GRAPHS:
             return
         try:
-            for each in sets if capturing else sets[:1]:
+            for each in sets:
                 self._replay(static, each, static.length(each))()
         except Exception as error:  # as in `run`
             self._give_up(error)
@@ -108,7 +110,7 @@ class Graphs:
         """Make all passes dynamic from here on, and log why."""
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON]
         logger.warning(
-            "CUDA graphs and compiled passes are off from here on, all passes are dynamic: %s",
+            "CUDA graphs are off from here on, all passes are dynamic: %s",
             reason,
         )
         self._static = None

@@ -10,6 +10,9 @@ group size, so it is tried with one weight of each layout that the model has.
 
 Attention: PyTorch's fastest kernels accept neither a mask nor a head size above 256. On a GPU
 Triton's kernel is preferred, which needs no mask and reads only what is seen.
+
+The other parts of a layer (norms, rotation, routing, sums): by PyTorch's operations they are fifty
+launches, so on a GPU Triton's kernels are preferred, which are six.
 """
 
 import dataclasses
@@ -23,6 +26,7 @@ from torch.nn import functional as F
 
 from engine.device import DeviceError, device_name
 from engine.model.attention import bidirectional_attention, causal_attention, causal_mask
+from engine.model.diffusion_gemma import DiffusionGemma, Layer
 from engine.model.experts import Experts
 from engine.model.products import grouped_mm, quantized_product
 from engine.sizing.dimensions import LayerShape
@@ -36,6 +40,7 @@ _FEW = 3  # rows of a trial's first group
 _ROWS = (5, 16, 22)  # average rows of a trial's groups: our kernel's tiles are 16, 32 and 64 rows
 # The attention's trial: more queries than a tile has, and a multiple of a mask's alignment.
 _QUERIES, _ENTRIES = 70, 144
+_ROUTED_ROWS = (40, 1030)  # the routing's kernel has two forms, for few rows and for many
 _TOLERANCE = 0.02  # relative to the largest result; bfloat16 has 8 bits
 
 
@@ -70,6 +75,31 @@ def choose_attention_kernel(
         return "torch"
     logger.info("attention: triton's")
     return "triton"
+
+
+def choose_layer_kernel(model: DiffusionGemma) -> None:
+    """Set the kernel of the layers' parts other than attention and the products.
+
+    Triton's kernels are chosen on a GPU if all of them work for all layers, else PyTorch's. The
+    router's product is one of these parts, so a quantised router is dequantised for them.
+    """
+    if model.device.type != "cuda":
+        return
+    layers = model.each_layer()
+    kinds = dict(zip(model.dimensions.layers, layers, strict=True))
+    try:
+        for layer in kinds.values():
+            _try_layer(layer, model.device, model.dtype)
+    except Exception:  # a compiler, a driver or a missing package may raise anything
+        logger.warning(
+            "triton's norms, routing and sums can't be used here, torch's are used instead",
+            exc_info=True,
+        )
+        return
+    logger.info("norms, routing and sums: triton's")
+    for layer in layers:
+        layer.kernel = "triton"
+        layer.router.proj = nn.Parameter(_in_full(layer.router.proj, model.dtype))
 
 
 def _choose_for_dense(experts: list[Experts]) -> bool:
@@ -251,6 +281,109 @@ def _try_attention(heads: int, shape: LayerShape, device: torch.device, dtype: t
     actual = prefix_attention(queries, keys, values, causal=True, window=shape.window)
     mask = causal_mask(_ENTRIES - _QUERIES, _QUERIES, shape.window, device)
     _compare(actual, causal_attention(queries, keys, values, mask))
+
+
+@torch.inference_mode()
+def _try_layer(layer: Layer, device: torch.device, dtype: torch.dtype) -> None:
+    """Compare Triton's kernels for a layer of this kind with the same in PyTorch.
+
+    Each is compared on its own, because rounding decides between experts with nearly equal scores.
+    Raises ArithmeticError if the results differ, or whatever a kernel raises.
+    """
+    # Imported here because triton is slow to import, and not installed everywhere.
+    from engine.kernels.combine import combine, plain_combine
+    from engine.kernels.condition import condition, plain_condition
+    from engine.kernels.dispatch import dispatch, plain_dispatch
+    from engine.kernels.gated import gated, plain_gated
+    from engine.kernels.route import plain_route, route
+    from engine.kernels.write_heads import plain_write_heads, write_heads
+
+    def numbers(*shape: int, begin: int = 0) -> Tensor:
+        count = math.prod(shape)
+        return torch.arange(begin, begin + count, device=device).view(shape).sin().to(dtype)
+
+    own, router, eps = layer.attention, layer.router, layer.router_eps
+    experts, size = router.proj.shape
+    projected = numbers(2 * _FEW, own.qkv.shape[0])
+    angles = torch.arange(2 * _FEW * own.head_size // 2, device=device).view(2 * _FEW, -1)
+    rope = [each.to(dtype).repeat(1, 2) for each in (angles.cos(), angles.sin())]
+    slots = torch.tensor([1, 0], device=device)
+    caches = [
+        torch.zeros(2, 2, own.kv_heads, 2 * _FEW, own.head_size, dtype=dtype, device=device)
+        for _ in range(2)
+    ]
+    queries = [
+        write(
+            projected,
+            own.q_norm.weight,
+            own.k_norm.weight,
+            (rope[0], rope[1]),
+            cache,
+            slots,
+            slots,
+            query_heads=own.query_heads,
+            eps=own.q_norm.eps,
+        )
+        for write, cache in zip((write_heads, plain_write_heads), caches, strict=True)
+    ]
+    _compare(*queries)
+    _compare(*caches)
+    ones = torch.ones(max(size, experts), device=device, dtype=dtype)
+    proj = _in_full(router.proj, dtype)
+    for rows in _ROUTED_ROWS:
+        x = numbers(rows, size)
+        norms = (
+            layer.post_attention_norm.weight,
+            layer.mlp_norm.weight,
+            layer.experts_norm.weight,
+            router.scale,
+        )
+        inputs = (x, numbers(rows, size, begin=7), *norms, proj, ones[:experts])
+        routed = route(*inputs, per_token=router.per_token, eps=eps)
+        every = plain_route(*inputs, per_token=experts, eps=eps)
+        for actual, expected in zip(routed[:3], every[:3], strict=True):
+            _compare(actual, expected)
+        shares = torch.zeros_like(every.shares).scatter_(1, every.experts.long(), every.shares)
+        shares = shares.gather(1, routed.experts.long())
+        _compare(shares / shares.sum(1, keepdim=True), routed.shares)
+        sent = dispatch(routed.sparse, routed.experts, experts)
+        for actual, expected in zip(
+            sent, plain_dispatch(routed.sparse, routed.experts, experts), strict=True
+        ):
+            _compare(actual, expected)
+        dense, sparse = numbers(rows, 2 * size), sent.rows.repeat(1, 2)
+        inner = gated(dense, sparse)
+        _compare(inner[0], plain_gated(dense))
+        _compare(inner[1], plain_gated(sparse))
+        combined = (
+            *(routed.x, *inner, sent.indices, routed.shares),
+            (
+                layer.post_mlp_norm.weight,
+                layer.post_experts_norm.weight,
+                layer.post_feedforward_norm.weight,
+                layer.attention_norm.weight,
+            ),
+            (layer.encoder_scalar, layer.decoder_scalar),
+            _FEW,
+            eps,
+        )
+        for actual, expected in zip(combine(*combined), plain_combine(*combined), strict=True):
+            _compare(actual, expected)
+        inputs = (x, routed.x, layer.attention_norm.weight)
+        for actual, expected in zip(
+            condition(*inputs, scale=size**0.5, eps=eps),
+            plain_condition(*inputs, scale=size**0.5, eps=eps),
+            strict=True,
+        ):
+            _compare(actual, expected)
+
+
+def _in_full(weight: Weight, dtype: torch.dtype) -> Tensor:
+    """Returns a weight in this dtype, dequantised if it is quantised."""
+    if isinstance(weight, QuantizedWeight):
+        return weight.dequantize(dtype)
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def _compare(actual: Tensor, expected: Tensor) -> None:

@@ -1,11 +1,13 @@
-"""The denoising pass in fixed shapes, which a CUDA graph can hold and a compiler compiles once.
+"""The denoising pass in fixed shapes, which a CUDA graph can hold.
 
 In `DiffusionGemma.run` the host knows how many tokens each cache stores, and cuts keys and values
-to that length. Here this number is on the device. The entries for new keys and values are computed
-from it, and so are those that attention sees, out of a fixed number of entries. The tests check
-that results are the same. With PyTorch's attention a mask hides the unseen entries, which cost time
-all the same, so that without a graph or a compiler this form is slower. Triton's attention does not
-read them. During the pass the host makes no tensor and never waits.
+to that length. Here these numbers are on the device: where the entries for new keys and values
+begin, and which entries attention sees, out of a fixed number of them. The tests check that results
+are the same. During the pass the host makes no tensor and never waits.
+
+With PyTorch's attention a mask hides the unseen entries, which cost time all the same, so that
+without a graph this form is slower. Triton's attention does not read them. If the layers' other
+kernels are Triton's too, all canvases are in the same launches (`engine/model/fused_layer.py`).
 
 This form is only for passes that consist of whole canvases, as most do. Encoded tokens may have any
 length.
@@ -25,44 +27,44 @@ from engine.model.kv_cache import KVCache
 from engine.model.rows import Segment
 from engine.weights.quantization import Kernel
 
-Sees = Callable[[Tensor, int, int | None], Tensor]  # `_seen` or `_seen_span`
+Sees = Callable[[Tensor, int], Tensor]  # `_mask` or `_span`
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # queries, keys, values, seen
 
 
 class StaticPass:
     """The pass and the buffers that it reads. Call `fill` before each `run`."""
 
-    def __init__(self, model: DiffusionGemma, *, canvases: int, compiled: bool = False) -> None:
-        """Allocate buffers for up to `canvases` canvases.
-
-        If `compiled` is set, the layers are compiled in their first run.
-        """
+    def __init__(self, model: DiffusionGemma, *, canvases: int) -> None:
+        """Allocate buffers for up to `canvases` canvases."""
         dimensions = model.dimensions
         self._model = model
         self._canvas = dimensions.canvas_length
-        shape, device = (canvases, self._canvas), model.device
-        self._tokens = torch.zeros(shape, dtype=torch.int64, device=device)
-        self._soft_embeddings = torch.zeros(
-            *shape, dimensions.hidden_size, dtype=model.dtype, device=device
-        )
+        device = model.device
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(canvases, *shape, dtype=dtype, device=device)
+
+        self._tokens = zeros(self._canvas)
+        self._soft_embeddings = zeros(self._canvas, dimensions.hidden_size, dtype=model.dtype)
         # One layer of each window represents all of them: they store equally many tokens.
         self._layer_of = {layer.window: index for index, layer in enumerate(dimensions.layers)}
-        # For each canvas: the position of its first token, then the tokens stored by each layer of
-        # `_layer_of`.
-        columns = 1 + len(self._layer_of)
-        self._stored = torch.zeros(canvases, columns, dtype=torch.int64, device=device)
-        self._filled = [[0] * columns for _ in range(canvases)]  # the host's copy
+        self._slots = zeros()
+        # By window: the index of each canvas' first entry, and the span of those that it sees.
+        self._behind = {window: zeros() for window in self._layer_of}
+        self._spans = {window: zeros(2) for window in self._layer_of}
+        self._ropes = {  # cos and sin of sliding (True) and full layers
+            layer.window is not None: (
+                zeros(self._canvas, layer.head_size, dtype=model.dtype),
+                zeros(self._canvas, layer.head_size, dtype=model.dtype),
+            )
+            for layer in dimensions.layers
+        }
+        self._filled: list[list[int] | None] = [None] * canvases  # the host's copy
+        for number in range(canvases):
+            self._fill_numbers(number, 0, 0, [0] * len(self._layer_of))
         self._sees, self._attention = _attention_of(model.attention_kernel)
         self.any_length = model.attention_kernel == "triton"  # it reads only the entries it sees
-        self.compiled = compiled
-        self._before, self._after = _before_attention, _after_attention
-        if compiled:
-            # These two functions, not the whole pass: they are compiled once for each kind of layer
-            # instead of for all thirty layers, and they depend neither on caches nor on lengths.
-            # With `fullgraph`, a part that cannot be compiled is an error; otherwise it would
-            # silently run uncompiled.
-            self._before = torch.compile(_before_attention, fullgraph=True)
-            self._after = torch.compile(_after_attention, fullgraph=True)
+        self._fused = self.any_length and model.layer_kernel == "triton"
 
     def takes(self, segment: Segment) -> bool:
         """Returns whether the segment is a whole canvas that directly follows stored tokens."""
@@ -96,12 +98,30 @@ class StaticPass:
             else:
                 self._soft_embeddings[number].copy_(soft)
             cache = segment.cache
-            values = [cache.position, *(cache.stored(index) for index in self._layer_of.values())]
-            for column, value in enumerate(values):
-                if self._filled[number][column] != value:  # once a block
-                    # Filled, not copied: the host would wait for the device before a copy.
-                    self._stored[number, column].fill_(value)
-                    self._filled[number][column] = value
+            stored = [cache.stored(index) for index in self._layer_of.values()]
+            self._fill_numbers(number, cache.number, cache.position, stored)
+
+    def _fill_numbers(self, number: int, slot: int, position: int, stored: list[int]) -> None:
+        """Write where a canvas is, if that has changed since the last time.
+
+        It changes once a block. `stored` are the tokens stored by each layer of `_layer_of`.
+        """
+        numbers = [slot, position, *stored]
+        if self._filled[number] == numbers:
+            return
+        self._filled[number] = numbers
+        # Filled, not copied: the host would wait for the device before a copy.
+        self._slots[number].fill_(slot)
+        for window, count in zip(self._layer_of, stored, strict=True):
+            first = 0 if window is None else max(0, count - window + 1)
+            self._behind[window][number].fill_(count)
+            self._spans[window][number, 0].fill_(first)
+            self._spans[window][number, 1].fill_(count + self._canvas)
+        end = position + self._canvas
+        positions = torch.arange(position, end, dtype=torch.float32, device=self._slots.device)
+        for sliding, rope in self._model.ropes_at(positions, self._model.dtype).items():
+            for buffer, values in zip(self._ropes[sliding], rope, strict=True):
+                buffer[number].copy_(values)
 
     def run(self, caches: Sequence[KVCache], length: int) -> Tensor:
         """Returns the hidden states [R, D] of the canvases in the buffers, which have these caches.
@@ -109,91 +129,83 @@ class StaticPass:
         Attention has `length` entries, or as many as the layer can hold if that is less.
         """
         model, count = self._model, len(caches)
-        x = model.embed(self._tokens[:count].flatten())
-        x = model.self_conditioning(x, self._soft_embeddings[:count].flatten(0, 1))
-        position, *stored = self._stored[:count].unbind(1)  # [N] each
-        ropes = model.ropes_at(self._behind(position).flatten().float(), x.dtype)
-        behind = dict(zip(self._layer_of, map(self._behind, stored), strict=True))
-        seen: dict[int | None, Tensor] = {}  # by window
+        tokens, soft = self._tokens[:count].flatten(), self._soft_embeddings[:count].flatten(0, 1)
+        norms = model.norms
+        if self._fused:
+            # Imported here because triton is slow to import, and not installed everywhere.
+            from engine.model.fused_layer import begin
+
+            x, normed = begin(model, tokens, soft)
+        else:
+            x = model.self_conditioning(model.embed(tokens), soft)
+            normed = norms[0].forward(x)
+        attend = self._attend_together if self._fused else self._attend_one_by_one
         for index, layer in enumerate(model.each_layer()):
-            window = model.dimensions.layers[index].window
-            entries = [cache.entries(index, length, self._canvas) for cache in caches]
-            if window not in seen:
-                seen[window] = self._sees(behind[window], entries[0][0].shape[1], window)
-            projected = self._before(layer, x, ropes[window is not None])
-            attended = _attend(projected, entries, behind[window], seen[window], self._attention)
-            x = self._after(layer, x, attended)
-        return model.norm.forward(x)
+            attended = attend(index, layer, normed, caches, length)
+            x, normed = layer.finish(x, attended, 0, norms[index + 1])
+        return normed
+
+    def _attend_together(
+        self, index: int, layer: Layer, normed: Tensor, caches: Sequence[KVCache], _length: int
+    ) -> Tensor:
+        """Returns one layer's attention [R, D] of all canvases, given its normed input [R, D]."""
+        # Imported here because triton is slow to import, and not installed everywhere.
+        from engine.model.fused_layer import attend
+
+        count, window = len(caches), self._model.dimensions.layers[index].window
+        shared = caches[0].shared[index]
+        assert all(cache.shared[index] is shared for cache in caches), "not made together"
+        cos, sin = (each[:count].flatten(0, 1) for each in self._ropes[window is not None])
+        return attend(
+            layer,
+            normed,
+            (cos, sin),
+            shared,
+            self._slots[:count],
+            self._behind[window][:count],
+            self._spans[window][:count],
+        )
+
+    def _attend_one_by_one(
+        self, index: int, layer: Layer, normed: Tensor, caches: Sequence[KVCache], length: int
+    ) -> Tensor:
+        """Returns the same with each canvas' cache written and read on its own.
+
+        Unseen entries have to be finite too, and they are: caches start with zeros.
+        """
+        count, window = len(caches), self._model.dimensions.layers[index].window
+        cos, sin = (each[:count].flatten(0, 1) for each in self._ropes[window is not None])
+        parts = (
+            each.chunk(count, dim=1) for each in layer.attention.project(normed, (cos, sin))
+        )
+        steps = torch.arange(self._canvas, device=normed.device)
+        attended = []
+        for number, (queries, new_keys, new_values) in enumerate(zip(*parts, strict=True)):
+            keys, values = caches[number].entries(index, length, self._canvas)
+            own = self._behind[window][number] + steps
+            keys.index_copy_(1, own, new_keys)
+            values.index_copy_(1, own, new_values)
+            seen = self._sees(self._spans[window][number], keys.shape[1])
+            attended.append(self._attention(queries, keys, values, seen))
+        return layer.attention.merge(torch.cat(attended, dim=1))
 
     def synchronize(self) -> None:
         """Wait until the device has run everything that was launched."""
         if self._tokens.device.type == "cuda":
             torch.cuda.synchronize(self._tokens.device)
 
-    def _behind(self, stored: Tensor) -> Tensor:
-        """Returns the indices of the C entries behind the stored ones, [N] -> [N, C]."""
-        return stored[:, None] + torch.arange(self._canvas, device=stored.device)
-
 
 def _attention_of(kernel: Kernel) -> tuple[Sees, Attention]:
-    """Returns this kernel's attention, and the function that computes which entries it sees."""
+    """Returns this kernel's attention, and the function that tells it which entries are seen."""
     if kernel == "torch":
-        return _seen, bidirectional_attention
+        return _mask, bidirectional_attention
     # Imported here because triton is slow to import, and not installed everywhere.
     from engine.kernels.prefix_attention import prefix_attention
 
-    return _seen_span, prefix_attention
+    return lambda span, _count: span, prefix_attention
 
 
-def _seen(behind: Tensor, count: int, window: int | None) -> Tensor:
-    """Returns which of the layer's first `count` entries each canvas sees, [N, count] bool.
-
-    A canvas has the entries with the indices `behind` [N, C]. It sees these and the entries before
-    them, or the last window - 1 before them in a sliding layer.
-    """
-    entries = torch.arange(count, device=behind.device)
-    seen = entries <= behind[:, -1:]
-    return seen if window is None else seen & (entries > behind[:, :1] - window)
-
-
-def _seen_span(behind: Tensor, _count: int, window: int | None) -> Tensor:
-    """Returns the same as `_seen` in the form [N, 2]: the first seen entry, and the end."""
-    end = behind[:, -1:] + 1
-    first = torch.zeros_like(end) if window is None else behind[:, :1] - window + 1
-    return torch.cat([first.clamp(min=0), end], dim=1)
-
-
-def _attend(
-    projected: tuple[Tensor, Tensor, Tensor],
-    entries: Sequence[tuple[Tensor, Tensor]],
-    behind: Tensor,
-    seen: Tensor,
-    attention: Attention,
-) -> Tensor:
-    """Write the canvases' keys and values into their caches. Returns their attention [H, R, d].
-
-    `projected` are the queries [H, R, d], keys and values [K, R, d] of all canvases. `entries` are
-    the keys and values [K, S, d] of each canvas' cache. `behind` [N, C] are the indices of its own
-    entries, and `seen` is the result of `_seen` or `_seen_span`. Unseen entries have to be finite
-    too, and they are: caches start with zeros.
-    """
-    parts = (each.chunk(len(entries), dim=1) for each in projected)
-    attended = []
-    for number, (queries, new_keys, new_values) in enumerate(zip(*parts, strict=True)):
-        keys, values = entries[number]
-        keys.index_copy_(1, behind[number], new_keys)
-        values.index_copy_(1, behind[number], new_values)
-        attended.append(attention(queries, keys, values, seen[number]))
-    return torch.cat(attended, dim=1)
-
-
-def _before_attention(
-    layer: Layer, x: Tensor, rope: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns queries [H, R, d], keys [K, R, d] and values [K, R, d] of x [R, D]."""
-    return layer.attention.project(layer.attention_norm(x), rope)
-
-
-def _after_attention(layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
-    """Returns the layer's output [R, D], given its input x [R, D] and the attention [H, R, d]."""
-    return layer.finish(x, layer.attention.merge(attended), encoded=0)
+def _mask(span: Tensor, count: int) -> Tensor:
+    """Returns which of `count` entries are in the span [2], [count] bool."""
+    entries = torch.arange(count, device=span.device)
+    return (entries >= span[0]) & (entries < span[1])
