@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig, Rope
 from engine.model.kv_cache import new_caches
 from engine.model.rows import Segment
-from engine.model.static_pass import StaticPass
+from engine.model.static_pass import Form, StaticPass
 from engine.sizing.dimensions import Dimensions
 from engine.weights.quantization import Kernel
 
@@ -116,4 +116,5 @@ def step_launches(
         static = StaticPass(model, canvases=canvases)
         segments = [Segment(cache, tokens, causal=False) for cache in caches]
         static.fill(segments, [soft] * canvases)
-        return count_launches(lambda: static.run(caches, static.length(caches)))
+        forms = tuple(map(Form.of, segments))
+        return count_launches(lambda: static.run(forms, static.length(forms)))

@@ -131,6 +131,7 @@ def new_denoiser(
         prefix_cache_bytes=config.prefix_cache_mib * 2**20,
         vision=vision,
         cuda_graphs=use_cuda_graphs(config, device, never_waits=never_waits),
+        speculate=config.speculate,
     )
     denoiser.prepare()
     return denoiser

@@ -59,11 +59,13 @@ class Denoiser:
         prefix_cache_bytes: int = 0,
         vision: Vision | None = None,
         cuda_graphs: bool = False,
+        speculate: bool = False,
     ) -> None:
         """Allocate `max_active` KV caches, each for `context_length` tokens and a canvas.
 
         Kept prefixes take up to `prefix_cache_bytes` more as requests arrive. Without `vision` no
-        request may have images. If `cuda_graphs` is set, passes that only denoise are CUDA graphs.
+        request may have images. If `cuda_graphs` is set, passes of fixed shapes are CUDA graphs.
+        Speculative passes have graphs if `speculate` is set too.
         """
         self.model = model
         self.sampler = sampler
@@ -93,13 +95,13 @@ class Denoiser:
         self._step = DenoisingStep(model)
         self._graphs: Graphs | None = None
         if cuda_graphs:
-            self._graphs = Graphs(model, canvases=max_active)
+            self._graphs = Graphs(model, canvases=max_active, speculate=speculate)
 
     @torch.inference_mode()
     def prepare(self) -> None:
         """Capture what can be known before the first request. Call it before that."""
         if self._graphs is not None:
-            self._graphs.prepare(self._caches)
+            self._graphs.prepare(self._caches, self.model.dimensions.canvas_length)
 
     @property
     def captured_graphs(self) -> int:

@@ -99,6 +99,10 @@ def _kernel(  # type: ignore[no-untyped-def]  # its arguments are not Python's
             column = begin + tl.arange(0, COLUMNS)
             values = tl.load(source + column, mask=column < size, other=0.0)
             mask = inside[:, None] & (column < size)[None, :]
-            tl.store(targets + column[None, :], tl.broadcast_to(values[None, :], (EACH, COLUMNS)), mask=mask)
+            tl.store(
+                targets + column[None, :],
+                tl.broadcast_to(values[None, :], (EACH, COLUMNS)),
+                mask=mask,
+            )
     else:
         tl.store(ends + expert, before, mask=inside)

@@ -5,7 +5,6 @@ The approximation of gelu is that with tanh.
 Letters: R rows, I inner size.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor

@@ -306,6 +306,7 @@ class DiffusionGemma(nn.Module):
         self.norm = RMSNorm(d.hidden_size, config.norm_eps)
         self.attention_kernel: Kernel = "torch"
         self._last_ropes: tuple[Spans, Ropes] | None = None
+        self._frequencies: dict[bool, Tensor] = {}  # of sliding (True) and full layers
 
     @property
     def dimensions(self) -> Dimensions:
@@ -381,7 +382,8 @@ class DiffusionGemma(nn.Module):
     ) -> Tensor:
         """Returns one layer's attention [T, D] of all rows, after its output projection.
 
-        `normed` [T, D] is the layer's input behind its norm. If `skip_encoded` is set, only the canvases' rows are returned, [R, D].
+        `normed` [T, D] is the layer's input behind its norm. If `skip_encoded` is set, only the
+        canvases' rows are returned, [R, D].
         """
         window = self.dimensions.layers[index].window
         projected = layer.attention.project(normed, ropes[window is not None])
@@ -455,7 +457,11 @@ class DiffusionGemma(nn.Module):
         for shape in dict.fromkeys(self.dimensions.layers):
             sliding = shape.window is not None
             rope = self.config.sliding_rope if sliding else self.config.full_rope
-            frequencies = rope.inverse_frequencies(shape.head_size, positions.device)
+            if sliding not in self._frequencies:
+                self._frequencies[sliding] = rope.inverse_frequencies(
+                    shape.head_size, positions.device
+                )
+            frequencies = self._frequencies[sliding]
             angles = torch.outer(positions, frequencies)
             angles = torch.cat([angles, angles], dim=-1)  # [T, d]
             ropes[sliding] = (angles.cos().to(dtype), angles.sin().to(dtype))

@@ -6,9 +6,10 @@ plain forms are the modules of `engine/model/diffusion_gemma.py`, to which
 `engine/model/kernel_choice.py` compares these. Triton is slow to import and not installed
 everywhere, so this module is imported where it is needed.
 
-Letters: N canvases, R rows, D hidden size, H query heads, d head size, B caches.
+Letters: N segments of a pass, R rows, D hidden size, H query heads, d head size, B caches.
 """
 
+import torch
 from torch import Tensor
 
 from engine.kernels.combine import combine
@@ -46,13 +47,18 @@ def attend(
     entries: Tensor,
     slots: Tensor,
     behind: Tensor,
-    span: Tensor,
+    spans: Tensor,
+    *,
+    causal: int,
+    window: int | None,
+    skipped: int,
 ) -> Tensor:
-    """Returns the layer's attention [R, D] of canvases, given its normed input [R, D].
+    """Returns the layer's attention [R, D] of segments of equal length, given its normed input.
 
-    Keys and values are written into `entries` [B, 2, K, S, d], behind the index `behind` [N] of
-    each canvas' cache `slots` [N]. Each canvas sees the entries of its `span` [N, 2]. `rope` are
-    cos and sin [R, d].
+    This input is [R, D], and `rope` are cos and sin [R, d]. The keys and values of all segments are
+    written into `entries` [B, 2, K, S, d], from the index `behind` [N] on of each segment's cache
+    `slots` [N]. Then each segment sees the entries of its `spans` [N, 2]. The first `causal`
+    segments are causal, with the layer's `window`. The first `skipped` rows have no attention.
     """
     own = layer.attention
     queries = write_heads(
@@ -66,8 +72,24 @@ def attend(
         query_heads=own.query_heads,
         eps=own.q_norm.eps,
     )
+    queries = queries.transpose(0, 1)
     keys, values = entries.unbind(1)
-    return own.merge(prefix_attention(queries.transpose(0, 1), keys, values, span, slots=slots))
+    border = causal * (normed.shape[0] // slots.shape[0])
+    attended = prefix_attention(
+        queries[:, border:], keys, values, spans[causal:], slots=slots[causal:]
+    )
+    if border > skipped:
+        encoded = prefix_attention(
+            queries[:, :border],
+            keys,
+            values,
+            spans[:causal],
+            slots=slots[:causal],
+            causal=True,
+            window=window,
+        )
+        attended = torch.cat([encoded, attended], dim=1)
+    return own.merge(attended)
 
 
 def finish(

@@ -19,6 +19,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from torch.nn import functional as F
 
 from engine.device import DeviceError, device_name
 from engine.model.attention import bidirectional_attention, causal_attention, causal_mask
-from engine.model.diffusion_gemma import DiffusionGemma, Layer
+from engine.model.diffusion_gemma import Attention, DiffusionGemma, Layer
 from engine.model.experts import Experts
 from engine.model.products import grouped_mm, quantized_product
 from engine.sizing.dimensions import LayerShape
@@ -285,97 +286,112 @@ def _try_attention(heads: int, shape: LayerShape, device: torch.device, dtype: t
 
 @torch.inference_mode()
 def _try_layer(layer: Layer, device: torch.device, dtype: torch.dtype) -> None:
-    """Compare Triton's kernels for a layer of this kind with the same in PyTorch.
+    """Compare Triton's kernels for a layer of this kind with the same in PyTorch in float32.
 
     Each is compared on its own, because rounding decides between experts with nearly equal scores.
     Raises ArithmeticError if the results differ, or whatever a kernel raises.
     """
+    _try_write_heads(layer.attention, device, dtype)
+    for rows in _ROUTED_ROWS:
+        x = _waves(rows, layer.router.scale.shape[0], device=device, dtype=dtype)
+        _try_finish(layer, x)
+
+
+def _try_write_heads(own: Attention, device: torch.device, dtype: torch.dtype) -> None:
+    # Imported here because triton is slow to import, and not installed everywhere.
+    from engine.kernels.write_heads import plain_write_heads, write_heads
+
+    rows, size = 2 * _FEW, own.head_size
+    angles = torch.arange(rows * size // 2, device=device).view(rows, -1).repeat(1, 2)
+    inputs = (
+        _waves(rows, own.qkv.shape[0], device=device, dtype=dtype),
+        own.q_norm.weight,
+        own.k_norm.weight,
+        (angles.cos().to(dtype), angles.sin().to(dtype)),
+    )
+    cache = torch.zeros(2, 2, own.kv_heads, rows, size, dtype=dtype, device=device)
+    slots = torch.tensor([1, 0], device=device)  # the second canvas is one entry further behind
+    options = {"query_heads": own.query_heads, "eps": own.q_norm.eps}
+    plain_cache = cache.float()
+    queries = write_heads(*inputs, cache, slots, slots.flip(0), **options)
+    plain = plain_write_heads(*_wide(inputs), plain_cache, slots, slots.flip(0), **options)
+    _compare(queries, plain)
+    _compare(cache, plain_cache)
+
+
+def _try_finish(layer: Layer, x: Tensor) -> None:
     # Imported here because triton is slow to import, and not installed everywhere.
     from engine.kernels.combine import combine, plain_combine
     from engine.kernels.condition import condition, plain_condition
     from engine.kernels.dispatch import dispatch, plain_dispatch
     from engine.kernels.gated import gated, plain_gated
     from engine.kernels.route import plain_route, route
-    from engine.kernels.write_heads import plain_write_heads, write_heads
 
-    def numbers(*shape: int, begin: int = 0) -> Tensor:
-        count = math.prod(shape)
-        return torch.arange(begin, begin + count, device=device).view(shape).sin().to(dtype)
-
-    own, router, eps = layer.attention, layer.router, layer.router_eps
+    router, eps = layer.router, layer.router_eps
     experts, size = router.proj.shape
-    projected = numbers(2 * _FEW, own.qkv.shape[0])
-    angles = torch.arange(2 * _FEW * own.head_size // 2, device=device).view(2 * _FEW, -1)
-    rope = [each.to(dtype).repeat(1, 2) for each in (angles.cos(), angles.sin())]
-    slots = torch.tensor([1, 0], device=device)
-    caches = [
-        torch.zeros(2, 2, own.kv_heads, 2 * _FEW, own.head_size, dtype=dtype, device=device)
-        for _ in range(2)
-    ]
-    queries = [
-        write(
-            projected,
-            own.q_norm.weight,
-            own.k_norm.weight,
-            (rope[0], rope[1]),
-            cache,
-            slots,
-            slots,
-            query_heads=own.query_heads,
-            eps=own.q_norm.eps,
-        )
-        for write, cache in zip((write_heads, plain_write_heads), caches, strict=True)
-    ]
-    _compare(*queries)
-    _compare(*caches)
-    ones = torch.ones(max(size, experts), device=device, dtype=dtype)
-    proj = _in_full(router.proj, dtype)
-    for rows in _ROUTED_ROWS:
-        x = numbers(rows, size)
-        norms = (
-            layer.post_attention_norm.weight,
-            layer.mlp_norm.weight,
-            layer.experts_norm.weight,
-            router.scale,
-        )
-        inputs = (x, numbers(rows, size, begin=7), *norms, proj, ones[:experts])
-        routed = route(*inputs, per_token=router.per_token, eps=eps)
-        every = plain_route(*inputs, per_token=experts, eps=eps)
-        for actual, expected in zip(routed[:3], every[:3], strict=True):
-            _compare(actual, expected)
-        shares = torch.zeros_like(every.shares).scatter_(1, every.experts.long(), every.shares)
-        shares = shares.gather(1, routed.experts.long())
-        _compare(shares / shares.sum(1, keepdim=True), routed.shares)
-        sent = dispatch(routed.sparse, routed.experts, experts)
-        for actual, expected in zip(
-            sent, plain_dispatch(routed.sparse, routed.experts, experts), strict=True
-        ):
-            _compare(actual, expected)
-        dense, sparse = numbers(rows, 2 * size), sent.rows.repeat(1, 2)
-        inner = gated(dense, sparse)
-        _compare(inner[0], plain_gated(dense))
-        _compare(inner[1], plain_gated(sparse))
-        combined = (
-            *(routed.x, *inner, sent.indices, routed.shares),
-            (
-                layer.post_mlp_norm.weight,
-                layer.post_experts_norm.weight,
-                layer.post_feedforward_norm.weight,
-                layer.attention_norm.weight,
-            ),
-            (layer.encoder_scalar, layer.decoder_scalar),
-            _FEW,
-            eps,
-        )
-        for actual, expected in zip(combine(*combined), plain_combine(*combined), strict=True):
-            _compare(actual, expected)
-        inputs = (x, routed.x, layer.attention_norm.weight)
-        for actual, expected in zip(
-            condition(*inputs, scale=size**0.5, eps=eps),
-            plain_condition(*inputs, scale=size**0.5, eps=eps),
-            strict=True,
-        ):
-            _compare(actual, expected)
+    inputs = (
+        x,
+        x.flip(0),
+        layer.post_attention_norm.weight,
+        layer.mlp_norm.weight,
+        layer.experts_norm.weight,
+        router.scale,
+        _in_full(router.proj, x.dtype),
+        torch.ones_like(router.per_expert_scale),
+    )
+    routed = route(*inputs, per_token=router.per_token, eps=eps)
+    every = plain_route(*_wide(inputs), per_token=experts, eps=eps)
+    shares = torch.zeros_like(every.shares).scatter_(1, every.experts.long(), every.shares)
+    shares = shares.gather(1, routed.experts.long())
+    best = every.shares[:, : router.per_token]
+    _compare(routed.shares, best / best.sum(1, keepdim=True))
+    _compare(shares / shares.sum(1, keepdim=True), routed.shares)
+    for actual, expected in zip(routed[:3], every[:3], strict=True):
+        _compare(actual, expected)
+
+    sent = dispatch(routed.sparse, routed.experts, experts)
+    plain_sent = plain_dispatch(routed.sparse, routed.experts, experts)
+    for actual, expected in zip(sent, plain_sent, strict=True):
+        _compare(actual, expected)
+
+    products = routed.dense.repeat(1, 2), sent.rows.repeat(1, 2)
+    inner = gated(*products)
+    for actual, product in zip(inner, products, strict=True):
+        _compare(actual, plain_gated(product.float()))
+
+    ends = (
+        *(routed.x, *inner, sent.indices, routed.shares),
+        (
+            layer.post_mlp_norm.weight,
+            layer.post_experts_norm.weight,
+            layer.post_feedforward_norm.weight,
+            layer.attention_norm.weight,
+        ),
+        (layer.encoder_scalar, layer.decoder_scalar),
+    )
+    for actual, expected in zip(
+        combine(*ends, _FEW, eps), plain_combine(*_wide(ends), _FEW, eps), strict=True
+    ):
+        _compare(actual, expected)
+
+    begins = (x, routed.x, layer.attention_norm.weight)
+    for actual, expected in zip(
+        condition(*begins, scale=size**0.5, eps=eps),
+        plain_condition(*_wide(begins), scale=size**0.5, eps=eps),
+        strict=True,
+    ):
+        _compare(actual, expected)
+
+
+def _waves(rows: int, size: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.arange(rows * size, device=device).view(rows, size).sin().to(dtype)
+
+
+def _wide(inputs: Any) -> Any:
+    """Returns tensors and tuples of tensors with every float in 32 bits."""
+    if isinstance(inputs, tuple):
+        return tuple(map(_wide, inputs))
+    return inputs.float() if inputs.is_floating_point() else inputs
 
 
 def _in_full(weight: Weight, dtype: torch.dtype) -> Tensor:

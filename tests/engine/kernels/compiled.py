@@ -127,9 +127,7 @@ def launch_prefix_attention() -> list[str]:
         with torch.device("meta"):
             caches = torch.empty(2, 2, kv_heads, 8448, size, dtype=torch.bfloat16)
             spans, slots = torch.empty(2, 2, dtype=torch.int64), torch.empty(2, dtype=torch.int64)
-        prefix_attention.prefix_attention(
-            queries, caches[:, 0], caches[:, 1], spans, slots=slots
-        )
+        prefix_attention.prefix_attention(queries, caches[:, 0], caches[:, 1], spans, slots=slots)
         names.append(f"head size {size}, two canvases")
     return names
 

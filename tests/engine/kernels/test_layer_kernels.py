@@ -113,9 +113,7 @@ def test_damaged_rows_have_experts_that_exist_and_leave_others_as_they_are(value
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize(
-    ("rows", "per_token", "groups"), [(1, 1, 3), (9, 2, 4), (70, 8, 128)]
-)
+@pytest.mark.parametrize(("rows", "per_token", "groups"), [(1, 1, 3), (9, 2, 4), (70, 8, 128)])
 def test_rows_are_dispatched_to_their_experts(dtype, rows, per_token, groups):
     x = random(rows, 24, dtype=dtype)
     experts = torch.stack(
@@ -132,7 +130,9 @@ def test_rows_are_dispatched_to_their_experts(dtype, rows, per_token, groups):
 
 def test_all_rows_may_choose_one_expert_more_than_once():
     x, experts = random(4, 24), torch.full((4, 2), 2, dtype=torch.int32)
-    for actual, expected in zip(dispatch(x, experts, 3), plain_dispatch(x, experts, 3), strict=True):
+    for actual, expected in zip(
+        dispatch(x, experts, 3), plain_dispatch(x, experts, 3), strict=True
+    ):
         assert torch.equal(actual, expected)
 
 
