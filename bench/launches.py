@@ -27,7 +27,9 @@ from engine.weights.quantization import Kernel
 
 # The launches of PyTorch 2.13's CUDA code, where they are not one. Files are in ATen/native/cuda.
 _SEVERAL = {
-    "aten.argsort": 3,  # Sort.cpp: up to 4,096 numbers are copied, numbered, and sorted in a block
+    **dict.fromkeys(
+        ("aten.sort", "aten.argsort"), 3
+    ),  # Sort.cpp: up to 4,096 numbers are copied, numbered, and sorted in a block
     "aten.topk": 2,  # TensorTopK.cu: up to 10,000 numbers a row are gathered by radix, then sorted
     "aten._grouped_mm": 2,  # GroupMM.cu: one prepares the groups' addresses, then CUTLASS
 }
@@ -90,12 +92,17 @@ def _counted_kernels(counts: Counter[str]) -> Iterator[None]:
 
 
 def step_launches(
-    dimensions: Dimensions, *, canvases: int, layer_kernel: Kernel, product: Kernel
+    dimensions: Dimensions,
+    *,
+    canvases: int,
+    product: Kernel,
+    layer_kernel: Kernel = "triton",
+    commits: bool = False,
 ) -> Counter[str]:
     """Returns the launches of one pass of canvases in 16 bits, with Triton's attention.
 
-    `layer_kernel` is the kernel of the layers' parts other than attention and the products, and
-    `product` that of the experts' products.
+    `product` is the kernel of the experts' products, and `layer_kernel` that of the layers' other
+    parts. If `commits` is set, each sequence commits a block before its canvas.
     """
     device, dtype = torch.device("meta"), torch.bfloat16
     # The numbers below change no launch.
@@ -108,13 +115,23 @@ def step_launches(
         layer.kernel, layer.experts.kernel = layer_kernel, product
     length = dimensions.canvas_length
     caches = new_caches(
-        canvases, dimensions.layers, capacity=8192, pass_tokens=length, dtype=dtype, device=device
+        canvases,
+        dimensions.layers,
+        capacity=8192,
+        pass_tokens=2 * length,
+        dtype=dtype,
+        device=device,
     )
     tokens = torch.zeros(length, dtype=torch.int64, device=device)
     soft = torch.zeros(length, dimensions.hidden_size, dtype=dtype, device=device)
     with torch.inference_mode():
         static = StaticPass(model, canvases=canvases)
-        segments = [Segment(cache, tokens, causal=False) for cache in caches]
+        segments = []
+        for cache in caches:
+            if commits:
+                segments.append(Segment(cache, tokens, causal=True))
+            start = length if commits else 0
+            segments.append(Segment(cache, tokens, causal=False, start=start))
         static.fill(segments, [soft] * canvases)
         forms = tuple(map(Form.of, segments))
         return count_launches(lambda: static.run(forms, static.length(forms)))

@@ -110,9 +110,9 @@ def _kernel(  # type: ignore[no-untyped-def]  # its arguments are not Python's
         part = tl.load(sparse + index * size + column, mask=mask, other=0.0).to(tl.float32)
         mixed += part * tl.load(shares + row * PER_TOKEN + number)
     part = tl.load(dense + row * size + column, mask=mask, other=0.0).to(tl.float32)
-    total = _normed(part, dense_weight, column, mask, size, eps)
-    total += _normed(mixed, sparse_weight, column, mask, size, eps)
-    total = _normed(total, post_weight, column, mask, size, eps)
+    total = _normed(part, dense_weight, column, mask, size, eps)  # type: ignore[no-untyped-call]
+    total += _normed(mixed, sparse_weight, column, mask, size, eps)  # type: ignore[no-untyped-call]
+    total = _normed(total, post_weight, column, mask, size, eps)  # type: ignore[no-untyped-call]
     scalar = tl.load(decoder_scalar)
     if row < encoded:
         scalar = tl.load(encoder_scalar)

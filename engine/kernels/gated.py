@@ -59,7 +59,7 @@ def _kernel(  # type: ignore[no-untyped-def]  # its arguments are not Python's
         _tile(other, other_out, other_rows, other_inner, tile - tiles, ROWS, COLUMNS)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _tile(product, out, rows, inner, tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     across = tl.cdiv(inner, COLUMNS)
     row = (tile // across * ROWS + tl.arange(0, ROWS))[:, None]

@@ -57,7 +57,9 @@ def route(
     assert per_token <= experts
     assert all(each.is_contiguous() for each in (x, attended, router))
     result = Routed(
-        *(torch.empty_like(x) for _ in range(3)),
+        torch.empty_like(x),
+        torch.empty_like(x),
+        torch.empty_like(x),
         torch.empty(rows, per_token, dtype=torch.int32, device=x.device),
         torch.empty(rows, per_token, dtype=torch.float32, device=x.device),
     )

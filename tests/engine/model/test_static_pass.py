@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from bench.compare import peak_bytes
 from bench.counts import count
 from bench.passes import encode
 from bench.random_model import write_random_model
@@ -17,6 +18,7 @@ from engine.model.kv_cache import KVCache, new_caches
 from engine.model.rows import Segment
 from engine.model.static_pass import Form, StaticPass
 from engine.model.weight_map import weight_targets
+from engine.sizing.activations import network_bytes
 from engine.sizing.dimensions import Dimensions, LayerShape
 from engine.sizing.kv import SLACK_TOKENS
 from engine.weights.quantization import empty_quantized
@@ -179,6 +181,15 @@ def test_fused_layers_have_the_results_of_the_dynamic_pass(few_models):
 @torch.inference_mode()
 def test_fused_layers_commit_and_speculate(few_models, stored, kinds):
     check_commits(WithKernels("triton", few_models, len(stored)), few_models, stored, kinds)
+
+
+@torch.inference_mode()
+def test_fused_layers_need_at_most_the_planned_memory(few_models):
+    static, d = WithKernels("triton", few_models, 1), few_models.dimensions
+    segments, soft = behind(few_models, [29])
+    run(static, segments, list(soft))  # what is made once
+    most = peak_bytes(lambda: run(static, segments, list(soft)))
+    assert most <= network_bytes(d, d.canvas_length, 4) <= 6 * most
 
 
 def check_commits(static, model, stored, kinds):
