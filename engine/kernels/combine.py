@@ -69,15 +69,17 @@ def plain_combine(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """Returns the same in plain PyTorch."""
-    post_dense, post_sparse, post, following = (
-        lambda value, weight=weight: F.rms_norm(value, weight.shape, weight, eps)
-        for weight in weights
-    )
+
+    def normed(value: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(value, weight.shape, weight, eps)
+
+    dense_weight, sparse_weight, post_weight, next_weight = weights
     mixed = (sparse[indices] * shares[..., None].to(sparse.dtype)).sum(1)
-    out = x + post(post_dense(dense) + post_sparse(mixed))
+    both = normed(dense, dense_weight) + normed(mixed, sparse_weight)
+    out = x + normed(both, post_weight)
     out[:encoded] *= scalars[0]
     out[encoded:] *= scalars[1]
-    return out, following(out)
+    return out, normed(out, next_weight)
 
 
 @triton.jit(do_not_specialize=["encoded"])  # type: ignore[untyped-decorator]  # Triton has no types
@@ -110,9 +112,9 @@ def _kernel(  # type: ignore[no-untyped-def]  # its arguments are not Python's
         part = tl.load(sparse + index * size + column, mask=mask, other=0.0).to(tl.float32)
         mixed += part * tl.load(shares + row * PER_TOKEN + number)
     part = tl.load(dense + row * size + column, mask=mask, other=0.0).to(tl.float32)
-    total = _normed(part, dense_weight, column, mask, size, eps)  # type: ignore[no-untyped-call]
-    total += _normed(mixed, sparse_weight, column, mask, size, eps)  # type: ignore[no-untyped-call]
-    total = _normed(total, post_weight, column, mask, size, eps)  # type: ignore[no-untyped-call]
+    total = _normed(part, dense_weight, column, mask, size, eps)
+    total += _normed(mixed, sparse_weight, column, mask, size, eps)
+    total = _normed(total, post_weight, column, mask, size, eps)
     scalar = tl.load(decoder_scalar)
     if row < encoded:
         scalar = tl.load(encoder_scalar)

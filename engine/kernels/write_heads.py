@@ -140,9 +140,12 @@ def _kernel(  # type: ignore[no-untyped-def]  # its arguments are not Python's
 
     is_query = head < QUERY_HEADS
     is_key = (head >= QUERY_HEADS) & (head < QUERY_HEADS + KV_HEADS)
-    weights = tl.where(is_query, query_weight + within, key_weight + within)
-    low = first * tl.load(weights, mask=inside, other=0.0).to(tl.float32)
-    high = second * tl.load(weights + HALF, mask=inside, other=0.0).to(tl.float32)
+    of_query = tl.load(query_weight + within, mask=inside, other=0.0).to(tl.float32)
+    of_key = tl.load(key_weight + within, mask=inside, other=0.0).to(tl.float32)
+    low = first * tl.where(is_query, of_query, of_key)
+    of_query = tl.load(query_weight + HALF + within, mask=inside, other=0.0).to(tl.float32)
+    of_key = tl.load(key_weight + HALF + within, mask=inside, other=0.0).to(tl.float32)
+    high = second * tl.where(is_query, of_query, of_key)
     angle = row * (2 * HALF) + within
     c = tl.load(cos + angle, mask=inside, other=0.0).to(tl.float32)
     s = tl.load(sin + angle, mask=inside, other=0.0).to(tl.float32)

@@ -306,7 +306,8 @@ class DiffusionGemma(nn.Module):
         self.norm = RMSNorm(d.hidden_size, config.norm_eps)
         self.attention_kernel: Kernel = "torch"
         self._last_ropes: tuple[Spans, Ropes] | None = None
-        self._frequencies: dict[bool, Tensor] = {}  # of sliding (True) and full layers
+        # Of sliding (True) and full layers, by device.
+        self._frequencies: dict[tuple[bool, torch.device], Tensor] = {}
 
     @property
     def dimensions(self) -> Dimensions:
@@ -457,11 +458,10 @@ class DiffusionGemma(nn.Module):
         for shape in dict.fromkeys(self.dimensions.layers):
             sliding = shape.window is not None
             rope = self.config.sliding_rope if sliding else self.config.full_rope
-            if sliding not in self._frequencies:
-                self._frequencies[sliding] = rope.inverse_frequencies(
-                    shape.head_size, positions.device
-                )
-            frequencies = self._frequencies[sliding]
+            key = sliding, positions.device
+            if key not in self._frequencies:
+                self._frequencies[key] = rope.inverse_frequencies(shape.head_size, key[1])
+            frequencies = self._frequencies[key]
             angles = torch.outer(positions, frequencies)
             angles = torch.cat([angles, angles], dim=-1)  # [T, d]
             ropes[sliding] = (angles.cos().to(dtype), angles.sin().to(dtype))

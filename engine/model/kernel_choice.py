@@ -100,7 +100,8 @@ def choose_layer_kernel(model: DiffusionGemma) -> None:
     logger.info("norms, routing and sums: triton's")
     for layer in layers:
         layer.kernel = "triton"
-        layer.router.proj = nn.Parameter(_in_full(layer.router.proj, model.dtype))
+        if isinstance(layer.router.proj, QuantizedWeight):
+            layer.router.proj = nn.Parameter(_in_full(layer.router.proj, model.dtype))
 
 
 def _choose_for_dense(experts: list[Experts]) -> bool:
@@ -291,10 +292,11 @@ def _try_layer(layer: Layer, device: torch.device, dtype: torch.dtype) -> None:
     Each is compared on its own, because rounding decides between experts with nearly equal scores.
     Raises ArithmeticError if the results differ, or whatever a kernel raises.
     """
+    size = layer.router.scale.shape[0]
     _try_write_heads(layer.attention, device, dtype)
     for rows in _ROUTED_ROWS:
-        x = _waves(rows, layer.router.scale.shape[0], device=device, dtype=dtype)
-        _try_finish(layer, x)
+        _try_route(layer, _waves(rows, size, device=device, dtype=dtype))
+    _try_experts(layer, _waves(_ROUTED_ROWS[0], size, device=device, dtype=dtype))
 
 
 def _try_write_heads(own: Attention, device: torch.device, dtype: torch.dtype) -> None:
@@ -319,16 +321,11 @@ def _try_write_heads(own: Attention, device: torch.device, dtype: torch.dtype) -
     _compare(cache, plain_cache)
 
 
-def _try_finish(layer: Layer, x: Tensor) -> None:
+def _try_route(layer: Layer, x: Tensor) -> None:
     # Imported here because triton is slow to import, and not installed everywhere.
-    from engine.kernels.combine import combine, plain_combine
-    from engine.kernels.condition import condition, plain_condition
-    from engine.kernels.dispatch import dispatch, plain_dispatch
-    from engine.kernels.gated import gated, plain_gated
     from engine.kernels.route import plain_route, route
 
     router, eps = layer.router, layer.router_eps
-    experts, size = router.proj.shape
     inputs = (
         x,
         x.flip(0),
@@ -340,7 +337,7 @@ def _try_finish(layer: Layer, x: Tensor) -> None:
         torch.ones_like(router.per_expert_scale),
     )
     routed = route(*inputs, per_token=router.per_token, eps=eps)
-    every = plain_route(*_wide(inputs), per_token=experts, eps=eps)
+    every = plain_route(*_wide(inputs), per_token=router.proj.shape[0], eps=eps)
     shares = torch.zeros_like(every.shares).scatter_(1, every.experts.long(), every.shares)
     shares = shares.gather(1, routed.experts.long())
     best = every.shares[:, : router.per_token]
@@ -349,18 +346,30 @@ def _try_finish(layer: Layer, x: Tensor) -> None:
     for actual, expected in zip(routed[:3], every[:3], strict=True):
         _compare(actual, expected)
 
-    sent = dispatch(routed.sparse, routed.experts, experts)
-    plain_sent = plain_dispatch(routed.sparse, routed.experts, experts)
+
+def _try_experts(layer: Layer, x: Tensor) -> None:
+    # Imported here because triton is slow to import, and not installed everywhere.
+    from engine.kernels.combine import combine, plain_combine
+    from engine.kernels.condition import condition, plain_condition
+    from engine.kernels.dispatch import dispatch, plain_dispatch
+    from engine.kernels.gated import gated, plain_gated
+
+    experts, eps = layer.router.proj.shape[0], layer.router_eps
+    rows, per_token = x.shape[0], layer.router.per_token
+    choices = torch.arange(rows * per_token, dtype=torch.int32, device=x.device)
+    choices = (7 * choices % experts).view(rows, per_token)
+    sent, plain_sent = dispatch(x, choices, experts), plain_dispatch(x, choices, experts)
     for actual, expected in zip(sent, plain_sent, strict=True):
         _compare(actual, expected)
 
-    products = routed.dense.repeat(1, 2), sent.rows.repeat(1, 2)
+    products = x.repeat(1, 2), sent.rows.repeat(1, 2)
     inner = gated(*products)
     for actual, product in zip(inner, products, strict=True):
         _compare(actual, plain_gated(product.float()))
 
+    shares = choices.float() / experts
     ends = (
-        *(routed.x, *inner, sent.indices, routed.shares),
+        *(x, *inner, sent.indices, shares),
         (
             layer.post_mlp_norm.weight,
             layer.post_experts_norm.weight,
@@ -374,10 +383,10 @@ def _try_finish(layer: Layer, x: Tensor) -> None:
     ):
         _compare(actual, expected)
 
-    begins = (x, routed.x, layer.attention_norm.weight)
+    begins, scale = (x, x.flip(0), layer.attention_norm.weight), x.shape[1] ** 0.5
     for actual, expected in zip(
-        condition(*begins, scale=size**0.5, eps=eps),
-        plain_condition(*_wide(begins), scale=size**0.5, eps=eps),
+        condition(*begins, scale=scale, eps=eps),
+        plain_condition(*_wide(begins), scale=scale, eps=eps),
         strict=True,
     ):
         _compare(actual, expected)
