@@ -17,7 +17,7 @@ canvases, T = M C rows of all segments, S entries of a layer's cache that are at
 size, H query heads, K key-value heads, d head size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +112,24 @@ class StaticPass:
                 return False
         return True
 
+    def key(self, forms: Forms) -> Hashable:
+        """Returns a key that is equal for passes that one graph serves.
+
+        If all segments are in the same launches, buffers say which caches they have and where they
+        are in them. So only their number matters, and how many of them are causal.
+        """
+        if self._together(forms):
+            return len(forms), sum(form.causal for form in forms)
+        return forms
+
+    def _together(self, forms: Forms) -> bool:
+        """Returns whether all segments are in the same launches.
+
+        A draft overwrites the entries of its canvas, so these two can't be.
+        """
+        apart = len({(form.cache, form.start) for form in forms}) == len(forms)
+        return self._fused and apart
+
     def length(self, forms: Forms) -> int:
         """Returns how many entries a pass of these forms should attend to.
 
@@ -173,9 +191,7 @@ class StaticPass:
         model, count = self._model, len(forms)
         encoded = self._canvas * sum(form.causal for form in forms)  # rows
         x, normed = self._begin(self._tokens[:count].flatten(), encoded)
-        # A draft overwrites its canvas' entries, so these are not in the same launch.
-        apart = len({(form.cache, form.start) for form in forms}) == count
-        attend = self._attend_together if self._fused and apart else self._attend_in_turn
+        attend = self._attend_together if self._together(forms) else self._attend_in_turn
         seen: dict[int | None, list[Tensor]] = {}  # by window
         layers, norms = model.each_layer(), model.norms
         for index, layer in enumerate(layers):

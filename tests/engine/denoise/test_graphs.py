@@ -18,7 +18,7 @@ from engine.denoise.denoiser import Denoiser
 from engine.loading import build_denoiser
 from engine.messages import Block, GenerateRequest, Sampling
 from engine.model.rows import Segment
-from engine.model.static_pass import StaticPass
+from engine.model.static_pass import Form, StaticPass
 from engine.worker import Worker
 
 TINY = Shape(layers="sf", canvas=8, confidence_threshold=1e-9, steps=4)
@@ -126,6 +126,20 @@ def test_all_graphs_are_made_before_the_first_request(dynamic, capture):
     assert capture.replayed > 9
 
 
+@pytest.mark.usefixtures("any_length")
+def test_with_fused_layers_a_graph_serves_all_slots(dynamic, capture, monkeypatch):
+    for layer in dynamic.model.each_layer():
+        monkeypatch.setattr(layer, "kernel", "triton")
+    denoiser = like(dynamic, cuda_graphs=True)
+    denoiser.prepare()
+    assert capture.captured == 2 + 2  # of one canvas and of two, each also with a commit
+    static, caches = denoiser._graphs._static, denoiser._caches
+    one, other = ((Form(cache),) for cache in caches)
+    assert static.key(one) == static.key(other) != static.key(one + other)
+    draft = (Form(caches[0]), Form(caches[0], causal=True), Form(caches[0], start=TINY.canvas))
+    assert static.key(draft) == draft  # the draft overwrites the entries of the canvas
+
+
 def graphs_of(dynamic, capture, most, monkeypatch, **options):
     """Returns how many graphs are made at the start if `most` may be kept."""
     monkeypatch.setattr(graphs, "MOST_GRAPHS", most)
@@ -231,6 +245,9 @@ class AnyPass:
 
     def fill(self, *_args):
         pass
+
+    def key(self, forms):
+        return forms
 
     def length(self, _forms):
         return self.seen_length
