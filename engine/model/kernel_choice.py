@@ -305,7 +305,7 @@ def _try_write_heads(own: Attention, device: torch.device, dtype: torch.dtype) -
 
     rows, size = 2 * _FEW, own.head_size
     angles = torch.arange(rows * size // 2, device=device).view(rows, -1).repeat(1, 2)
-    inputs = (
+    inputs: Any = (
         _waves(rows, own.qkv.shape[0], device=device, dtype=dtype),
         own.q_norm.weight,
         own.k_norm.weight,
@@ -313,12 +313,11 @@ def _try_write_heads(own: Attention, device: torch.device, dtype: torch.dtype) -
     )
     cache = torch.zeros(2, 2, own.kv_heads, rows, size, dtype=dtype, device=device)
     slots = torch.tensor([1, 0], device=device)  # the second canvas is one entry further behind
-    options = {"query_heads": own.query_heads, "eps": own.q_norm.eps}
-    plain_cache = cache.float()
-    queries = write_heads(*inputs, cache, slots, slots.flip(0), **options)
-    plain = plain_write_heads(*_wide(inputs), plain_cache, slots, slots.flip(0), **options)
-    _compare(queries, plain)
-    _compare(cache, plain_cache)
+    options: Any = {"query_heads": own.query_heads, "eps": own.q_norm.eps}
+    inputs = (*inputs, cache, slots, slots.flip(0))
+    plain_inputs = _wide((*inputs[:4], cache.clone(), *inputs[5:]))
+    _compare(write_heads(*inputs, **options), plain_write_heads(*plain_inputs, **options))
+    _compare(cache, plain_inputs[4])
 
 
 def _try_route(layer: Layer, x: Tensor) -> None:
@@ -326,7 +325,7 @@ def _try_route(layer: Layer, x: Tensor) -> None:
     from engine.kernels.route import plain_route, route
 
     router, eps = layer.router, layer.router_eps
-    inputs = (
+    inputs: Any = (
         x,
         x.flip(0),
         layer.post_attention_norm.weight,
@@ -368,7 +367,7 @@ def _try_experts(layer: Layer, x: Tensor) -> None:
         _compare(actual, plain_gated(product.float()))
 
     shares = choices.float() / experts
-    ends = (
+    ends: Any = (
         *(x, *inner, sent.indices, shares),
         (
             layer.post_mlp_norm.weight,
@@ -377,13 +376,14 @@ def _try_experts(layer: Layer, x: Tensor) -> None:
             layer.attention_norm.weight,
         ),
         (layer.encoder_scalar, layer.decoder_scalar),
+        _FEW,
+        eps,
     )
-    for actual, expected in zip(
-        combine(*ends, _FEW, eps), plain_combine(*_wide(ends), _FEW, eps), strict=True
-    ):
+    for actual, expected in zip(combine(*ends), plain_combine(*_wide(ends)), strict=True):
         _compare(actual, expected)
 
-    begins, scale = (x, x.flip(0), layer.attention_norm.weight), x.shape[1] ** 0.5
+    begins: Any = (x, x.flip(0), layer.attention_norm.weight)
+    scale = x.shape[1] ** 0.5
     for actual, expected in zip(
         condition(*begins, scale=scale, eps=eps),
         plain_condition(*_wide(begins), scale=scale, eps=eps),
@@ -397,10 +397,12 @@ def _waves(rows: int, size: int, *, device: torch.device, dtype: torch.dtype) ->
 
 
 def _wide(inputs: Any) -> Any:
-    """Returns tensors and tuples of tensors with every float in 32 bits."""
+    """Returns arguments with the numbers of all tensors of floats in 32 bits."""
     if isinstance(inputs, tuple):
         return tuple(map(_wide, inputs))
-    return inputs.float() if inputs.is_floating_point() else inputs
+    if isinstance(inputs, Tensor) and inputs.is_floating_point():
+        return inputs.float()
+    return inputs
 
 
 def _in_full(weight: Weight, dtype: torch.dtype) -> Tensor:

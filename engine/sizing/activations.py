@@ -52,9 +52,13 @@ def network_bytes(dimensions: Dimensions, rows: int, element_bytes: int) -> int:
     The layer's input and the rotary embeddings are included.
     """
     d = dimensions
-    # The experts' rows, their products and sums. Triton's kernels hold the dense MLP's too.
-    chosen = d.experts_per_token * (4 * d.hidden_size + 4 * d.expert_size)
-    chosen += 2 * d.hidden_size + 3 * d.mlp_size
+    # With PyTorch's operations the experts' rows, products and sums. With Triton's kernels their
+    # rows and products, and the dense MLP's.
+    chosen = max(
+        d.experts_per_token * (4 * d.hidden_size + 4 * d.expert_size),
+        d.experts_per_token * (2 * d.hidden_size + 3 * d.expert_size)
+        + (2 * d.hidden_size + 3 * d.mlp_size),
+    )
     # The merged product, the normed and rotated queries, keys and values, the intermediate results
     # of rotating, and the output.
     attended = max((5 * d.query_heads + 6 * layer.kv_heads) * layer.head_size for layer in d.layers)

@@ -41,4 +41,4 @@ def test_every_kernel_compiles_and_fits_the_shared_memory_of_each_gpu():
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert {line["capability"] for line in lines} == set(SHARED_BYTES)
     for line in lines:
-        assert 0 < line["shared_bytes"] <= SHARED_BYTES[line["capability"]], line
+        assert line["shared_bytes"] <= SHARED_BYTES[line["capability"]], line
