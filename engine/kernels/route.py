@@ -1,4 +1,4 @@
-"""What lies between attention and the MLPs, as one kernel: the residual, three norms, the router.
+"""The residual, three norms and the router between attention and the MLPs, as one kernel.
 
 The router's product is in it, because its weight is small (128 x 2,816): each program reads it
 whole, from the L2 cache. On its own that would take as long, because a processor's way to that

@@ -1,8 +1,8 @@
-"""What lies between the product for queries, keys and values and attention, as one kernel.
+"""Norms and rotation between the product for queries, keys and values and attention, in one kernel.
 
 Queries and keys are normed and rotated, values are normed without a weight. Keys and values are
 written into the caches of their canvases, behind the stored entries. Only the device knows where
-that is, so that a CUDA graph may hold the kernel. PyTorch takes some eighteen launches for this.
+that is, so that a CUDA graph may hold the kernel. PyTorch takes fifteen launches for this.
 
 Letters: N canvases (or other segments of equal length), R rows of all of them, H query heads, K
 key-value heads, d head size, B caches of equal size, S entries of a cache.

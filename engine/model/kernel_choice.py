@@ -11,8 +11,8 @@ group size, so it is tried with one weight of each layout that the model has.
 Attention: PyTorch's fastest kernels accept neither a mask nor a head size above 256. On a GPU
 Triton's kernel is preferred, which needs no mask and reads only what is seen.
 
-The other parts of a layer (norms, rotation, routing, sums): by PyTorch's operations they are fifty
-launches, so on a GPU Triton's kernels are preferred, which are six.
+The other parts of a layer (norms, rotation, routing, sums): by PyTorch's operations they are some
+fifty launches a layer. On a GPU Triton's kernels are preferred, which are five.
 """
 
 import dataclasses
