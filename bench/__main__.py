@@ -136,16 +136,11 @@ def step_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = 
 
 
 @main.command("graphs")
-def graphs_command(
-    rounds: Rounds = LEAST_ROUNDS,
-    compiled: Annotated[bool, typer.Option("--compile", help="Also compile the layers.")] = False,
-    json: Json = None,
-    plot: Plot = None,
-) -> None:
+def graphs_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
     """Compare a denoising step in fixed shapes, on a GPU a CUDA graph, with a dynamic one."""
     columns = ["fixed_ms", "dynamic_ms", "ratio"]
     output = Output(json, plot)
-    _measure("graphs", "Fixed shapes", columns, output, rounds=rounds, compiled=compiled)
+    _measure("graphs", "Fixed shapes", columns, output, rounds=rounds)
 
 
 @main.command("generate")

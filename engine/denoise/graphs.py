@@ -1,7 +1,6 @@
 """CUDA graphs: a denoising pass is captured once, then replayed as one launch instead of hundreds.
 
-The compiled form of the pass is run from here too. A graph holds the network in its fixed shapes
-(`StaticPass`). It does not hold
+A graph holds the network in its fixed shapes (`StaticPass`). It does not hold
 
 - passes that encode a prompt or end with a suffix, because they have too many shapes;
 - the vocabulary tail, the sampler and the stopping rule. The host launches them while the device
@@ -9,7 +8,8 @@ The compiled form of the pass is run from here too. A graph holds the network in
   replay one graph may have requests with different sampler settings.
 
 A graph is bound to the addresses of the pass' buffers and of its sequences' caches, in the order of
-their slots. So each set of slots has a graph of its own. Triton's attention reads only the entries
+their slots. So each set of slots has a graph of its own, unless all segments are in the same
+launches, which find the caches by numbers on the device. Triton's attention reads only the entries
 that it needs, so one graph of a set serves every length, and all graphs are made at the start if
 there are not too many. With PyTorch's attention a set has a graph for each length that is attended
 to, made when it is first needed. If that fails, one log line says so, and all later passes are
@@ -28,7 +28,7 @@ Letters: R canvas positions (rows) of a pass, C positions of a canvas, D hidden 
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import combinations
 
 import torch
@@ -56,18 +56,18 @@ class Graphs:
         model: DiffusionGemma,
         *,
         canvases: int,
-        capture: bool,
-        compiled: bool,
+        capture: bool = True,
         speculate: bool = False,
     ) -> None:
-        """Prepare for passes of up to `canvases` sequences, which are captured, compiled or both.
+        """Prepare for passes of up to `canvases` sequences.
 
-        `speculate` says whether there are speculative passes.
+        `speculate` says whether there are speculative passes. If `capture` is unset, passes have
+        fixed shapes but are not captured, which measurements and tests need.
         """
-        self._static: StaticPass | None = StaticPass(model, canvases=canvases, compiled=compiled)
+        self._static: StaticPass | None = StaticPass(model, canvases=canvases)
         self._capture = Capture() if capture else None
         self._speculate = speculate
-        self._replays: dict[tuple[Forms, int], Replay] = {}
+        self._replays: dict[tuple[Hashable, int], Replay] = {}
         self.captured = 0  # graphs made so far
 
     @property
@@ -91,7 +91,7 @@ class Graphs:
         try:
             forms = tuple(map(Form.of, segments))
             length = static.length(forms)
-            if not self._may_run(forms, length):
+            if not self._may_run(static, forms, length):
                 return None
             static.fill(segments, soft_embeddings)
             return self._replay(static, forms, length)()
@@ -104,25 +104,22 @@ class Graphs:
 
         `caches` are in the order of their slots, `canvas` is a canvas' length. Passes without a
         commit come first. Of these nothing is captured if there would be more graphs than are kept,
-        or if a graph serves one length only: each is made when it is needed then. Compiled layers
-        are compiled in any case.
+        or if a graph serves one length only: each is made when it is needed then.
         """
         static, started = self._static, time.monotonic()
-        if static is None:
+        if static is None or self._capture is None or not static.any_length:
             return
-        passes: list[Forms] = []
+        passes: dict[Hashable, Forms] = {}  # one of those that the same graph serves
         for group in _passes(caches, canvas, speculate=self._speculate):
-            if len(passes) + len(group) > MOST_GRAPHS:
+            more = passes | {static.key(forms): forms for forms in group}
+            if len(more) > MOST_GRAPHS:
                 break
-            passes += group
-        capturing = self._capture is not None and static.any_length
-        if not capturing:
-            passes = [tuple(map(Form, caches))] if static.compiled else []
+            passes = more
         if not passes:
             return
         try:
             # The largest pass first, so that the others fit into the memory that it has taken.
-            for forms in sorted(passes, key=len, reverse=True):
+            for forms in sorted(passes.values(), key=len, reverse=True):
                 self._replay(static, forms, static.length(forms))()
         except Exception as error:  # as in `run`
             self._give_up(error)
@@ -130,17 +127,17 @@ class Graphs:
         seconds = time.monotonic() - started
         logger.info("made %d CUDA graphs in %.1f s", self.captured, seconds)
 
-    def _may_run(self, forms: Forms, length: int) -> bool:
+    def _may_run(self, static: StaticPass, forms: Forms, length: int) -> bool:
         """Returns whether the pass needs no graph, has one, or is worth making one for."""
         if self._capture is None or not any(form.causal for form in forms):
             return True
-        return (forms, length) in self._replays
+        return (static.key(forms), length) in self._replays
 
     def _give_up(self, error: Exception) -> None:
         """Make all passes dynamic from here on, and log why."""
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON]
         logger.warning(
-            "CUDA graphs and compiled passes are off from here on, all passes are dynamic: %s",
+            "CUDA graphs are off from here on, all passes are dynamic: %s",
             reason,
         )
         self._static = None
@@ -152,7 +149,7 @@ class Graphs:
 
         if self._capture is None:
             return work
-        key = (forms, length)
+        key = (static.key(forms), length)
         if key not in self._replays:
             if len(self._replays) == MOST_GRAPHS:
                 self._forget(static)

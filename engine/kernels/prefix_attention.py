@@ -25,6 +25,7 @@ def prefix_attention(
     values: Tensor,
     span: Tensor | None = None,
     *,
+    slots: Tensor | None = None,
     causal: bool = False,
     window: int | None = None,
 ) -> Tensor:
@@ -35,30 +36,43 @@ def prefix_attention(
     queries are the last T of these entries. Each sees itself and the entries before it, or with a
     `window` the last `window` of these, itself included.
 
+    With `slots` ([N] integers on the device), there are N segments of T tokens each: the queries
+    and the result are [H, N T, d], keys and values [B, K, S, d], and `span` [N, 2]. Each segment
+    attends to its slot, which is one of B.
+
     d is a power of two from 16 on. The last dimension is contiguous, and the others may have any
     strides. The result's memory is laid out as [T, H, d], the order that the output projection
     needs.
     """
-    (heads, count, size), (kv_heads, entries, _) = queries.shape, keys.shape
+    (heads, rows, size), (*_, kv_heads, entries, _) = queries.shape, keys.shape
+    segments = 1 if slots is None else slots.shape[0]
+    count = rows // segments
+    assert rows == segments * count
+    assert keys.ndim == (3 if slots is None else 4)
+    assert span is None or span.numel() == 2 * segments
     assert heads % kv_heads == 0
-    assert values.shape == keys.shape == (kv_heads, entries, size)
+    assert values.shape == keys.shape
+    assert keys.shape[-1] == size
     assert size >= 16
     assert size & (size - 1) == 0
-    assert queries.stride(2) == keys.stride(2) == values.stride(2) == 1
+    assert queries.stride(2) == keys.stride(-1) == values.stride(-1) == 1
     assert causal or window is None
-    out = queries.new_empty(count, heads, size).transpose(0, 1)
+    out = queries.new_empty(rows, heads, size).transpose(0, 1)
     block_m, block_n, warps, stages = _tiles(size, queries.itemsize)
     group = heads // kv_heads
-    _kernel[(triton.cdiv(group * count, block_m), kv_heads)](
+    _kernel[(triton.cdiv(group * count, block_m), kv_heads, segments)](
         queries,
         keys,
         values,
         span,
+        slots,
         out,
         *queries.stride()[:2],
-        *keys.stride()[:2],
-        *values.stride()[:2],
+        *keys.stride()[-3:-1],
+        *values.stride()[-3:-1],
         *out.stride()[:2],
+        0 if slots is None else keys.stride(0),
+        0 if slots is None else values.stride(0),
         count,
         group,
         entries,
@@ -117,6 +131,7 @@ def _kernel(  # type: ignore[no-untyped-def]  # its arguments are not Python's
     keys,
     values,
     span,
+    slots,
     out,
     query_head,
     query_token,
@@ -126,6 +141,8 @@ def _kernel(  # type: ignore[no-untyped-def]  # its arguments are not Python's
     value_token,
     out_head,
     out_token,
+    key_slot,
+    value_slot,
     count,
     group,
     entries,
@@ -136,6 +153,14 @@ def _kernel(  # type: ignore[no-untyped-def]  # its arguments are not Python's
     BLOCK_N: tl.constexpr,  # noqa: N803
 ):
     kv_head = tl.program_id(1)
+    if slots is not None:
+        segment = tl.program_id(2)
+        slot = tl.load(slots + segment).to(tl.int64)
+        keys += slot * key_slot
+        values += slot * value_slot
+        span += 2 * segment
+        queries += segment * count * query_token
+        out += segment * count * out_token
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)  # of group * count rows
     token, head = row % count, kv_head * group + row // count
     row_mask = (row < group * count)[:, None]

@@ -10,12 +10,16 @@ group size, so it is tried with one weight of each layout that the model has.
 
 Attention: PyTorch's fastest kernels accept neither a mask nor a head size above 256. On a GPU
 Triton's kernel is preferred, which needs no mask and reads only what is seen.
+
+The other parts of a layer (norms, rotation, routing, sums): by PyTorch's operations they are some
+fifty launches a layer. On a GPU Triton's kernels are preferred, which are five.
 """
 
 import dataclasses
 import logging
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +27,7 @@ from torch.nn import functional as F
 
 from engine.device import DeviceError, device_name
 from engine.model.attention import bidirectional_attention, causal_attention, causal_mask
+from engine.model.diffusion_gemma import Attention, DiffusionGemma, Layer
 from engine.model.experts import Experts
 from engine.model.products import grouped_mm, quantized_product
 from engine.sizing.dimensions import LayerShape
@@ -36,6 +41,7 @@ _FEW = 3  # rows of a trial's first group
 _ROWS = (5, 16, 22)  # average rows of a trial's groups: our kernel's tiles are 16, 32 and 64 rows
 # The attention's trial: more queries than a tile has, and a multiple of a mask's alignment.
 _QUERIES, _ENTRIES = 70, 144
+_ROUTED_ROWS = (40, 1030)  # the routing's kernel has two forms, for few rows and for many
 _TOLERANCE = 0.02  # relative to the largest result; bfloat16 has 8 bits
 
 
@@ -70,6 +76,32 @@ def choose_attention_kernel(
         return "torch"
     logger.info("attention: triton's")
     return "triton"
+
+
+def choose_layer_kernel(model: DiffusionGemma) -> None:
+    """Set the kernel of the layers' parts other than attention and the products.
+
+    Triton's kernels are chosen on a GPU if all of them work for all layers, else PyTorch's. The
+    router's product is one of these parts, so a quantised router is dequantised for them.
+    """
+    if model.device.type != "cuda":
+        return
+    layers = model.each_layer()
+    kinds = dict(zip(model.dimensions.layers, layers, strict=True))
+    try:
+        for layer in kinds.values():
+            _try_layer(layer, model.device, model.dtype)
+    except Exception:  # a compiler, a driver or a missing package may raise anything
+        logger.warning(
+            "triton's norms, routing and sums can't be used here, torch's are used instead",
+            exc_info=True,
+        )
+        return
+    logger.info("norms, routing and sums: triton's")
+    for layer in layers:
+        layer.kernel = "triton"
+        if isinstance(layer.router.proj, QuantizedWeight):
+            layer.router.proj = nn.Parameter(_in_full(layer.router.proj, model.dtype))
 
 
 def _choose_for_dense(experts: list[Experts]) -> bool:
@@ -251,6 +283,134 @@ def _try_attention(heads: int, shape: LayerShape, device: torch.device, dtype: t
     actual = prefix_attention(queries, keys, values, causal=True, window=shape.window)
     mask = causal_mask(_ENTRIES - _QUERIES, _QUERIES, shape.window, device)
     _compare(actual, causal_attention(queries, keys, values, mask))
+
+
+@torch.inference_mode()
+def _try_layer(layer: Layer, device: torch.device, dtype: torch.dtype) -> None:
+    """Compare Triton's kernels for a layer of this kind with the same in PyTorch in float32.
+
+    Each is compared on its own, because rounding decides between experts with nearly equal scores.
+    Raises ArithmeticError if the results differ, or whatever a kernel raises.
+    """
+    size = layer.router.scale.shape[0]
+    _try_write_heads(layer.attention, device, dtype)
+    for rows in _ROUTED_ROWS:
+        _try_route(layer, _waves(rows, size, device=device, dtype=dtype))
+    _try_experts(layer, _waves(_ROUTED_ROWS[0], size, device=device, dtype=dtype))
+
+
+def _try_write_heads(own: Attention, device: torch.device, dtype: torch.dtype) -> None:
+    # Imported here because triton is slow to import, and not installed everywhere.
+    from engine.kernels.write_heads import plain_write_heads, write_heads
+
+    rows, size = 2 * _FEW, own.head_size
+    angles = torch.arange(rows * size // 2, device=device).view(rows, -1).repeat(1, 2)
+    inputs: Any = (
+        _waves(rows, own.qkv.shape[0], device=device, dtype=dtype),
+        own.q_norm.weight,
+        own.k_norm.weight,
+        (angles.cos().to(dtype), angles.sin().to(dtype)),
+    )
+    cache = torch.zeros(2, 2, own.kv_heads, rows, size, dtype=dtype, device=device)
+    slots = torch.tensor([1, 0], device=device)  # the second canvas is one entry further behind
+    options: Any = {"query_heads": own.query_heads, "eps": own.q_norm.eps}
+    inputs = (*inputs, cache, slots, slots.flip(0))
+    plain_inputs = _wide((*inputs[:4], cache.clone(), *inputs[5:]))
+    _compare(write_heads(*inputs, **options), plain_write_heads(*plain_inputs, **options))
+    _compare(cache, plain_inputs[4])
+
+
+def _try_route(layer: Layer, x: Tensor) -> None:
+    # Imported here because triton is slow to import, and not installed everywhere.
+    from engine.kernels.route import plain_route, route
+
+    router, eps = layer.router, layer.router_eps
+    inputs: Any = (
+        x,
+        x.flip(0),
+        layer.post_attention_norm.weight,
+        layer.mlp_norm.weight,
+        layer.experts_norm.weight,
+        router.scale,
+        _in_full(router.proj, x.dtype),
+        torch.ones_like(router.per_expert_scale),
+    )
+    routed = route(*inputs, per_token=router.per_token, eps=eps)
+    every = plain_route(*_wide(inputs), per_token=router.proj.shape[0], eps=eps)
+    shares = torch.zeros_like(every.shares).scatter_(1, every.experts.long(), every.shares)
+    shares = shares.gather(1, routed.experts.long())
+    best = every.shares[:, : router.per_token]
+    _compare(routed.shares, best / best.sum(1, keepdim=True))
+    _compare(shares / shares.sum(1, keepdim=True), routed.shares)
+    for actual, expected in zip(routed[:3], every[:3], strict=True):
+        _compare(actual, expected)
+
+
+def _try_experts(layer: Layer, x: Tensor) -> None:
+    # Imported here because triton is slow to import, and not installed everywhere.
+    from engine.kernels.combine import combine, plain_combine
+    from engine.kernels.condition import condition, plain_condition
+    from engine.kernels.dispatch import dispatch, plain_dispatch
+    from engine.kernels.gated import gated, plain_gated
+
+    experts, eps = layer.router.proj.shape[0], layer.router_eps
+    rows, per_token = x.shape[0], layer.router.per_token
+    choices = torch.arange(rows * per_token, dtype=torch.int32, device=x.device)
+    choices = (7 * choices % experts).view(rows, per_token)
+    sent, plain_sent = dispatch(x, choices, experts), plain_dispatch(x, choices, experts)
+    for actual, expected in zip(sent, plain_sent, strict=True):
+        _compare(actual, expected)
+
+    products = x.repeat(1, 2), sent.rows.repeat(1, 2)
+    inner = gated(*products)
+    for actual, product in zip(inner, products, strict=True):
+        _compare(actual, plain_gated(product.float()))
+
+    shares = choices.float() / experts
+    ends: Any = (
+        *(x, *inner, sent.indices, shares),
+        (
+            layer.post_mlp_norm.weight,
+            layer.post_experts_norm.weight,
+            layer.post_feedforward_norm.weight,
+            layer.attention_norm.weight,
+        ),
+        (layer.encoder_scalar, layer.decoder_scalar),
+        _FEW,
+        eps,
+    )
+    for actual, expected in zip(combine(*ends), plain_combine(*_wide(ends)), strict=True):
+        _compare(actual, expected)
+
+    begins: Any = (x, x.flip(0), layer.attention_norm.weight)
+    scale = x.shape[1] ** 0.5
+    for actual, expected in zip(
+        condition(*begins, scale=scale, eps=eps),
+        plain_condition(*_wide(begins), scale=scale, eps=eps),
+        strict=True,
+    ):
+        _compare(actual, expected)
+
+
+def _waves(rows: int, size: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.arange(rows * size, device=device).view(rows, size).sin().to(dtype)
+
+
+def _wide(inputs: Any) -> Any:
+    """Returns arguments with the numbers of all tensors of floats in 32 bits."""
+    if isinstance(inputs, tuple):
+        return tuple(map(_wide, inputs))
+    if isinstance(inputs, Tensor) and inputs.is_floating_point():
+        return inputs.float()
+    return inputs
+
+
+def _in_full(weight: Weight, dtype: torch.dtype) -> Tensor:
+    """Returns a weight in this dtype, dequantised if it is quantised."""
+    if isinstance(weight, QuantizedWeight):
+        return weight.dequantize(dtype)
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def _compare(actual: Tensor, expected: Tensor) -> None:

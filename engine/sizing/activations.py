@@ -52,14 +52,24 @@ def network_bytes(dimensions: Dimensions, rows: int, element_bytes: int) -> int:
     The layer's input and the rotary embeddings are included.
     """
     d = dimensions
-    chosen = d.experts_per_token * (4 * d.hidden_size + 4 * d.expert_size)
+    # With PyTorch's operations the experts' rows, products and sums. With Triton's kernels their
+    # rows and products, and the dense MLP's.
+    chosen = max(
+        d.experts_per_token * (4 * d.hidden_size + 4 * d.expert_size),
+        d.experts_per_token * (2 * d.hidden_size + 3 * d.expert_size)
+        + (2 * d.hidden_size + 3 * d.mlp_size),
+    )
     # The merged product, the normed and rotated queries, keys and values, the intermediate results
     # of rotating, and the output.
     attended = max((5 * d.query_heads + 6 * layer.kv_heads) * layer.head_size for layer in d.layers)
-    ropes = sum(2 * size for size in {layer.head_size for layer in d.layers})
-    elements = 6 * d.hidden_size + max(chosen, attended, 5 * d.mlp_size) + ropes
+    elements = 6 * d.hidden_size + max(chosen, attended, 5 * d.mlp_size) + rope_elements(d)
     # The router's scores are float32.
     return rows * (elements * element_bytes + 12 * d.experts)
+
+
+def rope_elements(dimensions: Dimensions) -> int:
+    """Returns the elements of the rotary embeddings of one row: cos and sin for each head size."""
+    return sum(2 * size for size in {layer.head_size for layer in dimensions.layers})
 
 
 def _mask_bytes(dimensions: Dimensions, tokens: int, context: int, element_bytes: int) -> int:

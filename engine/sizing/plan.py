@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.config import EngineConfig, Formats
-from engine.sizing.activations import PassShape, activation_bytes, network_bytes
+from engine.sizing.activations import PassShape, activation_bytes, network_bytes, rope_elements
 from engine.sizing.dimensions import Dimensions
 from engine.sizing.kv import cache_elements, pass_tokens
 from engine.sizing.weights import Part, weight_bytes, widest_elements
@@ -114,9 +114,11 @@ def make_plan(dimensions: Dimensions, config: EngineConfig, *, cuda: bool) -> Pl
     graphs = 0
     if cuda and config.cuda_graphs == "auto":
         # A captured pass has a canvas of each sequence, and of one sequence a block to commit, or a
-        # draft and the next block's canvas. The buffers would serve two canvases of each.
+        # draft and the next block's canvas. The buffers would serve three segments of each, two of
+        # which are canvases.
         segments = config.max_active + (2 if config.speculate else 1)
-        static = 2 * config.max_active * d.canvas_length * d.hidden_size * element_bytes
+        static = config.max_active * d.canvas_length * element_bytes
+        static *= 2 * d.hidden_size + 3 * rope_elements(d)
         network = network_bytes(d, segments * d.canvas_length, element_bytes)
         graphs = MOST_GRAPHS * _GRAPH_BYTES + static + network
     widest = widest_elements(d, config.formats)

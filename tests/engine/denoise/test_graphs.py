@@ -18,7 +18,7 @@ from engine.denoise.denoiser import Denoiser
 from engine.loading import build_denoiser
 from engine.messages import Block, GenerateRequest, Sampling
 from engine.model.rows import Segment
-from engine.model.static_pass import StaticPass
+from engine.model.static_pass import Form, StaticPass
 from engine.worker import Worker
 
 TINY = Shape(layers="sf", canvas=8, confidence_threshold=1e-9, steps=4)
@@ -126,6 +126,20 @@ def test_all_graphs_are_made_before_the_first_request(dynamic, capture):
     assert capture.replayed > 9
 
 
+@pytest.mark.usefixtures("any_length")
+def test_with_fused_layers_a_graph_serves_all_slots(dynamic, capture, monkeypatch):
+    for layer in dynamic.model.each_layer():
+        monkeypatch.setattr(layer, "kernel", "triton")
+    denoiser = like(dynamic, cuda_graphs=True)
+    denoiser.prepare()
+    assert capture.captured == 2 + 2  # of one canvas and of two, each also with a commit
+    static, caches = denoiser._graphs._static, denoiser._caches
+    one, other = ((Form(cache),) for cache in caches)
+    assert static.key(one) == static.key(other) != static.key(one + other)
+    draft = (Form(caches[0]), Form(caches[0], causal=True), Form(caches[0], start=TINY.canvas))
+    assert static.key(draft) == draft  # the draft overwrites the entries of the canvas
+
+
 def graphs_of(dynamic, capture, most, monkeypatch, **options):
     """Returns how many graphs are made at the start if `most` may be kept."""
     monkeypatch.setattr(graphs, "MOST_GRAPHS", most)
@@ -220,7 +234,7 @@ class Freed:
 class AnyPass:
     """Stands in for a pass whose length has several values, so that graphs are often dropped."""
 
-    any_length = compiled = False
+    any_length = False
     seen_length = 0
 
     def __init__(self, *_args, **_options):
@@ -231,6 +245,9 @@ class AnyPass:
 
     def fill(self, *_args):
         pass
+
+    def key(self, forms):
+        return forms
 
     def length(self, _forms):
         return self.seen_length
@@ -246,7 +263,7 @@ def test_no_replay_uses_a_workspace_that_a_destroyed_graph_has_freed(monkeypatch
     capture, static, chance = Freed(), AnyPass(), random.Random(0)
     monkeypatch.setattr(graphs, "Capture", lambda: capture)
     monkeypatch.setattr(graphs, "StaticPass", lambda *_args, **_options: static)
-    runner = graphs.Graphs(None, canvases=3, capture=True, compiled=False)
+    runner = graphs.Graphs(None, canvases=3, capture=True)
     slots = [Segment(object(), torch.zeros(1), causal=False) for _ in range(3)]
     for _ in range(10_000):
         static.seen_length = chance.randrange(20)
@@ -288,19 +305,6 @@ def test_a_replay_that_fails_during_an_answer_changes_no_token(
     assert answers(like(dynamic, cuda_graphs=True)) == answers(like(dynamic))
     (line,) = warnings_of(caplog)
     assert line.endswith("RuntimeError: the device is gone")
-
-
-def test_a_failed_compilation_is_logged_once_and_answers_are_the_same(dynamic, monkeypatch, caplog):
-    def compile_nothing(function, **_options):
-        def compiled(*_args):
-            raise RuntimeError("no compiler")
-
-        return compiled
-
-    monkeypatch.setattr(torch, "compile", compile_nothing)
-    assert answers(like(dynamic, compiled=True)) == answers(like(dynamic))
-    (line,) = warnings_of(caplog)
-    assert line.endswith("RuntimeError: no compiler")
 
 
 def test_graphs_are_off_on_a_cpu_by_default(dynamic, caplog):

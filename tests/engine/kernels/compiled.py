@@ -15,10 +15,16 @@ from triton.compiler import ASTSource
 
 from engine.kernels import (
     block_noise,
+    combine,
+    condition,
+    dispatch,
+    gated,
     grouped_linear,
     prefix_attention,
+    route,
     vocab_draw,
     vocab_statistics,
+    write_heads,
 )
 from engine.kernels.dequantise import Scheme
 from engine.sizing.weights import INT4_GROUP, SCALE_TYPE
@@ -111,7 +117,7 @@ def launch_grouped_linear() -> list[str]:
 
 
 def launch_prefix_attention() -> list[str]:
-    """Launch the released model's attention for a canvas and for a prompt, and return names."""
+    """Launch the released model's attention for canvases and for a prompt, and return names."""
     names = []
     for kv_heads, size, window in ((8, 256, 1024), (2, 512, None)):
         for causal in (False, True):
@@ -122,6 +128,11 @@ def launch_prefix_attention() -> list[str]:
             options: dict[str, Any] = {"causal": True, "window": window} if causal else {}
             prefix_attention.prefix_attention(queries, keys, keys, span, **options)
             names.append(f"head size {size}, {options}")
+        with torch.device("meta"):
+            caches = torch.empty(2, 2, kv_heads, 8448, size, dtype=torch.bfloat16)
+            spans, slots = torch.empty(2, 2, dtype=torch.int64), torch.empty(2, dtype=torch.int64)
+        prefix_attention.prefix_attention(queries, caches[:, 0], caches[:, 1], spans, slots=slots)
+        names.append(f"head size {size}, two canvases")
     return names
 
 
@@ -212,6 +223,71 @@ def launch_block_noise() -> list[str]:
     return ["a block's noise"]
 
 
+def half(*shape: int) -> torch.Tensor:
+    """Returns a tensor of this shape in 16 bits without memory."""
+    return torch.empty(shape, dtype=torch.bfloat16, device="meta")
+
+
+def launch_write_heads() -> list[str]:
+    """Launch the norms and rotation of the released model's layers for two canvases."""
+    names = []
+    slots = torch.empty(2, dtype=torch.int64, device="meta")
+    for kv_heads, size, parts in ((8, 256, 2), (2, 512, 1)):
+        write_heads.write_heads(
+            half(512, (16 + parts * kv_heads) * size),
+            half(size),
+            half(size),
+            (half(512, size), half(512, size)),
+            half(2, 2, kv_heads, 8448, size),
+            slots,
+            slots,
+            query_heads=16,
+            eps=1e-6,
+        )
+        names.append(f"heads of size {size}")
+    return names
+
+
+def launch_route() -> list[str]:
+    """Launch the released model's routing for a canvas and for a prompt."""
+    for rows in (256, 1792):
+        x, norm = half(rows, 2816), half(2816)
+        router, scale = half(128, 2816), half(128)
+        route.route(x, x, norm, norm, norm, norm, router, scale, per_token=8, eps=1e-6)
+    return ["routing of few rows", "routing of many rows"]
+
+
+def launch_dispatch() -> list[str]:
+    """Launch the copies of a canvas' rows to 128 experts."""
+    experts = torch.empty(256, 8, dtype=torch.int32, device="meta")
+    dispatch.dispatch(half(256, 2816), experts, 128)
+    return ["dispatch"]
+
+
+def launch_gated() -> list[str]:
+    """Launch the gates of both MLPs of the released model, and those of one."""
+    gated.gated(half(256, 4224), half(2048, 1408))
+    gated.gated(half(256, 4224))
+    return ["gates of both MLPs", "gates"]
+
+
+def launch_combine() -> list[str]:
+    """Launch the end of a layer of the released model."""
+    x, norm, one = half(256, 2816), half(2816), half(1)
+    with torch.device("meta"):
+        indices, shares = torch.empty(256, 8, dtype=torch.int32), torch.empty(256, 8)
+    sparse, norms = half(2048, 2816), (norm, norm, norm, norm)
+    combine.combine(x, x, sparse, indices, shares, norms, (one, one), 0, 1e-6)
+    return ["end of a layer"]
+
+
+def launch_condition() -> list[str]:
+    """Launch the beginning of a pass of the released model."""
+    x = half(256, 2816)
+    condition.condition(x, x, half(2816), scale=53.0, eps=1e-6)
+    return ["conditioning"]
+
+
 LAUNCHED: tuple[tuple[Any, str, Callable[[], list[str]]], ...] = (
     (grouped_linear, "_kernel", launch_grouped_linear),
     (prefix_attention, "_kernel", launch_prefix_attention),
@@ -219,6 +295,12 @@ LAUNCHED: tuple[tuple[Any, str, Callable[[], list[str]]], ...] = (
     (vocab_draw, "_group_kernel", launch_group_draw),
     (vocab_draw, "_truncated_kernel", launch_truncated_draw),
     (block_noise, "_kernel", launch_block_noise),
+    (write_heads, "_kernel", launch_write_heads),
+    (route, "_kernel", launch_route),
+    (dispatch, "_kernel", launch_dispatch),
+    (gated, "_kernel", launch_gated),
+    (combine, "_kernel", launch_combine),
+    (condition, "_kernel", launch_condition),
 )
 
 

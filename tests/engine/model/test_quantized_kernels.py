@@ -4,7 +4,6 @@ Triton's interpreter stands in for a GPU.
 """
 
 import logging
-import shutil
 
 import pytest
 import torch
@@ -101,8 +100,8 @@ def behind_tokens(model):
     return Segment(cache, tokens[40:], causal=False)
 
 
-def run_fixed(model, segment, **options):
-    static = StaticPass(model, canvases=1, **options)
+def run_fixed(model, segment):
+    static = StaticPass(model, canvases=1)
     static.fill([segment], [None])
     forms = (Form.of(segment),)
     return static.run(forms, static.length(forms))
@@ -121,28 +120,6 @@ def test_passes_have_the_same_results_with_every_layout_that_is_read(model):
 def test_every_weight_is_contiguous_as_the_kernel_requires(model):
     for part in quantized_parts(model):
         assert all(tensor.is_contiguous() for tensor in part.tensors().values())
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-@torch.inference_mode()
-def test_compiled_layers_have_the_kernel_too(tmp_path, monkeypatch):
-    if shutil.which("g++") is None:
-        pytest.skip("torch.compile needs a C++ compiler on a CPU, and there is no g++")
-    write_random_model(tmp_path, Shape(layers="f", hidden=64, mlp=96, expert=32))
-    model = load(tmp_path, experts="int4", linears="fp8")
-    segment = behind_tokens(model)
-    plain = run_fixed(model, segment)
-    choose(model)
-    launches, kernel = [], grouped_linear.grouped_linear
-
-    def counted(rows, *args, **options):
-        launches.append(rows.shape[0])
-        return kernel(rows, *args, **options)
-
-    monkeypatch.setattr(grouped_linear, "grouped_linear", counted)
-    torch.testing.assert_close(run_fixed(model, segment, compiled=True), plain, **TOLERANCE)
-    canvas, per_token = model.dimensions.canvas_length, model.dimensions.experts_per_token
-    assert sorted(launches) == [canvas] * 4 + [canvas * per_token] * 2
 
 
 @pytest.fixture
