@@ -354,7 +354,7 @@ def _bars(
         lengths = [value for value in values if value]
         if lengths:
             bars = axes.barh(at, lengths, height, label=side, color=colour)
-            axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
+            axes.bar_label(bars, list(map(_shown, lengths)), padding=3, fontsize=8)
     if line:
         axes.axvline(line[1], color="black", linewidth=0.8, linestyle=":", label=line[0])
     middle = (len(sides) - 1) * height / 2
