@@ -304,6 +304,7 @@ def gpu_command(
         f"at most {minutes:g} minutes, results in {out}",
         flush=True,
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the stage too
     run = Run(out, minutes=minutes, tiny=tiny, say=partial(print, flush=True))
     raise typer.Exit(0 if run.stages(list(chosen)) else 1)
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from bench.gpu.device import DEVICE, HALF, TINY, gpu_ms, sync, wall_ms
 from bench.gpu.report import COPY_CASE
 from bench.gpu.results import guarded, write_row
+from engine.device import free_memory
 
 _STAGE = "machine"
 _LIBRARIES = [
@@ -56,7 +57,7 @@ _PROPERTIES = (
 
 
 _DRIVER = ("driver_version", "clocks.max.sm", "clocks.max.memory", "power.limit")
-_BIG_BYTES = 2**20 if TINY else 2**32
+_BIG_BYTES = 2**20 if TINY else 2**32  # more than any cache holds
 _SIDE = 64 if TINY else 8192
 
 
@@ -120,21 +121,25 @@ def _describe_gpu() -> None:
 
 
 def _describe_driver() -> None:
-    asked = ["nvidia-smi", f"--query-gpu={','.join(_DRIVER)}", "--format=csv,noheader"]
-    answer = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout
-    values = (value.strip() for value in answer.splitlines()[0].split(","))
+    if shutil.which("nvidia-smi") is None:
+        write_row(_STAGE, case="driver", SKIPPED="there is no nvidia-smi")
+        return
+    command = ["nvidia-smi", f"--query-gpu={','.join(_DRIVER)}", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    values = (value.strip() for value in done.stdout.splitlines()[0].split(","))
     write_row(_STAGE, case="driver", **dict(zip(_DRIVER, values, strict=True)))
 
 
 def _time_copies() -> None:
-    big = torch.empty(_BIG_BYTES, dtype=torch.uint8, device=DEVICE).random_(0, 255)
+    count = min(_BIG_BYTES, free_memory(DEVICE) // 4)
+    big = torch.empty(count // 32 * 32, dtype=torch.uint8, device=DEVICE).random_(0, 255)
     copy = torch.empty_like(big)
     ms = gpu_ms([lambda: copy.copy_(big)])
     write_row(_STAGE, case=COPY_CASE, gb_s=2 * big.nbytes / ms / 1e6)
     words = big.view(torch.int32)
     ms = gpu_ms([lambda: words.amax()])
     write_row(_STAGE, case="device read (amax)", gb_s=big.nbytes / ms / 1e6)
-    pageable = torch.empty(_BIG_BYTES // 8, dtype=torch.uint8)
+    pageable = torch.empty(count // 8, dtype=torch.uint8)
     hosts = {"pageable": pageable}
     if DEVICE.type == "cuda":
         hosts["pinned"] = pageable.pin_memory()

@@ -57,10 +57,10 @@ def check_released_size(name: str, *, compiled: bool) -> None:
         write_row(stage, case="memory", SKIPPED=reason)
         return
     check = _Check(stage, trial, formats, config, _make(stage, trial, formats, config, plan))
-    check.steps(_CONTEXT, profiled=True)
+    check.steps(_CONTEXT, in_parts=True)
     if not compiled:
         check.blocks()
-        guarded(stage, "far", partial(check.steps, _FAR_CONTEXT, profiled=False))
+        check.steps(_FAR_CONTEXT, in_parts=False)
         _write_memory(stage, plan)
 
 
@@ -120,21 +120,32 @@ class _Check:
             driver_gb=_driver_gb(),
         )
 
-    def steps(self, context: int, *, profiled: bool) -> None:
-        """Time a step of one canvas behind so many tokens, and with `profiled` its parts too."""
-        denoiser, behind = self._denoiser, f"behind {context:,} tokens"
+    def steps(self, context: int, *, in_parts: bool) -> None:
+        """Time a step of one canvas behind so many tokens, and with `in_parts` its parts too."""
+        behind = f"step behind {context:,} tokens"
+        try:
+            step = guarded(self._stage, behind, partial(self._step, behind, context))
+            if step is not None:
+                self._profile(f"profile of a {behind}", step, context)
+                if in_parts:
+                    guarded(self._stage, "parts of a step", partial(self._parts, step, context))
+        finally:
+            for sequence in list(self._denoiser._slots):
+                self._denoiser.release(sequence)
+
+    def _step(self, case: str, context: int) -> Callable[[], object]:
+        """Encode a prompt and time steps behind it. Returns a function that runs such a step."""
         prompt = random_prompt(self._trial.dimensions.vocab_size, context)
         started = time.perf_counter()
-        step = easel_step(denoiser, prompt)
+        step = easel_step(self._denoiser, prompt)
         sync()
         prefill_s = time.perf_counter() - started
         first_ms = [wall_ms(step, rounds=1, warm_ups=0) for _ in range(4)]
         step_ms = wall_ms(step, rounds=_ROUNDS)
         least_s = roofline_s(_behind(self._trial, context), self._formats, 1)
-        [(sequence, _slot)] = denoiser._slots.items()
         write_row(
             self._stage,
-            case=f"step {behind}",
+            case=case,
             context=context,
             step_ms=step_ms,
             roofline_ms=least_s and least_s * 1e3,
@@ -142,12 +153,9 @@ class _Check:
             **{f"tokens_s_at_{n}": n / step_ms * 1e3 for n in TOKENS_A_STEP},
             first_prefill_s=prefill_s,
             first_steps_ms=first_ms,
-            graphs=denoiser.captured_graphs,
+            graphs=self._denoiser.captured_graphs,
         )
-        self._profile(f"profile of a step {behind}", step, context)
-        if profiled:
-            guarded(self._stage, "parts", partial(self._parts, step, context))
-        denoiser.release(sequence)
+        return step
 
     def _parts(self, step: Callable[[], object], context: int) -> None:
         """Time the network and the tail of a step, and the step without CUDA graphs."""

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -205,6 +207,33 @@ def test_the_processes_that_a_stopped_stage_has_started_end_with_it(programs, tm
     run.stages([Stage("stuck", 8)])
     state = Path(f"/proc/{(tmp_path / 'log.txt').read_text().split()[-1]}/stat")
     assert not state.exists() or ") Z " in state.read_text()  # a zombie has ended
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
+def test_an_interrupted_run_ends_its_stage_and_reports_what_was_measured(tmp_path, number):
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench", "gpu", "--tiny", "--stages", "kernels", "--out", str(out)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if "] kernels: experts" in line:
+            break
+    process.send_signal(number)
+    lines, _ = process.communicate()
+    assert process.returncode != 0
+    assert lines.splitlines()[-1] == f"the report is {out / 'report.md'}"
+    assert "| experts gate_up, 24 rows, dense | yes |" in (out / "report.md").read_text()
+    assert not any(str(out).encode() in each for each in environments())
+
+
+def environments():
+    """Yields the environment of each process that has not ended."""
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            yield file.read_bytes()
 
 
 def test_a_stage_leaves_time_for_those_behind_it_or_is_skipped(programs, tmp_path):
