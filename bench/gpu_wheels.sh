@@ -22,5 +22,5 @@ mkdir -p .whl
     transformers gguf msgspec pyzmq typing-extensions \
     fastapi starlette annotated-doc opentelemetry-api uvicorn sse-starlette \
     pydantic pydantic-core pydantic-settings annotated-types typing-inspection python-dotenv \
-    jsonschema-rs "$@"
+    jsonschema-rs backports.zstd "$@"
 ls .whl

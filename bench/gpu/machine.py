@@ -42,6 +42,7 @@ _LIBRARIES = [
     "pillow",
     "prometheus-client",
     "pydantic-settings",
+    *([] if sys.version_info >= (3, 14) else ["backports.zstd"]),
 ]
 _PROPERTIES = (
     "name",
