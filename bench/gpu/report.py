@@ -183,7 +183,7 @@ def _released(rows: Rows, plots: list[str]) -> Iterable[str]:
         "prefill tokens/s": _get("prefill_tokens_s"),
     }
     yield _table(blocks, columns)
-    memory = [row for row in rows if row.get("case") == "memory" and "planned_gb" in row]
+    memory = [row for row in rows if row["case"] == "memory" and "planned_gb" in row]
     columns = {
         "weights": lambda row: row["stage"].removeprefix("released "),
         "GB planned": _get("planned_gb"),
@@ -195,7 +195,7 @@ def _released(rows: Rows, plots: list[str]) -> Iterable[str]:
     tops = [
         {"case": row["stage"].removeprefix("released "), "kernel": name, "times": times, "ms": ms}
         for row in rows
-        if str(row.get("case")).startswith("profile of a step")
+        if row["case"].startswith("profile of a step")
         for name, times, ms in row["top"][:_TOP_KERNELS]
     ]
     columns = {
@@ -224,7 +224,7 @@ def _server(rows: Rows) -> Iterable[str]:
 
 
 def _stages(rows: Rows) -> Iterable[str]:
-    ends = [row for row in rows if row.get("case") == "whole stage" or "SKIPPED" in row]
+    ends = [row for row in rows if row["case"] == "whole stage" or "SKIPPED" in row]
     if ends:
         yield "## The stages"
         columns: Columns = {
@@ -237,7 +237,7 @@ def _stages(rows: Rows) -> Iterable[str]:
 
 def _steps(rows: Rows) -> Rows:
     """Returns the rows of steps, each joined with those of its profile and its parts."""
-    steps = [dict(row) for row in rows if str(row.get("case")).startswith("step behind")]
+    steps = [dict(row) for row in rows if row["case"].startswith("step behind")]
     for step in steps:
         for row in rows:
             if (row["stage"], row.get("context")) != (step["stage"], step["context"]):
@@ -258,7 +258,7 @@ def _of(rows: Rows, stage: str) -> Rows:
 
 def _one(rows: Rows, stage: str, case: str) -> Row:
     """Returns the row of this case, or an empty one if there is none or it failed."""
-    found = (row for row in _of(rows, stage) if row.get("case") == case and "FAILED" not in row)
+    found = (row for row in _of(rows, stage) if row["case"] == case and "FAILED" not in row)
     return next(found, {})
 
 

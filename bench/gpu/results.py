@@ -126,6 +126,4 @@ def described(row: dict[str, Any]) -> str:
         values.insert(0, "WRONG")
     elif row.get("identical") is not None:
         values.append("identical" if row["identical"] else "different")
-    return f"{row['stage']}: {row.get('case', 'versions')}" + (
-        f": {', '.join(values)}" if values else ""
-    )
+    return f"{row['stage']}: {row['case']}" + (f": {', '.join(values)}" if values else "")
