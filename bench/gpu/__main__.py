@@ -41,10 +41,10 @@ def _stage(words: tuple[str, ...]) -> Callable[[], None]:
             from bench.gpu.small_model import check_small_model
 
             return check_small_model
-        case ("released", formats, *compiled):
+        case ("released", formats):
             from bench.gpu.released_size import check_released_size
 
-            return partial(check_released_size, formats, compiled=bool(compiled))
+            return partial(check_released_size, formats)
         case ("server",):
             from bench.gpu.server import check_server
 

@@ -36,11 +36,8 @@ _CONTEXT, _FAR_CONTEXT = (64, 160) if TINY else (8192, 32768)
 _STEPS, _BLOCKS = (8, 1) if TINY else (48, 2)
 
 
-def check_released_size(name: str, *, compiled: bool) -> None:
-    """Time the released size in the formats of this name: step, tail, blocks, memory.
-
-    If `compiled` is set, the layers are compiled, and only a step is timed.
-    """
+def check_released_size(name: str) -> None:
+    """Time the released size in the formats of this name: step, tail, blocks, memory."""
     if TINY:
         whole = synthetic.SIZES["26b"]
         synthetic.SIZES["26b"] = tiny(dataclasses.replace(whole, layers=whole.layers[-2:]))
@@ -48,8 +45,7 @@ def check_released_size(name: str, *, compiled: bool) -> None:
     trial = Trial("26b", layers, DEVICE, _CONTEXT, _STEPS, _BLOCKS)
     formats = FORMATS[name]
     config = server_config(_behind(trial, _FAR_CONTEXT), formats)
-    config = config.model_copy(update={"compile": compiled})
-    stage = f"released {name}" + (" compiled" if compiled else "")
+    stage = f"released {name}"
     plan = make_plan(trial.dimensions, config, cuda=DEVICE.type == "cuda")
     free_bytes = free_memory(DEVICE)
     if plan.total > free_bytes:
@@ -58,10 +54,9 @@ def check_released_size(name: str, *, compiled: bool) -> None:
         return
     check = _Check(stage, trial, formats, config, _make(stage, trial, formats, config, plan))
     check.steps(_CONTEXT, in_parts=True)
-    if not compiled:
-        check.blocks()
-        check.steps(_FAR_CONTEXT, in_parts=False)
-        _write_memory(stage, plan)
+    check.blocks()
+    check.steps(_FAR_CONTEXT, in_parts=False)
+    _write_memory(stage, plan)
 
 
 def _behind(trial: Trial, context: int) -> Trial:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from engine.config import Formats
 
 MINUTES = 9.0  # for which the limits are made; they grow and shrink with the minutes of a run
-NAMES = ("machine", "kernels", "model", "released", "server", "compiled")
+NAMES = ("machine", "kernels", "model", "released", "server")
 # The formats of the released size's weights, by their names on the command line.
 FORMATS = {
     "bf16": Formats(),
@@ -44,5 +44,3 @@ def planned(names: Sequence[str], formats: Sequence[str]) -> Iterator[Stage]:
             yield Stage(f"released {each}", 75)
     if "server" in names:
         yield Stage("server", 110, kept_s=100)
-    if "compiled" in names:
-        yield Stage("released bf16 compiled", 120)
