@@ -224,7 +224,7 @@ class _Check:
     def _evictions(self) -> None:
         """Run many rounds with room for one graph, so that most captures remove one.
 
-        In torch 2.12 to 2.14, graphs that were captured on one stream lose their cuBLAS workspace
+        In torch 2.13 and 2.14, graphs that were captured on one stream lose their cuBLAS workspace
         as soon as one of them is removed (pytorch#193402).
         """
         self._captures_s.clear()
