@@ -2,8 +2,10 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -14,6 +16,9 @@ import typer
 from app.terminal import ProgressLine, stderr_console
 from bench import devices, roofline
 from bench.compare import LEAST_ROUNDS, Output, report
+from bench.gpu import stages as gpu_stages
+from bench.gpu.results import ROWS_FILE
+from engine.sizing.gpu import first_gpu
 
 main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -233,6 +238,80 @@ def devices_command(
         return
     title = f"Device profiles, the released model, {devices.TOKENS_A_STEP} tokens a step"
     report(title, devices.rows(), devices.COLUMNS, Output(json, plot))
+
+
+@main.command("gpu")
+def gpu_command(
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder for the report, its rows and logs. By default a new one in this "
+            "folder, named by the time."
+        ),
+    ] = None,
+    stages: Annotated[
+        str, typer.Option(help=f"The stages to run, of {', '.join(gpu_stages.NAMES)}.")
+    ] = ",".join(gpu_stages.NAMES),
+    formats: Annotated[
+        str,
+        typer.Option(
+            help="The formats of the released size's weights, of "
+            f"{', '.join(gpu_stages.FORMATS)}. int8x and int4x quantise the experts only, int4 has "
+            "linears in int8, and small quantises everything."
+        ),
+    ] = ",".join(gpu_stages.DEFAULT_FORMATS),
+    minutes: Annotated[
+        float, typer.Option(min=1, help="The most minutes that the run may take.")
+    ] = gpu_stages.MINUTES,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="Run the same code on a CPU, in tiny sizes.")
+    ] = False,
+    made: Annotated[
+        Path | None,
+        typer.Option("--report", help="Only make the report of this folder again, from its rows."),
+    ] = None,
+) -> None:
+    """Check Easel on a machine with a GPU: kernels, answers, speed and the server.
+
+    The exit status is 1 if a stage or a case failed, or if a result is wrong.
+    """
+    from bench.gpu.command import Run
+    from bench.gpu.report import write_report
+
+    if made is not None:
+        try:
+            print(write_report(made))
+        except FileNotFoundError:
+            raise typer.BadParameter(f"{made} has no {ROWS_FILE}", param_hint="--report") from None
+        return
+    chosen = gpu_stages.planned(
+        _of_names(stages, gpu_stages.NAMES, "--stages"),
+        _of_names(formats, gpu_stages.FORMATS, "--formats"),
+    )
+    gpu = first_gpu()
+    if gpu is None and not tiny:
+        raise typer.BadParameter(
+            "NVIDIA's driver reports no GPU on this machine. --tiny runs the same code on the CPU."
+        )
+    out = out or Path(f"easel-gpu-{datetime.now():%Y-%m-%d-%H%M%S}")
+    print(
+        f"Easel on {gpu.name if gpu and not tiny else 'the CPU, in tiny sizes'}: "
+        f"at most {minutes:g} minutes, results in {out}",
+        flush=True,
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the stage too
+    run = Run(out, minutes=minutes, tiny=tiny, say=partial(print, flush=True))
+    raise typer.Exit(0 if run.stages(list(chosen)) else 1)
+
+
+def _of_names(given: str, allowed: Collection[str], option: str) -> list[str]:
+    """Returns the names in this text, which commas separate."""
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in allowed]:
+        raise typer.BadParameter(
+            f"{unknown[0]!r} is unknown: allowed are {', '.join(allowed)}", param_hint=option
+        )
+    return names
 
 
 @main.command("counts")

@@ -123,17 +123,21 @@ def report(
     *,
     hide: Callable[[], None] = lambda: None,
 ) -> None:
-    """Print each case once it is measured, then a table; then write the requested files.
+    """Print each case once it is measured, then a table; then draw the requested plot.
+
+    The requested JSON file is written again with each row, so that an early end loses none.
 
     If the terminal is too narrow for all columns, several tables are printed. Columns for which no
     row has a value are left out. `hide` is called before anything is printed.
     """
-    console = Console()
+    console = Console(markup=False)  # a case may hold the text of an error
     done = []
     for row in rows:
         hide()
-        console.print(f"[dim]{row['case']}", markup=True)
+        console.print(row["case"], style="dim")
         done.append(row)
+        if output.json:
+            output.json.write_text(json.dumps(done, indent=2) + "\n")
     hide()
     columns = [column for column in columns if any(_cell(row, column) for row in done)]
     # A long case wraps to two or three lines.
@@ -146,8 +150,6 @@ def report(
         for row in done:
             table.add_row(row["case"], *(_cell(row, column) for column in some))
         console.print(table)
-    if output.json:
-        output.json.write_text(json.dumps(done, indent=2) + "\n")
     if output.plot:
         _plot(title, done, output.plot)
 

@@ -6,6 +6,7 @@ A CUDA graph is replaced by a function that runs the captured work again, as a r
 import dataclasses
 import logging
 import random
+import re
 import weakref
 
 import pytest
@@ -283,8 +284,8 @@ def test_without_a_gpu_one_log_line_says_so_and_answers_are_the_same(dynamic, ca
     denoiser = like(dynamic, cuda_graphs=True)
     assert answers(denoiser) == answers(like(dynamic))
     (line,) = warnings_of(caplog)
-    assert "dynamic" in line
-    assert "CUDAGraph" in line  # the reason
+    # A CPU build of torch has no CUDAGraph, and a CUDA build finds no driver.
+    assert re.search(r"all passes are dynamic: \w+Error: \S", line)
     assert "\n" not in line
 
 
