@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.kernels.target import capability_of
+
 
 def prefix_attention(
     queries: Tensor,

@@ -21,7 +21,7 @@ from engine.model.rows import Segment
 from engine.model.static_pass import StaticPass
 from engine.sizing.kv import SLACK_TOKENS
 from engine.weights.quantization import QuantizedWeight, flattened, quantize, stack
-from tests.engine.kernels.compiled import Launches
+from bench.compiled import Launches
 from tests.engine.weights import test_gguf_file
 from tests.engine.weights.published_models import rewrite
 from tests.engine.weights.test_published_formats import LAYOUTS, SHAPE

@@ -20,7 +20,7 @@ from engine.model.weight_map import weight_targets
 from engine.sizing.dimensions import Dimensions, LayerShape
 from engine.sizing.kv import SLACK_TOKENS
 from engine.weights.quantization import empty_quantized
-from tests.engine.kernels.compiled import Launches
+from bench.compiled import Launches
 from tests.parity.tiny_models import SHAPES
 
 CAPACITY = 256

@@ -1,11 +1,11 @@
 """Compiles the kernels with Triton's compiler, for GPUs that this machine need not have.
 
 Triton's interpreter accepts more of Python than the compiler does, and has no limit of shared
-memory. Run as a program, this module prints a line of JSON for each launch and compute capability.
+memory. So this needs a process without TRITON_INTERPRET.
 """
 
-import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from triton.compiler import ASTSource
 
 from engine.kernels import grouped_linear, prefix_attention, vocab_statistics
 from engine.kernels.dequantise import Scheme
+from engine.kernels.target import Capability
 from engine.sizing.weights import INT4_GROUP, SCALE_TYPE
 
 TYPES = {
@@ -25,7 +26,7 @@ TYPES = {
     torch.int64: "i64",
     torch.uint8: "u8",
 }
-CAPABILITIES = (89, 90, 120)
+CAPABILITIES: tuple[Capability, ...] = ((8, 9), (9, 0), (10, 3), (12, 0), (12, 1))
 MADE_SCALES: torch.dtype = getattr(torch, SCALE_TYPE)
 # Formats of weights with 2,816 inputs: name, scheme, scales a row and their dtype, and if there are
 # zeros. The first ones behind "dense" are made while loading, the others are published.
@@ -43,19 +44,43 @@ LAYOUTS: tuple[tuple[str, Scheme, int | None, torch.dtype, bool], ...] = (
 )
 
 
-class Launches:
-    """Replaces a module's kernel, and records the arguments of its launches."""
+@dataclass(frozen=True)
+class Compiled:
+    """A launch, and its kernel as it was compiled for one GPU."""
 
-    def __init__(self, module: Any) -> None:
+    name: str
+    capability: Capability
+    constants: dict[str, Any]  # the kernel's, by name
+    warps: int
+    shared_bytes: int
+    cubin: bytes
+
+
+class Launches:
+    """Replaces a module's kernel, and records the arguments of its launches.
+
+    They are made as if on a GPU of this compute capability, or on none.
+    """
+
+    def __init__(self, module: Any, capability: Capability | None = None) -> None:
+        self.module, self.capability = module, capability
         self.kernel, module._kernel = module._kernel, self
+        self.capability_of = getattr(module, "capability_of", None)
+        module.capability_of = lambda _device: capability
         self.calls: list[tuple[tuple[Any, ...], dict[str, int]]] = []
 
     def __getitem__(self, _grid: object) -> Callable[..., None]:
         return lambda *args, **options: self.calls.append((args, options))
 
-    def compiled(self, capability: int) -> Iterator[Any]:
-        """Yields each launch's compiled kernel, for tensors with addresses that 16 divides."""
-        for args, options in self.calls:
+    def restore(self) -> None:
+        """Undo the replacement."""
+        self.module._kernel, self.module.capability_of = self.kernel, self.capability_of
+
+    def compiled(self, names: list[str]) -> Iterator[Compiled]:
+        """Yields each launch's kernel, for tensors with addresses that 16 divides."""
+        assert self.capability is not None
+        target = GPUTarget("cuda", 10 * self.capability[0] + self.capability[1], 32)
+        for name, (args, options) in zip(names, self.calls, strict=True):
             signature, constants, attributes = {}, {}, {}
             for index, (parameter, value) in enumerate(zip(self.kernel.params, args, strict=True)):
                 if parameter.is_constexpr or value is None:
@@ -68,7 +93,29 @@ class Launches:
                 if tensor or (known and value % 16 == 0):
                     attributes[index,] = [["tt.divisibility", 16]]
             source = ASTSource(self.kernel, signature, constants, attributes)
-            yield triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+            kernel = triton.compile(source, target=target, options=options)
+            yield Compiled(
+                name,
+                self.capability,
+                {self.kernel.params[index].name: value for (index,), value in constants.items()},
+                options["num_warps"],
+                kernel.metadata.shared,
+                kernel.asm["cubin"],
+            )
+
+
+def compiled(capability: Capability, *, wanted: str = "") -> Iterator[Compiled]:
+    """Yields every launch of the released model whose name has this text, compiled for a GPU."""
+    for module, launch in LAUNCHED:
+        launches = Launches(module, capability)
+        try:
+            names = launch()
+        finally:
+            launches.restore()
+        pairs = zip(names, launches.calls, strict=True)
+        kept = [(name, call) for name, call in pairs if wanted in name]
+        launches.calls = [call for _, call in kept]
+        yield from launches.compiled([name for name, _ in kept])
 
 
 def launch_grouped_linear() -> list[str]:
@@ -126,20 +173,8 @@ def launch_vocab_statistics() -> list[str]:
     return ["vocabulary statistics"]
 
 
-def main() -> None:
-    for module, launch in (
-        (grouped_linear, launch_grouped_linear),
-        (prefix_attention, launch_prefix_attention),
-        (vocab_statistics, launch_vocab_statistics),
-    ):
-        launches = Launches(module)
-        names = launch()
-        for capability in CAPABILITIES:
-            for name, kernel in zip(names, launches.compiled(capability), strict=True):
-                shared = kernel.metadata.shared
-                line = {"kernel": name, "capability": capability, "shared_bytes": shared}
-                print(json.dumps(line))
-
-
-if __name__ == "__main__":
-    main()
+LAUNCHED: tuple[tuple[Any, Callable[[], list[str]]], ...] = (
+    (grouped_linear, launch_grouped_linear),
+    (prefix_attention, launch_prefix_attention),
+    (vocab_statistics, launch_vocab_statistics),
+)
