@@ -15,7 +15,7 @@ from triton.compiler import ASTSource
 
 from engine.kernels import grouped_linear, prefix_attention, vocab_statistics
 from engine.kernels.dequantise import Scheme
-from engine.kernels.target import Capability
+from engine.kernels.target import Target
 from engine.sizing.weights import INT4_GROUP, SCALE_TYPE
 
 TYPES = {
@@ -26,7 +26,14 @@ TYPES = {
     torch.int64: "i64",
     torch.uint8: "u8",
 }
-CAPABILITIES: tuple[Capability, ...] = ((8, 9), (9, 0), (10, 3), (12, 0), (12, 1))
+# NVIDIA's data sheets, and the limits of a thread block in the CUDA C++ Programming Guide.
+TARGETS = (
+    Target((8, 9), 128, 99 * 1024),  # RTX 4090
+    Target((9, 0), 132, 227 * 1024),  # H100, H200
+    Target((10, 3), 148, 227 * 1024),  # B300
+    Target((12, 0), 170, 99 * 1024),  # RTX 5090
+    Target((12, 1), 48, 99 * 1024),  # DGX Spark
+)
 MADE_SCALES: torch.dtype = getattr(torch, SCALE_TYPE)
 # Formats of weights with 2,816 inputs: name, scheme, scales a row and their dtype, and if there are
 # zeros. The first ones behind "dense" are made while loading, the others are published.
@@ -49,7 +56,8 @@ class Compiled:
     """A launch, and its kernel as it was compiled for one GPU."""
 
     name: str
-    capability: Capability
+    kernel: str  # its name in its module
+    target: Target
     constants: dict[str, Any]  # the kernel's, by name
     warps: int
     shared_bytes: int
@@ -59,14 +67,15 @@ class Compiled:
 class Launches:
     """Replaces a module's kernel, and records the arguments of its launches.
 
-    They are made as if on a GPU of this compute capability, or on none.
+    They are made as if on this GPU, or on none.
     """
 
-    def __init__(self, module: Any, capability: Capability | None = None) -> None:
-        self.module, self.capability = module, capability
-        self.kernel, module._kernel = module._kernel, self
-        self.capability_of = getattr(module, "capability_of", None)
-        module.capability_of = lambda _device: capability
+    def __init__(self, module: Any, target: Target | None = None, kernel: str = "_kernel") -> None:
+        self.module, self.target, self.name = module, target, kernel
+        self.kernel = getattr(module, kernel)
+        setattr(module, kernel, self)
+        self.target_of = getattr(module, "target_of", None)
+        module.target_of = lambda _device: target
         self.calls: list[tuple[tuple[Any, ...], dict[str, int]]] = []
 
     def __getitem__(self, _grid: object) -> Callable[..., None]:
@@ -74,57 +83,62 @@ class Launches:
 
     def restore(self) -> None:
         """Undo the replacement."""
-        self.module._kernel, self.module.capability_of = self.kernel, self.capability_of
+        setattr(self.module, self.name, self.kernel)
+        self.module.target_of = self.target_of
 
-    def compiled(self, names: list[str]) -> Iterator[Compiled]:
-        """Yields each launch's kernel, for tensors with addresses that 16 divides."""
-        assert self.capability is not None
-        target = GPUTarget("cuda", 10 * self.capability[0] + self.capability[1], 32)
-        for name, (args, options) in zip(names, self.calls, strict=True):
-            signature, constants, attributes = {}, {}, {}
-            for index, (parameter, value) in enumerate(zip(self.kernel.params, args, strict=True)):
-                if parameter.is_constexpr or value is None:
-                    signature[parameter.name], constants[index,] = "constexpr", value
-                    continue
-                tensor = isinstance(value, torch.Tensor)
-                number = "fp32" if isinstance(value, float) else "i32"
-                signature[parameter.name] = f"*{TYPES[value.dtype]}" if tensor else number
-                known = number == "i32" and not parameter.do_not_specialize
-                if tensor or (known and value % 16 == 0):
-                    attributes[index,] = [["tt.divisibility", 16]]
-            source = ASTSource(self.kernel, signature, constants, attributes)
-            kernel = triton.compile(source, target=target, options=options)
-            yield Compiled(
-                name,
-                self.capability,
-                {self.kernel.params[index].name: value for (index,), value in constants.items()},
-                options["num_warps"],
-                kernel.metadata.shared,
-                kernel.asm["cubin"],
-            )
+    def compile(self, name: str, args: tuple[Any, ...], options: dict[str, int]) -> Compiled:
+        """Returns the kernel of a launch, for tensors with addresses that 16 divides."""
+        assert self.target is not None
+        major, minor = self.target.capability
+        gpu = GPUTarget("cuda", 10 * major + minor, 32)
+        signature, constants, attributes = {}, {}, {}
+        for index, (parameter, value) in enumerate(zip(self.kernel.params, args, strict=True)):
+            if parameter.is_constexpr or value is None:
+                signature[parameter.name], constants[index,] = "constexpr", value
+                continue
+            tensor = isinstance(value, torch.Tensor)
+            number = "fp32" if isinstance(value, float) else "i32"
+            signature[parameter.name] = f"*{TYPES[value.dtype]}" if tensor else number
+            known = number == "i32" and not parameter.do_not_specialize
+            if tensor or (known and value % 16 == 0):
+                attributes[index,] = [["tt.divisibility", 16]]
+        source = ASTSource(self.kernel, signature, constants, attributes)
+        kernel = triton.compile(source, target=gpu, options=options)
+        return Compiled(
+            name,
+            self.name,
+            self.target,
+            {self.kernel.params[index].name: value for (index,), value in constants.items()},
+            options["num_warps"],
+            kernel.metadata.shared,
+            kernel.asm["cubin"],
+        )
 
 
-def compiled(capability: Capability, *, wanted: str = "") -> Iterator[Compiled]:
+def compiled(target: Target, *, wanted: str = "") -> Iterator[Compiled]:
     """Yields every launch of the released model whose name has this text, compiled for a GPU."""
-    for module, launch in LAUNCHED:
-        launches = Launches(module, capability)
+    for module, kernels, launch in LAUNCHED:
+        recorders = [Launches(module, target, kernel) for kernel in kernels]
+        launches = []
         try:
-            names = launch()
+            for name in launch():
+                for each in recorders:
+                    launches += [(each, name, *call) for call in each.calls]
+                    each.calls.clear()
         finally:
-            launches.restore()
-        pairs = zip(names, launches.calls, strict=True)
-        kept = [(name, call) for name, call in pairs if wanted in name]
-        launches.calls = [call for _, call in kept]
-        yield from launches.compiled([name for name, _ in kept])
+            for each in reversed(recorders):
+                each.restore()
+        for each, name, args, options in launches:
+            if wanted in name:
+                yield each.compile(name, args, options)
 
 
-def launch_grouped_linear() -> list[str]:
+def launch_grouped_linear() -> Iterator[str]:
     """Launch the released model's products in the layouts of the formats that are read.
 
     They are the experts' gate and up for one canvas and for four, and a sliding layer's queries,
-    keys and values for one canvas. Returns the launches' names.
+    keys and values for one canvas. Yields each launch's name after it.
     """
-    names = []
     for name, scheme, columns, scale_type, zeros in LAYOUTS:
         for rows, groups in ((2048, 128), (8192, 128), (256, None)):
             if rows == 8192 and scheme not in ("dense", "nvfp4"):
@@ -145,13 +159,14 @@ def launch_grouped_linear() -> list[str]:
                     zeros=scales if zeros else None,
                     global_scale=torch.empty(front) if scheme == "nvfp4" else None,
                 )
-            names.append(f"{name}, {rows} rows of {groups or 'no'} groups")
-    return names
+            yield f"{name}, {rows} rows of {groups or 'no'} groups"
 
 
-def launch_prefix_attention() -> list[str]:
-    """Launch the released model's attention for a canvas and for a prompt, and return names."""
-    names = []
+def launch_prefix_attention() -> Iterator[str]:
+    """Launch the released model's attention for a canvas and for a prompt.
+
+    Yields each launch's name after it.
+    """
     for kv_heads, size, window in ((8, 256, 1024), (2, 512, None)):
         for causal in (False, True):
             with torch.device("meta"):
@@ -160,21 +175,20 @@ def launch_prefix_attention() -> list[str]:
                 span = torch.empty(2, dtype=torch.int64)
             options: dict[str, Any] = {"causal": True, "window": window} if causal else {}
             prefix_attention.prefix_attention(queries, keys, keys, span, **options)
-            names.append(f"head size {size}, {options}")
-    return names
+            yield f"attention, head size {size}, {'a prompt' if causal else 'a canvas'}"
 
 
-def launch_vocab_statistics() -> list[str]:
-    """Launch the released vocabulary's statistics for a canvas, and return the launch's name."""
+def launch_vocab_statistics() -> Iterator[str]:
+    """Launch the released vocabulary's statistics for a canvas, and yield the launch's name."""
     with torch.device("meta"):
         logits = torch.empty(256, 262144, dtype=torch.bfloat16)
         rows = torch.empty(256)
         vocab_statistics.vocab_statistics(logits, rows, rows, softcap=30.0, group=256)
-    return ["vocabulary statistics"]
+    yield "vocabulary statistics"
 
 
-LAUNCHED: tuple[tuple[Any, Callable[[], list[str]]], ...] = (
-    (grouped_linear, launch_grouped_linear),
-    (prefix_attention, launch_prefix_attention),
-    (vocab_statistics, launch_vocab_statistics),
+LAUNCHED: tuple[tuple[Any, tuple[str, ...], Callable[[], Iterator[str]]], ...] = (
+    (grouped_linear, ("_kernel",), launch_grouped_linear),
+    (prefix_attention, ("_kernel", "_combine"), launch_prefix_attention),
+    (vocab_statistics, ("_kernel",), launch_vocab_statistics),
 )

@@ -14,10 +14,18 @@ from pathlib import Path
 import triton
 
 from bench.compare import Row, Show, silent
-from bench.compiled import CAPABILITIES, Compiled, compiled
-from engine.kernels.target import Capability
+from bench.compiled import TARGETS, Compiled, compiled
+from engine.kernels.target import Target
 
-COLUMNS = ["instructions", "a_weight", "matrix_products", "local_memory", "shared_kib", "tile"]
+COLUMNS = [
+    "kernel",
+    "instructions",
+    "a_weight",
+    "matrix_products",
+    "local_memory",
+    "shared_kib",
+    "tile",
+]
 _DISASSEMBLER = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
 _LABEL = re.compile(r"^(\.L_\w+):")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*);")
@@ -26,29 +34,35 @@ _PRODUCTS = ("HMMA", "HGMMA", "UTCHMMA")
 _THREADS = 32  # of a warp
 
 
-def rows(capabilities: tuple[Capability, ...] = CAPABILITIES, show: Show = silent) -> Iterator[Row]:
-    """Yield one row for each launch of the released model and each compute capability."""
-    for capability in capabilities:
-        show(f"compute capability {capability[0]}.{capability[1]}")
-        for kernel in compiled(capability):
-            yield row(kernel)
+def rows(
+    targets: tuple[Target, ...] = TARGETS, wanted: str = "", show: Show = silent
+) -> Iterator[Row]:
+    """Yield one row for each launch of the released model whose name has this text, by GPU."""
+    for target in targets:
+        for kernel in compiled(target, wanted=wanted):
+            row = count(kernel)
+            show(row["case"])
+            yield row
 
 
-def row(kernel: Compiled) -> Row:
+def count(kernel: Compiled) -> Row:
     """Returns the counts of one kernel. `a_weight` is None if it has no quantised weights."""
     listing = instructions(kernel.cubin)
     loop = inner_loop(listing)
+    major, minor = kernel.target.capability
     constants = kernel.constants
     tile = [str(constants[name]) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K") if name in constants]
     weights = None
     if constants.get("SCHEME", "dense") != "dense":
         weights = constants["BLOCK_N"] * constants["BLOCK_K"] / (kernel.warps * _THREADS)
     return {
-        "case": f"{kernel.capability[0]}.{kernel.capability[1]}, {kernel.name}",
+        "case": f"{major}.{minor}, {kernel.name}",
+        "kernel": kernel.kernel,
+        "capability": [major, minor],
         "instructions": len(loop),
         "a_weight": None if weights is None else len(loop) / weights,
         "matrix_products": sum(each.startswith(_PRODUCTS) for each in loop),
-        "local_memory": sum(name.startswith(("LDL", "STL")) for name, _ in listing),
+        "local_memory": sum(name.startswith(("LDL", "STL")) for name in loop),
         "shared_kib": kernel.shared_bytes / 1024,
         "tile": " x ".join(tile),
     }

@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 
+from bench.compiled import Launches
 from bench.passes import encode
 from bench.random_model import Shape, write_random_model
 from engine.config import EngineConfig
@@ -21,7 +22,6 @@ from engine.model.rows import Segment
 from engine.model.static_pass import StaticPass
 from engine.sizing.kv import SLACK_TOKENS
 from engine.weights.quantization import QuantizedWeight, flattened, quantize, stack
-from bench.compiled import Launches
 from tests.engine.weights import test_gguf_file
 from tests.engine.weights.published_models import rewrite
 from tests.engine.weights.test_published_formats import LAYOUTS, SHAPE

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from bench.compiled import Launches
 from bench.counts import count
 from bench.passes import encode
 from bench.random_model import Shape, write_random_model
@@ -20,7 +21,6 @@ from engine.model.weight_map import weight_targets
 from engine.sizing.dimensions import Dimensions, LayerShape
 from engine.sizing.kv import SLACK_TOKENS
 from engine.weights.quantization import empty_quantized
-from bench.compiled import Launches
 from tests.parity.tiny_models import SHAPES
 
 CAPACITY = 256
