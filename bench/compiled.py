@@ -109,7 +109,7 @@ class Launches:
             self.name,
             self.target,
             {self.kernel.params[index].name: value for (index,), value in constants.items()},
-            options["num_warps"],
+            options.get("num_warps", 4),
             kernel.metadata.shared,
             kernel.asm["cubin"],
         )

@@ -8,7 +8,7 @@ faster than it issues these instructions waits for them and not for its memory.
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import triton
@@ -43,6 +43,18 @@ def rows(
             row = count(kernel)
             show(row["case"])
             yield row
+
+
+def find_targets(capabilities: Sequence[str] | None) -> tuple[Target, ...]:
+    """Returns the GPUs of these compute capabilities, or all without any.
+
+    Raises ValueError if a capability is not known.
+    """
+    known = {".".join(map(str, target.capability)): target for target in TARGETS}
+    for each in capabilities or ():
+        if each not in known:
+            raise ValueError(f"{each!r} is not known; known: {', '.join(known)}")
+    return tuple(known[each] for each in capabilities or known)
 
 
 def count(kernel: Compiled) -> Row:

@@ -182,8 +182,8 @@ def tile_scales(  # type: ignore[no-untyped-def]  # its arguments are not Python
         column = begin // GROUP + tl.arange(0, COUNT)[None, :]
     mask = inside & (column < columns)
     scale = tl.load(scales + line[:, None] * columns + column, mask=mask, other=0)
-    # The powers of two make up for those by which the results of `numbers_of_codes`, `pairs_of_codes` and
-    # `_halves_of_e4m3` are too small.
+    # The powers of two make up for those by which the results of `numbers_of_codes`,
+    # `pairs_of_codes` and `_halves_of_e4m3` are too small.
     if SCHEME == "nvfp4" and PTX:
         # The weights stay too small by 2^8: a bfloat16 has no larger factor for the largest scale.
         scale = (_halves_of_e4m3(scale).to(tl.float32) * 8.507059173023462e37).to(tl.bfloat16)

@@ -37,7 +37,7 @@ class Tile(NamedTuple):
     stages: int
 
 
-# Without Hopper's products of 64 rows. Compiled for 32 rows they take up to 36 KiB of shared memory,
+# The smaller products of other GPUs. Compiled for 32 rows they take up to 36 KiB of shared memory,
 # for 64 up to 80 KiB. Compute capability 8.6, 8.9 and 12.x have 99 KiB.
 _TILES: dict[Scheme, Tile] = {
     "dense": Tile(64, 64, 64, 4, 4),
