@@ -35,7 +35,6 @@ FORMATS = (
     Formats(),
     Formats("int8"),
     Formats("int8", "int8"),
-    Formats("fp8"),
     Formats("fp8", "fp8"),
     Formats("int4"),
     Formats("int4", "int8"),

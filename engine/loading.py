@@ -20,6 +20,7 @@ from engine.device import (
     device_name,
     find_gpu,
     free_memory,
+    taken_memory,
 )
 from engine.messages import Loading
 from engine.model.checkpoint import (
@@ -33,7 +34,7 @@ from engine.model.kernel_choice import choose_attention_kernel, choose_product_k
 from engine.model.vision import Vision
 from engine.sizing.dimensions import Dimensions
 from engine.sizing.memory import total_ram_bytes
-from engine.sizing.plan import DoesNotFitError, check_fit
+from engine.sizing.plan import DoesNotFitError, check_fit, gb
 from engine.sizing.profiles import apply_profile, choose_profile, describe_profile
 from engine.weights.quantized_cache import cache_root
 
@@ -129,6 +130,8 @@ def new_denoiser(
         compiled=config.compile,
     )
     denoiser.prepare()
+    if device.type == "cuda":
+        logger.info("%s of the device's memory are in use", gb(taken_memory(device)))
     return denoiser
 
 

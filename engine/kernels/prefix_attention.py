@@ -25,8 +25,8 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.kernels.target import Target, target_of
+from engine.sizing.chunks import ATTENTION_SPLITS
 
-_MOST_SPLITS = 4  # the results of a split are written and read in 32 bits
 _COMBINED_ROWS = 4  # rows of queries that a program combines
 
 
@@ -163,7 +163,7 @@ def choose_splits(programs: int, target: Target | None) -> int:
     """
     if target is None:
         return 1
-    return max(1, min(_MOST_SPLITS, target.multiprocessors // programs))
+    return max(1, min(ATTENTION_SPLITS, target.multiprocessors // programs))
 
 
 # Not specialised, so that not every length of a prompt compiles a kernel of its own.

@@ -1,4 +1,4 @@
-"""The sizes of the pieces in which the vocabulary is processed.
+"""The sizes of the pieces in which the vocabulary and attention are processed.
 
 Plain Python, because the memory plan uses these numbers too.
 """
@@ -9,3 +9,5 @@ VOCAB_CHUNK = 4096
 VOCAB_GROUP = 256
 # Rows whose groups are copied together. Each takes 1.4 MB in the released model.
 GATHERED_ROWS = 64
+# Programs among which a GPU's kernel splits the entries that a tile of queries sees, at most.
+ATTENTION_SPLITS = 4

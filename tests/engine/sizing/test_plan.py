@@ -70,6 +70,14 @@ def test_without_cuda_graphs_none_are_planned(options, cuda):
     assert make_plan(released(), config(**options), cuda=cuda).graphs == 0
 
 
+def test_each_stream_that_makes_products_has_workspaces_of_cublas():
+    eager = make_plan(released(), config(cuda_graphs="off"), cuda=True)
+    captured = make_plan(released(), config(), cuda=True)
+    workspaces = 2 * 32 * 2**20
+    assert eager.libraries == captured.libraries > workspaces
+    assert captured.graphs > workspaces + 16 * 16 * 2**20
+
+
 def test_the_planned_context_is_not_longer_than_the_model_allows():
     text = {**LEAST, "max_position_embeddings": 512}
     dimensions = Dimensions.of({"model_type": "diffusion_gemma", "text_config": text})
