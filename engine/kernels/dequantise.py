@@ -177,8 +177,8 @@ def tile_scales(  # type: ignore[no-untyped-def]  # its arguments are not Python
         column = (begin + (number // RUN) * (2 * DISTANCE) + (number % RUN) * EACH) // GROUP
         column = column[None, :]
     else:
-        COUNT: tl.constexpr = BLOCK_K // GROUP if GROUP < BLOCK_K else 1  # noqa: N806
-        EACH: tl.constexpr = SPAN // COUNT  # noqa: N806
+        COUNT: tl.constexpr = BLOCK_K // GROUP if GROUP < BLOCK_K else 1  # type: ignore[no-redef]  # noqa: N806
+        EACH: tl.constexpr = SPAN // COUNT  # type: ignore[no-redef]  # noqa: N806
         column = begin // GROUP + tl.arange(0, COUNT)[None, :]
     mask = inside & (column < columns)
     scale = tl.load(scales + line[:, None] * columns + column, mask=mask, other=0)
@@ -238,10 +238,8 @@ def pairs_of_codes(codes, SCHEME: tl.constexpr, ZEROS: tl.constexpr, PTX: tl.con
     values in the plain form, and 2^-126 times in the PTX form.
     """
     if PTX:
-        if SCHEME == "nvfp4":
-            ASM: tl.constexpr = NVFP4_PTX  # noqa: N806
-        else:
-            ASM: tl.constexpr = INT4_PTX_WITH_ZEROS if ZEROS else INT4_PTX  # noqa: N806
+        INTEGERS: tl.constexpr = INT4_PTX_WITH_ZEROS if ZEROS else INT4_PTX  # noqa: N806
+        ASM: tl.constexpr = NVFP4_PTX if SCHEME == "nvfp4" else INTEGERS  # noqa: N806
         low, high = tl.inline_asm_elementwise(
             ASM,
             "=r,=r,=r,=r,r",
@@ -260,7 +258,7 @@ def pairs_of_codes(codes, SCHEME: tl.constexpr, ZEROS: tl.constexpr, PTX: tl.con
     return low, high
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _integers(bits, OFFSET: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     """Returns non-negative integers less an offset as float32.
 

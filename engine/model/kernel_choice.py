@@ -22,6 +22,7 @@ import math
 import statistics
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -192,13 +193,17 @@ def device_ms(work: Work) -> float:
     """Returns the milliseconds that the GPU takes for some work, the median of several runs."""
     for _ in range(_WARM_UP):
         work()
-    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(_TIMED)]
+
+    def event() -> Any:
+        return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch's
+
+    pairs = [(event(), event()) for _ in range(_TIMED)]
     for begin, end in pairs:
         begin.record()
         work()
         end.record()
     torch.cuda.synchronize()
-    return statistics.median(begin.elapsed_time(end) for begin, end in pairs)
+    return float(statistics.median(begin.elapsed_time(end) for begin, end in pairs))
 
 
 def _fastest(candidates: Mapping[Kernel, Work], clock: Clock | None) -> tuple[Kernel, str]:

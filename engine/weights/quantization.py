@@ -324,14 +324,15 @@ def _quantize_int4(weight: Tensor) -> QuantizedWeight:
 def pack(codes: Tensor) -> Tensor:
     """Pack uint8 codes below 16, [..., K] -> [..., K / 2], as `pair_distance` describes."""
     distance = pair_distance(codes.shape[-1])
-    low, high = codes.unflatten(-1, (-1, 2, distance)).unbind(-2)  # type: ignore[no-untyped-call]
+    runs: Tensor = codes.unflatten(-1, (-1, 2, distance))  # type: ignore[no-untyped-call]
+    low, high = runs.unbind(-2)
     return (low | (high << 4)).flatten(-2)
 
 
 def unpack(packed: Tensor) -> Tensor:
     """Undo `pack`: [..., K / 2] -> [..., K]."""
     distance = pair_distance(2 * packed.shape[-1])
-    runs = packed.unflatten(-1, (-1, distance))  # type: ignore[no-untyped-call]  # torch's
+    runs: Tensor = packed.unflatten(-1, (-1, distance))  # type: ignore[no-untyped-call]
     return torch.stack([runs & 0xF, runs >> 4], dim=-2).flatten(-3)
 
 

@@ -13,7 +13,7 @@ from typing import get_args
 import pytest
 import torch
 
-from bench import compiled
+from bench import compiled, sass
 from engine.weights.quantization import FromDense, quantize
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -54,6 +54,24 @@ def rows(tmp_path_factory):
     all_kernels = counted(folder, *(f"--gpu={gpu}" for gpu in ("8.9", "9.0", "12.0")))
     experts = counted(folder, "--gpu=10.3", "--gpu=12.1", f"--kernel={ROWS_OF_EXPERTS}")
     return all_kernels + experts
+
+
+@pytest.mark.parametrize("gpus", [None, ["9.0"], ["12.1", "8.9"]])
+def test_gpus_are_found_by_their_compute_capability(gpus):
+    found = [".".join(map(str, target.capability)) for target in sass.find_targets(gpus)]
+    assert found == (gpus or ["8.9", "9.0", "10.3", "12.0", "12.1"])
+
+
+def test_an_unknown_compute_capability_is_refused():
+    with pytest.raises(ValueError, match=r"'7.5' is not known; known: 8.9, 9.0, "):
+        sass.find_targets(["7.5"])
+
+
+def test_the_inner_loop_is_the_longest_one_with_products():
+    listing = [("A", None), ("B", None), ("HMMA.1", None), ("BRA", 2), ("NOP", None), ("BRA", 0)]
+    assert sass.inner_loop(listing) == ["A", "B", "HMMA.1", "BRA", "BRA"]
+    assert sass.inner_loop([("A", None), ("BRA", 0), ("HMMA", None), ("BRA", 2)]) == ["HMMA", "BRA"]
+    assert sass.inner_loop([("A", None)]) == []
 
 
 def of_made_experts(rows):
