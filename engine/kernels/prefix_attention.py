@@ -265,7 +265,7 @@ def _kernel(  # type: ignore[no-untyped-def]  # its arguments are not Python's
     )
 
 
-@triton.jit(do_not_specialize=["count"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["heads", "count"])  # type: ignore[untyped-decorator]
 def _combine(  # type: ignore[no-untyped-def]
     sums,
     statistics,
