@@ -321,5 +321,29 @@ def counts_command(json: Json = None, plot: Plot = None) -> None:
     _measure("counts", "Counts", columns, Output(json, plot))
 
 
+@main.command("sass")
+def sass_command(
+    gpus: Annotated[
+        list[str] | None,
+        typer.Option("--gpu", help="Only this compute capability, such as 9.0. Repeatable."),
+    ] = None,
+    kernel: Annotated[
+        str, typer.Option("--kernel", help="Only launches with this text in their names.")
+    ] = "",
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """Count the instructions of the kernels' inner loops, compiled for several GPUs."""
+    with ProgressLine(stderr_console(), animated=False) as progress:
+        sass = _imported("sass", progress)
+        with _tidy_interrupt():
+            try:
+                targets = sass.find_targets(gpus)
+            except ValueError as error:
+                raise typer.BadParameter(str(error), param_hint="--gpu") from error
+            rows = sass.rows(targets, kernel, show=progress.show)
+            report("Inner loops", rows, sass.COLUMNS, Output(json, plot), hide=progress.hide)
+
+
 if __name__ == "__main__":
     main(prog_name="easel bench")

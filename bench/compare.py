@@ -91,19 +91,23 @@ def alternate(
 def peak_bytes(work: Callable[[], object], device: "torch.device | None" = None) -> int:
     """Returns the most bytes of tensors that `work` holds at any moment, less those held before it.
 
-    They are those on `device`, by default the CPU. torch's allocator counts them, because the size
-    of the process depends on more than tensors.
+    They are those on `device`, by default the CPU, where torch's allocator counts them, because the
+    size of the process depends on more than tensors. On a GPU its driver reports everything that is
+    taken, which includes graphs and libraries.
     """
     # Imported here, so that help texts need not wait for torch.
     import torch
     from torch.profiler import ProfilerActivity, profile
 
+    from engine.device import taken_memory
+
     gc.collect()
     if device is not None and device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
+        # torch's allocator keeps what it has once taken, so that the last figure is the largest.
+        torch.cuda.empty_cache()
+        before = taken_memory(device)
         work()
-        return torch.cuda.max_memory_allocated(device) - before
+        return taken_memory(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         work()
     changes = sorted(

@@ -20,6 +20,7 @@ from engine.device import (
     device_name,
     find_gpu,
     free_memory,
+    taken_memory,
 )
 from engine.messages import Loading
 from engine.model.checkpoint import (
@@ -37,7 +38,7 @@ from engine.model.kernel_choice import (
 from engine.model.vision import Vision
 from engine.sizing.dimensions import Dimensions
 from engine.sizing.memory import total_ram_bytes
-from engine.sizing.plan import DoesNotFitError, check_fit
+from engine.sizing.plan import DoesNotFitError, check_fit, gb
 from engine.sizing.profiles import apply_profile, choose_profile, describe_profile
 from engine.weights.quantized_cache import cache_root
 
@@ -134,6 +135,8 @@ def new_denoiser(
         speculate=config.speculate,
     )
     denoiser.prepare()
+    if device.type == "cuda":
+        logger.info("%s of the device's memory are in use", gb(taken_memory(device)))
     return denoiser
 
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.kernels.dequantise import Scheme, dequantised
+from engine.kernels.dequantise import Scheme, numbers_of_codes
 from engine.kernels.vocab_statistics import biased, capped
 
 # Tokens that a program of `truncated_draw` reads at a time. There are few programs, each of which
@@ -121,12 +121,12 @@ def _group_kernel(  # type: ignore[no-untyped-def]  # its arguments are not Pyth
         state = tl.load(hidden + row.to(tl.int64) * size + column, mask=inside, other=0.0)
         part = tl.load(lines + column[None, :], mask=inside[None, :], other=0)
         if SCHEME != "dense":
-            part = dequantised(part, None, None, SCHEME, tl.float32)
+            part = numbers_of_codes(part, SCHEME, False)
         total += part.to(tl.float32) * state.to(tl.float32)[None, :]
     # Rounded as the logits are of which the group's mass is made.
     raw = tl.sum(total, 1)
     if SCHEME != "dense":
-        raw *= 256.0 if SCHEME == "fp8" else 1.0  # makes up for `dequantised`
+        raw *= 256.0 if SCHEME == "fp8" else 1.0  # makes up for `numbers_of_codes`
         raw = raw.to(hidden.dtype.element_ty).to(tl.float32)
         raw *= tl.load(scales + token).to(tl.float32)
     raw = raw.to(hidden.dtype.element_ty).to(tl.float32)

@@ -1,24 +1,30 @@
-"""Chooses the model's kernels by the GPU, tries them, and logs the choice.
+"""Chooses the model's kernels by the GPU: tries them, times them, and logs the choice.
+
+Where both PyTorch's kernel and Triton's compute the right result and neither makes the host wait,
+the GPU decides: both are timed on it with a canvas, and the faster one is taken.
 
 The experts' grouped product: PyTorch has a dedicated kernel for bfloat16 on compute capability 9.x
 and 10.x. For other GPUs and dtypes it reads the groups' sizes from the device and makes one product
 for each group. In these cases the host would wait in every layer, and a CUDA graph could not hold
-the product, so Triton's kernel is preferred.
+the product, so Triton's kernel is taken if it works.
 
-Products with quantised weights: on a GPU Triton's kernel is preferred. It does not support every
-group size, so it is tried with one weight of each layout that the model has.
+Products with quantised weights: on a GPU Triton's kernel is tried with one weight of each layout
+that the model has, because it does not support every group size. With experts PyTorch's would make
+the host wait.
 
-Attention: PyTorch's fastest kernels accept neither a mask nor a head size above 256. On a GPU
-Triton's kernel is preferred, which needs no mask and reads only what is seen.
+Attention: PyTorch's fastest kernels accept neither a mask nor a head size above 256. Triton's
+kernel needs no mask and reads only what is seen.
 
 The other parts of a layer (norms, rotation, routing, sums): by PyTorch's operations they are some
-fifty launches a layer. On a GPU Triton's kernels are preferred, which are five.
+fifty launches a layer. On a GPU Triton's kernels are taken if they work, which are five.
 """
 
 import dataclasses
 import logging
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+import statistics
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +41,9 @@ from engine.weights.quantization import Kernel, QuantizedWeight, StackedWeight, 
 
 logger = logging.getLogger(__name__)
 
+Work = Callable[[], object]
+Clock = Callable[[Work], float]  # returns the milliseconds that some work takes
+
 # GPU generations with a grouped_mm for bfloat16 (_grouped_mm_cuda in PyTorch's GroupedBlas.cpp).
 _FAST_GENERATIONS = (9, 10)
 _FEW = 3  # rows of a trial's first group
@@ -42,6 +51,8 @@ _ROWS = (5, 16, 22)  # average rows of a trial's groups: our kernel's tiles are 
 # The attention's trial: more queries than a tile has, and a multiple of a mask's alignment.
 _QUERIES, _ENTRIES = 70, 144
 _ROUTED_ROWS = (40, 1030)  # the routing's kernel has two forms, for few rows and for many
+_CANVAS, _CONTEXT = 256, 8192  # queries of the timed attention, and the entries before them
+_WARM_UP, _TIMED = 3, 9  # runs of a kernel before it is timed, and those of which the median counts
 _TOLERANCE = 0.02  # relative to the largest result; bfloat16 has 8 bits
 
 
@@ -62,20 +73,28 @@ def choose_attention_kernel(
 ) -> Kernel:
     """Returns the attention kernel for layers of these shapes, with `heads` query heads.
 
-    Triton's kernel is chosen on a GPU on which it works for all of the shapes, else PyTorch's.
+    On a GPU on which Triton's kernel works for all of the shapes, it is the one that takes less
+    time for all of them together, and else PyTorch's.
     """
     if device.type != "cuda":
         return "torch"
+    distinct = dict.fromkeys(shapes)
     try:
-        for shape in dict.fromkeys(shapes):
+        for shape in distinct:
             _try_attention(heads, shape, device, dtype)
     except Exception:  # a compiler, a driver or a missing package may raise anything
         logger.warning(
             "triton's attention can't be used here, torch's is used instead", exc_info=True
         )
         return "torch"
-    logger.info("attention: triton's")
-    return "triton"
+    works = [_timed_attention(heads, shape, device, dtype) for shape in distinct]
+    candidates: dict[Kernel, Work] = {
+        "triton": lambda: [work("triton") for work in works],
+        "torch": lambda: [work("torch") for work in works],
+    }
+    kernel, times = _fastest(candidates, _clock(device))
+    logger.info("attention: %s's%s", kernel, times)
+    return kernel
 
 
 def choose_layer_kernel(model: DiffusionGemma) -> None:
@@ -112,19 +131,30 @@ def _choose_for_dense(experts: list[Experts]) -> bool:
         return True
     first = next(iter(distinct.values()))
     kernels = _candidates(first.device, first.dtype)
+    working: list[Kernel] = []
     for kernel in kernels:
+        if working and kernel == "torch":
+            break  # it is not the first one where it makes the host wait
         try:
             if len(kernels) > 1:
                 for weights in distinct.values():
                     _try_product(kernel, weights)
-                logger.info("experts: %s's grouped product", kernel)
         except Exception:  # a compiler, a driver or a missing package may raise anything
             logger.warning("%s's grouped product can't be used here", kernel, exc_info=True)
             continue
-        for each in experts:
-            each.kernel = kernel
-        return kernel in ("triton", kernels[0])
-    raise DeviceError(f"no grouped product for the experts runs on {device_name(first.device)}")
+        working.append(kernel)
+    if not working:
+        raise DeviceError(f"no grouped product for the experts runs on {device_name(first.device)}")
+    largest = max(distinct.values(), key=torch.numel)
+    chosen, times = _fastest(
+        {kernel: partial(_product_of_canvas, kernel, largest) for kernel in working},
+        _clock(first.device),
+    )
+    if len(kernels) > 1:
+        logger.info("experts: %s's grouped product%s", chosen, times)
+    for each in experts:
+        each.kernel = chosen
+    return chosen in ("triton", kernels[0])
 
 
 def _choose_for_quantized(model: nn.Module, dtype: torch.dtype) -> bool:
@@ -152,7 +182,7 @@ def _kernels_of(
 ) -> dict[Hashable, Kernel]:
     """Returns the kernel of each weight: Triton's if the device has it and it works, or PyTorch's.
 
-    Logs the choice.
+    PyTorch's is also taken for a linear if it is faster. Logs the choice.
     """
     kernels: dict[Hashable, Kernel] = dict.fromkeys(distinct, "torch")
     failures: dict[str, Exception] = {}
@@ -161,9 +191,16 @@ def _kernels_of(
             continue
         try:
             _try_quantized_product(weight, dtype)
-            kernels[key] = "triton"
         except Exception as error:  # a compiler, a driver or a missing package may raise anything
             failures.setdefault(_name(weight), error)
+            continue
+        with_both: tuple[Kernel, ...] = ("triton",) if _is_experts(weight) else ("triton", "torch")
+        kernels[key], times = _fastest(
+            {kernel: partial(_linear_of_canvas, kernel, weight, dtype) for kernel in with_both},
+            _clock(weight.device),
+        )
+        if kernels[key] == "torch":
+            logger.info("%s %s: torch's product%s", _name(weight), tuple(weight.shape), times)
     served = {_name(weight) for key, weight in distinct.items() if kernels[key] == "triton"}
     if served:
         logger.info("%s: triton's product", ", ".join(sorted(served)))
@@ -176,6 +213,49 @@ def _kernels_of(
             exc_info=reason,
         )
     return kernels
+
+
+def _clock(device: torch.device) -> Clock | None:
+    """Returns the clock with which kernels are compared, or None for a CPU."""
+    return device_ms if device.type == "cuda" else None
+
+
+def device_ms(work: Work) -> float:
+    """Returns the milliseconds that the GPU takes for some work, the median of several runs."""
+    for _ in range(_WARM_UP):
+        work()
+
+    def event() -> Any:
+        return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch's
+
+    pairs = [(event(), event()) for _ in range(_TIMED)]
+    for begin, end in pairs:
+        begin.record()
+        work()
+        end.record()
+    torch.cuda.synchronize()
+    return float(statistics.median(begin.elapsed_time(end) for begin, end in pairs))
+
+
+def _fastest(candidates: Mapping[Kernel, Work], clock: Clock | None) -> tuple[Kernel, str]:
+    """Returns the kernel whose work takes the least time, and a text with the times.
+
+    It is the first one, and the text is empty, if there is no clock or no other kernel.
+    """
+    first = next(iter(candidates))
+    if clock is None or len(candidates) == 1:
+        return first, ""
+    times: dict[Kernel, float] = {}
+    for kernel, work in candidates.items():
+        try:
+            with torch.inference_mode():
+                times[kernel] = clock(work)
+        except RuntimeError:  # it works, but not with a canvas, for example for lack of memory
+            logger.warning("%s's kernel can't be timed here", kernel, exc_info=True)
+    if not times:
+        return first, ""
+    text = ", ".join(f"{kernel} {ms:.3f} ms" for kernel, ms in times.items())
+    return min(times, key=lambda kernel: times[kernel]), f" ({text})"
 
 
 def _candidates(device: torch.device, dtype: torch.dtype) -> tuple[Kernel, ...]:
@@ -243,10 +323,48 @@ def _try_quantized_product(weight: QuantizedWeight, dtype: torch.dtype) -> None:
         _compare(actual, quantized_product(rows, weight, ends))
 
 
+def _product_of_canvas(kernel: Kernel, weights: Tensor) -> Tensor:
+    """Returns a grouped product with as many rows as a canvas has on average for each expert."""
+    groups, _, inputs = weights.shape
+    rows = torch.ones(_ROWS[1] * groups, inputs, device=weights.device, dtype=weights.dtype)
+    ends = torch.arange(1, groups + 1, device=weights.device, dtype=torch.int32) * _ROWS[1]
+    return grouped_mm(rows, weights, ends, kernel)
+
+
+def _linear_of_canvas(kernel: Kernel, weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
+    """Returns the product of a canvas with a quantised linear."""
+    rows = torch.ones(_CANVAS, weight.shape[-1], device=weight.device, dtype=dtype)
+    return quantized_product(rows, dataclasses.replace(weight, kernel=kernel), None)
+
+
+def _timed_attention(
+    heads: int, shape: LayerShape, device: torch.device, dtype: torch.dtype
+) -> Callable[[Kernel], Tensor]:
+    """Returns a function that runs a kernel's attention of a canvas behind 8,192 tokens."""
+    # Imported here because triton is slow to import, and not installed everywhere.
+    from engine.kernels.prefix_attention import prefix_attention
+
+    stored = min(_CONTEXT, (shape.window or _CONTEXT + 1) - 1)
+    entries = stored + _CANVAS
+    keys = torch.ones(shape.kv_heads, entries, shape.head_size, device=device, dtype=dtype)
+    queries = torch.ones(heads, _CANVAS, shape.head_size, device=device, dtype=dtype)
+    span = torch.zeros(2, device=device, dtype=torch.int64)
+    span[1] = entries
+    seen = torch.ones(entries, device=device, dtype=torch.bool)
+
+    def attend(kernel: Kernel) -> Tensor:
+        if kernel == "triton":
+            return prefix_attention(queries, keys, keys, span)
+        return bidirectional_attention(queries, keys, keys, seen)
+
+    return attend
+
+
 def _trial_rows(
     groups: int, inputs: int, device: torch.device, dtype: torch.dtype
 ) -> Iterator[Tensor]:
-    for average in _ROWS:
+    # A linear has tiles of its own for a canvas.
+    for average in _ROWS if groups > 1 else (*_ROWS, _CANVAS):
         count = _FEW + average * groups
         numbers = torch.arange(count * inputs, dtype=torch.int32, device=device)
         yield numbers.view(count, inputs).sin().to(dtype)

@@ -7,7 +7,12 @@ CPU. `element_bytes` is the size of an element of the weights' type.
 
 from dataclasses import dataclass
 
-from engine.sizing.chunks import TRUNCATED_ROWS, VOCAB_CHUNK, VOCAB_GROUP
+from engine.sizing.chunks import (
+    ATTENTION_SPLITS,
+    TRUNCATED_ROWS,
+    VOCAB_CHUNK,
+    VOCAB_GROUP,
+)
 from engine.sizing.dimensions import Dimensions, LayerShape, Tower
 
 RELEASED_STEPS = 48  # maximum denoising steps of a block, unless the checkpoint sets another number
@@ -43,7 +48,8 @@ def activation_bytes(
     masks = _mask_bytes(d, shape.encoded, shape.context, element_bytes)
     tail = _tail_bytes(d, canvas_rows, element_bytes, cuda=cuda)
     tower = 0 if d.tower is None else _tower_bytes(d.tower, d.image_tokens, element_bytes)
-    return state + max(network + masks, tail, tower)
+    splits = split_bytes(d) if cuda else 0
+    return state + max(network + masks + splits, tail, tower)
 
 
 def network_bytes(dimensions: Dimensions, rows: int, element_bytes: int) -> int:
@@ -70,6 +76,16 @@ def network_bytes(dimensions: Dimensions, rows: int, element_bytes: int) -> int:
 def rope_elements(dimensions: Dimensions) -> int:
     """Returns the elements of the rotary embeddings of one row: cos and sin for each head size."""
     return sum(2 * size for size in {layer.head_size for layer in dimensions.layers})
+
+
+def split_bytes(dimensions: Dimensions) -> int:
+    """Returns the bytes of the sums that a GPU's attention writes for one canvas, in 32 bits.
+
+    Passes with more rows have tiles enough for all processors, so that nothing is split.
+    """
+    d = dimensions
+    widest = max(layer.head_size for layer in d.layers)
+    return ATTENTION_SPLITS * d.canvas_length * d.query_heads * (widest + 2) * 4
 
 
 def _mask_bytes(dimensions: Dimensions, tokens: int, context: int, element_bytes: int) -> int:

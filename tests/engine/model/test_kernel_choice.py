@@ -87,6 +87,62 @@ def test_all_layers_have_the_first_kernel_that_runs_and_it_is_logged(
     assert order[0] in line.getMessage()
 
 
+class FakeClock:
+    """Says how long each kernel takes, after running it."""
+
+    def __init__(self, monkeypatch, **times):
+        self.times = times
+        monkeypatch.setattr(kernel_choice, "_clock", lambda _device: self)
+
+    def __call__(self, work):
+        work()
+        return next(self.results)
+
+    def of(self, *kernels):
+        self.results = iter([self.times[kernel] for kernel in kernels])
+
+
+@pytest.mark.parametrize("faster", ["triton", "torch"])
+def test_of_two_products_that_never_make_the_host_wait_the_faster_one_is_taken(
+    experts, caplog, monkeypatch, faster
+):
+    caplog.set_level(logging.INFO)
+    order = ("torch", "triton")
+    monkeypatch.setattr(kernel_choice, "_candidates", lambda *_: order)
+    clock = FakeClock(monkeypatch, **{"triton": 2.0, "torch": 2.0, faster: 1.0})
+    clock.of(*order)
+    assert choose(experts)
+    assert {each.kernel for each in experts} == {faster}
+    (line,) = caplog.records
+    assert line.getMessage().startswith(f"experts: {faster}'s grouped product (torch ")
+
+
+def test_a_product_that_makes_the_host_wait_is_not_timed(experts, monkeypatch):
+    monkeypatch.setattr(kernel_choice, "_candidates", lambda *_: ("triton", "torch"))
+    monkeypatch.setattr(kernel_choice, "_clock", lambda _device: raising)
+    assert choose(experts)
+    assert {each.kernel for each in experts} == {"triton"}
+
+
+@pytest.mark.parametrize("faster", ["triton", "torch"])
+def test_of_two_attentions_the_one_that_is_faster_in_all_layers_is_taken(
+    caplog, monkeypatch, faster
+):
+    caplog.set_level(logging.INFO)
+    timed = kernel_choice._timed_attention
+    monkeypatch.setattr(kernel_choice, "_CONTEXT", 40)
+    monkeypatch.setattr(kernel_choice, "_try_attention", lambda *_: None)
+    monkeypatch.setattr(
+        kernel_choice,
+        "_timed_attention",
+        lambda heads, shape, _device, dtype: timed(heads, shape, CPU, dtype),
+    )
+    FakeClock(monkeypatch, **{"triton": 2.0, "torch": 2.0, faster: 1.0}).of("triton", "torch")
+    assert choose_attention_kernel(LAYERS, 4, CUDA, torch.float32) == faster
+    (line,) = caplog.records
+    assert line.getMessage().startswith(f"attention: {faster}'s (triton ")
+
+
 def raising(*_args, **_kwargs):
     raise RuntimeError("no compiler")
 
@@ -159,6 +215,8 @@ def test_attention_on_a_gpu_is_that_of_triton_if_it_runs_in_all_kinds_of_layers(
 
     try_attention = kernel_choice._try_attention
     monkeypatch.setattr(kernel_choice, "_try_attention", on_the_cpu)
+    monkeypatch.setattr(kernel_choice, "_timed_attention", lambda *_: None)
+    monkeypatch.setattr(kernel_choice, "_clock", lambda _device: None)
     assert choose_attention_kernel(LAYERS, 4, CUDA, torch.float32) == "triton"
     assert tried == [(4, shape) for shape in LAYERS[:2]]
     (line,) = caplog.records

@@ -1,17 +1,9 @@
-"""Compiles the kernels with Triton's compiler, for GPUs that this machine need not have.
+"""Launches of every kernel with the released model's shapes, on tensors without memory."""
 
-Triton's interpreter accepts more of Python than the compiler does, and has no limit of shared
-memory. Run as a program, this module prints a line of JSON for each launch and compute capability.
-"""
-
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from engine.kernels import (
     block_noise,
@@ -29,16 +21,6 @@ from engine.kernels import (
 from engine.kernels.dequantise import Scheme
 from engine.sizing.weights import INT4_GROUP, SCALE_TYPE
 
-TYPES = {
-    torch.float32: "fp32",
-    torch.float16: "fp16",
-    torch.bfloat16: "bf16",
-    torch.int32: "i32",
-    torch.int64: "i64",
-    torch.uint8: "u8",
-    torch.bool: "i1",
-}
-CAPABILITIES = (89, 90, 120, 121)
 MADE_SCALES: torch.dtype = getattr(torch, SCALE_TYPE)
 # Formats of weights with 2,816 inputs: name, scheme, scales a row and their dtype, and if there are
 # zeros. The first ones behind "dense" are made while loading, the others are published.
@@ -56,42 +38,12 @@ LAYOUTS: tuple[tuple[str, Scheme, int | None, torch.dtype, bool], ...] = (
 )
 
 
-class Launches:
-    """Replaces a module's kernel, and records the arguments of its launches."""
-
-    def __init__(self, module: Any, name: str = "_kernel") -> None:
-        self.kernel = getattr(module, name)
-        setattr(module, name, self)
-        self.calls: list[tuple[tuple[Any, ...], dict[str, int]]] = []
-
-    def __getitem__(self, _grid: object) -> Callable[..., None]:
-        return lambda *args, **options: self.calls.append((args, options))
-
-    def compiled(self, capability: int) -> Iterator[Any]:
-        """Yields each launch's compiled kernel, for tensors with addresses that 16 divides."""
-        for args, options in self.calls:
-            signature, constants, attributes = {}, {}, {}
-            for index, (parameter, value) in enumerate(zip(self.kernel.params, args, strict=True)):
-                if parameter.is_constexpr or value is None:
-                    signature[parameter.name], constants[index,] = "constexpr", value
-                    continue
-                tensor = isinstance(value, torch.Tensor)
-                number = "fp32" if isinstance(value, float) else "i32"
-                signature[parameter.name] = f"*{TYPES[value.dtype]}" if tensor else number
-                known = number == "i32" and not parameter.do_not_specialize
-                if tensor or (known and value % 16 == 0):
-                    attributes[index,] = [["tt.divisibility", 16]]
-            source = ASTSource(self.kernel, signature, constants, attributes)
-            yield triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-
-
-def launch_grouped_linear() -> list[str]:
+def launch_grouped_linear() -> Iterator[str]:
     """Launch the released model's products in the layouts of the formats that are read.
 
     They are the experts' gate and up for one canvas and for four, and a sliding layer's queries,
-    keys and values for one canvas. Returns the launches' names.
+    keys and values for one canvas. Yields each launch's name after it.
     """
-    names = []
     for name, scheme, columns, scale_type, zeros in LAYOUTS:
         for rows, groups in ((2048, 128), (8192, 128), (256, None)):
             if rows == 8192 and scheme not in ("dense", "nvfp4"):
@@ -112,13 +64,14 @@ def launch_grouped_linear() -> list[str]:
                     zeros=scales if zeros else None,
                     global_scale=torch.empty(front) if scheme == "nvfp4" else None,
                 )
-            names.append(f"{name}, {rows} rows of {groups or 'no'} groups")
-    return names
+            yield f"{name}, {rows} rows of {groups or 'no'} groups"
 
 
-def launch_prefix_attention() -> list[str]:
-    """Launch the released model's attention for canvases and for a prompt, and return names."""
-    names = []
+def launch_prefix_attention() -> Iterator[str]:
+    """Launch the released model's attention for one canvas, for two, and for a prompt.
+
+    Yields each launch's name after it.
+    """
     for kv_heads, size, window in ((8, 256, 1024), (2, 512, None)):
         for causal in (False, True):
             with torch.device("meta"):
@@ -127,13 +80,14 @@ def launch_prefix_attention() -> list[str]:
                 span = torch.empty(2, dtype=torch.int64)
             options: dict[str, Any] = {"causal": True, "window": window} if causal else {}
             prefix_attention.prefix_attention(queries, keys, keys, span, **options)
-            names.append(f"head size {size}, {options}")
+            yield f"attention, head size {size}, {'a prompt' if causal else 'a canvas'}"
         with torch.device("meta"):
             caches = torch.empty(2, 2, kv_heads, 8448, size, dtype=torch.bfloat16)
             spans, slots = torch.empty(2, 2, dtype=torch.int64), torch.empty(2, dtype=torch.int64)
-        prefix_attention.prefix_attention(queries, caches[:, 0], caches[:, 1], spans, slots=slots)
-        names.append(f"head size {size}, two canvases")
-    return names
+        prefix_attention.prefix_attention(
+            queries.repeat(1, 2, 1), caches[:, 0], caches[:, 1], spans, slots=slots
+        )
+        yield f"attention, head size {size}, two canvases"
 
 
 def penalty(vocab: int) -> dict[str, Any]:
@@ -141,9 +95,8 @@ def penalty(vocab: int) -> dict[str, Any]:
     return {"values": torch.empty(vocab), "factors": torch.empty(vocab)}
 
 
-def launch_vocab_statistics() -> list[str]:
-    """Launch the released vocabulary's statistics for a canvas, and return the launches' names."""
-    names = []
+def launch_vocab_statistics() -> Iterator[str]:
+    """Launch the released vocabulary's statistics for a canvas, and yield their names."""
     with torch.device("meta"):
         logits = torch.empty(256, 262144, dtype=torch.bfloat16)
         row = torch.empty(256)
@@ -151,14 +104,13 @@ def launch_vocab_statistics() -> list[str]:
             out = vocab_statistics.vocab_statistics(
                 logits, row, row, softcap=30.0, group=256, **bias
             )
+            yield f"vocabulary statistics, {name}"
             vocab_statistics.vocab_peaks(logits, out, slice(0, 256), softcap=30.0, **bias)
-            names += [f"vocabulary statistics, {name}", f"vocabulary peaks, {name}"]
-    return names
+            yield f"vocabulary peaks, {name}"
 
 
-def launch_group_draw() -> list[str]:
-    """Launch the draw of a canvas from the released vocabulary, and return names."""
-    names = []
+def launch_group_draw() -> Iterator[str]:
+    """Launch the draw of a canvas from the released vocabulary, and yield each name after it."""
     with torch.device("meta"):
         hidden, mass = torch.empty(256, 2816, dtype=torch.bfloat16), torch.empty(256, 1024)
         row, wanted = torch.empty(256), torch.empty(256, dtype=torch.bool)
@@ -177,13 +129,11 @@ def launch_group_draw() -> list[str]:
                 scales=None if dtype == torch.bfloat16 else scales,
                 **penalty(262144),
             )
-            names.append(f"draw, {dtype}")
-    return names
+            yield f"draw, {dtype}"
 
 
-def launch_truncated_draw() -> list[str]:
-    """Launch a truncated draw of a canvas from the released vocabulary, and return names."""
-    names = []
+def launch_truncated_draw() -> Iterator[str]:
+    """Launch truncated draws from the released vocabulary, and yield each name after it."""
     with torch.device("meta"):
         logits = torch.empty(256, 262144, dtype=torch.bfloat16)
         row, wanted = torch.empty(256), torch.empty(256, dtype=torch.bool)
@@ -204,12 +154,11 @@ def launch_truncated_draw() -> list[str]:
                 min_p=0.1,
                 **penalty(262144),
             )
-            names.append(f"draw from the likeliest tokens, top-k {top_k}, top-p {top_p}")
-    return names
+            yield f"draw from the likeliest tokens, top-k {top_k}, top-p {top_p}"
 
 
-def launch_block_noise() -> list[str]:
-    """Launch a block's random numbers, and return the launch's name."""
+def launch_block_noise() -> Iterator[str]:
+    """Launch a block's random numbers, and yield the launch's name."""
     with torch.device("meta"):
         block_noise.block_noise_tensors(
             (1, 2**32 - 1),
@@ -220,7 +169,7 @@ def launch_block_noise() -> list[str]:
             vocab_size=262144,
             device=torch.device("meta"),
         )
-    return ["a block's noise"]
+    yield "a block's noise"
 
 
 def half(*shape: int) -> torch.Tensor:
@@ -228,9 +177,8 @@ def half(*shape: int) -> torch.Tensor:
     return torch.empty(shape, dtype=torch.bfloat16, device="meta")
 
 
-def launch_write_heads() -> list[str]:
+def launch_write_heads() -> Iterator[str]:
     """Launch the norms and rotation of the released model's layers for two canvases."""
-    names = []
     slots = torch.empty(2, dtype=torch.int64, device="meta")
     for kv_heads, size, parts in ((8, 256, 2), (2, 512, 1)):
         write_heads.write_heads(
@@ -244,76 +192,62 @@ def launch_write_heads() -> list[str]:
             query_heads=16,
             eps=1e-6,
         )
-        names.append(f"heads of size {size}")
-    return names
+        yield f"heads of size {size}"
 
 
-def launch_route() -> list[str]:
+def launch_route() -> Iterator[str]:
     """Launch the released model's routing for a canvas and for a prompt."""
     for rows in (256, 1792):
         x, norm = half(rows, 2816), half(2816)
         router, scale = half(128, 2816), half(128)
         route.route(x, x, norm, norm, norm, norm, router, scale, per_token=8, eps=1e-6)
-    return ["routing of few rows", "routing of many rows"]
+        yield f"routing of {rows} rows"
 
 
-def launch_dispatch() -> list[str]:
+def launch_dispatch() -> Iterator[str]:
     """Launch the copies of a canvas' rows to 128 experts."""
     experts = torch.empty(256, 8, dtype=torch.int32, device="meta")
     dispatch.dispatch(half(256, 2816), experts, 128)
-    return ["dispatch"]
+    yield "dispatch"
 
 
-def launch_gated() -> list[str]:
+def launch_gated() -> Iterator[str]:
     """Launch the gates of both MLPs of the released model, and those of one."""
     gated.gated(half(256, 4224), half(2048, 1408))
+    yield "gates of both MLPs"
     gated.gated(half(256, 4224))
-    return ["gates of both MLPs", "gates"]
+    yield "gates"
 
 
-def launch_combine() -> list[str]:
+def launch_combine() -> Iterator[str]:
     """Launch the end of a layer of the released model."""
     x, norm, one = half(256, 2816), half(2816), half(1)
     with torch.device("meta"):
         indices, shares = torch.empty(256, 8, dtype=torch.int32), torch.empty(256, 8)
     sparse, norms = half(2048, 2816), (norm, norm, norm, norm)
     combine.combine(x, x, sparse, indices, shares, norms, (one, one), 0, 1e-6)
-    return ["end of a layer"]
+    yield "end of a layer"
 
 
-def launch_condition() -> list[str]:
+def launch_condition() -> Iterator[str]:
     """Launch the beginning of a pass of the released model."""
     x = half(256, 2816)
     condition.condition(x, x, half(2816), scale=53.0, eps=1e-6)
-    return ["conditioning"]
+    yield "conditioning"
 
 
-LAUNCHED: tuple[tuple[Any, str, Callable[[], list[str]]], ...] = (
-    (grouped_linear, "_kernel", launch_grouped_linear),
-    (prefix_attention, "_kernel", launch_prefix_attention),
-    (vocab_statistics, "_kernel", launch_vocab_statistics),
-    (vocab_draw, "_group_kernel", launch_group_draw),
-    (vocab_draw, "_truncated_kernel", launch_truncated_draw),
-    (block_noise, "_kernel", launch_block_noise),
-    (write_heads, "_kernel", launch_write_heads),
-    (route, "_kernel", launch_route),
-    (dispatch, "_kernel", launch_dispatch),
-    (gated, "_kernel", launch_gated),
-    (combine, "_kernel", launch_combine),
-    (condition, "_kernel", launch_condition),
+# Each module, its kernels, and the function that launches them and yields each launch's name.
+LAUNCHED: tuple[tuple[Any, tuple[str, ...], Callable[[], Iterator[str]]], ...] = (
+    (grouped_linear, ("_kernel",), launch_grouped_linear),
+    (prefix_attention, ("_kernel", "_combine"), launch_prefix_attention),
+    (vocab_statistics, ("_kernel",), launch_vocab_statistics),
+    (vocab_draw, ("_group_kernel",), launch_group_draw),
+    (vocab_draw, ("_truncated_kernel",), launch_truncated_draw),
+    (block_noise, ("_kernel",), launch_block_noise),
+    (write_heads, ("_kernel",), launch_write_heads),
+    (route, ("_kernel",), launch_route),
+    (dispatch, ("_kernel",), launch_dispatch),
+    (gated, ("_kernel",), launch_gated),
+    (combine, ("_kernel",), launch_combine),
+    (condition, ("_kernel",), launch_condition),
 )
-
-
-def main() -> None:
-    for module, name, launch in LAUNCHED:
-        launches = Launches(module, name)
-        names = launch()
-        for capability in CAPABILITIES:
-            for name, kernel in zip(names, launches.compiled(capability), strict=True):
-                shared = kernel.metadata.shared
-                line = {"kernel": name, "capability": capability, "shared_bytes": shared}
-                print(json.dumps(line))
-
-
-if __name__ == "__main__":
-    main()
