@@ -9,7 +9,7 @@ import gc
 import math
 import time
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from bench.gpu.device import (
     sync,
     wall_ms,
 )
+from bench.gpu.layer_kernels import check_layer_kernels
 from bench.gpu.results import guarded, write_row
 from bench.random_weights import random_quantized
 from engine.kernels.grouped_linear import grouped_linear
@@ -32,6 +33,7 @@ from engine.kernels.prefix_attention import prefix_attention
 from engine.kernels.vocab_statistics import plain_vocab_statistics, vocab_statistics
 from engine.model.embedding import Embedding, mixed, products
 from engine.model.products import quantized_product
+from engine.tail.truncated_draw import triton_truncated_draw, truncated_draw
 from engine.tail.vocab_tail import TailResult, draw, triton_draw, triton_vocab_tail, vocab_tail
 from engine.weights.quantization import FromDense, QuantizedWeight, quantize
 
@@ -95,6 +97,7 @@ def check_kernels() -> None:
     for shape in _ATTENTIONS:
         case = f"attention d={shape.head_size}, {shape.entries} entries"
         guarded(_STAGE, case, partial(_check_attention, case, shape))
+    check_layer_kernels()
     for quantised in (False, True):
         case = f"tail, embedding {'int8' if quantised else 'bf16'}"
         guarded(_STAGE, case, partial(_check_tail, case, quantised=quantised))
@@ -258,6 +261,17 @@ def _check_tail(case: str, *, quantised: bool) -> None:
         draws = triton_draw if result is ours else draw
         return draws(result, hidden, embedding, temperatures, uniform, wanted, softcap=_SOFTCAP)
 
+    inputs = (hidden, embedding, temperatures, uniform)
+    cuts: dict[str, Any] = {"softcap": _SOFTCAP, "top_k": 64, "top_p": 0.95}
+    likely = torch.zeros(rows, dtype=torch.int64, device=DEVICE)
+
+    def likely_draws() -> Tensor:
+        triton_truncated_draw(*inputs, wanted, likely, slice(0, rows), **cuts)
+        return likely
+
+    def plain_likely_draws() -> Tensor:
+        return truncated_draw(*inputs, torch.arange(rows, device=DEVICE), **cuts)
+
     ours, expected = whole(), plain()
     logits = products(hidden, embedding)
     shift = (logits.amax(-1).float() / _SOFTCAP).tanh()
@@ -285,5 +299,8 @@ def _check_tail(case: str, *, quantised: bool) -> None:
         ),
         mixed_ms=gpu_ms([lambda: mixed(b, embedding, HALF)]),
         draw_ms=gpu_ms([lambda: draws(ours)]),
+        same_likely_draws=float((likely_draws() == plain_likely_draws()).float().mean()),
+        likely_draw_ms=gpu_ms([likely_draws]),
+        torch_likely_draw_ms=wall_ms(plain_likely_draws, rounds=3),
         torch_ms=wall_ms(plain, rounds=3),
     )

@@ -102,8 +102,9 @@ def _kernels(rows: Rows, plots: list[str]) -> Iterable[str]:
     yield "## Kernels"
     yield (
         "Each kernel against float32, with PyTorch's time for the same beside its own. The GB/s of "
-        "a product are those of its weights, those of attention are of its keys and values. The "
-        "ceiling is a copy's bandwidth."
+        "a product are those of its weights, those of attention are of its keys and values, and "
+        "those of a layer's other kernels are of all that they read and write, which the L2 cache "
+        "holds. The ceiling is a copy's bandwidth."
     )
     yield from _plotted(_KERNELS_PLOT, plots)
     columns: Columns = {

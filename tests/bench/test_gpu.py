@@ -94,6 +94,13 @@ def test_each_kernel_agrees_with_float32_and_is_timed_beside_torch(results):
     assert set(kernels) == {
         *(f"{name}, 24 rows, {scheme}" for name in products for scheme in schemes),
         *attentions,
+        "the beginning of a pass",
+        "heads of size 16",
+        "routing",
+        "dispatch",
+        "gates of both MLPs",
+        "the end of a layer",
+        "a block's noise",
         "tail, embedding bf16",
         "tail, embedding int8",
     }
