@@ -13,6 +13,9 @@ from typing import NoReturn
 import zmq
 
 from engine.config import EngineConfig
+from engine.constraint.automaton import Automaton
+from engine.constraint.kept import Kept
+from engine.constraint.projection import Projector
 from engine.denoise.denoiser import Denoiser
 from engine.denoise.sampler import UnsupportedSamplerError
 from engine.device import DeviceError, device_name, out_of_memory
@@ -24,6 +27,7 @@ from engine.messages import (
     Block,
     Cancel,
     Cancelled,
+    Constraint,
     Failed,
     FromWorker,
     GenerateRequest,
@@ -79,6 +83,7 @@ class Worker:
         self._beat_at = -HEARTBEAT_S
         self._accepted = 0
         self._times = PassTimes()
+        self._constraints: Kept[Projector] = Kept()
 
     @property
     def idle(self) -> bool:
@@ -91,6 +96,11 @@ class Worker:
                 replies = self._accept(message)
                 self._accepted += 1 + len(message.siblings)
                 return replies
+            case Constraint():
+                self._constraints.add(
+                    message.hash, Projector(Automaton.from_bytes(message.automaton))
+                )
+                return []
             case Cancel(id=request_id):
                 sequence = self._scheduler.find(request_id)
                 if sequence is None:
@@ -200,16 +210,20 @@ class Worker:
         # The front end has checked all of this with better messages. These checks are a safety net:
         # on a GPU an invalid token id would end the process.
         choices = request.choices()
-        obstacle = self._obstacle(request)
+        projector = self._constraints.get(request.constraint)
+        obstacle = self._obstacle(request) or self._constraint_obstacle(request, projector)
         if obstacle is not None:
             return [Failed(choice.id, obstacle) for choice in choices]
         replies: list[FromWorker] = []
         sampler = self._denoiser.sampler
         first = Sequence.start(request, sampler.end_tokens, sampler.padding)
         for choice in choices:
-            obstacle = self._choice_obstacle(choice)
+            obstacle = self._choice_obstacle(choice, projector)
             if obstacle is None:
-                self._scheduler.add(first.sibling(choice), monotonic())
+                sequence = first.sibling(choice)
+                if projector is not None:
+                    self._denoiser.constrain(sequence, projector)
+                self._scheduler.add(sequence, monotonic())
             else:
                 replies.append(Failed(choice.id, obstacle))
         return replies
@@ -225,16 +239,39 @@ class Worker:
             return "The model cannot take the prompt's images."
         return self._sampling_obstacle(request)
 
-    def _choice_obstacle(self, choice: GenerateRequest) -> str | None:
+    def _constraint_obstacle(
+        self, request: GenerateRequest, projector: Projector | None
+    ) -> str | None:
+        """Returns why the request's constraint cannot be held, or None if it can."""
+        if not request.constraint:
+            return None
+        if projector is None:
+            return "The constraint is not known."
+        automaton, sampling = projector.automaton, request.sampling
+        if len(automaton.token_class) != self._denoiser.vocab_size:
+            return "The constraint is for another vocabulary."
+        ends = sampling.ends(self._denoiser.sampler.end_tokens)
+        if sampling.suffix or not ends.issuperset(projector.end_tokens):
+            return "A constraint excludes a suffix, and ends with tokens that end the answer."
+        return None
+
+    def _choice_obstacle(self, choice: GenerateRequest, projector: Projector | None) -> str | None:
         """Returns why this choice of a request cannot be made, or None if it can."""
         if not 0 <= choice.sampling.choice <= _MOST_COUNT:
             return "choice is out of range."
         if not 0 <= choice.delivered_blocks <= _MOST_COUNT:
             return "delivered_blocks is out of range."
-        if choice.delivered and not self._has_tokens(choice.delivered):
+        answer = choice.delivered or choice.lead
+        if answer and not self._has_tokens(answer):
             return "The answer has token ids that the model does not have."
-        if len(choice.delivered) >= choice.max_tokens:
+        if len(answer) >= choice.max_tokens:
             return "The whole answer was delivered before."
+        if projector is not None:
+            needed = projector.needed_tokens(answer)
+            if needed is None:
+                return "The answer's beginning breaks its constraint."
+            if needed > choice.max_tokens - len(answer):
+                return "max_tokens is too small for the constraint."
         return None
 
     def _has_tokens(self, tokens: list[int]) -> bool:
@@ -296,6 +333,7 @@ class Worker:
             speculation_won=step is not None and step.next_started,
             logprobs=block.logprobs,
             rerolled=block.rerolled,
+            corrections=block.corrections,
             finish_reason=block.finish_reason,
         )
 
@@ -329,6 +367,7 @@ def serve(address: str, config: EngineConfig) -> NoReturn:
             canvas_length=denoiser.model.dimensions.canvas_length,
             vocab_size=denoiser.model.dimensions.vocab_size,
             profile=profile,
+            end_tokens=sorted(denoiser.sampler.end_tokens),
         )
     )
     while True:

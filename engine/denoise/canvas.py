@@ -8,7 +8,7 @@ together, D hidden size.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from engine.constraint.projection import Projector
+from engine.denoise.canvas_constraint import CanvasConstraint
 from engine.denoise.noise import BlockNoise, block_noise
 from engine.denoise.sampler import SamplerConfig
 from engine.messages import GenerateRequest, Sampling
@@ -36,7 +38,9 @@ class Canvas:
     sampler: SamplerConfig  # the checkpoint's, with the numbers that the request sets
     noise: BlockNoise
     biases: list[Bias]  # their rows count from the canvas' first one
+    prefix: Tensor | None  # int64, the first tokens, as far as the constraint fixes them
     suffix: Tensor | None  # [S] int64, the last tokens if the request fixes them
+    constraint: CanvasConstraint | None
     tokens: Tensor  # [C] int64
     argmax: Tensor  # [C] int64; -1 before the first step
     stable: Tensor  # [] int64, the number of steps for which argmax has stayed the same
@@ -47,6 +51,14 @@ class Canvas:
     def width(self) -> int:
         """Returns the number of positions, C."""
         return self.tokens.shape[0]
+
+    @property
+    def fixed(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yields the positions whose tokens are fixed, with these tokens."""
+        if self.prefix is not None:
+            yield slice(0, len(self.prefix)), self.prefix
+        if self.suffix is not None:
+            yield slice(self.width - len(self.suffix), self.width), self.suffix
 
     @property
     def greedy(self) -> bool:
@@ -113,11 +125,12 @@ def new_canvas(
     canvas_length: int,
     vocab_size: int,
     device: torch.device,
+    projector: Projector | None = None,
     ahead: list[int] | None = None,
 ) -> Canvas:
     """Returns a new canvas for the sequence's current block.
 
-    With `ahead`, the current block's draft, the canvas is for the next block. A canvas that ends
+    `projector` is that of the request's constraint, if it has one. With `ahead`, the current block's draft, the canvas is for the next block. A canvas that ends
     with the request's suffix is exactly as wide as the remaining answer and the suffix.
     """
     sampling, block = sequence.request.sampling, sequence.block_index + bool(ahead)
@@ -142,12 +155,18 @@ def new_canvas(
     if sampling.suffix:
         suffix = torch.tensor(sampling.suffix, device=device)
         start = torch.cat([start[: -len(suffix)], suffix])
+    constraint = None
+    if projector is not None:
+        room = sequence.request.max_tokens - len(answer)
+        constraint = CanvasConstraint.behind(projector, answer, room, width)
     return Canvas(
         sampling,
         sampler,
         noise,
         _biases(sequence.request, answer, ends, width, vocab_size, device),
-        suffix,
+        prefix=None,
+        suffix=suffix,
+        constraint=constraint,
         tokens=start,
         argmax=torch.full_like(start, -1),
         stable=torch.zeros((), dtype=torch.int64, device=device),

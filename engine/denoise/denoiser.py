@@ -18,6 +18,7 @@ from heapq import heappop, heappush
 import torch
 from torch import Tensor
 
+from engine.constraint.projection import Projector
 from engine.denoise.canvas import Canvas, new_canvas, self_conditioning
 from engine.denoise.denoising_step import DenoisingStep
 from engine.denoise.graphs import Graphs
@@ -94,6 +95,7 @@ class Denoiser:
         self._prefixes: PrefixCache[Snapshot] = PrefixCache(prefix_cache_bytes)
         self._slots: dict[Sequence, Slot] = {}
         self._parked: dict[Sequence, Canvas] = {}
+        self._projectors: dict[Sequence, Projector] = {}  # of the sequences with a constraint
         self._step = DenoisingStep(model)
         self._graphs: Graphs | None = None
         if cuda_graphs or compiled:
@@ -157,6 +159,7 @@ class Denoiser:
             canvas_length=dimensions.canvas_length,
             vocab_size=dimensions.vocab_size,
             device=self._device,
+            projector=self._projectors.get(sequence),
             ahead=ahead,
         )
 
@@ -218,6 +221,10 @@ class Denoiser:
         if tokens and len(slot.tokens) in sequence.checkpoints:
             self._keep(sequence, slot)
 
+    def constrain(self, sequence: Sequence, projector: Projector) -> None:
+        """Constrain the sequence's answer until its `release`. Call it before `start`."""
+        self._projectors[sequence] = projector
+
     def start(self, sequence: Sequence) -> int:
         """Assign a free KV cache to the sequence, until `release` or `park`.
 
@@ -246,7 +253,7 @@ class Denoiser:
         The unfinished canvas is set aside, so that the sequence later continues with the same step.
         """
         canvas = self._slots[sequence].canvas
-        self.release(sequence)
+        self._free_slot(sequence, keep=True)
         if canvas is not None:
             self._parked[sequence] = canvas
 
@@ -257,6 +264,10 @@ class Denoiser:
         started. If it is parked, its canvas is dropped.
         """
         self._parked.pop(sequence, None)
+        self._projectors.pop(sequence, None)
+        self._free_slot(sequence, keep=keep)
+
+    def _free_slot(self, sequence: Sequence, *, keep: bool) -> None:
         slot = self._slots.pop(sequence, None)
         if slot is not None:
             if keep:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.denoise.canvas import Canvas, CanvasRows
+from engine.denoise.corrections import Corrections
 from engine.denoise.sampler import (
     accept,
     converged,
@@ -38,6 +39,7 @@ class DenoisingStep:
 
     def __init__(self, model: DiffusionGemma) -> None:
         self._model = model
+        self._corrections = Corrections(model)
         self._kernels = model.device.type == "cuda"
         if self._kernels:
             self._try_kernels()
@@ -50,7 +52,8 @@ class DenoisingStep:
         change last, so that a step that failed can be run again.
 
         The host waits for the device once, for the stopping rule. It waits again for the
-        log-probabilities of a finished block and for truncated draws, if a request asks for them.
+        log-probabilities of a finished block and for truncated draws, if a request asks for them,
+        and for a draft that a request's constraint does not allow.
         """
         rows = CanvasRows([canvas.width for canvas in canvases])
         samplers = [canvas.sampler for canvas in canvases]
@@ -59,7 +62,7 @@ class DenoisingStep:
         )  # [R]
         biases = _shifted_biases(canvases, rows)
         tail = self._vocab_tail(hidden, temperatures, canvases, biases)
-        self._fix_suffixes(tail, canvases, rows)
+        self._fix_tokens(tail, canvases, rows)
         argmax, entropy = rows.padded(tail.argmax, -1), rows.padded(tail.entropy, 0.0)
         counted = counted_positions(argmax, samplers)
         stable = stable_steps(
@@ -75,17 +78,32 @@ class DenoisingStep:
         flags = [flag[:, None] for flag in (done, nearly, finite)]
         report = torch.cat([*flags, argmax], dim=1).tolist()  # the host waits here
         steps = []
-        for canvas, span, (is_done, is_nearly, is_finite, *draft) in zip(
+        fixes: list[tuple[Canvas, list[int], list[int]]] = []
+        for canvas, span, (is_done, is_nearly, is_finite, *padded) in zip(
             canvases, rows.slices, report, strict=True
         ):
-            is_done = bool(is_done) or canvas.step_index + 1 == canvas.sampler.max_denoising_steps
+            draft, corrected = padded[: canvas.width], False
+            is_last = canvas.step_index + 1 == canvas.sampler.max_denoising_steps
+            is_done, is_nearly = bool(is_done) or is_last, bool(is_nearly)
+            if canvas.constraint is not None and is_finite and not canvas.constraint.allows(draft):
+                is_nearly = False
+                corrected = is_done or self._corrections.due(canvas, tail, span, draft)
+                if corrected:
+                    allowed = self._corrections.corrected(canvas, hidden[span], draft)
+                    if is_last:
+                        draft = allowed
+                        tail.argmax[span] = torch.tensor(draft, device=hidden.device)
+                    else:
+                        is_done = False
+                        fixes.append((canvas, draft, allowed))
             steps.append(
                 StepResult(
-                    draft[: canvas.width],
+                    draft,
                     done=is_done,
-                    nearly=bool(is_nearly),
+                    nearly=is_nearly,
                     logprobs=self._logprobs(hidden, tail, canvas, span) if is_done else None,
                     finite=bool(is_finite),
+                    corrected=corrected,
                 )
             )
         if not all(step.done for step in steps):
@@ -102,6 +120,8 @@ class DenoisingStep:
             for canvas, *state in each_canvas:
                 canvas.tokens, canvas.argmax, canvas.soft_embeddings, canvas.stable = state
                 canvas.step_index += 1
+        for canvas, draft, allowed in fixes:
+            self._corrections.fix(canvas, draft, allowed)
         return steps
 
     def _vocab_tail(
@@ -125,14 +145,13 @@ class DenoisingStep:
             )
         return vocab_tail(hidden, model.embedding, temperatures, **scales, biases=biases)
 
-    def _fix_suffixes(self, tail: TailResult, canvases: list[Canvas], rows: CanvasRows) -> None:
-        """Make the positions of a suffix certain of its tokens, whatever the model predicts."""
+    def _fix_tokens(self, tail: TailResult, canvases: list[Canvas], rows: CanvasRows) -> None:
+        """Make fixed positions certain of their tokens, whatever the model predicts."""
         for canvas, span in zip(canvases, rows.slices, strict=True):
-            if canvas.suffix is not None:
-                fixed = slice(span.stop - len(canvas.suffix), span.stop)
-                tail.argmax[fixed] = canvas.suffix
-                tail.entropy[fixed] = 0.0
-                tail.soft_embeddings[fixed] = self._model.embed(canvas.suffix)
+            for fixed, tokens in canvas.fixed:
+                tail.argmax[span][fixed] = tokens
+                tail.entropy[span][fixed] = 0.0
+                tail.soft_embeddings[span][fixed] = self._model.embed(tokens)
 
     def _logprobs(
         self, hidden: Tensor, tail: TailResult, canvas: Canvas, span: slice
@@ -164,8 +183,8 @@ class DenoisingStep:
     ) -> Tensor:
         """Returns the canvases' next tokens [R]: draws where `accepted` [R], new noise elsewhere.
 
-        A greedy canvas takes its argmax and is renoised with its starting noise. A suffix is
-        neither drawn nor renoised.
+        A greedy canvas takes its argmax and is renoised with its starting noise. Fixed
+        tokens are neither drawn nor renoised.
         """
         embedding, softcap = self._model.embedding, self._model.config.softcap
         uniforms = torch.cat([canvas.noise.uniforms[canvas.step_index] for canvas in canvases])
@@ -194,8 +213,8 @@ class DenoisingStep:
         )
         moved = sample.where(accepted, fresh)
         for canvas, span in zip(canvases, rows.slices, strict=True):
-            if canvas.suffix is not None:
-                moved[span.stop - len(canvas.suffix) : span.stop] = canvas.suffix
+            for fixed, tokens in canvas.fixed:
+                moved[span][fixed] = tokens
         return moved
 
     def _try_kernels(self) -> None:
