@@ -1,0 +1,401 @@
+"""From an automaton that reads bytes and control tokens to one that reads tokens.
+
+Each token is a function from states to states. A walk of the trie composes these functions, level
+by level: the function of a node is that of its parent, followed by a byte. Equal functions are kept
+once, so a walk costs one look-up for each node, and one composition for each pair of a function and
+a byte. There are a few thousand of these where there are half a million nodes. Tokens with equal
+functions are one class.
+
+Lengths that are counted are no states of the machine. A function says instead how far it counts:
+in the region where it starts, how much it adds, and what it has counted when it leaves the region.
+Only the states between tokens are then multiplied by the counts. Where that would make too many
+states, counts are rounded up between tokens: a text may then have to end before its limit, and
+never passes it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.constraint.limits import MOST_ENTRIES, MOST_FUNCTIONS, Effort, TooLargeError
+from app.constraint.machines import Machine, Region
+from app.constraint.tokens import TokenTrie
+from engine.constraint.automaton import UNREACHABLE, Automaton
+
+FIRST_CONTROL = 256  # the symbol of the control token 0
+
+_MOST_COUNTS = 2048  # states between two characters of all counted texts together
+_MOST_TOKEN_STATES = 10_000
+_COARSE = 16  # inside of a character, counts are rounded to so many times as much
+_EXACT = 64  # counts of texts that are limited to so many characters are never rounded coarsely
+_NO_BOUND = 2**30
+_STAYS = -1  # in a function's `left`: it has not left the region where it started
+_CHUNK = 64  # functions or classes that are computed at once
+
+Array = NDArray[np.int32]
+Mask = NDArray[np.bool_]
+
+
+def automaton(machine: Machine, trie: TokenTrie, ends: Sequence[int], effort: Effort) -> Automaton:
+    """Returns the automaton over tokens. Any of the tokens `ends` ends the answer.
+
+    Raises TooLargeError.
+    """
+    table = _table(machine)
+    functions = _Functions(table, effort)
+    token_function = _walk(trie, functions)
+    used = np.flatnonzero(np.bincount(token_function)).astype(np.int32)
+    token_class = np.searchsorted(used, token_function)
+    states = _TokenStates(table, machine.regions)
+    if states.count * len(used) > MOST_ENTRIES:
+        raise TooLargeError(f"its table would have more than {MOST_ENTRIES} entries")
+    after = states.after(functions, used)
+    return _tidied(after, states, token_class.astype(np.int32), ends, effort)
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """A machine in arrays. State S stands for "dead", region R for "no region"."""
+
+    after: NDArray[np.int16]  # [S + 1, B], for classes of symbols
+    cuts: Array  # where intervals of symbols begin
+    cut_class: Array  # the class of the symbols in each interval
+    accepting: Mask  # [S]
+    region: Array  # [S + 1]
+    between: Mask  # [S + 1]
+    least: Array  # [R + 1]
+    most: Array  # [R + 1]
+
+    @property
+    def dead(self) -> int:
+        return len(self.region) - 1
+
+    @property
+    def regions(self) -> int:
+        return len(self.least) - 1
+
+    def symbol_class(self, symbols: Array) -> Array:
+        return np.asarray(self.cut_class[np.searchsorted(self.cuts, symbols, "right") - 1])
+
+
+def _table(machine: Machine) -> _Table:
+    states, regions = len(machine.edges), len(machine.regions)
+    bounds = {0, FIRST_CONTROL}
+    for row in machine.edges:
+        for low, high, _ in row:
+            bounds.update((low, high + 1))
+    cuts = sorted(bounds)
+    number = {cut: index for index, cut in enumerate(cuts)}
+    after = np.full((states + 1, len(cuts)), states, np.int16)
+    for state, row in enumerate(machine.edges):
+        for low, high, target in row:
+            after[state, number[low] : number[high + 1]] = target
+    columns, cut_class = np.unique(after, axis=1, return_inverse=True)
+    return _Table(
+        np.ascontiguousarray(columns),
+        np.array(cuts, np.int32),
+        cut_class.reshape(-1).astype(np.int32),
+        np.array(machine.accepting),
+        np.array([*(regions if t is None else t.region for t in machine.tags), regions], np.int32),
+        np.array([*(t is not None and t.between for t in machine.tags), False]),
+        np.array([*(each.least for each in machine.regions), 0], np.int32),
+        np.array([*(_most(each) for each in machine.regions), _NO_BOUND], np.int32),
+    )
+
+
+def _most(region: Region) -> int:
+    return _NO_BOUND if region.most is None else region.most
+
+
+class _Functions:
+    """Functions from states to states, each kept once.
+
+    `rows` [F, K, S + 1] says for each function and each state before it: the state behind it; and,
+    if the machine counts (K is 3), what has been counted in the region of that state, and what had
+    been counted when the region of the state before was left, or _STAYS. Where it has left a
+    region, or started outside of one, counts start at 0; else they come on top.
+    """
+
+    def __init__(self, table: _Table, effort: Effort) -> None:
+        self.table = table
+        self._effort = effort
+        states = table.dead + 1
+        identity = np.zeros((3 if table.regions else 1, states), np.int16)
+        identity[0] = np.arange(states)
+        if table.regions:
+            identity[2] = np.where(table.region < table.regions, _STAYS, 0)
+        dead = np.zeros_like(identity)
+        dead[0] = table.dead
+        self.rows = np.stack([identity, dead])
+        self._count = 2
+        self._ids = {identity.tobytes(): 0, dead.tobytes(): 1}
+        self._behind = np.full((64, table.after.shape[1]), -1, np.int32)
+        self._behind[1] = 1
+
+    def behind(self, functions: Array, classes: Array) -> Array:
+        """Returns the functions that these become when a symbol of a class follows each."""
+        behind = self._behind[functions, classes]
+        unknown = np.flatnonzero(behind < 0)
+        if unknown.size:
+            width = self._behind.shape[1]
+            pairs = np.unique(functions[unknown].astype(np.int64) * width + classes[unknown])
+            for start in range(0, len(pairs), _CHUNK):
+                self._effort.check_time()
+                first, second = np.divmod(pairs[start : start + _CHUNK], width)
+                self._behind[first, second] = self._numbers(self._composed(first, second))
+                self._grow()
+            behind = self._behind[functions, classes]
+        return behind
+
+    def _composed(self, functions: Array, classes: Array) -> NDArray[np.int16]:
+        table = self.table
+        rows = self.rows[functions]
+        now = rows[:, 0]
+        behind = table.after[now, classes[:, None]]
+        if not table.regions:
+            return behind[:, None]
+        counted, left = rows[:, 1], rows[:, 2]
+        region, region_behind = table.region[now], table.region[behind]
+        inside = region < table.regions
+        stays = inside & (region_behind == region)
+        leaves = inside & ~stays
+        counts = counted + (stays & table.between[now])
+        least, most = table.least[region], table.most[region]
+        # Without an upper bound, only what is missing to the lower one matters.
+        counts = np.where(most == _NO_BOUND, np.minimum(counts, least), counts)
+        alive = (behind != table.dead) & (counts <= most)
+        alive &= ~leaves | (left == _STAYS) | (counts >= least)
+        left = np.where(leaves & (left == _STAYS), counts, left)
+        counts = np.where(leaves, 0, counts)
+        composed = np.stack([behind, counts, left], 1)
+        composed[:, 0][~alive] = table.dead
+        composed[:, 1][~alive] = 0
+        composed[:, 2][~alive] = 0
+        return composed.astype(np.int16)
+
+    def _numbers(self, rows: NDArray[np.int16]) -> list[int]:
+        """Returns the numbers of functions, which are kept if they are new."""
+        numbers = []
+        new = []
+        for index, row in enumerate(rows):
+            key = row.tobytes()
+            number = self._ids.get(key)
+            if number is None:
+                number = self._ids[key] = self._count
+                self._count += 1
+                new.append(index)
+            numbers.append(number)
+        if new:
+            if self._count * rows[0].size > MOST_FUNCTIONS:
+                raise TooLargeError("its tokens have too many different effects")
+            if self._count > len(self.rows):
+                room = np.empty((self._count, *rows.shape[1:]), np.int16)
+                self.rows = np.concatenate([self.rows, room])  # at least doubled
+            self.rows[self._count - len(new) : self._count] = rows[new]
+        return numbers
+
+    def _grow(self) -> None:
+        if self._count > len(self._behind):
+            room = np.full((self._count, self._behind.shape[1]), -1, np.int32)
+            self._behind = np.concatenate([self._behind, room])
+
+
+def _walk(trie: TokenTrie, functions: _Functions) -> Array:
+    """Returns the function of each token [V]. Tokens without symbols have the one that is dead."""
+    token_function = np.ones(trie.size, np.int32)
+    byte_class = functions.table.symbol_class(np.arange(FIRST_CONTROL, dtype=np.int32))
+    before = np.zeros(1, np.int32)
+    for level, (tokens, nodes) in zip(trie.levels, trie.ends, strict=True):
+        before = functions.behind(before[level.parent], byte_class[level.byte])
+        token_function[tokens] = before[nodes]
+    controls = np.array(sorted(trie.controls.values()), np.int32)
+    if controls.size:
+        classes = functions.table.symbol_class(controls + FIRST_CONTROL)
+        token_function[controls] = functions.behind(np.zeros_like(controls), classes)
+    return token_function
+
+
+class _TokenStates:
+    """The states between two tokens: those of the machine, each with what has been counted.
+
+    Counts that are kept are all of those up to the lower bound, and above it every few. Other
+    counts are rounded up to one that is kept.
+    """
+
+    def __init__(self, table: _Table, regions: list[Region]) -> None:
+        self._table = table
+        grids = _grids([_most(region) for region in regions if region.most is not None])
+        kept: list[tuple[Array, Array]] = []  # for each region: between characters, and inside
+        for region in regions:
+            if region.most is None:
+                kept.append((_kept(region.least, region.least, 1),) * 2)
+                continue
+            grid = grids[region.most]
+            coarse = grid if region.most <= _EXACT else grid * _COARSE
+            kept.append(
+                (_kept(region.least, region.most, grid), _kept(region.least, region.most, coarse))
+            )
+        outside = np.zeros(1, np.int32)
+        states, counts, ranks, rank_starts = [], [], [np.zeros(1, np.int32)], []
+        rank_start: dict[tuple[int, bool], int] = {}
+        size = 1
+        first = 0
+        self.first = np.zeros(table.dead + 1, np.int32)  # the first token state of a state
+        for state in range(table.dead):
+            region, between = int(table.region[state]), bool(table.between[state])
+            own = outside if region == table.regions else kept[region][0 if between else 1]
+            key = (region, between)
+            if region < table.regions and key not in rank_start:
+                rank_start[key] = size
+                rank = np.searchsorted(own, np.arange(own[-1] + 1)).astype(np.int32)
+                ranks.append(rank)
+                size += len(rank)
+            self.first[state] = first
+            first += len(own)
+            states.append(np.full(len(own), state, np.int32))
+            counts.append(own)
+            rank_starts.append(rank_start.get(key, 0))
+            if first > 4 * _MOST_TOKEN_STATES:
+                raise TooLargeError(f"its automaton has more than {_MOST_TOKEN_STATES} states")
+        self.count = first
+        self.state = np.concatenate(states)
+        self.counted = np.concatenate(counts)
+        self._ranks = np.concatenate(ranks)
+        self._rank_start = np.array([*rank_starts, 0], np.int32)
+        region = table.region[self.state]
+        enough = (region == table.regions) | (self.counted >= table.least[region])
+        self.accepting = table.accepting[self.state] & enough
+
+    def after(self, functions: _Functions, used: Array) -> Array:
+        """Returns the token state behind each token state and function [S, F], or -1."""
+        table = self._table
+        after = np.empty((self.count, len(used)), np.int32)
+        region = table.region[self.state]
+        least, most = table.least[region][:, None], table.most[region][:, None]
+        for start in range(0, len(used), _CHUNK):
+            rows = functions.rows[used[start : start + _CHUNK]]
+            behind = rows[:, 0][:, self.state].T.astype(np.int32)
+            alive = behind != table.dead
+            target = self.first[behind]
+            if table.regions:
+                counts = rows[:, 1][:, self.state].T.astype(np.int32)
+                left = rows[:, 2][:, self.state].T.astype(np.int32)
+                mine = (region < table.regions)[:, None]
+                stays = mine & (left == _STAYS)
+                before = self.counted[:, None] + left
+                alive &= ~mine | stays | ((before >= least) & (before <= most))
+                counts += np.where(stays, self.counted[:, None], 0)
+                region_behind = table.region[behind]
+                limit = np.where(
+                    table.most[region_behind] == _NO_BOUND,
+                    table.least[region_behind],
+                    table.most[region_behind],
+                )
+                alive &= (table.most[region_behind] == _NO_BOUND) | (counts <= limit)
+                counts = np.where(alive, np.minimum(counts, limit), 0)
+                target = target + self._ranks[self._rank_start[behind] + counts]
+            after[:, start : start + _CHUNK] = np.where(alive, target, -1)
+        return after
+
+
+def _grids(bounds: list[int]) -> dict[int, int]:
+    """Returns for each upper bound how many counts become one, so that few enough are left.
+
+    The smallest bounds stay exact.
+    """
+    share = _MOST_COUNTS
+    for index, bound in enumerate(sorted(bounds)):
+        share = max(1, (_MOST_COUNTS - sum(sorted(bounds)[:index])) // (len(bounds) - index))
+        if bound > share:
+            break
+    return {bound: -(-bound // share) for bound in bounds}
+
+
+def _kept(least: int, most: int, grid: int) -> Array:
+    exact = np.arange(min(least, most) + 1, dtype=np.int32)
+    above = np.arange(most, least, -grid, dtype=np.int32)[::-1]
+    return np.concatenate([exact, above])
+
+
+def _tidied(
+    after: Array, states: _TokenStates, token_class: Array, ends: Sequence[int], effort: Effort
+) -> Automaton:
+    """Returns the automaton without useless states, and with equal classes merged."""
+    effort.check_time()
+    source, target = np.nonzero(_pairs(after))
+    need = _distances(len(after), np.flatnonzero(states.accepting), target, source) + 1
+    reached = _distances(len(after), np.zeros(1, np.int64), source, target) < UNREACHABLE - 1
+    useful = reached & (need < UNREACHABLE)
+    useful[0] = True
+    if np.count_nonzero(useful) > _MOST_TOKEN_STATES:
+        raise TooLargeError(f"its automaton has more than {_MOST_TOKEN_STATES} states")
+    number = np.full(len(after) + 1, -1, np.int32)  # the last one is for -1
+    number[:-1][useful] = np.arange(np.count_nonzero(useful))
+    after = number[after[useful]]
+    need, accepting = need[useful], states.accepting[useful]
+    after, need, accepting = _merged(after, need, accepting)
+    columns, column = np.unique(after, axis=1, return_inverse=True)
+    column = column.reshape(-1)
+    allowed = np.flatnonzero((columns >= 0).any(0))
+    # Class 0 is never allowed, and the last one is that of the end tokens.
+    new_class = np.zeros(columns.shape[1], np.int32)
+    new_class[allowed] = np.arange(1, len(allowed) + 1)
+    token_class = new_class[column][token_class]
+    end, last = len(after), len(allowed) + 1
+    token_class[list(ends)] = last
+    next_state = np.full((end + 1, last + 1), -1, np.int32)
+    next_state[:-1, 1:last] = columns[:, allowed]
+    next_state[:-1, last] = np.where(accepting, end, -1)
+    return Automaton(token_class, next_state, np.append(need, 0).astype(np.int32), 0, end)
+
+
+def _pairs(after: Array) -> Mask:
+    pairs = np.zeros((len(after), len(after) + 1), bool)
+    for start in range(0, len(after), 256):
+        rows = np.arange(start, min(start + 256, len(after)))
+        pairs[rows[:, None], after[rows]] = True  # -1 is the last column
+    return pairs[:, :-1]
+
+
+def _distances(
+    states: int, starts: NDArray[np.int64], source: NDArray[np.int64], target: NDArray[np.int64]
+) -> Array:
+    """Returns the least number of edges from one of the starts to each state, or UNREACHABLE - 1.
+
+    One less, because an end token is added to it.
+    """
+    order = np.argsort(source, kind="stable")
+    source, target = source[order], target[order]
+    first = np.searchsorted(source, np.arange(states + 1))
+    distance = np.full(states, UNREACHABLE - 1, np.int32)
+    distance[starts] = 0
+    layer, step = starts, 0
+    while layer.size:
+        step += 1
+        sizes = first[layer + 1] - first[layer]
+        offsets = np.repeat(first[layer] - np.cumsum(sizes) + sizes, sizes)
+        behind = target[offsets + np.arange(sizes.sum())]
+        layer = np.unique(behind[distance[behind] == UNREACHABLE - 1])
+        distance[layer] = step
+    return distance
+
+
+def _merged(after: Array, need: Array, accepting: Mask) -> tuple[Array, Array, Mask]:
+    """Returns the automaton with states merged that have the same meaning."""
+    part = np.unique(np.stack([need, accepting], 1), axis=0, return_inverse=True)[1].reshape(-1)
+    # Random sums stand for whole rows: two different ones are equal once in 2**62.
+    weights = np.random.default_rng(0).integers(1, 2**62, after.shape[1] + 1, dtype=np.int64)
+    while True:
+        signature = np.append(part, -1)[after] @ weights[:-1] + part * weights[-1]
+        finer = np.unique(signature, return_inverse=True)[1].reshape(-1)
+        if finer.max() == part.max():
+            break
+        part = finer
+    kept = np.sort(np.unique(part, return_index=True)[1])
+    number = np.empty(part.max() + 1, np.int32)
+    number[part[kept]] = np.arange(len(kept))
+    merged = np.append(number[part], -1)[after[kept]]
+    return merged.astype(np.int32), need[kept], accepting[kept]
+

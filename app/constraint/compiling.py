@@ -1,0 +1,215 @@
+"""Compiles a constraint: into an automaton where that is possible, else for the frontier method."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.chat_format.gemma import CALL, CALL_END, CHANNEL, CHANNEL_END, QUOTE
+from app.constraint import kinds
+from app.constraint.characters import ANY_CHARACTER, utf8
+from app.constraint.classes import FIRST_CONTROL, automaton
+from app.constraint.expressions import (
+    EMPTY,
+    Embedded,
+    Expression,
+    any_of,
+    optional,
+    repeated,
+    sequence,
+    symbols,
+    word,
+)
+from app.constraint.limits import ConstraintError, Effort, NoWayError, TooLargeError
+from app.constraint.machines import Machine, machine
+from app.constraint.patterns import whole_match
+from app.constraint.schema import Depths, anything, object_expression, schema_expression
+from app.constraint.texts import CallText, JsonText, Text, control
+from app.constraint.tokens import TokenTrie
+from engine.constraint.automaton import UNREACHABLE, Automaton
+from engine.constraint.grammar import grammar_fault, schema_grammar
+
+OBJECT_DEPTH = 5  # of `json_object`
+# The first of these that makes an automaton which is not too large.
+_DEPTHS = (Depths(6, 3), Depths(6, 1), Depths(2, 1))
+
+Encode = Callable[[str], Sequence[int]]
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A constraint that can be enforced: by an automaton, or by a grammar in llguidance's form.
+
+    `forced` are the first tokens of each answer, as the tokenizer encodes the text that every
+    answer begins with.
+    """
+
+    automaton: Automaton | None
+    grammar: str | None
+    forced: tuple[int, ...] = ()
+
+    @property
+    def least_tokens(self) -> int:
+        """Returns the length of the shortest answer in tokens with its end token, or 1."""
+        return 1 if self.automaton is None else self.automaton.least_tokens
+
+
+def compiled(
+    constraint: kinds.Constraint, trie: TokenTrie, ends: Sequence[int], encode: Encode
+) -> Compiled:
+    """Returns a constraint for answers that any of the tokens `ends` ends.
+
+    `encode` returns the tokens of a text without control tokens. Raises ConstraintError with the
+    path of the part of a schema that is to blame.
+    """
+    kind = constraint.kind
+    if isinstance(kind, kinds.Grammar):
+        return _by_grammar(kind.lark, constraint)
+    fault: NoWayError | None = None
+    for depths in _DEPTHS:
+        try:
+            return _by_automaton(constraint, depths, trie, ends, encode)
+        except TooLargeError as error:
+            fault = error
+        except NoWayError as error:
+            fault = error
+            break
+        if not isinstance(kind, kinds.JsonSchema | kinds.Calls | kinds.TextAndCalls):
+            break
+    assert fault is not None
+    if isinstance(kind, kinds.JsonSchema):
+        grammar = schema_grammar(kind.schema)
+        if grammar_fault(grammar) is None:
+            return _by_grammar(grammar, constraint)
+    raise fault
+
+
+def _by_grammar(grammar: str, constraint: kinds.Constraint) -> Compiled:
+    fault = grammar_fault(grammar)
+    if fault is not None:
+        raise ConstraintError(fault)
+    return Compiled(None, grammar)
+
+
+def _by_automaton(
+    constraint: kinds.Constraint,
+    depths: Depths,
+    trie: TokenTrie,
+    ends: Sequence[int],
+    encode: Encode,
+) -> Compiled:
+    effort = Effort()
+    try:
+        expression = _expression(constraint.kind, depths, trie.controls, effort)
+        whole = machine(_behind_thought(expression, constraint.thought, trie), effort)
+    except RecursionError:
+        raise TooLargeError("it is nested too deeply") from None
+    if whole.accepts_nothing:
+        raise ConstraintError("nothing is valid by it")
+    made = automaton(whole, trie, ends, effort)
+    if made.least_tokens == UNREACHABLE:
+        raise ConstraintError("the model's vocabulary has no text for it")
+    return Compiled(made, None, _forced(whole, encode))
+
+
+def _expression(
+    kind: kinds.Kind, depths: Depths, controls: Mapping[str, int], effort: Effort
+) -> Expression:
+    match kind:
+        case kinds.JsonSchema(schema=schema):
+            return schema_expression(json.loads(schema), JsonText(), depths, effort)
+        case kinds.JsonObject():
+            return object_expression(JsonText(), OBJECT_DEPTH)
+        case kinds.Pattern(pattern=pattern):
+            return Embedded(whole_match(pattern, effort), utf8)
+        case kinds.OneOf(texts=texts):
+            effort.take(sum(map(len, texts)))
+            return any_of([word(text.encode("utf-8", "replace")) for text in texts])
+        case kinds.Calls(tools=tools, least=least, most=most):
+            calls = any_of([_call(tool, controls, depths, effort) for tool in tools])
+            return repeated(calls, least, most)
+        case kinds.TextAndCalls(tools=tools, most=most):
+            text = repeated(symbols([(0, 255)]), 0, None)
+            thought = sequence(control(CHANNEL, controls), text, control(CHANNEL_END, controls))
+            text = repeated(any_of([symbols([(0, 255)]), thought]), 0, None)
+            calls = any_of([_loose_call(tool, controls, depths, effort) for tool in tools])
+            return sequence(text, repeated(sequence(calls, text), 0, most))
+        case kinds.Grammar():
+            raise NoWayError("grammars are not regular")
+
+
+def _call(
+    tool: kinds.Callable, controls: Mapping[str, int], depths: Depths, effort: Effort
+) -> Expression:
+    """Returns a call of a tool with valid arguments."""
+    text = CallText(controls)
+    try:
+        arguments = _arguments(tool, text, depths, effort)
+    except TooLargeError:
+        raise
+    except NoWayError:
+        if tool.strict:
+            raise
+        arguments = object_expression(text, depths.values)
+    head = word(b"call:" + tool.name.encode())
+    return sequence(control(CALL, controls), head, arguments, control(CALL_END, controls))
+
+
+def _arguments(tool: kinds.Callable, text: Text, depths: Depths, effort: Effort) -> Expression:
+    schema: Any = {"properties": {}} if tool.schema is None else json.loads(tool.schema)
+    if isinstance(schema, dict):
+        schema = {"type": "object", **schema}
+        if not schema.get("properties") and "additionalProperties" not in schema:
+            schema["additionalProperties"] = False
+    return schema_expression(schema, text, depths, effort)
+
+
+def _loose_call(
+    tool: kinds.Callable, controls: Mapping[str, int], depths: Depths, effort: Effort
+) -> Expression:
+    """Returns a call of a tool, whose arguments are valid if the tool is strict."""
+    if tool.strict:
+        return _call(tool, controls, depths, effort)
+    inner = any_of([symbols([(0, 255)]), control(QUOTE, controls)])
+    return sequence(
+        control(CALL, controls),
+        word(b"call:" + tool.name.encode() + b"{"),
+        repeated(inner, 0, None),
+        control(CALL_END, controls),
+    )
+
+
+def _behind_thought(expression: Expression, thought: kinds.Thought, trie: TokenTrie) -> Expression:
+    if thought == "none":
+        return expression
+    text = repeated(symbols([(0, 255)]), 0, None)
+    end = sequence(control(CHANNEL_END, trie.controls), optional(word(b"\n")))
+    if thought == "open":
+        return sequence(text, end, expression)
+    return sequence(optional(sequence(control(CHANNEL, trie.controls), text, end)), expression)
+
+
+def _forced(whole: Machine, encode: Encode) -> tuple[int, ...]:
+    """Returns the tokens of what every answer begins with.
+
+    The last token of a text is left out if more text may follow, because the tokenizer might encode
+    both as one token.
+    """
+    state = 0
+    tokens: list[int] = []
+    text = bytearray()
+    seen = set[int]()
+    while state not in seen and not whole.accepting[state] and len(whole.edges[state]) == 1:
+        seen.add(state)
+        low, high, state = whole.edges[state][0]
+        if low != high:
+            break
+        if low >= FIRST_CONTROL:
+            tokens += [*encode(text.decode()), low - FIRST_CONTROL]
+            text.clear()
+        else:
+            text.append(low)
+    else:
+        if whole.accepting[state] and not whole.edges[state]:
+            return (*tokens, *encode(text.decode()))
+    return (*tokens, *encode(text.decode(errors="ignore"))[:-1])
