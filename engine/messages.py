@@ -159,8 +159,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     a prompt and its images are sent, kept and encoded once. Each answer has its own messages.
     `salt`: a prefix is found only by requests with the salt of the request that left it.
 
-    `constraint` is the hash of the answers' constraint, or empty. `lead` holds the tokens with which
-    every answer begins, fewer than `max_tokens`. They are encoded with the prompt, come with the
+    `constraint` is the hash of the answers' constraint, or empty. `lead` holds tokens that every
+    answer begins with, fewer than `max_tokens`. They are encoded with the prompt, come with the
     answer's first block, and count as its tokens. The constraint reads them too.
     """
 

@@ -12,7 +12,7 @@ import msgspec
 from app.errors import BadRequest
 from app.prompting.prompt import Prompt, answer_room
 from app.prompting.vocabulary import Vocabulary
-from engine.messages import GenerateRequest, Ready, Sampling
+from engine.messages import Constraint, GenerateRequest, Ready, Sampling
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,27 @@ class ChatFormat:
 
 
 @dataclass(frozen=True)
+class AnswerConstraint:
+    """A constraint in the worker's form.
+
+    An answer has at least `least_tokens`, its end token included. Each begins with `lead`. `field`
+    is the request's field that demands it.
+    """
+
+    message: Constraint
+    least_tokens: int
+    lead: Sequence[int]
+    field: str
+
+
+@dataclass(frozen=True)
 class AnswerRequest:
     """A request of any dialect. It asks for `n` answers to each prompt.
 
     The answers to prompt p are the choices n * p, n * p + 1, and so on. `format` is None for raw
     completions, whose answers are plain text. An error about a too long prompt names the field
-    `prompt_field`. If `timeout_s` is None, the server's setting applies.
+    `prompt_field`, and one about too few allowed tokens the field `limit_field`. If `timeout_s` is
+    None, the server's setting applies.
     """
 
     prompts: Sequence[Prompt]
@@ -45,6 +60,8 @@ class AnswerRequest:
     n: int = 1
     stops: tuple[str, ...] = ()
     format: ChatFormat | None = None
+    limit_field: str = "max_tokens"
+    constraint: AnswerConstraint | None = None
 
     @property
     def choices(self) -> int:
@@ -71,7 +88,7 @@ def prepare(
     """Returns the choices in the worker's form, in their order. `salt` is that of their prefixes.
 
     Raises ContextLengthExceeded if a prompt leaves no room for an answer, and BadRequest if the
-    model lacks a token or a suffix does not fit.
+    model lacks a token, or if a suffix or the shortest answer that is demanded does not fit.
     """
     _check_token_ids("logit_bias", request.sampling.logit_bias, limits)
     _check_token_ids("bad_words", request.sampling.banned_tokens, limits)
@@ -94,6 +111,8 @@ def prepare(
                 f"of {limits.canvas_length} tokens.",
                 param="suffix",
             )
+        constraint = request.constraint
+        lead = [] if constraint is None else _lead(constraint, room, request)
         images = list(prompt.images)
         for choice in range(request.n):
             prepared.append(
@@ -106,9 +125,28 @@ def prepare(
                     ),
                     images=images,
                     salt=salt,
+                    constraint="" if constraint is None else constraint.message.hash,
+                    lead=lead,
                 )
             )
     return prepared
+
+
+def _lead(constraint: AnswerConstraint, room: int, request: AnswerRequest) -> list[int]:
+    """Returns the tokens with which the worker begins an answer that may have `room` tokens.
+
+    They have no log-probabilities, so there are none if the request asks for these. Raises
+    BadRequest if no answer that is demanded has so few tokens.
+    """
+    if room < constraint.least_tokens:
+        raise BadRequest(
+            f"{request.limit_field}: the answer may have {room} tokens, but the shortest one that "
+            f"{constraint.field} allows has {constraint.least_tokens}.",
+            param=request.limit_field,
+        )
+    # The tokenizer may write them in more tokens than the shortest answer does.
+    fits = len(constraint.lead) + constraint.least_tokens <= room
+    return list(constraint.lead) if fits and request.sampling.top_logprobs is None else []
 
 
 def _check_token_ids(field: str, tokens: Iterable[int], limits: Ready) -> None:

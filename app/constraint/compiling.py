@@ -74,7 +74,9 @@ def compiled(
         except NoWayError as error:
             fault = error
             break
-        if not isinstance(kind, kinds.JsonSchema | kinds.Calls | kinds.TextAndCalls):
+        if not isinstance(
+            kind, kinds.JsonSchema | kinds.Calls | kinds.TextAndCalls | kinds.TextOrCalls
+        ):
             break
     assert fault is not None
     if isinstance(kind, kinds.JsonSchema):
@@ -128,6 +130,9 @@ def _expression(
         case kinds.Calls(tools=tools, least=least, most=most):
             calls = any_of([_call(tool, controls, depths, effort) for tool in tools])
             return repeated(calls, least, most)
+        case kinds.TextOrCalls(text=kind, tools=tools, most=most):
+            calls = _expression(kinds.Calls(tools, 1, most), depths, controls, effort)
+            return any_of([_expression(kind, depths, controls, effort), calls])
         case kinds.TextAndCalls(tools=tools, most=most):
             text = repeated(symbols([(0, 255)]), 0, None)
             thought = sequence(control(CHANNEL, controls), text, control(CHANNEL_END, controls))

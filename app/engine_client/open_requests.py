@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from engine.messages import Block, Cancelled, Failed, GenerateRequest, Heartbeat
+from engine.messages import Block, Cancelled, Constraint, Failed, GenerateRequest, Heartbeat
 
 MOST_DEATHS = 2  # of workers that had the request, without a block in between
 
@@ -33,6 +33,7 @@ class OpenRequest:
     """One request and its answer so far."""
 
     request: GenerateRequest
+    constraint: Constraint | None = None  # the one that the request names
     answers: asyncio.Queue[Answer] = field(default_factory=asyncio.Queue)
     given: int = 0  # its number among the requests given to the living worker; 0: not given yet
     suspect: bool = False  # was in the pass in which a worker died
@@ -56,10 +57,14 @@ class OpenRequests:
         """Returns the priority of each open request."""
         return [each.request.sampling.priority for each in self._open.values()]
 
-    def add(self, request: GenerateRequest) -> OpenRequest:
-        """Add a new request, which waits to be given to the worker."""
-        opened = self._open[request.id] = OpenRequest(request)
+    def add(self, request: GenerateRequest, constraint: Constraint | None = None) -> OpenRequest:
+        """Add a new request, which waits to be given to the worker with its constraint."""
+        opened = self._open[request.id] = OpenRequest(request, constraint)
         return opened
+
+    def constraint(self, request_id: str) -> Constraint | None:
+        """Returns the constraint that an open request names, or None."""
+        return self._open[request_id].constraint
 
     def due(self) -> Iterator[GenerateRequest]:
         """Yields the requests to give to the living worker now, and marks them as given."""

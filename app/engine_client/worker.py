@@ -29,10 +29,12 @@ from app.engine_client.worker_process import Death, start_process
 from app.errors import BadRequest, DeadlineExceeded, NotReady, TooManyRequests
 from app.metrics import Metrics
 from engine.config import EngineConfig
+from engine.constraint.kept import Kept
 from engine.messages import (
     Block,
     Cancel,
     Cancelled,
+    Constraint,
     Failed,
     GenerateRequest,
     Heartbeat,
@@ -86,6 +88,7 @@ class WorkerClient:
         self._open = OpenRequests()
         self._rate = ServiceRate()
         self._socket: zmq.asyncio.Socket | None = None
+        self._kept: Kept[Constraint] = Kept()  # the constraints that the living worker has
         self._context = zmq.asyncio.Context()
         self._folder = PrivateFolder(Path(tempfile.gettempdir()))
 
@@ -186,19 +189,19 @@ class WorkerClient:
             reserved.clear()
 
     async def generate(
-        self, request: GenerateRequest, deadline: float
+        self, request: GenerateRequest, deadline: float, constraint: Constraint | None = None
     ) -> AsyncGenerator[Answer, None]:
         """Yields the worker's messages about one request, the terminal one last.
 
-        The request must have been admitted. If there is no worker, it waits for the next one.
-        Leaving early cancels the request. Raises DeadlineExceeded at `deadline`, a time of the
-        event loop's clock.
+        The request must have been admitted. `constraint` is the one that it names. If there is no
+        worker, it waits for the next one. Leaving early cancels the request. Raises
+        DeadlineExceeded at `deadline`, a time of the event loop's clock.
         """
         reserved, priority = _reserved.get(), request.sampling.priority
         if reserved is not None and reserved[priority] > 0:
             reserved[priority] -= 1
             self._places.release(1, priority)
-        opened = self._open.add(request)
+        opened = self._open.add(request, constraint)
         self._count_open()
         # Later, when the tasks of all choices of a prompt have come here: they are sent together.
         asyncio.get_running_loop().call_soon(self._give_due)
@@ -222,6 +225,10 @@ class WorkerClient:
         if self.ready is None or self._socket is None:
             return
         for request in together(self._open.due()):
+            constraint = self._open.constraint(request.id)
+            if constraint is not None and self._kept.get(constraint.hash) is None:
+                self._kept.add(constraint.hash, constraint)
+                self._socket.send(encode(constraint))
             self._socket.send(encode(request))
 
     def _count_open(self) -> None:
@@ -242,7 +249,7 @@ class WorkerClient:
         assert process.stdout is not None
         relaying = asyncio.create_task(relay(process.stdout))
         process.stdin.write(self._config.model_dump_json(exclude_unset=True).encode() + b"\n")
-        self._socket = socket
+        self._socket, self._kept = socket, Kept()
         watch, hang = Watch(self._silence_s), None
         reader = asyncio.create_task(self._read(socket, watch))
         watching = asyncio.create_task(self._until_hung(watch))

@@ -79,7 +79,7 @@ class Projector:
         """
         automaton = self.automaton
         last_states = automaton.need <= tokens_left
-        cheapest = _cheapest_classes(
+        cheapest: Ints = _cheapest_classes(
             np.ascontiguousarray(regrets), start, automaton.end, last_states, *self._tables
         )
         if not len(cheapest) and len(regrets):
@@ -109,7 +109,7 @@ def _tables(next_state: Ints) -> tuple[Ints, Ints, Ints, Ints, Ints]:
     numbers = np.random.default_rng(0).integers(2**64, size=next_state.shape[1], dtype=np.uint64)
     sums = np.add.reduceat(numbers[classes], firsts) if len(firsts) else numbers[:0]
     _, examples, sets = np.unique(sums, return_index=True, return_inverse=True)
-    members = [classes[firsts[i] : firsts[i] + sizes[i]] for i in examples]
+    members = [classes[firsts[i] : firsts[i] + sizes[i]] for i in examples.tolist()]
     set_starts = np.cumsum([0, *map(len, members)])
     target_starts = np.searchsorted(targets[firsts], np.arange(len(next_state) + 1))
     tables = (sources[firsts], sets, target_starts, np.concatenate([[0], *members])[1:], set_starts)

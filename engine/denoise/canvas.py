@@ -130,8 +130,9 @@ def new_canvas(
 ) -> Canvas:
     """Returns a new canvas for the sequence's current block.
 
-    `projector` is that of the request's constraint, if it has one. With `ahead`, the current block's draft, the canvas is for the next block. A canvas that ends
-    with the request's suffix is exactly as wide as the remaining answer and the suffix.
+    `projector` is that of the request's constraint, if it has one. With `ahead`, the current
+    block's draft, the canvas is for the next block. A canvas that ends with the request's suffix is
+    exactly as wide as the remaining answer and the suffix.
     """
     sampling, block = sequence.request.sampling, sequence.block_index + bool(ahead)
     answer = [*sequence.answer, *(ahead or [])]

@@ -52,31 +52,28 @@ class CanvasConstraint:
         start = states[-1] if states else projector.automaton.start
         return cls(projector, start, positions, room - positions)
 
-    def allows(self, draft: Sequence[int]) -> bool:
-        """Returns whether the canvas may stay as it is: its answer is complete or can still be."""
+    def right_tokens(self, draft: Sequence[int]) -> int:
+        """Returns how many of the draft's first tokens an allowed answer can begin with.
+
+        They are all `positions` if the draft may stay as it is.
+        """
         automaton = self.projector.automaton
         states = self.projector.states(self.start, draft[: self.positions])
-        last = states[-1] if states else self.start
-        if last == automaton.end:
-            return True
-        return len(states) == self.positions and automaton.need[last] <= self.tokens_left
+        if states and states[-1] == automaton.end:
+            return self.positions
+        # Completing the answer takes the fewer tokens the fewer of the draft's tokens are kept.
+        for right, state in enumerate(states):
+            if automaton.need[state] > self.positions - 1 - right + self.tokens_left:
+                return right
+        return len(states)
 
-    def first_wrong(self, draft: Sequence[int]) -> int:
-        """Returns the position of the first wrong token of a draft that is not allowed.
+    def corrected(self, draft: Sequence[int], kept: int, best: ClassBest) -> list[int]:
+        """Returns the likeliest allowed canvas that begins with the draft's first `kept` tokens.
 
-        It is the last position if only too many tokens would be needed behind the canvas.
+        `best` has the rows of the positions behind them. Positions that do not matter keep the
+        draft's tokens.
         """
-        states = self.projector.states(self.start, draft[: self.positions])
-        return min(len(states), self.positions - 1)
-
-    def corrected(self, draft: Sequence[int], best: ClassBest) -> list[int]:
-        """Returns the likeliest canvas that the constraint allows, with the fixed tokens.
-
-        `best` has the rows of the positions behind the fixed ones. Positions that do not matter
-        keep the draft's tokens.
-        """
-        known = len(self.fixed)
-        behind = np.asarray(draft[known : self.positions])
+        behind = np.asarray(draft[kept : self.positions])
         rows = np.arange(len(behind))
         # The draft has the best tokens, whatever the rounding of another product says.
         kinds = self.projector.automaton.token_class[behind]
@@ -84,9 +81,10 @@ class CanvasConstraint:
         regrets[rows, kinds] = np.where(kinds > 0, 0, np.inf)
         tokens = best.tokens.copy()
         tokens[rows, kinds] = behind
-        classes = self.projector.classes(self._state, regrets, self.tokens_left)
+        state = self._state(draft[:kept])
+        classes = self.projector.classes(state, regrets, self.tokens_left)
         chosen = np.where(classes == FREE, behind, tokens[rows, classes])
-        return [*self.fixed, *chosen.tolist(), *draft[self.positions :]]
+        return [*draft[:kept], *chosen.tolist(), *draft[self.positions :]]
 
     def fix(self, draft: Sequence[int], corrected: Sequence[int]) -> None:
         """Fix the tokens up to the first correction, and those behind it that have no alternative.
@@ -97,13 +95,13 @@ class CanvasConstraint:
             i for i, pair in enumerate(zip(draft, corrected, strict=True)) if len({*pair}) > 1
         )
         self.fixed = list(corrected[: at + 1])
-        only = self.projector.only_token(self._state)
-        while only is not None and len(self.fixed) < self.positions:
+        while len(self.fixed) < self.positions:
+            only = self.projector.only_token(self._state(self.fixed))
+            if only is None:
+                return
             self.fixed.append(only)
-            only = self.projector.only_token(self._state)
 
-    @property
-    def _state(self) -> int:
-        """Returns the state behind the fixed tokens."""
-        states = self.projector.states(self.start, self.fixed)
+    def _state(self, tokens: Sequence[int]) -> int:
+        """Returns the state behind the canvas' first tokens, which must be allowed."""
+        states = self.projector.states(self.start, tokens)
         return states[-1] if states else self.start

@@ -2,7 +2,8 @@
 
 A draft is corrected when the model is sure of its first wrong token and of all tokens before it, or
 when the block would be finished. Until then the model may still change its mind. So an answer that
-comes to be allowed by itself is the one that would have come without a constraint.
+comes to be allowed by itself is the one that would have come without a constraint. Tokens that the
+model is sure of are kept, so that a mistake does not make the answer end before it.
 
 Letters: R canvas positions (rows) of all canvases of a pass, D hidden size.
 """
@@ -27,29 +28,28 @@ class Corrections:
         self._model = model
         self._classes: WeakKeyDictionary[Projector, TokenClasses] = WeakKeyDictionary()
 
-    def due(self, canvas: Canvas, tail: TailResult, rows: slice, draft: list[int]) -> bool:
-        """Returns whether the model is sure of a wrong draft, up to its first wrong token.
+    def is_sure(self, canvas: Canvas, tail: TailResult, rows: slice, wrong: int) -> bool:
+        """Returns whether the model is sure of a draft's tokens up to the position `wrong`.
 
-        It is if the entropies of these tokens are together within the sampler's bound, up to which
-        it accepts tokens. `rows` are the canvas' rows of the tail. Waits for the device.
+        It is if their entropies are together within the sampler's bound, up to which it accepts
+        tokens. `rows` are the canvas' rows of the tail. Waits for the device.
         """
-        constraint = canvas.constraint
-        assert constraint is not None
-        unsure = slice(len(constraint.fixed), constraint.first_wrong(draft) + 1)
+        assert canvas.constraint is not None
+        unsure = slice(len(canvas.constraint.fixed), wrong + 1)
         return float(tail.entropy[rows][unsure].sum()) <= canvas.sampler.entropy_bound
 
-    def corrected(self, canvas: Canvas, hidden: Tensor, draft: list[int]) -> list[int]:
-        """Returns the likeliest canvas that the constraint allows. Waits for the device.
+    def corrected(self, canvas: Canvas, hidden: Tensor, draft: list[int], kept: int) -> list[int]:
+        """Returns the likeliest allowed canvas that begins with the draft's first `kept` tokens.
 
-        hidden is [C, D], of the canvas' positions.
+        hidden is [C, D], of the canvas' positions. Waits for the device.
         """
         constraint = canvas.constraint
         assert constraint is not None
-        first, projector = len(constraint.fixed), constraint.projector
+        projector = constraint.projector
         biases = [
-            replace(bias, rows=slice(max(bias.rows.start - first, 0), bias.rows.stop - first))
+            replace(bias, rows=slice(max(bias.rows.start - kept, 0), bias.rows.stop - kept))
             for bias in canvas.biases
-            if bias.rows.stop > first
+            if bias.rows.stop > kept
         ]
         if projector not in self._classes:
             automaton = projector.automaton
@@ -57,13 +57,13 @@ class Corrections:
                 automaton.token_class, automaton.classes, self._model.device
             )
         best = class_best(
-            hidden[first : constraint.positions],
+            hidden[kept : constraint.positions],
             self._model.embedding,
             self._classes[projector],
             softcap=self._model.config.softcap,
             biases=biases,
         )
-        return constraint.corrected(draft, best)
+        return constraint.corrected(draft, kept, best)
 
     def fix(self, canvas: Canvas, draft: list[int], corrected: list[int]) -> None:
         """Fix the canvas' tokens up to the first correction for the block's next steps."""

@@ -84,25 +84,31 @@ class DenoisingStep:
         ):
             draft, corrected = padded[: canvas.width], False
             is_last = canvas.step_index + 1 == canvas.sampler.max_denoising_steps
-            is_done, is_nearly = bool(is_done) or is_last, bool(is_nearly)
-            if canvas.constraint is not None and is_finite and not canvas.constraint.allows(draft):
-                is_nearly = False
-                corrected = is_done or self._corrections.due(canvas, tail, span, draft)
-                if corrected:
-                    allowed = self._corrections.corrected(canvas, hidden[span], draft)
-                    if is_last:
-                        draft = allowed
-                        tail.argmax[span] = torch.tensor(draft, device=hidden.device)
-                    else:
-                        is_done = False
-                        fixes.append((canvas, draft, allowed))
+            is_done, is_nearly, is_finite = map(bool, (is_done, is_nearly, is_finite))
+            constraint = canvas.constraint
+            if constraint is not None and is_finite:
+                right = constraint.right_tokens(draft)
+                if right < constraint.positions:
+                    is_nearly = False
+                    sure = is_done or self._corrections.is_sure(canvas, tail, span, right)
+                    corrected = sure or is_last
+                    if corrected:
+                        kept = right if sure else len(constraint.fixed)
+                        allowed = self._corrections.corrected(canvas, hidden[span], draft, kept)
+                        if is_last:
+                            draft = allowed
+                            tail.argmax[span] = torch.tensor(draft, device=hidden.device)
+                        else:
+                            is_done = False
+                            fixes.append((canvas, draft, allowed))
+            is_done = is_done or is_last
             steps.append(
                 StepResult(
                     draft,
                     done=is_done,
                     nearly=is_nearly,
                     logprobs=self._logprobs(hidden, tail, canvas, span) if is_done else None,
-                    finite=bool(is_finite),
+                    finite=is_finite,
                     corrected=corrected,
                 )
             )
