@@ -19,7 +19,8 @@ They hold no pickle, no tensor and no callable. Both sides keep these rules:
 - Each worker process gets a new socket address, so no message for a dead worker reaches the next.
 - A `Constraint` comes before the first `GenerateRequest` that names it. The worker keeps the
   MOST_CONSTRAINTS that were named or sent last. The front end keeps the same account, and sends a
-  constraint again before a request names it that the worker no longer has.
+  constraint again before a request names it that the worker no longer has. `Texts` come once,
+  before the first constraint that is a grammar.
 """
 
 from collections.abc import Set
@@ -191,11 +192,26 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
         ]
 
 
+class Texts(msgspec.Struct, frozen=True, tag=True):
+    """The bytes of each token, none for those that no text has. Grammars need them."""
+
+    texts: list[bytes]
+
+
 class Constraint(msgspec.Struct, frozen=True, tag=True):
-    """A constraint on answers, as the bytes of an `Automaton`. Requests name it by its hash."""
+    """A constraint on answers, which requests name by its hash.
+
+    It is the bytes of an `Automaton`, or a `grammar` in llguidance's form, which needs the tokens'
+    texts. `ends` are the tokens that end a text of the grammar. `thought` are the control tokens of
+    a thought before the text: the one that closes it if the prompt ends in a thought, or the two
+    that open and close it if the answer may begin with one. An automaton has all of this itself.
+    """
 
     hash: str
-    automaton: bytes
+    automaton: bytes = b""
+    grammar: str = ""
+    ends: list[int] = []
+    thought: list[int] = []
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):
@@ -331,7 +347,7 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
     captured_graphs: int = 0
 
 
-ToWorker = Constraint | GenerateRequest | Cancel
+ToWorker = Texts | Constraint | GenerateRequest | Cancel
 FromWorker = Loading | Ready | Block | Cancelled | Failed | Heartbeat | Stats
 
 _encoder = msgspec.msgpack.Encoder()

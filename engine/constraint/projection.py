@@ -31,6 +31,7 @@ class Projector:
 
     def __init__(self, automaton: Automaton) -> None:
         self.automaton = automaton
+        self.vocab_size = len(automaton.token_class)
         self._tables = _tables(automaton.next_state)
         sizes = np.bincount(automaton.token_class, minlength=automaton.classes)
         ending = np.unique(np.nonzero(automaton.next_state == automaton.end)[1])

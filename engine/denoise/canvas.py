@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from engine.constraint.projection import Projector
+from engine.constraint.rules import GrammarRules
 from engine.denoise.canvas_constraint import CanvasConstraint
+from engine.denoise.frontier_constraint import FrontierConstraint
 from engine.denoise.noise import BlockNoise, block_noise
 from engine.denoise.sampler import SamplerConfig
 from engine.messages import GenerateRequest, Sampling
@@ -40,7 +42,7 @@ class Canvas:
     biases: list[Bias]  # their rows count from the canvas' first one
     prefix: Tensor | None  # int64, the first tokens, as far as the constraint fixes them
     suffix: Tensor | None  # [S] int64, the last tokens if the request fixes them
-    constraint: CanvasConstraint | None
+    constraint: CanvasConstraint | FrontierConstraint | None
     tokens: Tensor  # [C] int64
     argmax: Tensor  # [C] int64; -1 before the first step
     stable: Tensor  # [] int64, the number of steps for which argmax has stayed the same
@@ -125,13 +127,13 @@ def new_canvas(
     canvas_length: int,
     vocab_size: int,
     device: torch.device,
-    projector: Projector | None = None,
+    rules: Projector | GrammarRules | None = None,
     ahead: list[int] | None = None,
 ) -> Canvas:
     """Returns a new canvas for the sequence's current block.
 
-    `projector` is that of the request's constraint, if it has one. With `ahead`, the current
-    block's draft, the canvas is for the next block. A canvas that ends with the request's suffix is
+    `rules` are the request's constraint, if it has one. With `ahead`, the current block's draft,
+    the canvas is for the next block. A canvas that ends with the request's suffix is
     exactly as wide as the remaining answer and the suffix.
     """
     sampling, block = sequence.request.sampling, sequence.block_index + bool(ahead)
@@ -156,10 +158,13 @@ def new_canvas(
     if sampling.suffix:
         suffix = torch.tensor(sampling.suffix, device=device)
         start = torch.cat([start[: -len(suffix)], suffix])
-    constraint = None
-    if projector is not None:
-        room = sequence.request.max_tokens - len(answer)
-        constraint = CanvasConstraint.behind(projector, answer, room, width)
+    room = sequence.request.max_tokens - len(answer)
+    constraint: CanvasConstraint | FrontierConstraint | None = None
+    match rules:
+        case Projector():
+            constraint = CanvasConstraint.behind(rules, answer, room, width)
+        case GrammarRules():
+            constraint = FrontierConstraint(rules, answer, min(width, room))
     return Canvas(
         sampling,
         sampler,

@@ -11,8 +11,10 @@ reach the end. So an answer whose `max_tokens` are enough is always complete.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.constraint.projection import FREE, Projector
 from engine.tail.class_best import ClassBest
@@ -20,6 +22,16 @@ from engine.tail.class_best import ClassBest
 # Of two tokens with the same logit the draft's is preferred. In nats, and less than any real
 # difference of two logits.
 _TIE = np.float32(1e-6)
+
+
+class CanvasLogits(Protocol):
+    """The logits of a canvas' positions."""
+
+    def best_of_classes(self, projector: Projector, positions: slice) -> ClassBest:
+        """Returns the best token of each class at these positions."""
+
+    def best(self, position: int, allowed: NDArray[np.bool_]) -> int:
+        """Returns the best of the allowed [V] tokens at a position."""
 
 
 @dataclass
@@ -67,12 +79,14 @@ class CanvasConstraint:
                 return right
         return len(states)
 
-    def corrected(self, draft: Sequence[int], kept: int, best: ClassBest) -> list[int]:
+    def corrected(
+        self, draft: Sequence[int], kept: int, logits: CanvasLogits, *, last: bool
+    ) -> list[int]:
         """Returns the likeliest allowed canvas that begins with the draft's first `kept` tokens.
 
-        `best` has the rows of the positions behind them. Positions that do not matter keep the
-        draft's tokens.
+        Positions that do not matter keep the draft's tokens. It is the same in the `last` step.
         """
+        best = logits.best_of_classes(self.projector, slice(kept, self.positions))
         behind = np.asarray(draft[kept : self.positions])
         rows = np.arange(len(behind))
         # The draft has the best tokens, whatever the rounding of another product says.
@@ -86,15 +100,12 @@ class CanvasConstraint:
         chosen = np.where(classes == FREE, behind, tokens[rows, classes])
         return [*draft[:kept], *chosen.tolist(), *draft[self.positions :]]
 
-    def fix(self, draft: Sequence[int], corrected: Sequence[int]) -> None:
-        """Fix the tokens up to the first correction, and those behind it that have no alternative.
+    def fix(self, corrected: Sequence[int], count: int) -> None:
+        """Fix the first `count` tokens of a corrected canvas.
 
-        At least one more token is fixed.
+        Tokens behind them that have no alternative are fixed too.
         """
-        at = next(
-            i for i, pair in enumerate(zip(draft, corrected, strict=True)) if len({*pair}) > 1
-        )
-        self.fixed = list(corrected[: at + 1])
+        self.fixed = list(corrected[:count])
         while len(self.fixed) < self.positions:
             only = self.projector.only_token(self._state(self.fixed))
             if only is None:

@@ -5,20 +5,31 @@ when the block would be finished. Until then the model may still change its mind
 comes to be allowed by itself is the one that would have come without a constraint. Tokens that the
 model is sure of are kept, so that a mistake does not make the answer end before it.
 
-Letters: R canvas positions (rows) of all canvases of a pass, D hidden size.
+Letters: C positions of a canvas, R positions (rows) of all canvases of a pass, D hidden size, V
+vocabulary.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.constraint.projection import Projector
 from engine.denoise.canvas import Canvas
 from engine.model.diffusion_gemma import DiffusionGemma
-from engine.tail.class_best import TokenClasses, class_best
-from engine.tail.vocab_tail import TailResult
+from engine.tail.class_best import ClassBest, TokenClasses, best_allowed, class_best
+from engine.tail.vocab_tail import Bias, TailResult
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What to do about a draft that the constraint does not allow."""
+
+    canvas: list[int] | None = None  # the allowed one; None while the model is not sure
+    count: int = 0  # of its first tokens, which are right up to the correction and with it
 
 
 class Corrections:
@@ -28,49 +39,89 @@ class Corrections:
         self._model = model
         self._classes: WeakKeyDictionary[Projector, TokenClasses] = WeakKeyDictionary()
 
-    def is_sure(self, canvas: Canvas, tail: TailResult, rows: slice, wrong: int) -> bool:
-        """Returns whether the model is sure of a draft's tokens up to the position `wrong`.
+    def correction(
+        self,
+        canvas: Canvas,
+        hidden: Tensor,
+        tail: TailResult,
+        rows: slice,
+        draft: list[int],
+        *,
+        converged: bool,
+        last: bool,
+    ) -> Correction | None:
+        """Returns what to do about a draft, or None if the constraint allows it.
 
-        It is if their entropies are together within the sampler's bound, up to which it accepts
-        tokens. `rows` are the canvas' rows of the tail. Waits for the device.
-        """
-        assert canvas.constraint is not None
-        unsure = slice(len(canvas.constraint.fixed), wrong + 1)
-        return float(tail.entropy[rows][unsure].sum()) <= canvas.sampler.entropy_bound
-
-    def corrected(self, canvas: Canvas, hidden: Tensor, draft: list[int], kept: int) -> list[int]:
-        """Returns the likeliest allowed canvas that begins with the draft's first `kept` tokens.
-
-        hidden is [C, D], of the canvas' positions. Waits for the device.
+        hidden is [R, D], and `rows` are the canvas' rows of it and of the tail. `converged` says
+        that the block would be finished, and `last` that it has no further step. Raises ValueError
+        if the constraint has become too complex. Waits for the device if the draft is not allowed.
         """
         constraint = canvas.constraint
         assert constraint is not None
-        projector = constraint.projector
-        biases = [
-            replace(bias, rows=slice(max(bias.rows.start - kept, 0), bias.rows.stop - kept))
-            for bias in canvas.biases
-            if bias.rows.stop > kept
-        ]
-        if projector not in self._classes:
-            automaton = projector.automaton
-            self._classes[projector] = TokenClasses(
-                automaton.token_class, automaton.classes, self._model.device
-            )
-        best = class_best(
-            hidden[kept : constraint.positions],
-            self._model.embedding,
-            self._classes[projector],
-            softcap=self._model.config.softcap,
-            biases=biases,
-        )
-        return constraint.corrected(draft, kept, best)
+        right = constraint.right_tokens(draft)
+        if right == constraint.positions:
+            return None
+        known = len(constraint.fixed)
+        # It is as sure as the sampler must be, which accepts tokens up to this sum of entropies.
+        unsure = tail.entropy[rows][known : right + 1].sum()
+        sure = converged or float(unsure) <= canvas.sampler.entropy_bound
+        if not (sure or last):
+            return Correction()
+        kept = right if sure else known
+        logits = _Logits(self._model, self._classes, hidden[rows], canvas.biases)
+        return Correction(constraint.corrected(draft, kept, logits, last=last), kept + 1)
 
-    def fix(self, canvas: Canvas, draft: list[int], corrected: list[int]) -> None:
-        """Fix the canvas' tokens up to the first correction for the block's next steps."""
+    def fix(self, canvas: Canvas, correction: Correction) -> None:
+        """Fix the tokens up to the correction for the block's next steps."""
         assert canvas.constraint is not None
         assert canvas.soft_embeddings is not None, "the canvas has had a step"
-        canvas.constraint.fix(draft, corrected)
+        assert correction.canvas is not None
+        canvas.constraint.fix(correction.canvas, correction.count)
         canvas.prefix = torch.tensor(canvas.constraint.fixed, device=canvas.tokens.device)
         fixed = slice(0, len(canvas.prefix))
         canvas.tokens[fixed] = canvas.argmax[fixed] = canvas.prefix
         canvas.soft_embeddings[fixed] = self._model.embed(canvas.prefix)
+
+
+@dataclass(frozen=True)
+class _Logits:
+    """The logits of a canvas' positions, made as far as they are needed."""
+
+    model: DiffusionGemma
+    classes: WeakKeyDictionary[Projector, TokenClasses]
+    hidden: Tensor  # [C, D]
+    biases: list[Bias]
+
+    def best_of_classes(self, projector: Projector, positions: slice) -> ClassBest:
+        if projector not in self.classes:
+            automaton = projector.automaton
+            self.classes[projector] = TokenClasses(
+                automaton.token_class, automaton.classes, self.hidden.device
+            )
+        return class_best(
+            self.hidden[positions],
+            self.model.embedding,
+            self.classes[projector],
+            softcap=self.model.config.softcap,
+            biases=self._biases(positions),
+        )
+
+    def best(self, position: int, allowed: NDArray[np.bool_]) -> int:
+        row = slice(position, position + 1)
+        return best_allowed(
+            self.hidden[row],
+            self.model.embedding,
+            allowed,
+            softcap=self.model.config.softcap,
+            biases=self._biases(row),
+        )
+
+    def _biases(self, positions: slice) -> list[Bias]:
+        """Returns the biases of these positions, with their rows counted from the first of them."""
+        moved = []
+        for bias in self.biases:
+            start = max(bias.rows.start, positions.start) - positions.start
+            stop = min(bias.rows.stop, positions.stop) - positions.start
+            if start < stop:
+                moved.append(replace(bias, rows=slice(start, stop)))
+        return moved

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.denoise.canvas import Canvas, CanvasRows
-from engine.denoise.corrections import Corrections
+from engine.denoise.corrections import Correction, Corrections
 from engine.denoise.sampler import (
     accept,
     converged,
@@ -78,29 +78,28 @@ class DenoisingStep:
         flags = [flag[:, None] for flag in (done, nearly, finite)]
         report = torch.cat([*flags, argmax], dim=1).tolist()  # the host waits here
         steps = []
-        fixes: list[tuple[Canvas, list[int], list[int]]] = []
+        fixes: list[tuple[Canvas, Correction]] = []
         for canvas, span, (is_done, is_nearly, is_finite, *padded) in zip(
             canvases, rows.slices, report, strict=True
         ):
-            draft, corrected = padded[: canvas.width], False
+            draft = padded[: canvas.width]
             is_last = canvas.step_index + 1 == canvas.sampler.max_denoising_steps
             is_done, is_nearly, is_finite = map(bool, (is_done, is_nearly, is_finite))
-            constraint = canvas.constraint
-            if constraint is not None and is_finite:
-                right = constraint.right_tokens(draft)
-                if right < constraint.positions:
-                    is_nearly = False
-                    sure = is_done or self._corrections.is_sure(canvas, tail, span, right)
-                    corrected = sure or is_last
-                    if corrected:
-                        kept = right if sure else len(constraint.fixed)
-                        allowed = self._corrections.corrected(canvas, hidden[span], draft, kept)
-                        if is_last:
-                            draft = allowed
-                            tail.argmax[span] = torch.tensor(draft, device=hidden.device)
-                        else:
-                            is_done = False
-                            fixes.append((canvas, draft, allowed))
+            correction = fault = None
+            if canvas.constraint is not None and is_finite:
+                try:
+                    correction = self._corrections.correction(
+                        canvas, hidden, tail, span, draft, converged=is_done, last=is_last
+                    )
+                except ValueError as error:
+                    fault = str(error)
+            if correction is not None:
+                is_done = is_nearly = False
+                if is_last and correction.canvas is not None:
+                    draft = correction.canvas
+                    tail.argmax[span] = torch.tensor(draft, device=hidden.device)
+                elif correction.canvas is not None:
+                    fixes.append((canvas, correction))
             is_done = is_done or is_last
             steps.append(
                 StepResult(
@@ -109,7 +108,8 @@ class DenoisingStep:
                     nearly=is_nearly,
                     logprobs=self._logprobs(hidden, tail, canvas, span) if is_done else None,
                     finite=is_finite,
-                    corrected=corrected,
+                    corrected=correction is not None and correction.canvas is not None,
+                    fault=fault,
                 )
             )
         if not all(step.done for step in steps):
@@ -126,8 +126,8 @@ class DenoisingStep:
             for canvas, *state in each_canvas:
                 canvas.tokens, canvas.argmax, canvas.soft_embeddings, canvas.stable = state
                 canvas.step_index += 1
-        for canvas, draft, allowed in fixes:
-            self._corrections.fix(canvas, draft, allowed)
+        for canvas, correction in fixes:
+            self._corrections.fix(canvas, correction)
         return steps
 
     def _vocab_tail(

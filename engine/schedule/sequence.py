@@ -52,6 +52,7 @@ class StepResult:
     logprobs: list[TokenLogprobs] | None = None  # of the draft, if it is done and the request asks
     next_started: bool = False  # speculation won: the block is committed, the next has had a step
     corrected: bool = False  # the constraint did not allow the draft and has changed it
+    fault: str | None = None  # why the constraint can be held no longer; the answer then fails
     finite: bool = True  # no number behind this result is NaN or infinite; else it means nothing
 
 

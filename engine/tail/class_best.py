@@ -68,6 +68,29 @@ def class_best(
     return ClassBest((peak[:, None] - best) * np.float32(softcap), tokens)
 
 
+def best_allowed(
+    hidden: Tensor,
+    embedding: Embedding,
+    allowed: NDArray[np.bool_],
+    *,
+    softcap: float,
+    biases: Sequence[Bias] = (),
+) -> int:
+    """Returns the best of the allowed [V] tokens in one row. Waits for the device.
+
+    hidden is [1, D], and the other arguments are those of `class_best`.
+    """
+    mask, best, token = torch.from_numpy(allowed).to(hidden.device), -np.inf, 0
+    size = VOCAB_CHUNK if hidden.device.type == "cpu" else _GPU_CHUNK
+    for start in range(0, len(allowed), size):
+        span = slice(start, start + size)
+        logits = _biased_logits(hidden, embedding, span, softcap, biases)[0]
+        largest, index = logits.where(mask[span], -torch.inf).max(-1)
+        if float(largest) > best:
+            best, token = float(largest), start + int(index)
+    return token
+
+
 def grouped_class_best(
     hidden: Tensor,
     embedding: Embedding,
