@@ -45,10 +45,9 @@ async def constrained(
             )
     prompt = request.prompts[0]  # those of raw completions are alike
     thought: kinds.Thought = "open" if prompt.thinking else "allowed" if thinks else "none"
-    ends = {token for token in limits.end_tokens if token < limits.vocab_size}
     try:
-        compiled = await services.constraints.compiled(
-            kinds.Constraint(demand.kind, thought), sorted(ends.union(prompt.end_tokens))
+        enforced = await services.constraints.enforced(
+            kinds.Constraint(demand.kind, thought), limits.end_tokens
         )
     except ConstraintError as error:
         where = f" at {error.path}" if error.path else ""
@@ -57,9 +56,4 @@ async def constrained(
             param=demand.field,
             code=UNSUPPORTED,
         ) from error
-    return replace(
-        request,
-        constraint=AnswerConstraint(
-            compiled.message, compiled.least_tokens, compiled.forced, demand.field
-        ),
-    )
+    return replace(request, constraint=AnswerConstraint(enforced, demand.field))

@@ -156,8 +156,8 @@ async def _choice_events(
             yield Delta(choice, event, logprobs, output.take_tokens(), so_far)
 
     try:
-        constraint = None if request.constraint is None else request.constraint.message
-        async with aclosing(services.worker.generate(prepared, ends, constraint)) as messages:
+        needs = () if request.constraint is None else request.constraint.enforced.needs
+        async with aclosing(services.worker.generate(prepared, ends, needs)) as messages:
             async for message in messages:
                 match message:
                     case Block():

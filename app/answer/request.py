@@ -9,10 +9,11 @@ from hashlib import blake2b
 
 import msgspec
 
+from app.constraint.enforced import Enforced
 from app.errors import BadRequest
 from app.prompting.prompt import Prompt, answer_room
 from app.prompting.vocabulary import Vocabulary
-from engine.messages import Constraint, GenerateRequest, Ready, Sampling
+from engine.messages import GenerateRequest, Ready, Sampling
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,9 @@ class ChatFormat:
 
 @dataclass(frozen=True)
 class AnswerConstraint:
-    """A constraint in the worker's form.
+    """What the answers must be. `field` is the request's field that demands it."""
 
-    An answer has at least `least_tokens`, its end token included. Each begins with `lead`. `field`
-    is the request's field that demands it.
-    """
-
-    message: Constraint
-    least_tokens: int
-    lead: Sequence[int]
+    enforced: Enforced
     field: str
 
 
@@ -112,7 +107,11 @@ def prepare(
                 param="suffix",
             )
         constraint = request.constraint
-        lead = [] if constraint is None else _lead(constraint, room, request)
+        lead: list[int] = []
+        ends = list(prompt.end_tokens)
+        if constraint is not None:
+            lead = _lead(constraint, room, request)
+            ends += constraint.enforced.ends
         images = list(prompt.images)
         for choice in range(request.n):
             prepared.append(
@@ -121,11 +120,11 @@ def prepare(
                     prompt=prompt.tokens,
                     max_tokens=room,
                     sampling=msgspec.structs.replace(
-                        request.sampling, choice=choice, end_tokens=list(prompt.end_tokens)
+                        request.sampling, choice=choice, end_tokens=ends
                     ),
                     images=images,
                     salt=salt,
-                    constraint="" if constraint is None else constraint.message.hash,
+                    constraint="" if constraint is None else constraint.enforced.hash,
                     lead=lead,
                 )
             )
@@ -138,15 +137,16 @@ def _lead(constraint: AnswerConstraint, room: int, request: AnswerRequest) -> li
     They have no log-probabilities, so there are none if the request asks for these. Raises
     BadRequest if no answer that is demanded has so few tokens.
     """
-    if room < constraint.least_tokens:
+    forced, least = constraint.enforced.forced, constraint.enforced.least_tokens
+    if room < least:
         raise BadRequest(
             f"{request.limit_field}: the answer may have {room} tokens, but the shortest one that "
-            f"{constraint.field} allows has {constraint.least_tokens}.",
+            f"{constraint.field} allows has {least}.",
             param=request.limit_field,
         )
     # The tokenizer may write them in more tokens than the shortest answer does.
-    fits = len(constraint.lead) + constraint.least_tokens <= room
-    return list(constraint.lead) if fits and request.sampling.top_logprobs is None else []
+    fits = len(forced) + least <= room
+    return list(forced) if fits and request.sampling.top_logprobs is None else []
 
 
 def _check_token_ids(field: str, tokens: Iterable[int], limits: Ready) -> None:

@@ -8,8 +8,10 @@ import pytest
 from bench.random_model import Shape, write_random_model
 from engine.config import EngineConfig
 from engine.constraint.automaton import Automaton
+from engine.constraint.grammar import lark_grammar
+from engine.constraint.rules import GrammarRules
 from engine.loading import build_denoiser
-from engine.messages import Block, Constraint, Failed, GenerateRequest, Sampling, Sibling
+from engine.messages import Block, Constraint, Failed, GenerateRequest, Sampling, Sibling, Texts
 from engine.worker import Worker
 from tests.engine.toy_automata import automaton, one_of, text
 
@@ -239,3 +241,83 @@ def test_a_request_whose_constraint_cannot_be_held_fails_at_once(worker):
     assert "end the answer" in failure(worker, made(OBJECT, ends=[157]))
     smaller = automaton(OBJECT, VOCABULARY[:-1], [END - 1])
     assert "another vocabulary" in failure(worker, smaller)
+
+
+GRAMMAR = lark_grammar('start: "[" ITEM ("," ITEM)* "]"\nITEM: /[a-c]+/')
+GRAMMAR_PATTERN = r"\[[a-c]+(,[a-c]+)*\]"
+
+
+def grammar_blocks(worker, *, grammar=GRAMMAR, thought=(), **options):
+    worker.handle(Texts(VOCABULARY))
+    worker.handle(Constraint("g", grammar=grammar, ends=[END], thought=list(thought)))
+    return [*worker.generate(grammar_request(**options))]
+
+
+def grammar_request(*, max_tokens=40, seed=1, delivered=(), delivered_blocks=0, **options):
+    return GenerateRequest(
+        "a",
+        PROMPT,
+        max_tokens,
+        Sampling(seed, **options),
+        constraint="g",
+        delivered=list(delivered),
+        delivered_blocks=delivered_blocks,
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_answer_by_a_grammar_is_always_a_beginning_of_it(worker, seed):
+    blocks = grammar_blocks(worker, seed=seed)
+    tokens = tokens_of(blocks)
+    if tokens[-1] == END:
+        assert re.fullmatch(GRAMMAR_PATTERN, text_of(tokens))
+    else:
+        assert re.fullmatch(r"\[([a-c]+,)*[a-c]*\]?", text_of(tokens))
+        assert blocks[-1].finish_reason == "length"
+
+
+def test_an_answer_by_a_grammar_is_complete_if_the_model_ends_it(worker):
+    bias = {"logit_bias": {END: 40.0, ord("]"): 30.0}}
+    blocks = grammar_blocks(worker, **bias)
+    assert re.fullmatch(GRAMMAR_PATTERN, text_of(tokens_of(blocks)))
+    assert blocks[-1].finish_reason == "stop"
+    assert blocks[0].corrections > 0
+
+
+def test_an_interrupted_answer_by_a_grammar_goes_on(worker):
+    first, *others = grammar_blocks(worker)
+    assert others
+    more = grammar_blocks(worker, delivered=first.tokens, delivered_blocks=1)
+    assert [block.tokens for block in more] == [block.tokens for block in others]
+
+
+def test_a_grammar_holds_for_what_follows_a_thought(worker):
+    opened, closed = 156, 157
+    bias = {"logit_bias": {closed: 30.0, END: 40.0, ord("]"): 25.0}}
+    tokens = tokens_of(grammar_blocks(worker, thought=[closed], **bias))
+    assert closed in tokens
+    assert re.fullmatch(GRAMMAR_PATTERN, text_of(tokens[tokens.index(closed) + 1 :]))
+    bias["logit_bias"][opened] = 60.0
+    tokens = tokens_of(grammar_blocks(worker, thought=[opened, closed], **bias))
+    assert tokens[0] == opened
+    assert re.fullmatch(GRAMMAR_PATTERN, text_of(tokens[tokens.index(closed) + 1 :]))
+    bias["logit_bias"][opened] = -60.0
+    tokens = tokens_of(grammar_blocks(worker, thought=[opened, closed], **bias))
+    assert re.fullmatch(GRAMMAR_PATTERN, text_of(tokens))
+
+
+def test_a_grammar_that_becomes_too_complex_fails_its_request_alone(worker, monkeypatch):
+    def too_complex(_rules, _answer):
+        raise ValueError("too complex")
+
+    worker.handle(Texts(VOCABULARY))
+    worker.handle(Constraint("g", grammar=GRAMMAR, ends=[END]))
+    messages = worker.handle(grammar_request())
+    messages += worker.handle(GenerateRequest("b", PROMPT, 10, Sampling(3)))
+    monkeypatch.setattr(GrammarRules, "read", too_complex)
+    while not worker.idle:
+        messages += worker.step()
+    (failed,) = [m for m in messages if m.id == "a"]
+    assert isinstance(failed, Failed)
+    assert "too complex" in failed.message
+    assert all(isinstance(m, Block) for m in messages if m.id == "b")
