@@ -15,6 +15,7 @@ never passes it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,9 @@ from engine.constraint.automaton import UNREACHABLE, Automaton
 
 FIRST_CONTROL = 256  # the symbol of the control token 0
 
-_MOST_COUNTS = 2048  # states between two characters of all counted texts together
+_MOST_COUNTS = 1024  # states between two characters of all counted texts together
 _MOST_TOKEN_STATES = 10_000
+_UNTIDY = 4  # a table may be so many times larger before useless states are removed
 _COARSE = 16  # inside of a character, counts are rounded to so many times as much
 _EXACT = 64  # counts of texts that are limited to so many characters are never rounded coarsely
 _NO_BOUND = 2**30
@@ -49,7 +51,7 @@ def automaton(machine: Machine, trie: TokenTrie, ends: Sequence[int], effort: Ef
     used = np.flatnonzero(np.bincount(token_function)).astype(np.int32)
     token_class = np.searchsorted(used, token_function)
     states = _TokenStates(table, machine.regions)
-    if states.count * len(used) > MOST_ENTRIES:
+    if states.count * len(used) > _UNTIDY * MOST_ENTRIES:
         raise TooLargeError(f"its table would have more than {MOST_ENTRIES} entries")
     after = states.after(functions, used)
     return _tidied(after, states, token_class.astype(np.int32), ends, effort)
@@ -92,17 +94,57 @@ def _table(machine: Machine) -> _Table:
     for state, row in enumerate(machine.edges):
         for low, high, target in row:
             after[state, number[low] : number[high + 1]] = target
-    columns, cut_class = np.unique(after, axis=1, return_inverse=True)
+    columns, cut_class = _same_columns(after)
+    after = after[:, columns]
+    bounds_of = [(each.least, _most(each)) for each in machine.regions]
+    labels = [
+        (accepts, tag and (*bounds_of[tag.region], tag.between))
+        for accepts, tag in zip(machine.accepting, machine.tags, strict=True)
+    ]
+    kept, number = _same_states(after, labels, machine)
+    tags = [machine.tags[state] for state in kept]
     return _Table(
-        np.ascontiguousarray(columns),
+        np.append(number, len(kept)).astype(np.int16)[after[np.append(kept, states)]],
         np.array(cuts, np.int32),
-        cut_class.reshape(-1).astype(np.int32),
-        np.array(machine.accepting),
-        np.array([*(regions if t is None else t.region for t in machine.tags), regions], np.int32),
-        np.array([*(t is not None and t.between for t in machine.tags), False]),
+        cut_class.astype(np.int32),
+        np.array(machine.accepting)[kept],
+        np.array([*(regions if tag is None else tag.region for tag in tags), regions], np.int32),
+        np.array([*(tag is not None and tag.between for tag in tags), False]),
         np.array([*(each.least for each in machine.regions), 0], np.int32),
         np.array([*(_most(each) for each in machine.regions), _NO_BOUND], np.int32),
     )
+
+
+def _same_states(
+    after: NDArray[np.int16], labels: list[Any], machine: Machine
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the first of each of the states that differ, and for each state which it equals.
+
+    States are equal if their labels are, and all that follows them. The start stays the first.
+    """
+    edges = {(state, edge[2]) for state, row in enumerate(machine.edges) for edge in row}
+    source, target = np.array(sorted(edges) or np.empty((0, 2)), np.int64).T
+    distance = _distances(len(labels), np.flatnonzero(machine.accepting), target, source)
+    numbers: dict[Any, int] = {}
+    part = np.array(
+        [
+            numbers.setdefault(label, len(numbers))
+            for label in zip(distance.tolist(), labels, strict=True)
+        ],
+        np.int64,
+    )
+    weights = _weights(after.shape[1] + 1)
+    while True:
+        signature = np.append(part, -1)[after[:-1]] @ weights[:-1] + part * weights[-1]
+        first, finer = np.unique(signature, return_index=True, return_inverse=True)[1:]
+        finer = finer.reshape(-1)
+        if len(first) == part.max() + 1:
+            break
+        part = finer
+    order = np.argsort(first)
+    number = np.empty(len(first), np.int64)
+    number[order] = np.arange(len(first))
+    return first[order], number[finer]
 
 
 def _most(region: Region) -> int:
@@ -151,15 +193,20 @@ class _Functions:
 
     def _composed(self, functions: Array, classes: Array) -> NDArray[np.int16]:
         table = self.table
-        rows = self.rows[functions]
-        now = rows[:, 0]
-        behind = table.after[now, classes[:, None]]
+        before = self.rows[functions]
+        composed = np.zeros_like(before)
+        composed[:, 0] = table.dead
+        # Most functions are dead for most states.
+        row, state = np.nonzero(before[:, 0] != table.dead)
+        now = before[row, 0, state]
+        behind = table.after[now, classes[row]]
         if not table.regions:
-            return behind[:, None]
-        counted, left = rows[:, 1], rows[:, 2]
-        region, region_behind = table.region[now], table.region[behind]
+            composed[row, 0, state] = behind
+            return composed
+        counted, left = before[row, 1, state], before[row, 2, state]
+        region = table.region[now]
         inside = region < table.regions
-        stays = inside & (region_behind == region)
+        stays = inside & (table.region[behind] == region)
         leaves = inside & ~stays
         counts = counted + (stays & table.between[now])
         least, most = table.least[region], table.most[region]
@@ -169,11 +216,11 @@ class _Functions:
         alive &= ~leaves | (left == _STAYS) | (counts >= least)
         left = np.where(leaves & (left == _STAYS), counts, left)
         counts = np.where(leaves, 0, counts)
-        composed = np.stack([behind, counts, left], 1)
-        composed[:, 0][~alive] = table.dead
-        composed[:, 1][~alive] = 0
-        composed[:, 2][~alive] = 0
-        return composed.astype(np.int16)
+        row, state = row[alive], state[alive]
+        composed[row, 0, state] = behind[alive]
+        composed[row, 1, state] = counts[alive]
+        composed[row, 2, state] = left[alive]
+        return composed
 
     def _numbers(self, rows: NDArray[np.int16]) -> list[int]:
         """Returns the numbers of functions, which are kept if they are new."""
@@ -335,15 +382,17 @@ def _tidied(
     number[:-1][useful] = np.arange(np.count_nonzero(useful))
     after = number[after[useful]]
     need, accepting = need[useful], states.accepting[useful]
-    after, need, accepting = _merged(after, need, accepting)
-    columns, column = np.unique(after, axis=1, return_inverse=True)
-    column = column.reshape(-1)
+    kept, column = _same_columns(after)
+    token_class = column[token_class]
+    columns = after[:, kept]
     allowed = np.flatnonzero((columns >= 0).any(0))
     # Class 0 is never allowed, and the last one is that of the end tokens.
     new_class = np.zeros(columns.shape[1], np.int32)
     new_class[allowed] = np.arange(1, len(allowed) + 1)
-    token_class = new_class[column][token_class]
+    token_class = new_class[token_class]
     end, last = len(after), len(allowed) + 1
+    if (end + 1) * (last + 1) > MOST_ENTRIES:
+        raise TooLargeError(f"its table would have more than {MOST_ENTRIES} entries")
     token_class[list(ends)] = last
     next_state = np.full((end + 1, last + 1), -1, np.int32)
     next_state[:-1, 1:last] = columns[:, allowed]
@@ -382,20 +431,14 @@ def _distances(
     return distance
 
 
-def _merged(after: Array, need: Array, accepting: Mask) -> tuple[Array, Array, Mask]:
-    """Returns the automaton with states merged that have the same meaning."""
-    part = np.unique(np.stack([need, accepting], 1), axis=0, return_inverse=True)[1].reshape(-1)
-    # Random sums stand for whole rows: two different ones are equal once in 2**62.
-    weights = np.random.default_rng(0).integers(1, 2**62, after.shape[1] + 1, dtype=np.int64)
-    while True:
-        signature = np.append(part, -1)[after] @ weights[:-1] + part * weights[-1]
-        finer = np.unique(signature, return_inverse=True)[1].reshape(-1)
-        if finer.max() == part.max():
-            break
-        part = finer
-    kept = np.sort(np.unique(part, return_index=True)[1])
-    number = np.empty(part.max() + 1, np.int32)
-    number[part[kept]] = np.arange(len(kept))
-    merged = np.append(number[part], -1)[after[kept]]
-    return merged.astype(np.int32), need[kept], accepting[kept]
+def _same_columns(table: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the first of each of the different columns, and for each column which it equals."""
+    _, first, inverse = np.unique(
+        _weights(len(table)) @ table, return_index=True, return_inverse=True
+    )
+    return first, inverse.reshape(-1)
 
+
+def _weights(size: int) -> NDArray[np.int64]:
+    """Returns factors for sums that stand for whole rows: two different ones are hardly equal."""
+    return np.random.default_rng(0).integers(1, 2**62, size, dtype=np.int64)

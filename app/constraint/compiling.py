@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from app.chat_format.gemma import CALL, CALL_END, CHANNEL, CHANNEL_END, QUOTE
@@ -20,7 +20,7 @@ from app.constraint.expressions import (
     symbols,
     word,
 )
-from app.constraint.limits import ConstraintError, Effort, NoWayError, TooLargeError
+from app.constraint.limits import AmbiguousError, ConstraintError, Effort, NoWayError, TooLargeError
 from app.constraint.machines import Machine, machine
 from app.constraint.patterns import whole_match
 from app.constraint.schema import Depths, anything, object_expression, schema_expression
@@ -31,7 +31,7 @@ from engine.constraint.grammar import grammar_fault, schema_grammar
 
 OBJECT_DEPTH = 5  # of `json_object`
 # The first of these that makes an automaton which is not too large.
-_DEPTHS = (Depths(6, 3), Depths(6, 1), Depths(2, 1))
+_DEPTHS = (Depths(6, 3, 4_000), Depths(6, 1), Depths(2, 1))
 
 Encode = Callable[[str], Sequence[int]]
 
@@ -65,20 +65,19 @@ def compiled(
     kind = constraint.kind
     if isinstance(kind, kinds.Grammar):
         return _by_grammar(kind.lark, constraint)
-    fault: NoWayError | None = None
-    for depths in _DEPTHS:
+    attempts = [*_DEPTHS]
+    while attempts:
+        depths = attempts.pop(0)
         try:
             return _by_automaton(constraint, depths, trie, ends, encode)
         except TooLargeError as error:
+            fault: NoWayError = error
+        except AmbiguousError as error:
             fault = error
+            attempts = [replace(depths, counted=False)] if depths.counted else []
         except NoWayError as error:
             fault = error
             break
-        if not isinstance(
-            kind, kinds.JsonSchema | kinds.Calls | kinds.TextAndCalls | kinds.TextOrCalls
-        ):
-            break
-    assert fault is not None
     if isinstance(kind, kinds.JsonSchema):
         grammar = schema_grammar(kind.schema)
         if grammar_fault(grammar) is None:
@@ -100,7 +99,7 @@ def _by_automaton(
     ends: Sequence[int],
     encode: Encode,
 ) -> Compiled:
-    effort = Effort()
+    effort = Effort(states=depths.most_states)
     try:
         expression = _expression(constraint.kind, depths, trie.controls, effort)
         whole = machine(_behind_thought(expression, constraint.thought, trie), effort)

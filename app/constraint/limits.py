@@ -2,15 +2,16 @@
 
     ConstraintError (ValueError)     the constraint, or a part of it, cannot be enforced
       NoWayError                     not as an automaton, but perhaps by the frontier method
-      TooLargeError                  an automaton of it would be too large, or take too long
+        TooLargeError                an automaton of it would be too large, or take too long
+        AmbiguousError               it is not clear what is counted, unless lengths are unrolled
 """
 
 import time
 
-MOST_SECONDS = 10.0  # of compiling one constraint
+MOST_SECONDS = 4.0  # of a processor, for one attempt to compile a constraint
 MOST_EXPRESSIONS = 200_000  # states and steps of the automaton before it is deterministic
 MOST_STATES = 20_000  # of the automaton that reads bytes
-MOST_ENTRIES = 2**22  # of the table of states and classes
+MOST_ENTRIES = 2**23  # of the table of states and classes
 MOST_FUNCTIONS = 2**25  # entries of the functions of all tokens and of their beginnings
 
 
@@ -30,11 +31,21 @@ class TooLargeError(NoWayError):
     """The automaton would be too large, or compiling it takes too long."""
 
 
+class AmbiguousError(NoWayError):
+    """Something is counted in one of several alternatives that begin alike."""
+
+
 class Effort:
     """How much compiling one constraint may still cost."""
 
-    def __init__(self, seconds: float = MOST_SECONDS, expressions: int = MOST_EXPRESSIONS) -> None:
-        self._deadline = time.monotonic() + seconds
+    def __init__(
+        self,
+        seconds: float = MOST_SECONDS,
+        expressions: int = MOST_EXPRESSIONS,
+        states: int = MOST_STATES,
+    ) -> None:
+        self.most_states = states
+        self._deadline = time.thread_time() + seconds
         self._seconds = seconds
         self._expressions = expressions
         self._most_expressions = expressions
@@ -50,5 +61,5 @@ class Effort:
 
     def check_time(self) -> None:
         """Raises TooLargeError if the time is over."""
-        if time.monotonic() > self._deadline:
-            raise TooLargeError(f"compiling it takes longer than {self._seconds:g} s")
+        if time.thread_time() > self._deadline:
+            raise TooLargeError(f"compiling it takes longer than {self._seconds:g} s of a processor")

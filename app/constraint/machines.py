@@ -20,7 +20,7 @@ from app.constraint.expressions import (
     Symbols,
     merged_ranges,
 )
-from app.constraint.limits import MOST_STATES, Effort, NoWayError, TooLargeError
+from app.constraint.limits import AmbiguousError, Effort, TooLargeError
 
 Edge = tuple[int, int, int]  # the first and the last symbol, and the state behind them
 
@@ -73,7 +73,7 @@ class Machine:
 def machine(expression: Expression, effort: Effort) -> Machine:
     """Returns the automaton of an expression.
 
-    Raises TooLargeError, or NoWayError if it cannot tell which of several things it counts.
+    Raises TooLargeError, or AmbiguousError if it cannot tell which of several things it counts.
     """
     graph = _Graph(effort)
     start = graph.build(expression, graph.accept)
@@ -212,7 +212,7 @@ class _Graph:
 
     def _count(self, counted: Counted, part: Expression, end: int) -> int:
         if self._region is not None:
-            raise NoWayError("something is counted inside of something that is counted")
+            raise AmbiguousError("something is counted inside of something that is counted")
         region = len(self.regions)
         self.regions.append(Region(counted.least, counted.most))
         between = self._state()
@@ -282,8 +282,8 @@ def _determined(graph: _Graph, start: int, effort: Effort) -> Machine:
             if target is None:
                 target = ids[targets] = len(waiting)
                 waiting.append(targets)
-                if target >= MOST_STATES:
-                    raise TooLargeError(f"its automaton has more than {MOST_STATES} states")
+                if target >= effort.most_states:
+                    raise TooLargeError(f"its automaton has more than {effort.most_states} states")
             if row and row[-1][1] == low - 1 and row[-1][2] == target:
                 row[-1] = (row[-1][0], high, target)
             else:
@@ -318,7 +318,7 @@ def _disjoint(graph: _Graph, members: frozenset[int]) -> Iterator[tuple[int, int
 
 
 def _tag(graph: _Graph, members: frozenset[int], closure: object) -> Tag | None:
-    """Returns the tag of a deterministic state. Raises NoWayError if its members disagree."""
+    """Returns the tag of a deterministic state. Raises AmbiguousError if its members disagree."""
     tagged = {tag for member in members if (tag := graph.tags[member]) is not None}
     if not tagged:
         return None
@@ -331,7 +331,7 @@ def _tag(graph: _Graph, members: frozenset[int], closure: object) -> Tag | None:
             return graph.tags[between[0]]
     elif len(tagged) == 1 and all(graph.tags[member] is not None for member in members):
         return tagged.pop()
-    raise NoWayError("a length is limited in one of several alternatives that begin alike")
+    raise AmbiguousError("a length is limited in one of several alternatives that begin alike")
 
 
 def _alive(

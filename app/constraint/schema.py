@@ -28,7 +28,7 @@ from app.constraint.expressions import (
     word,
 )
 from app.constraint.formats import PATTERNS, UNSUPPORTED
-from app.constraint.limits import ConstraintError, Effort, NoWayError
+from app.constraint.limits import MOST_STATES, ConstraintError, Effort, NoWayError
 from app.constraint.machines import Machine, complement, intersection, machine
 from app.constraint.numbers import NUMBER, integers, numbers
 from app.constraint.patterns import search, whole_match
@@ -43,10 +43,15 @@ _PATTERN_OPTIONS = FancyRegexOptions(size_limit=2**20)
 
 @dataclass(frozen=True)
 class Depths:
-    """How often a reference may refer to itself, and how deep values of any kind are nested."""
+    """How often a reference may refer to itself, and how deep values of any kind are nested.
+
+    Lengths are `counted`, or each of them is a state of its own. `most_states` bounds the automaton.
+    """
 
     references: int
     values: int
+    most_states: int = MOST_STATES
+    counted: bool = True
 
 
 def schema_expression(root: Any, text: Text, depths: Depths, effort: Effort) -> Expression:
@@ -107,7 +112,7 @@ class _Writer:
         self._effort = effort
         self._shapes = Shapes(root, depths.references, effort)
         self._values_left = _MOST_VALUES
-        self._characters: dict[bool, Expression] = {}
+        self._contents: dict[tuple[Any, ...], Expression] = {}
 
     def value(self, schemas: tuple[Schema, ...]) -> Expression:
         """Returns the values that are valid by each of the schemas."""
@@ -165,6 +170,7 @@ class _Writer:
             keywords["maxLength"] = shape.most_length
         keywords["minLength"] = shape.least_length
         keywords["allOf"] = [
+            True,
             *({"pattern": pattern} for pattern in shape.patterns),
             *({"format": name} for name in shape.formats),
             *({"multipleOf": float(number)} for number in shape.multiples),
@@ -216,6 +222,12 @@ class _Writer:
             return NEVER
         if most is not None:
             most = max(least, min(most, MOST_LENGTH))
+        key = (least, most, shape.patterns, shape.formats)
+        if key not in self._contents:
+            self._contents[key] = self._content(shape, least, most)
+        return self._contents[key]
+
+    def _content(self, shape: Shape, least: int, most: int | None) -> Expression:
         machines = [search(pattern, self._effort) for pattern in shape.patterns]
         for name in shape.formats:
             if name in UNSUPPORTED:
@@ -226,7 +238,7 @@ class _Writer:
         if not machines:
             if least == 0 and most is None:
                 return repeated(character, 0, None)
-            if most is not None and most <= _UNROLLED_LENGTH:
+            if not self._depths.counted or (most is not None and most <= _UNROLLED_LENGTH):
                 return repeated(character, least, most)
             return Counted(character, least, most)
         return self._limited(machines, least, most)

@@ -7,7 +7,7 @@ that refers to itself is followed a limited number of times, and stands for noth
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 from urllib.parse import unquote
@@ -144,13 +144,27 @@ class Shapes:
             for index, each in enumerate(_list(schema, "oneOf"))
         ]
         merged = [self._products(shapes, branch, path) for branch in branches]
+        exclusive = []
         for index, own in enumerate(merged):
-            for other, branch in enumerate(branches):
-                if index != other and not all(
-                    self._excludes(mine, theirs, 3) for mine in own for theirs in branch
-                ):
-                    raise NoWayError("a value may be valid by two alternatives of oneOf", path)
-        return [shape for own in merged for shape in own]
+            others = [shape for branch in (*branches[:index], *branches[index + 1 :]) for shape in branch]
+            exclusive += [self._made_exclusive(mine, others, path) for mine in own]
+        return exclusive
+
+    def _made_exclusive(self, shape: Shape, others: list[Shape], path: str) -> Shape:
+        """Returns the shape, without members if need be, so that no value has another one too."""
+        for other in others:
+            if self._excludes(shape, other, 3):
+                continue
+            optional = [
+                name
+                for name in other.required
+                if name in shape.properties and name not in shape.required
+            ]
+            if not optional:
+                raise NoWayError("a value may be valid by two alternatives of oneOf", path)
+            without = {**shape.properties, optional[0]: (Schema(False, path),)}
+            shape = replace(shape, properties=without)
+        return shape
 
     def _excludes(self, written: Shape, other: Shape, depth: int) -> bool:
         """Returns whether no value that is written for one shape has the other one too."""
@@ -167,7 +181,11 @@ class Shapes:
             return other.values is not None and _common_types(
                 types, frozenset(map(type_of, other.values))
             ) == frozenset()
-        names = written.properties.keys()
+        names = {
+            name
+            for name, schemas in written.properties.items()
+            if all(schema.value is not False for schema in schemas)
+        }
         if not written.additional and any(
             name not in names and name not in written.required for name in other.required
         ):
