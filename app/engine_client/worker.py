@@ -352,6 +352,7 @@ class WorkerClient:
                 case Block():
                     self._metrics.blocks.inc()
                     self._metrics.denoising_steps.inc(message.denoising_steps)
+                    self._metrics.corrections.inc(message.corrections)
                     self._metrics.block_time.observe(message.duration_s)
                     self._metrics.speculations.inc(message.speculations)
                     self._metrics.speculations_won.inc(message.speculation_won)
