@@ -8,7 +8,7 @@
 
 import time
 
-MOST_SECONDS = 4.0  # of a processor, for one attempt to compile a constraint
+MOST_SECONDS = 2.0  # of a processor, for one attempt to compile a constraint
 MOST_EXPRESSIONS = 200_000  # states and steps of the automaton before it is deterministic
 MOST_STATES = 20_000  # of the automaton that reads bytes
 MOST_ENTRIES = 2**23  # of the table of states and classes
