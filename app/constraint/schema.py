@@ -302,32 +302,36 @@ class _Writer:
                 parts.append((sequence(text.key(name), value), may_be_left_out))
             elif not may_be_left_out:
                 return NEVER
-        needed = sum(not may_be_left_out for _, may_be_left_out in parts)
+        members = self._members(shape, parts, self._more_members(shape, list(names)))
+        return NEVER if members is NEVER else sequence(text.open_object, members, text.close_object)
+
+    def _members(
+        self, shape: Shape, parts: list[tuple[Expression, bool]], more: Expression
+    ) -> Expression:
+        """Returns the listed members, some of which may be left out, and others behind them."""
         least, most = shape.least_members, shape.most_members
-        more = self._more_members(shape, list(names))
-        if most is not None and most < needed:
+        needed = sum(not may_be_left_out for _, may_be_left_out in parts)
+        if not parts:
+            # Two members may have the same name, and then count once.
+            if least > 1 and more is not NEVER:
+                raise NoWayError("minProperties above 1 is not supported here")
+            return _separated(more, least, most, self._text)
+        if most is not None and most < max(needed, least):
             return NEVER
-        if most is not None and (more is not NEVER or len(parts) > most):
-            if parts:
-                raise NoWayError("maxProperties is not supported beside optional properties")
-        elif more is NEVER:
-            most = None
-        if least > needed + (0 if parts else 1):
-            if more is NEVER and len(parts) <= least:
-                if len(parts) < least:
-                    return NEVER
-                parts = [(part, False) for part, _ in parts]
-            else:
+        if least > needed:
+            if more is not NEVER or len(parts) > least:
                 raise NoWayError("minProperties is not supported beside optional properties")
-        if more is NEVER:
-            members: Expression = Listed(tuple(parts), text.comma) if parts else EMPTY
-        elif parts:
-            if least > needed:
-                raise NoWayError("minProperties is not supported beside optional properties")
-            members = Listed((*parts, (_separated(more, 1, None, text), True)), text.comma)
-        else:
-            members = _separated(more, least, most, text)
-        return sequence(text.open_object, members, text.close_object)
+            if len(parts) < least:
+                return NEVER
+            parts = [(part, False) for part, _ in parts]
+        elif most == needed:
+            parts = [each for each in parts if not each[1]]
+            more = NEVER
+        elif most is not None and (more is not NEVER or len(parts) > most):
+            raise NoWayError("maxProperties is not supported beside optional properties")
+        if more is not NEVER:
+            parts = [*parts, (_separated(more, 1, None, self._text), True)]
+        return Listed(tuple(parts), self._text.comma)
 
     def _more_members(self, shape: Shape, names: list[str]) -> Expression:
         """Returns a member that is not listed, or NEVER if none may be written."""
