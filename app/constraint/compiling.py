@@ -7,10 +7,9 @@ from typing import Any
 
 from app.chat_format.gemma import CALL, CALL_END, CHANNEL, CHANNEL_END, QUOTE
 from app.constraint import kinds
-from app.constraint.characters import ANY_CHARACTER, utf8
+from app.constraint.characters import utf8
 from app.constraint.classes import FIRST_CONTROL, automaton
 from app.constraint.expressions import (
-    EMPTY,
     Embedded,
     Expression,
     any_of,
@@ -23,7 +22,7 @@ from app.constraint.expressions import (
 from app.constraint.limits import AmbiguousError, ConstraintError, Effort, NoWayError, TooLargeError
 from app.constraint.machines import Machine, machine
 from app.constraint.patterns import whole_match
-from app.constraint.schema import Depths, anything, object_expression, schema_expression
+from app.constraint.schema import Depths, object_expression, schema_expression
 from app.constraint.texts import CallText, JsonText, Text, control
 from app.constraint.tokens import TokenTrie
 from engine.constraint.automaton import UNREACHABLE, Automaton

@@ -329,7 +329,7 @@ def _number(digits: str) -> int:
 
 
 def _wide(letter: str) -> Ranges:
-    """Returns the class as wide as any dialect has it. For a complement this is the narrow class's."""
+    """Returns a class as wide as any dialect has it, where that of a complement is no narrower."""
     match letter:
         case "d":
             return _category("Nd")

@@ -45,7 +45,8 @@ _PATTERN_OPTIONS = FancyRegexOptions(size_limit=2**20)
 class Depths:
     """How often a reference may refer to itself, and how deep values of any kind are nested.
 
-    Lengths are `counted`, or each of them is a state of its own. `most_states` bounds the automaton.
+    Lengths are `counted`, or each of them is a state of its own. The automaton has at most
+    `most_states`.
     """
 
     references: int
@@ -259,9 +260,7 @@ class _Writer:
         least, most = shape.least_items, shape.most_items
         if shape.unique and (most is None or most > 1):
             raise NoWayError("uniqueItems is not supported")
-        item = (
-            self.value(shape.items) if shape.items else anything(self._text, self._depths.values)
-        )
+        item = self.value(shape.items) if shape.items else anything(self._text, self._depths.values)
         prefix = [self.value(schemas) for schemas in shape.prefix]
         for index, each in enumerate(prefix):
             if each is NEVER:
@@ -293,10 +292,7 @@ class _Writer:
         names = dict.fromkeys((*shape.properties, *shape.required))
         for name in names:
             schemas = shape.properties.get(name, shape.additional)
-            if schemas is None:
-                value = anything(text, self._depths.values)
-            else:
-                value = self.value(schemas)
+            value = anything(text, self._depths.values) if schemas is None else self.value(schemas)
             may_be_left_out = name not in shape.required
             if value is not NEVER:
                 parts.append((sequence(text.key(name), value), may_be_left_out))
@@ -349,9 +345,7 @@ class _Writer:
 
     def _other_name(self, names: list[str]) -> Expression:
         """Returns the content of a name that is none of these."""
-        listed = machine(
-            any_of([word(map(ord, name)) for name in names]), self._effort
-        )
+        listed = machine(any_of([word(map(ord, name)) for name in names]), self._effort)
         other = complement(listed, (0, 0x10FFFF))
         characters = machine(repeated(symbols(ANY_CHARACTER), 0, None), self._effort)
         return Embedded(intersection(other, characters, self._effort), self._text.character)

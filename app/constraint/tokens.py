@@ -45,14 +45,17 @@ class TokenTrie:
 
 def token_trie(vocabulary: Vocabulary, size: int) -> TokenTrie:
     """Returns the trie of a vocabulary, for a model whose logits have `size` entries."""
-    controls = vocabulary.controls
-    texts = {
+    named = {name: token for token, name in vocabulary.controls.items() if token < size}
+    return trie_of(token_texts(vocabulary, size), size, named)
+
+
+def token_texts(vocabulary: Vocabulary, size: int) -> dict[int, bytes]:
+    """Returns the bytes of each token that stands for text."""
+    return {
         token: text
         for token, text in vocabulary.all_bytes().items()
-        if token < size and text and token not in controls and not _is_reserved(text)
+        if token < size and text and token not in vocabulary.controls and not _is_reserved(text)
     }
-    named = {name: token for token, name in controls.items() if token < size}
-    return trie_of(texts, size, named)
 
 
 def trie_of(texts: Mapping[int, bytes], size: int, controls: Mapping[str, int]) -> TokenTrie:

@@ -7,7 +7,19 @@ _TEXTS = st.text(alphabet='ab"\\\n/é🙂 ', max_size=4)
 _INTEGERS = st.integers(-1200, 1200)
 _NUMBERS = st.one_of(_INTEGERS, st.sampled_from([0.5, -2.25, 99.99, 1e-3, 12.0]))
 _PATTERNS = st.sampled_from(
-    ["^a", "b$", "^[a-c]{2,5}$", "a|b", "^\\d+$", "^(ab|é)*$", "\\s", "^[^a]*$", "^.{3}$", '"', "\\\\"]
+    [
+        "^a",
+        "b$",
+        "^[a-c]{2,5}$",
+        "a|b",
+        "^\\d+$",
+        "^(ab|é)*$",
+        "\\s",
+        "^[^a]*$",
+        "^.{3}$",
+        '"',
+        "\\\\",
+    ]
 )
 _FORMATS = st.sampled_from(
     ["date", "date-time", "time", "uuid", "ipv4", "ipv6", "email", "uri", "hostname", "int32"]
@@ -29,7 +41,10 @@ def _dicts(schemas: st.SearchStrategy) -> st.SearchStrategy:
 
 
 def _recursive() -> st.SearchStrategy:
-    tree = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"$ref": "#/$defs/own"}}}
+    tree = {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}, "b": {"$ref": "#/$defs/own"}},
+    }
     nested = {"type": "array", "items": {"$ref": "#/$defs/own"}, "maxItems": 2}
     return st.sampled_from([tree, {**tree, "required": ["a"]}, nested, {"type": "string"}])
 

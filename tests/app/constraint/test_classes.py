@@ -23,7 +23,9 @@ def _machines():
     yield "control", machine(any_of([with_control, repeated(word(b"12"), 0, 3)]), Effort())
 
 
-@pytest.mark.parametrize(("name", "reads_bytes"), [pytest.param(*each, id=each[0]) for each in _machines()])
+@pytest.mark.parametrize(
+    ("name", "reads_bytes"), [pytest.param(*each, id=each[0]) for each in _machines()]
+)
 def test_tokens_lead_where_their_bytes_lead(name, reads_bytes):
     made = automaton(reads_bytes, _TRIE, [END], Effort())
     made.check()
@@ -95,7 +97,9 @@ def test_the_vocabulary_may_have_no_token_for_what_is_allowed():
 def test_a_large_machine_gives_the_same_as_a_small_one():
     chosen = random.Random(3)
     words = sorted({"".join(chosen.choices("abc12", k=chosen.randrange(1, 9))) for _ in range(400)})
-    made = automaton(machine(any_of([word(w.encode()) for w in words]), Effort()), _TRIE, [END], Effort())
+    made = automaton(
+        machine(any_of([word(w.encode()) for w in words]), Effort()), _TRIE, [END], Effort()
+    )
     for text in [*words, *(w + "a" for w in words)]:
         state = made.start
         for byte in text.encode():

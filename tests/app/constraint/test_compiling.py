@@ -6,7 +6,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from app.chat_format.events import ToolCallEnd
-from app.chat_format.gemma import AnswerParser, Control
+from app.chat_format.gemma import AnswerParser
 from app.constraint.compiling import Forced, compiled
 from app.constraint.kinds import (
     Callable,
@@ -136,7 +136,9 @@ def test_a_constraint_holds_behind_a_thought():
 
 def test_choices_and_patterns_are_allowed_from_beginning_to_end():
     choices = _compiled(OneOf(("red", "green", "gre", "é🙂", ""))).automaton
-    allowed = [allows(choices, tokens_of(text)) for text in ("red", "gre", "é🙂", "", "gree", "redx")]
+    allowed = [
+        allows(choices, tokens_of(text)) for text in ("red", "gre", "é🙂", "", "gree", "redx")
+    ]
     assert allowed == [True, True, True, True, False, False]
     pattern = r"^\w{2,4}-(\d+|日本)$"
     automaton = _compiled(Pattern(pattern)).automaton

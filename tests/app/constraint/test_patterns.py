@@ -46,7 +46,9 @@ def test_what_no_automaton_can_match_is_refused_by_name(pattern, why):
         search(pattern, Effort())
 
 
-@pytest.mark.parametrize("pattern", ["a(", ")", "[a", "a{2,1}", "*a", "a**", "a\\", "[z-a]", r"\x1"])
+@pytest.mark.parametrize(
+    "pattern", ["a(", ")", "[a", "a{2,1}", "*a", "a**", "a\\", "[z-a]", r"\x1"]
+)
 def test_a_text_that_is_no_pattern_is_refused(pattern):
     with pytest.raises(ConstraintError, match="not a regular expression") as refused:
         search(pattern, Effort())
