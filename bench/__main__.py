@@ -14,6 +14,7 @@ import typer
 from app.terminal import ProgressLine, stderr_console
 from bench import devices, roofline
 from bench.compare import LEAST_ROUNDS, Output, report
+from engine.config import DEMO_MODEL_PATH
 
 main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -245,6 +246,30 @@ def counts_command(json: Json = None, plot: Plot = None) -> None:
     """Count the launches, syncs and vocabulary-sized tensors of a step, and an answer's passes."""
     columns = ["launches", "syncs", "vocab_tensors", "blocks", "steps", "passes"]
     _measure("counts", "Counts", columns, Output(json, plot))
+
+
+@main.command("schemas")
+def schemas_command(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            exists=True, file_okay=False, help="The folder maskbench/data of jsonschemabench."
+        ),
+    ],
+    tokenizer: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="A tokenizer.json.")
+    ] = DEMO_MODEL_PATH / "tokenizer.json",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Judge only so many files, drawn at random.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The seed of --limit.")] = 1,
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """Compile the schemas of JSONSchemaBench, and judge their instances, in MaskBench's columns."""
+    columns = import_module("bench.schemas").COLUMNS
+    options = {"folder": folder, "tokenizer": tokenizer, "limit": limit, "seed": seed}
+    _measure("schemas", "Schemas", columns, Output(json, plot), **options)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ CONTROL: Range = (0, 0x1F)
 _ESCAPED: Ranges = (CONTROL, (0x22, 0x22), (0x5C, 0x5C))  # cannot stand unescaped in a JSON string
 _SHORT_ESCAPES = {0x22: '"', 0x5C: "\\", 0x2F: "/", 8: "b", 12: "f", 10: "n", 13: "r", 9: "t"}
 _UTF8_SIZES = ((0, 0x7F), (0x80, 0x7FF), (0x800, 0xFFFF), (0x10000, 0x10FFFF))
-_HEX = symbols((tuple(map(ord, pair)) for pair in ("09", "AF", "af")))  # type: ignore[misc]
+_HEX = symbols(tuple(map(ord, pair)) for pair in ("09", "AF", "af"))  # type: ignore[misc]
 
 
 @lru_cache(256)

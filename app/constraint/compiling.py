@@ -7,10 +7,9 @@ from typing import Any
 
 from app.chat_format.gemma import CALL, CALL_END, CHANNEL, CHANNEL_END, QUOTE
 from app.constraint import kinds
-from app.constraint.characters import ANY_CHARACTER, utf8
+from app.constraint.characters import utf8
 from app.constraint.classes import FIRST_CONTROL, automaton
 from app.constraint.expressions import (
-    EMPTY,
     Embedded,
     Expression,
     any_of,
@@ -23,53 +22,77 @@ from app.constraint.expressions import (
 from app.constraint.limits import AmbiguousError, ConstraintError, Effort, NoWayError, TooLargeError
 from app.constraint.machines import Machine, machine
 from app.constraint.patterns import whole_match
-from app.constraint.schema import Depths, anything, object_expression, schema_expression
+from app.constraint.schema import Depths, object_expression, schema_expression
 from app.constraint.texts import CallText, JsonText, Text, control
 from app.constraint.tokens import TokenTrie
 from engine.constraint.automaton import UNREACHABLE, Automaton
-from engine.constraint.grammar import grammar_fault, schema_grammar
+from engine.constraint.grammar import grammar_fault, lark_grammar, schema_grammar
 
+_MOST_FORCED = 10_000  # bytes of one text
 OBJECT_DEPTH = 5  # of `json_object`
 # The first of these that makes an automaton which is not too large.
 _DEPTHS = (Depths(6, 3, 4_000), Depths(6, 1), Depths(2, 1))
 
-Encode = Callable[[str], Sequence[int]]
+
+@dataclass(frozen=True)
+class Forced:
+    """What every answer begins with: pieces of text, and ids of control tokens.
+
+    If it is not the `whole` answer, its last text may be the beginning of a longer token.
+    """
+
+    pieces: tuple[str | int, ...] = ()
+    whole: bool = False
+
+    def tokens(self, encode: Callable[[str], Sequence[int]]) -> list[int]:
+        """Returns the tokens of it that can be told already. `encode` returns those of a text."""
+        tokens: list[int] = []
+        for index, piece in enumerate(self.pieces):
+            if isinstance(piece, int):
+                tokens.append(piece)
+                continue
+            own = encode(piece)
+            last = index == len(self.pieces) - 1 and not self.whole
+            tokens += own[:-1] if last else own
+        return tokens
 
 
 @dataclass(frozen=True, eq=False)
 class Compiled:
     """A constraint that can be enforced: by an automaton, or by a grammar in llguidance's form.
 
-    `forced` are the first tokens of each answer, as the tokenizer encodes the text that every
-    answer begins with.
+    A grammar knows nothing of thoughts: it holds for what follows the token `behind`, if that is
+    not None.
     """
 
     automaton: Automaton | None
-    grammar: str | None
-    forced: tuple[int, ...] = ()
+    grammar: str | None = None
+    behind: int | None = None
+    forced: Forced = Forced()
 
     @property
     def least_tokens(self) -> int:
-        """Returns the length of the shortest answer in tokens with its end token, or 1."""
+        """Returns the length of the shortest answer in tokens with its end token.
+
+        Of a grammar, only that there is an end token is known.
+        """
         return 1 if self.automaton is None else self.automaton.least_tokens
 
 
-def compiled(
-    constraint: kinds.Constraint, trie: TokenTrie, ends: Sequence[int], encode: Encode
-) -> Compiled:
+def compiled(constraint: kinds.Constraint, trie: TokenTrie, ends: Sequence[int]) -> Compiled:
     """Returns a constraint for answers that any of the tokens `ends` ends.
 
-    `encode` returns the tokens of a text without control tokens. Raises ConstraintError with the
-    path of the part of a schema that is to blame.
+    Raises ConstraintError with the path of the part of a schema that is to blame.
     """
     kind = constraint.kind
     if isinstance(kind, kinds.Grammar):
-        return _by_grammar(kind.lark, constraint)
-    attempts = [*_DEPTHS]
+        return _by_grammar(lark_grammar(kind.lark), constraint, trie)
+    has_depths = not isinstance(kind, kinds.JsonObject | kinds.Pattern | kinds.OneOf)
+    attempts = [*_DEPTHS] if has_depths else [Depths(0, 0)]
     while attempts:
         depths = attempts.pop(0)
         try:
-            return _by_automaton(constraint, depths, trie, ends, encode)
+            return _by_automaton(constraint, depths, trie, ends)
         except TooLargeError as error:
             fault: NoWayError = error
         except AmbiguousError as error:
@@ -81,15 +104,18 @@ def compiled(
     if isinstance(kind, kinds.JsonSchema):
         grammar = schema_grammar(kind.schema)
         if grammar_fault(grammar) is None:
-            return _by_grammar(grammar, constraint)
+            return _by_grammar(grammar, constraint, trie)
     raise fault
 
 
-def _by_grammar(grammar: str, constraint: kinds.Constraint) -> Compiled:
+def _by_grammar(grammar: str, constraint: kinds.Constraint, trie: TokenTrie) -> Compiled:
     fault = grammar_fault(grammar)
     if fault is not None:
         raise ConstraintError(fault)
-    return Compiled(None, grammar)
+    behind = None
+    if constraint.thought == "open":
+        behind = trie.controls[CHANNEL_END]
+    return Compiled(None, grammar, behind)
 
 
 def _by_automaton(
@@ -97,7 +123,6 @@ def _by_automaton(
     depths: Depths,
     trie: TokenTrie,
     ends: Sequence[int],
-    encode: Encode,
 ) -> Compiled:
     effort = Effort(states=depths.most_states)
     try:
@@ -110,7 +135,7 @@ def _by_automaton(
     made = automaton(whole, trie, ends, effort)
     if made.least_tokens == UNREACHABLE:
         raise ConstraintError("the model's vocabulary has no text for it")
-    return Compiled(made, None, _forced(whole, encode))
+    return Compiled(made, forced=_forced(whole))
 
 
 def _expression(
@@ -193,27 +218,21 @@ def _behind_thought(expression: Expression, thought: kinds.Thought, trie: TokenT
     return sequence(optional(sequence(control(CHANNEL, trie.controls), text, end)), expression)
 
 
-def _forced(whole: Machine, encode: Encode) -> tuple[int, ...]:
-    """Returns the tokens of what every answer begins with.
-
-    The last token of a text is left out if more text may follow, because the tokenizer might encode
-    both as one token.
-    """
-    state = 0
-    tokens: list[int] = []
+def _forced(whole: Machine) -> Forced:
+    """Returns what every sequence of symbols that a machine accepts begins with."""
+    pieces: list[str | int] = []
     text = bytearray()
-    seen = set[int]()
-    while state not in seen and not whole.accepting[state] and len(whole.edges[state]) == 1:
-        seen.add(state)
-        low, high, state = whole.edges[state][0]
-        if low != high:
+    state = 0
+    while not whole.accepting[state] and len(whole.edges[state]) == 1:
+        low, high, target = whole.edges[state][0]
+        if low != high or len(text) > _MOST_FORCED:
             break
         if low >= FIRST_CONTROL:
-            tokens += [*encode(text.decode()), low - FIRST_CONTROL]
+            pieces += [text.decode(), low - FIRST_CONTROL] if text else [low - FIRST_CONTROL]
             text.clear()
         else:
             text.append(low)
-    else:
-        if whole.accepting[state] and not whole.edges[state]:
-            return (*tokens, *encode(text.decode()))
-    return (*tokens, *encode(text.decode(errors="ignore"))[:-1])
+        state = target
+    if text:
+        pieces.append(text.decode(errors="ignore"))
+    return Forced(tuple(pieces), whole.accepting[state] and not whole.edges[state])

@@ -5,7 +5,7 @@ The functions build the trees and simplify them: an expression that matches noth
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Union
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from app.constraint.machines import Machine
@@ -81,7 +81,7 @@ class Embedded:
     writing: Writing
 
 
-Expression = Union[Symbols, Sequential, Alternatives, Repeated, Counted, Listed, Embedded]
+Expression = Symbols | Sequential | Alternatives | Repeated | Counted | Listed | Embedded
 
 NEVER = Alternatives(())
 EMPTY = Sequential(())

@@ -24,7 +24,7 @@ _IPV6 = (
 )
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _URI_CHARACTER = r"([A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})"
-_AUTHORITY = rf"//([A-Za-z0-9._~-]+@)?([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?)(:\d{{1,4}})?"
+_AUTHORITY = r"//([A-Za-z0-9._~-]+@)?([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?)(:\d{1,4})?"
 _SEGMENT = r"([A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
 _PATH = rf"(/{_SEGMENT}*)*"
 _TAIL = rf"(\?({_URI_CHARACTER}|\?)*)?(#({_URI_CHARACTER}|\?)*)?"
@@ -48,5 +48,6 @@ PATTERNS = {
 }
 # Validators check these, and no pattern here describes them.
 UNSUPPORTED = frozenset(
-    "idn-email idn-hostname iri iri-reference uri-template relative-json-pointer regex".split()
+    {"idn-email", "idn-hostname", "iri", "iri-reference", "uri-template", "regex"}
+    | {"relative-json-pointer"}
 )

@@ -1,14 +1,14 @@
 """The bounds within which a constraint is compiled, and the errors that refuse one.
 
-    ConstraintError (ValueError)     the constraint, or a part of it, cannot be enforced
-      NoWayError                     not as an automaton, but perhaps by the frontier method
-        TooLargeError                an automaton of it would be too large, or take too long
-        AmbiguousError               it is not clear what is counted, unless lengths are unrolled
+ConstraintError (ValueError)     the constraint, or a part of it, cannot be enforced
+  NoWayError                     not as an automaton, but perhaps by the frontier method
+    TooLargeError                an automaton of it would be too large, or take too long
+    AmbiguousError               it is not clear what is counted, unless lengths are unrolled
 """
 
 import time
 
-MOST_SECONDS = 4.0  # of a processor, for one attempt to compile a constraint
+MOST_SECONDS = 2.0  # of a processor, for one attempt to compile a constraint
 MOST_EXPRESSIONS = 200_000  # states and steps of the automaton before it is deterministic
 MOST_STATES = 20_000  # of the automaton that reads bytes
 MOST_ENTRIES = 2**23  # of the table of states and classes
@@ -62,4 +62,6 @@ class Effort:
     def check_time(self) -> None:
         """Raises TooLargeError if the time is over."""
         if time.thread_time() > self._deadline:
-            raise TooLargeError(f"compiling it takes longer than {self._seconds:g} s of a processor")
+            raise TooLargeError(
+                f"compiling it takes longer than {self._seconds:g} s of a processor"
+            )

@@ -119,9 +119,7 @@ def complement(of: Machine, universe: Range) -> Machine:
     return _alive(edges, accepting, [None] * len(edges), [])
 
 
-def _overlaps(
-    first: list[Edge], second: list[Edge]
-) -> Iterator[tuple[int, int, tuple[int, int]]]:
+def _overlaps(first: list[Edge], second: list[Edge]) -> Iterator[tuple[int, int, tuple[int, int]]]:
     i = j = 0
     while i < len(first) and j < len(second):
         low = max(first[i][0], second[j][0])

@@ -32,12 +32,16 @@ _MINUS = word(b"-")
 _POINT = word(b".")
 _DIGITS = repeated(_DIGIT, 0, None)
 _WHOLE = any_of([word(b"0"), sequence(_NOT_ZERO, _DIGITS)])
-_EXPONENT = sequence(symbols([(0x45, 0x45), (0x65, 0x65)]),
-                     optional(symbols([(0x2B, 0x2B), (0x2D, 0x2D)])), repeated(_DIGIT, 1, 2))
+_EXPONENT = sequence(
+    symbols([(0x45, 0x45), (0x65, 0x65)]),
+    optional(symbols([(0x2B, 0x2B), (0x2D, 0x2D)])),
+    repeated(_DIGIT, 1, 2),
+)
 
 INTEGER = sequence(optional(_MINUS), _WHOLE)
-NUMBER = sequence(INTEGER, optional(sequence(_POINT, repeated(_DIGIT, 1, None))),
-                  optional(_EXPONENT))
+NUMBER = sequence(
+    INTEGER, optional(sequence(_POINT, repeated(_DIGIT, 1, None))), optional(_EXPONENT)
+)
 
 
 def integers(least: int | None, most: int | None, multiples_of: int, effort: Effort) -> Expression:
@@ -49,8 +53,9 @@ def integers(least: int | None, most: int | None, multiples_of: int, effort: Eff
         expression = INTEGER
     else:
         positive = _magnitudes(max(least or 0, 0), most)
-        negative = _magnitudes(max(-most, 1) if most is not None else 1,
-                               None if least is None else -least)
+        negative = _magnitudes(
+            max(-most, 1) if most is not None else 1, None if least is None else -least
+        )
         expression = any_of([positive, NEVER if negative is NEVER else sequence(_MINUS, negative)])
     if multiples_of == 1 or expression is NEVER:
         return expression

@@ -47,6 +47,7 @@ _SPACE: Ranges = (
 _WIDE_SPACE = merged_ranges([*_SPACE, (0x1C, 0x1F), (0x85, 0x85), (0xFEFF, 0xFEFF)])
 _LETTERS = {"n": 10, "r": 13, "t": 9, "v": 11, "f": 12, "0": 0, "a": 7}
 _BOUNDS = re.compile(r"\{(\d+)(,(\d*))?\}")
+_NO_LEAST = re.compile(r"\{,\d*\}")
 _GROUP = re.compile(r"\(\?(?::|P?<[A-Za-z_]\w*>)")
 _PROPERTY = re.compile(r"\{(\^?)(?:(?:General_Category|gc)=)?(\w+)\}")
 _CATEGORY_NAMES = {
@@ -131,6 +132,9 @@ class _Reader:
                 least, most = 1, None
             elif self._take("?"):
                 least, most = 0, 1
+            elif _NO_LEAST.match(self._text, self._at):
+                # ECMA reads these characters as text, and Python as bounds.
+                raise NoWayError(self._message("bounds without a lower bound are not supported"))
             elif bounds := _BOUNDS.match(self._text, self._at):
                 self._at = bounds.end()
                 least = _number(bounds[1])
@@ -325,7 +329,7 @@ def _number(digits: str) -> int:
 
 
 def _wide(letter: str) -> Ranges:
-    """Returns the class as wide as any dialect has it. For a complement this is the narrow class's."""
+    """Returns a class as wide as any dialect has it, where that of a complement is no narrower."""
     match letter:
         case "d":
             return _category("Nd")

@@ -45,7 +45,8 @@ _PATTERN_OPTIONS = FancyRegexOptions(size_limit=2**20)
 class Depths:
     """How often a reference may refer to itself, and how deep values of any kind are nested.
 
-    Lengths are `counted`, or each of them is a state of its own. `most_states` bounds the automaton.
+    Lengths are `counted`, or each of them is a state of its own. The automaton has at most
+    `most_states`.
     """
 
     references: int
@@ -259,9 +260,7 @@ class _Writer:
         least, most = shape.least_items, shape.most_items
         if shape.unique and (most is None or most > 1):
             raise NoWayError("uniqueItems is not supported")
-        item = (
-            self.value(shape.items) if shape.items else anything(self._text, self._depths.values)
-        )
+        item = self.value(shape.items) if shape.items else anything(self._text, self._depths.values)
         prefix = [self.value(schemas) for schemas in shape.prefix]
         for index, each in enumerate(prefix):
             if each is NEVER:
@@ -293,41 +292,42 @@ class _Writer:
         names = dict.fromkeys((*shape.properties, *shape.required))
         for name in names:
             schemas = shape.properties.get(name, shape.additional)
-            if schemas is None:
-                value = anything(text, self._depths.values)
-            else:
-                value = self.value(schemas)
+            value = anything(text, self._depths.values) if schemas is None else self.value(schemas)
             may_be_left_out = name not in shape.required
             if value is not NEVER:
                 parts.append((sequence(text.key(name), value), may_be_left_out))
             elif not may_be_left_out:
                 return NEVER
-        needed = sum(not may_be_left_out for _, may_be_left_out in parts)
+        members = self._members(shape, parts, self._more_members(shape, list(names)))
+        return NEVER if members is NEVER else sequence(text.open_object, members, text.close_object)
+
+    def _members(
+        self, shape: Shape, parts: list[tuple[Expression, bool]], more: Expression
+    ) -> Expression:
+        """Returns the listed members, some of which may be left out, and others behind them."""
         least, most = shape.least_members, shape.most_members
-        more = self._more_members(shape, list(names))
-        if most is not None and most < needed:
+        needed = sum(not may_be_left_out for _, may_be_left_out in parts)
+        if not parts:
+            # Two members may have the same name, and then count once.
+            if least > 1 and more is not NEVER:
+                raise NoWayError("minProperties above 1 is not supported here")
+            return _separated(more, least, most, self._text)
+        if most is not None and most < max(needed, least):
             return NEVER
-        if most is not None and (more is not NEVER or len(parts) > most):
-            if parts:
-                raise NoWayError("maxProperties is not supported beside optional properties")
-        elif more is NEVER:
-            most = None
-        if least > needed + (0 if parts else 1):
-            if more is NEVER and len(parts) <= least:
-                if len(parts) < least:
-                    return NEVER
-                parts = [(part, False) for part, _ in parts]
-            else:
+        if least > needed:
+            if more is not NEVER or len(parts) > least:
                 raise NoWayError("minProperties is not supported beside optional properties")
-        if more is NEVER:
-            members: Expression = Listed(tuple(parts), text.comma) if parts else EMPTY
-        elif parts:
-            if least > needed:
-                raise NoWayError("minProperties is not supported beside optional properties")
-            members = Listed((*parts, (_separated(more, 1, None, text), True)), text.comma)
-        else:
-            members = _separated(more, least, most, text)
-        return sequence(text.open_object, members, text.close_object)
+            if len(parts) < least:
+                return NEVER
+            parts = [(part, False) for part, _ in parts]
+        elif most == needed:
+            parts = [each for each in parts if not each[1]]
+            more = NEVER
+        elif most is not None and (more is not NEVER or len(parts) > most):
+            raise NoWayError("maxProperties is not supported beside optional properties")
+        if more is not NEVER:
+            parts = [*parts, (_separated(more, 1, None, self._text), True)]
+        return Listed(tuple(parts), self._text.comma)
 
     def _more_members(self, shape: Shape, names: list[str]) -> Expression:
         """Returns a member that is not listed, or NEVER if none may be written."""
@@ -345,9 +345,7 @@ class _Writer:
 
     def _other_name(self, names: list[str]) -> Expression:
         """Returns the content of a name that is none of these."""
-        listed = machine(
-            any_of([word(map(ord, name)) for name in names]), self._effort
-        )
+        listed = machine(any_of([word(map(ord, name)) for name in names]), self._effort)
         other = complement(listed, (0, 0x10FFFF))
         characters = machine(repeated(symbols(ANY_CHARACTER), 0, None), self._effort)
         return Embedded(intersection(other, characters, self._effort), self._text.character)

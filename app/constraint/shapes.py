@@ -19,8 +19,8 @@ _MOST_SHAPES = 300  # of one schema
 _MOST_LEVELS = 60  # of combinations in combinations
 
 _REFUSED = frozenset(
-    "not if contains dependencies dependentRequired dependentSchemas propertyNames "
-    "patternProperties unevaluatedItems $dynamicRef $recursiveRef".split()
+    {"not", "if", "contains", "dependencies", "dependentRequired", "dependentSchemas"}
+    | {"propertyNames", "patternProperties", "unevaluatedItems", "$dynamicRef", "$recursiveRef"}
 )
 
 
@@ -146,7 +146,9 @@ class Shapes:
         merged = [self._products(shapes, branch, path) for branch in branches]
         exclusive = []
         for index, own in enumerate(merged):
-            others = [shape for branch in (*branches[:index], *branches[index + 1 :]) for shape in branch]
+            others = [
+                shape for branch in (*branches[:index], *branches[index + 1 :]) for shape in branch
+            ]
             exclusive += [self._made_exclusive(mine, others, path) for mine in own]
         return exclusive
 
@@ -178,9 +180,10 @@ class Shapes:
         if written.values is not None and other.values is not None:
             return not any(same(mine, each) for mine in written.values for each in other.values)
         if types != {"object"} or written.values is not None or other.values is not None:
-            return other.values is not None and _common_types(
-                types, frozenset(map(type_of, other.values))
-            ) == frozenset()
+            return (
+                other.values is not None
+                and _common_types(types, frozenset(map(type_of, other.values))) == frozenset()
+            )
         names = {
             name
             for name, schemas in written.properties.items()

@@ -50,12 +50,11 @@ def token_trie(vocabulary: Vocabulary, size: int) -> TokenTrie:
 
 
 def token_texts(vocabulary: Vocabulary, size: int) -> dict[int, bytes]:
-    """Returns the bytes of each token of the first `size` that a constraint may use in a text."""
-    controls = vocabulary.controls
+    """Returns the bytes of each token that stands for text."""
     return {
         token: text
         for token, text in vocabulary.all_bytes().items()
-        if token < size and text and token not in controls and not _is_reserved(text)
+        if token < size and text and token not in vocabulary.controls and not _is_reserved(text)
     }
 
 

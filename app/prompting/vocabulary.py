@@ -122,9 +122,13 @@ class Vocabulary:
         """Returns the bytes in an answer's text of every token, as `token_bytes` does for one."""
         names = self.tokenizer.get_vocab(with_added_tokens=True)
         tokens = list(names.values())
-        words = self.tokenizer.decode_batch([[token] for token in tokens], skip_special_tokens=False)
+        words = self.tokenizer.decode_batch(
+            [[token] for token in tokens], skip_special_tokens=False
+        )
         return {
-            token: bytes.fromhex(byte[1]) if (byte := _BYTE_TOKEN.fullmatch(name)) else word.encode()
+            token: bytes.fromhex(byte[1])
+            if (byte := _BYTE_TOKEN.fullmatch(name))
+            else word.encode()
             for (name, token), word in zip(names.items(), words, strict=True)
         }
 

@@ -47,7 +47,7 @@ class GrammarVocabulary:
 
 
 class _Tokens:
-    """What `TokenizerWrapper` wants to know. It encodes byte by byte, which no result depends on."""
+    """What `TokenizerWrapper` wants to know. It encodes byte by byte: no result depends on it."""
 
     bos_token_id = None
 
