@@ -14,8 +14,8 @@ import zmq
 
 from engine.config import EngineConfig
 from engine.constraint.automaton import Automaton
-from engine.constraint.kept import Kept
 from engine.constraint.grammar import GrammarVocabulary
+from engine.constraint.kept import Kept
 from engine.constraint.projection import Projector
 from engine.constraint.rules import GrammarRules
 from engine.denoise.denoiser import Denoiser

@@ -72,9 +72,7 @@ class Constraints:
         if compiled.automaton is not None:
             automaton = compiled.automaton
             message = Constraint(automaton.hash, automaton.to_bytes())
-            return Enforced(
-                message.hash, [message], self._ends, compiled.least_tokens, forced
-            )
+            return Enforced(message.hash, [message], self._ends, compiled.least_tokens, forced)
         assert compiled.grammar is not None
         if self._texts is None:
             texts = token_texts(self._vocabulary, self._vocab_size)
@@ -82,9 +80,5 @@ class Constraints:
         names = {"none": (), "open": (CHANNEL_END,), "allowed": (CHANNEL, CHANNEL_END)}[thought]
         markers = self._vocabulary.control_ids(names)
         name = hashlib.blake2b(f"{markers} {compiled.grammar}".encode(), digest_size=16).hexdigest()
-        message = Constraint(
-            name, grammar=compiled.grammar, ends=self._ends, thought=markers
-        )
-        return Enforced(
-            name, [self._texts, message], self._ends, compiled.least_tokens, forced
-        )
+        message = Constraint(name, grammar=compiled.grammar, ends=self._ends, thought=markers)
+        return Enforced(name, [self._texts, message], self._ends, compiled.least_tokens, forced)

@@ -79,12 +79,10 @@ class CanvasConstraint:
                 return right
         return len(states)
 
-    def corrected(
-        self, draft: Sequence[int], kept: int, logits: CanvasLogits, *, last: bool
-    ) -> list[int]:
+    def corrected(self, draft: Sequence[int], kept: int, logits: CanvasLogits) -> list[int]:
         """Returns the likeliest allowed canvas that begins with the draft's first `kept` tokens.
 
-        Positions that do not matter keep the draft's tokens. It is the same in the `last` step.
+        Positions that do not matter keep the draft's tokens.
         """
         best = logits.best_of_classes(self.projector, slice(kept, self.positions))
         behind = np.asarray(draft[kept : self.positions])

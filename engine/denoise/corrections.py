@@ -69,7 +69,10 @@ class Corrections:
             return Correction()
         kept = right if sure else known
         logits = _Logits(self._model, self._classes, hidden[rows], canvas.biases)
-        return Correction(constraint.corrected(draft, kept, logits, last=last), kept + 1)
+        corrected = constraint.corrected(draft, kept, logits)
+        while last and (right := constraint.right_tokens(corrected)) < constraint.positions:
+            corrected = constraint.corrected(corrected, right, logits)
+        return Correction(corrected, kept + 1)
 
     def fix(self, canvas: Canvas, correction: Correction) -> None:
         """Fix the tokens up to the correction for the block's next steps."""

@@ -33,21 +33,13 @@ class FrontierConstraint:
         right, complete = self.rules.read([*self.before, *draft[: self.positions]])
         return self.positions if complete else right - len(self.before)
 
-    def corrected(
-        self, draft: Sequence[int], kept: int, logits: CanvasLogits, *, last: bool
-    ) -> list[int]:
-        """Returns the draft with its token at `kept` corrected, or in the `last` step with all.
+    def corrected(self, draft: Sequence[int], kept: int, logits: CanvasLogits) -> list[int]:
+        """Returns the draft with the likeliest allowed token behind its first `kept` ones.
 
         Raises ValueError if the grammar has become too complex.
         """
-        canvas, wrong = list(draft), self.right_tokens(draft) if last else kept
-        while wrong < self.positions:
-            mask = self.rules.mask([*self.before, *canvas[:wrong]])
-            canvas[wrong] = logits.best(wrong, mask)
-            if not last:
-                break
-            wrong = self.right_tokens(canvas)
-        return canvas
+        mask = self.rules.mask([*self.before, *draft[:kept]])
+        return [*draft[:kept], logits.best(kept, mask), *draft[kept + 1 :]]
 
     def fix(self, corrected: Sequence[int], count: int) -> None:
         """Fix the first `count` tokens of a corrected canvas."""
