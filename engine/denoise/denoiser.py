@@ -62,12 +62,13 @@ class Denoiser:
         vision: Vision | None = None,
         cuda_graphs: bool = False,
         compiled: bool = False,
+        speculate: bool = False,
     ) -> None:
         """Allocate `max_active` KV caches, each for `context_length` tokens and a canvas.
 
         Kept prefixes take up to `prefix_cache_bytes` more as requests arrive. Without `vision` no
-        request may have images. `cuda_graphs` and `compiled` say how passes that only denoise are
-        run: as CUDA graphs, compiled, or both.
+        request may have images. `cuda_graphs` and `compiled` say how passes of fixed shapes run: as
+        CUDA graphs, compiled, or both. Speculative passes have graphs if `speculate` is set.
         """
         self.model = model
         self.sampler = sampler
@@ -101,14 +102,18 @@ class Denoiser:
         self._graphs: Graphs | None = None
         if cuda_graphs or compiled:
             self._graphs = Graphs(
-                model, canvases=max_active, capture=cuda_graphs, compiled=compiled
+                model,
+                canvases=max_active,
+                capture=cuda_graphs,
+                compiled=compiled,
+                speculate=speculate,
             )
 
     @torch.inference_mode()
     def prepare(self) -> None:
         """Capture and compile what can be known before the first request. Call it before that."""
         if self._graphs is not None:
-            self._graphs.prepare(self._caches)
+            self._graphs.prepare(self._caches, self.model.dimensions.canvas_length)
 
     @property
     def captured_graphs(self) -> int:
@@ -162,6 +167,7 @@ class Denoiser:
             device=self._device,
             rules=self._rules.get(sequence),
             ahead=ahead,
+            kernel=self._step.kernel,
         )
 
     def _run_model(self, segments: list[Segment], canvases: list[Canvas]) -> Tensor:
