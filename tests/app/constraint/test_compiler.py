@@ -42,8 +42,16 @@ async def test_a_process_that_is_killed_is_replaced(made):
     await made.compiled(Constraint(OneOf(("red",))))
     os.kill(made._process.pid, signal.SIGKILL)
     await made._process.wait()
+    await made.compiled(Constraint(OneOf(("blue",))))
+
+
+async def test_a_constraint_whose_process_is_killed_is_refused(made):
+    await made.compiled(Constraint(OneOf(("red",))))
+    request = asyncio.create_task(made.compiled(Constraint(Pattern("(.{0,300}a){0,300}"))))
+    await asyncio.sleep(0.05)
+    os.kill(made._process.pid, signal.SIGKILL)
     with pytest.raises(TooLargeError, match="memory"):
-        await made.compiled(Constraint(OneOf(("green",))))
+        await request
     await made.compiled(Constraint(OneOf(("blue",))))
 
 
