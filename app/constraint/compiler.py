@@ -86,6 +86,8 @@ class Compiler:
         return result
 
     async def _exchange(self, constraint: Constraint) -> Compiled | ConstraintError | RuntimeError:
+        if self._process is not None and self._process.returncode is not None:
+            self._process = None  # something else has ended it
         if self._process is None:
             first = await self._run(lambda: pickle.dumps((self._trie(), self._ends)))
             self._process = await asyncio.create_subprocess_exec(

@@ -83,8 +83,8 @@ class Embedded:
 
 Expression = Symbols | Sequential | Alternatives | Repeated | Counted | Listed | Embedded
 
-NEVER = Alternatives(())
-EMPTY = Sequential(())
+NEVER: Expression = Alternatives(())
+EMPTY: Expression = Sequential(())
 
 
 def symbols(ranges: Iterable[Range]) -> Expression:

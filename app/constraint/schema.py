@@ -38,6 +38,7 @@ from app.constraint.texts import Text, any_string, literal
 MOST_LENGTH = 100_000  # characters of a string that has an upper bound
 _UNROLLED_LENGTH = 4  # a string with so few characters is not counted
 _MOST_VALUES = 10_000  # of enums in one schema
+_PRINTABLE = repeated(symbols([(0x20, 0x7E)]), 0, None)
 _PATTERN_OPTIONS = FancyRegexOptions(size_limit=2**20)
 
 
@@ -114,6 +115,7 @@ class _Writer:
         self._shapes = Shapes(root, depths.references, effort)
         self._values_left = _MOST_VALUES
         self._contents: dict[tuple[Any, ...], Expression] = {}
+        self._name_machines: dict[str, Machine] = {}
 
     def value(self, schemas: tuple[Schema, ...]) -> Expression:
         """Returns the values that are valid by each of the schemas."""
@@ -291,8 +293,15 @@ class _Writer:
         parts: list[tuple[Expression, bool]] = []
         names = dict.fromkeys((*shape.properties, *shape.required))
         for name in names:
-            schemas = shape.properties.get(name, shape.additional)
-            value = anything(text, self._depths.values) if schemas is None else self.value(schemas)
+            schemas = shape.properties.get(name, shape.additional) or ()
+            if shape.patterns_of_names and not name.isascii():
+                raise NoWayError("names beyond ASCII are not supported beside patternProperties")
+            schemas += tuple(
+                schema
+                for pattern, schema in shape.patterns_of_names
+                if self._names(pattern).accepts(map(ord, name))
+            )
+            value = self.value(schemas) if schemas else anything(text, self._depths.values)
             may_be_left_out = name not in shape.required
             if value is not NEVER:
                 parts.append((sequence(text.key(name), value), may_be_left_out))
@@ -331,24 +340,48 @@ class _Writer:
 
     def _more_members(self, shape: Shape, names: list[str]) -> Expression:
         """Returns a member that is not listed, or NEVER if none may be written."""
-        if shape.additional is None and names:
+        if shape.closed:
             return NEVER
-        if shape.additional is None:
-            value = anything(self._text, self._depths.values)
-        else:
-            value = self.value(shape.additional)
-        if value is NEVER:
-            return NEVER
+        text = self._text
+        listed: Machine | None = None
         if names:
-            return sequence(self._text.any_key(self._other_name(names)), value)
-        return sequence(self._text.any_key(any_string(self._text)), value)
+            listed = machine(any_of([word(map(ord, name)) for name in names]), self._effort)
+        others = {pattern: self._names(pattern) for pattern, _ in shape.patterns_of_names}
+        members = []
+        for pattern, schema in shape.patterns_of_names:
+            excluded = [each for other, each in others.items() if other != pattern]
+            within = others[pattern]
+            if excluded:
+                printable = machine(_PRINTABLE, self._effort)
+                within = intersection(within, printable, self._effort)
+            name = self._name(within, [*excluded, *([listed] if listed else [])])
+            members.append(sequence(text.any_key(name), self.value((schema,))))
+        if shape.additional is not None or not (names or members):
+            excluded = [*others.values(), *([listed] if listed else [])]
+            # Dialects of patterns differ beyond ASCII, and in what is no printable character.
+            within = machine(_PRINTABLE, self._effort) if others else None
+            name = self._name(within, excluded) if excluded else any_string(text)
+            value = (
+                anything(text, self._depths.values)
+                if shape.additional is None
+                else self.value(shape.additional)
+            )
+            members.append(sequence(text.any_key(name), value))
+        return any_of(members)
 
-    def _other_name(self, names: list[str]) -> Expression:
-        """Returns the content of a name that is none of these."""
-        listed = machine(any_of([word(map(ord, name)) for name in names]), self._effort)
-        other = complement(listed, (0, 0x10FFFF))
-        characters = machine(repeated(symbols(ANY_CHARACTER), 0, None), self._effort)
-        return Embedded(intersection(other, characters, self._effort), self._text.character)
+    def _names(self, pattern: str) -> Machine:
+        """Returns the names that a pattern of `patternProperties` stands for."""
+        if pattern not in self._name_machines:
+            self._name_machines[pattern] = search(pattern, self._effort)
+        return self._name_machines[pattern]
+
+    def _name(self, within: Machine | None, excluded: list[Machine]) -> Expression:
+        """Returns the content of the names that are in one machine and in none of the others."""
+        anything_else = repeated(symbols(ANY_CHARACTER), 0, None)
+        kept = machine(anything_else, self._effort) if within is None else within
+        for each in excluded:
+            kept = intersection(kept, complement(each, (0, 0x10FFFF)), self._effort)
+        return NEVER if kept.accepts_nothing else Embedded(kept, self._text.character)
 
 
 def _lengths_within(of: Machine, least: int, most: int | None) -> bool:

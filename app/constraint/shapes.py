@@ -20,7 +20,7 @@ _MOST_LEVELS = 60  # of combinations in combinations
 
 _REFUSED = frozenset(
     {"not", "if", "contains", "dependencies", "dependentRequired", "dependentSchemas"}
-    | {"propertyNames", "patternProperties", "unevaluatedItems", "$dynamicRef", "$recursiveRef"}
+    | {"propertyNames", "unevaluatedItems", "$dynamicRef", "$recursiveRef"}
 )
 
 
@@ -54,7 +54,9 @@ class Shape:
     formats: tuple[str, ...] = ()
     properties: Mapping[str, tuple[Schema, ...]] = field(default_factory=dict)
     required: tuple[str, ...] = ()
+    patterns_of_names: tuple[tuple[str, Schema], ...] = ()
     additional: tuple[Schema, ...] | None = None  # None: nothing is said about other members
+    closed: bool = False  # members that are not listed are not written
     least_members: int = 0
     most_members: int | None = None
     prefix: tuple[tuple[Schema, ...], ...] = ()
@@ -69,6 +71,8 @@ class Shape:
         if self.types is not None:
             return self.types
         if self.properties or self.required or self.additional is not None:
+            return frozenset(("object",))
+        if self.patterns_of_names or self.least_members or self.most_members is not None:
             return frozenset(("object",))
         if self.items or self.prefix or self.least_items or self.most_items is not None:
             return frozenset(("array",))
@@ -189,13 +193,15 @@ class Shapes:
             for name, schemas in written.properties.items()
             if all(schema.value is not False for schema in schemas)
         }
-        if not written.additional and any(
+        open_names = written.additional or written.patterns_of_names
+        if not open_names and any(
             name not in names and name not in written.required for name in other.required
         ):
             return True
         for name in written.required:
             if name not in other.properties:
-                if other.additional is not None and any(s.value is False for s in other.additional):
+                limits = () if other.patterns_of_names else other.additional or ()
+                if any(schema.value is False for schema in limits):
                     return True
                 continue
             if depth and name in names:
@@ -231,6 +237,11 @@ class Shapes:
             properties[name] += second.additional or ()
         for name, schemas in second.properties.items():
             properties[name] = properties.get(name, first.additional or ()) + schemas
+        # Names that one of two schemas has patterns for are others to the other one.
+        others = [bool(each.patterns_of_names) for each in (first, second)]
+        limits = [each.additional is not None for each in (first, second)]
+        closed = first.closed or second.closed or all(others)
+        closed = closed or (others[0] and limits[1]) or (others[1] and limits[0])
         additional = first.additional
         if second.additional is not None:
             additional = (additional or ()) + second.additional
@@ -256,7 +267,9 @@ class Shapes:
             first.formats + second.formats,
             properties,
             tuple(dict.fromkeys(first.required + second.required)),
+            first.patterns_of_names + second.patterns_of_names,
             additional,
+            closed,
             max(first.least_members, second.least_members),
             _least(first.most_members, second.most_members),
             prefix,
@@ -271,8 +284,6 @@ class Shapes:
         value = schema.value
         for keyword in value.keys() & _REFUSED:
             if keyword != "if" or "then" in value or "else" in value:
-                if keyword == "patternProperties" and not value[keyword]:
-                    continue
                 raise NoWayError(f"{keyword} is not supported", f"{schema.path}/{keyword}")
         if schema.path and isinstance(value.get("$id"), str) and value["$id"][:1] != "#":
             raise NoWayError("a part with an $id of its own is not supported", schema.path)
@@ -313,7 +324,12 @@ class Shapes:
             _texts(schema, "format"),
             properties,
             _required(schema),
+            tuple(
+                (name, schema.inner(each, "patternProperties", name))
+                for name, each in _object(schema, "patternProperties").items()
+            ),
             additional,
+            False,
             _count(schema, "minProperties") or 0,
             _count(schema, "maxProperties"),
             prefix,

@@ -5,13 +5,14 @@ guarantees that the answer is always a valid prefix. It does not know how many t
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 # The white space of the automata. If it were unlimited, an answer could consist of it.
-_SCHEMA_OPTIONS = {
+_SCHEMA_OPTIONS: Any = {
     "whitespace_pattern": r"( |\n[ \t]*)",
     "json_allow_general_unicode_escapes": True,
 }

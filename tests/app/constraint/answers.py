@@ -7,7 +7,8 @@ from engine.constraint.automaton import Automaton
 CONTROLS = ("<turn|>", '<|"|>', "<|tool_call>", "<tool_call|>", "<|channel>", "<channel|>")
 _WORDS = (
     '{"', '": ', '":', ', "', '","', '"}', '"]', '["', "[]", "{}", "}}", "]}", '"}]', "\n  ",
-    "    ", "true", "false", "null", "name", "ab", "abc", "a ", " b", "\\n", '\\"', "12", "00", "0.5", "-1",
+    "    ", "true", "false", "null", "name", "ab", "abc", "a ", " b", "\\n", '\\"', "12", "00",
+    "0.5", "-1",
     "é", "日本", "🙂", "call", "call:", ":{", "e+", "2024-", "-01", "T00:", "Z", ",", " the",
 )  # fmt: skip
 TEXTS: dict[int, bytes] = {byte: bytes([byte]) for byte in range(256)}

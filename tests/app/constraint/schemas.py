@@ -90,6 +90,7 @@ def _branches(inner: st.SearchStrategy) -> st.SearchStrategy:
             "properties": st.dictionaries(_NAMES, inner, max_size=4),
             "required": st.lists(_NAMES, max_size=3, unique=True),
             "additionalProperties": inner,
+            "patternProperties": st.dictionaries(_PATTERNS, inner, max_size=2),
             "minProperties": st.integers(0, 3),
             "maxProperties": st.integers(0, 4),
         },

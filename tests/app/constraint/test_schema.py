@@ -140,6 +140,25 @@ def test_other_members_are_allowed_where_the_schema_says_so():
     assert _allowed(schema, '{"\\u0061":"x"}') == [False]
 
 
+def test_names_have_the_values_that_patterns_demand():
+    schema = {
+        "type": "object",
+        "properties": {"a1": {"minimum": 5}, "b": {"type": "null"}},
+        "patternProperties": {"^a": {"type": "integer"}, "^\\d+$": {"type": "string"}},
+        "additionalProperties": {"type": "boolean"},
+    }
+    assert all(_allowed(schema, {"a1": 7, "b": None, "a2": 1}, {"12": "x", "c": True, "ab": 3}, {}))
+    assert not any(
+        _allowed(
+            schema, {"a1": 1}, {"a2": "x"}, {"12": 1}, {"c": 1}, {"a2": True}, {"\u0663": True}
+        )
+    )
+    only = {"type": "object", "patternProperties": {"^a": {"type": "null"}}}
+    closed = {**only, "additionalProperties": False}
+    for each in (only, closed):
+        assert _allowed(each, {"a": None, "ab": None}, {"b": None}) == [True, False]
+
+
 def test_a_reference_to_itself_is_followed_six_times():
     schema = {
         "type": "object",
