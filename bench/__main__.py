@@ -272,5 +272,20 @@ def schemas_command(
     _measure("schemas", "Schemas", columns, Output(json, plot), **options)
 
 
+@main.command("constraint")
+def constraint_command(
+    tokenizer: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="A tokenizer.json.")
+    ] = DEMO_MODEL_PATH / "tokenizer.json",
+    rounds: Rounds = LEAST_ROUNDS,
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """Time what a constraint costs: once, and in a step that corrects a draft."""
+    columns = import_module("bench.constraint").COLUMNS
+    output = Output(json, plot)
+    _measure("constraint", "Constraints", columns, output, tokenizer=tokenizer, rounds=rounds)
+
+
 if __name__ == "__main__":
     main(prog_name="easel bench")

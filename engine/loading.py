@@ -127,6 +127,7 @@ def new_denoiser(
         vision=vision,
         cuda_graphs=use_cuda_graphs(config, device, never_waits=never_waits),
         compiled=config.compile,
+        speculate=config.speculate,
     )
     denoiser.prepare()
     return denoiser

@@ -87,7 +87,7 @@ def compiled(constraint: kinds.Constraint, trie: TokenTrie, ends: Sequence[int])
     kind = constraint.kind
     if isinstance(kind, kinds.Grammar):
         return _by_grammar(lark_grammar(kind.lark), constraint, trie)
-    has_depths = isinstance(kind, kinds.JsonSchema | kinds.Calls | kinds.TextAndCalls)
+    has_depths = not isinstance(kind, kinds.JsonObject | kinds.Pattern | kinds.OneOf)
     attempts = [*_DEPTHS] if has_depths else [Depths(0, 0)]
     while attempts:
         depths = attempts.pop(0)
@@ -154,6 +154,9 @@ def _expression(
         case kinds.Calls(tools=tools, least=least, most=most):
             calls = any_of([_call(tool, controls, depths, effort) for tool in tools])
             return repeated(calls, least, most)
+        case kinds.TextOrCalls(text=kind, tools=tools, most=most):
+            calls = _expression(kinds.Calls(tools, 1, most), depths, controls, effort)
+            return any_of([_expression(kind, depths, controls, effort), calls])
         case kinds.TextAndCalls(tools=tools, most=most):
             text = repeated(symbols([(0, 255)]), 0, None)
             thought = sequence(control(CHANNEL, controls), text, control(CHANNEL_END, controls))

@@ -72,7 +72,16 @@ class TextAndCalls:
     most: int | None = None
 
 
-Kind = JsonSchema | JsonObject | Pattern | OneOf | Grammar | Calls | TextAndCalls
+@dataclass(frozen=True)
+class TextOrCalls:
+    """A text of a certain kind, or calls of tools, of which at most `most` if that is given."""
+
+    text: "Kind"
+    tools: tuple[Callable, ...]
+    most: int | None = None
+
+
+Kind = JsonSchema | JsonObject | Pattern | OneOf | Grammar | Calls | TextAndCalls | TextOrCalls
 
 # "open": the prompt ends in a thought. "allowed": the answer may begin with one. The constraint
 # holds for what follows the thought.

@@ -32,7 +32,7 @@ from engine.kernels.prefix_attention import prefix_attention
 from engine.kernels.vocab_statistics import plain_vocab_statistics, vocab_statistics
 from engine.model.embedding import Embedding, mixed, products
 from engine.model.products import quantized_product
-from engine.tail.vocab_tail import TailResult, draw, triton_vocab_tail, vocab_tail
+from engine.tail.vocab_tail import TailResult, draw, triton_draw, triton_vocab_tail, vocab_tail
 from engine.weights.quantization import FromDense, QuantizedWeight, quantize
 
 _STAGE = "kernels"
@@ -254,14 +254,15 @@ def _check_tail(case: str, *, quantised: bool) -> None:
             temperatures,
             softcap=_SOFTCAP,
             embedding_scale=scale,
-            least_temperature=0.6,
+            least_temperatures=[(slice(0, rows), 0.6)],
         )
 
     def plain() -> TailResult:
         return vocab_tail(hidden, embedding, temperatures, softcap=_SOFTCAP, embedding_scale=scale)
 
     def draws(result: TailResult) -> Tensor:
-        return draw(result, hidden, embedding, temperatures, uniform, wanted, softcap=_SOFTCAP)
+        draws = triton_draw if result is ours else draw
+        return draws(result, hidden, embedding, temperatures, uniform, wanted, softcap=_SOFTCAP)
 
     ours, expected = whole(), plain()
     logits = products(hidden, embedding)

@@ -40,6 +40,8 @@ class GrammarVocabulary:
 
     def __init__(self, tokens: Sequence[bytes], ends: Sequence[int]) -> None:
         self.size = len(tokens)
+        self.ends = frozenset(ends)
+        self.has_text = np.array([len(text) > 0 for text in tokens])
         self.tokenizer = LLTokenizer(
             TokenizerWrapper(_Tokens(tokens, ends)), len(tokens), list(ends)
         )

@@ -18,6 +18,8 @@ from heapq import heappop, heappush
 import torch
 from torch import Tensor
 
+from engine.constraint.projection import Projector
+from engine.constraint.rules import GrammarRules
 from engine.denoise.canvas import Canvas, new_canvas, self_conditioning
 from engine.denoise.denoising_step import DenoisingStep
 from engine.denoise.graphs import Graphs
@@ -60,12 +62,13 @@ class Denoiser:
         vision: Vision | None = None,
         cuda_graphs: bool = False,
         compiled: bool = False,
+        speculate: bool = False,
     ) -> None:
         """Allocate `max_active` KV caches, each for `context_length` tokens and a canvas.
 
         Kept prefixes take up to `prefix_cache_bytes` more as requests arrive. Without `vision` no
-        request may have images. `cuda_graphs` and `compiled` say how passes that only denoise are
-        run: as CUDA graphs, compiled, or both.
+        request may have images. `cuda_graphs` and `compiled` say how passes of fixed shapes run: as
+        CUDA graphs, compiled, or both. Speculative passes have graphs if `speculate` is set.
         """
         self.model = model
         self.sampler = sampler
@@ -94,18 +97,23 @@ class Denoiser:
         self._prefixes: PrefixCache[Snapshot] = PrefixCache(prefix_cache_bytes)
         self._slots: dict[Sequence, Slot] = {}
         self._parked: dict[Sequence, Canvas] = {}
+        self._rules: dict[Sequence, Projector | GrammarRules] = {}  # of constrained sequences
         self._step = DenoisingStep(model)
         self._graphs: Graphs | None = None
         if cuda_graphs or compiled:
             self._graphs = Graphs(
-                model, canvases=max_active, capture=cuda_graphs, compiled=compiled
+                model,
+                canvases=max_active,
+                capture=cuda_graphs,
+                compiled=compiled,
+                speculate=speculate,
             )
 
     @torch.inference_mode()
     def prepare(self) -> None:
         """Capture and compile what can be known before the first request. Call it before that."""
         if self._graphs is not None:
-            self._graphs.prepare(self._caches)
+            self._graphs.prepare(self._caches, self.model.dimensions.canvas_length)
 
     @property
     def captured_graphs(self) -> int:
@@ -157,7 +165,9 @@ class Denoiser:
             canvas_length=dimensions.canvas_length,
             vocab_size=dimensions.vocab_size,
             device=self._device,
+            rules=self._rules.get(sequence),
             ahead=ahead,
+            kernel=self._step.kernel,
         )
 
     def _run_model(self, segments: list[Segment], canvases: list[Canvas]) -> Tensor:
@@ -195,7 +205,7 @@ class Denoiser:
         slot = self._slots[work.sequence]
         step = next(steps) if work.denoise else None
         next_step = None if next_canvas is None else next(steps)
-        if step is not None and not step.finite:
+        if step is not None and not (step.finite and step.fault is None):
             return step  # nothing that the pass encoded is worth keeping
         self._advance(work.sequence, slot, work.tokens)
         if step is None or not step.done:
@@ -204,7 +214,7 @@ class Denoiser:
         # A pass returns at most one block of a sequence. If the next block is done as well after
         # its first step, it is dropped and made again, so that a later pass returns it. So is one
         # with numbers that are not finite: a later pass fails then, behind the finished block.
-        if next_step is None or next_step.done or not next_step.finite:
+        if next_step is None or next_step.done or not next_step.finite or next_step.fault:
             return step
         if step.draft != work.speculation:
             return step
@@ -217,6 +227,10 @@ class Denoiser:
         slot.tokens += tokens
         if tokens and len(slot.tokens) in sequence.checkpoints:
             self._keep(sequence, slot)
+
+    def constrain(self, sequence: Sequence, rules: Projector | GrammarRules) -> None:
+        """Constrain the sequence's answer until its `release`. Call it before `start`."""
+        self._rules[sequence] = rules
 
     def start(self, sequence: Sequence) -> int:
         """Assign a free KV cache to the sequence, until `release` or `park`.
@@ -246,7 +260,7 @@ class Denoiser:
         The unfinished canvas is set aside, so that the sequence later continues with the same step.
         """
         canvas = self._slots[sequence].canvas
-        self.release(sequence)
+        self._free_slot(sequence, keep=True)
         if canvas is not None:
             self._parked[sequence] = canvas
 
@@ -257,6 +271,10 @@ class Denoiser:
         started. If it is parked, its canvas is dropped.
         """
         self._parked.pop(sequence, None)
+        self._rules.pop(sequence, None)
+        self._free_slot(sequence, keep=keep)
+
+    def _free_slot(self, sequence: Sequence, *, keep: bool) -> None:
         slot = self._slots.pop(sequence, None)
         if slot is not None:
             if keep:

@@ -7,7 +7,7 @@ CPU. `element_bytes` is the size of an element of the weights' type.
 
 from dataclasses import dataclass
 
-from engine.sizing.chunks import GATHERED_ROWS, VOCAB_CHUNK, VOCAB_GROUP
+from engine.sizing.chunks import TRUNCATED_ROWS, VOCAB_CHUNK, VOCAB_GROUP
 from engine.sizing.dimensions import Dimensions, LayerShape, Tower
 
 RELEASED_STEPS = 48  # maximum denoising steps of a block, unless the checkpoint sets another number
@@ -95,10 +95,11 @@ def _tail_bytes(dimensions: Dimensions, rows: int, element_bytes: int, *, cuda: 
         gathered = rows * (d.hidden_size * element_bytes + 4 * group * 8)
         return rows * chunk * (8 + 2 * element_bytes) + soft + rows * groups * 36 + gathered
     logits = rows * d.vocab_size * element_bytes
-    # Four statistics in 32 bits, then the groups' probabilities in 64 bits and their running sum.
-    statistics = rows * groups * (4 * 4 + 2 * 8)
-    gathered = min(rows, GATHERED_ROWS) * group * d.hidden_size * element_bytes
-    return logits + statistics + soft + gathered
+    # Logits and float32 probabilities of a canvas that draws from its likeliest tokens, after the
+    # logits of all canvases are gone.
+    truncated = min(d.canvas_length, TRUNCATED_ROWS) * d.vocab_size * (element_bytes + 4)
+    statistics = rows * groups * 4 * 4  # four in 32 bits
+    return max(logits, truncated) + statistics + soft
 
 
 def _tower_bytes(tower: Tower, tokens: int, element_bytes: int) -> int:

@@ -15,12 +15,13 @@ from engine.sizing.dimensions import Dimensions
 from engine.sizing.kv import cache_elements, pass_tokens
 from engine.sizing.weights import Part, weight_bytes, widest_elements
 
-MOST_GRAPHS = 16  # kept at the same time; beyond that the least recently used graph is removed
+# Graphs that are kept at the same time. With `max_active` 3 there are 31 if requests speculate.
+MOST_GRAPHS = 32
 # Bytes per element of a quantised matrix that is widened to 32 bits, for its code and its value. On
 # a GPU this happens at the start, when the kernels are tried, and in every product if they fail.
 _WIDENING_BYTES = 12
-# An estimate, not measured: the nodes and arguments of a graph of some thousand launches.
-_GRAPH_BYTES = 16 * 2**20
+# An estimate, not measured: the nodes and arguments of a graph of some hundred launches.
+_GRAPH_BYTES = 8 * 2**20
 # An estimate, not measured: cuBLAS' workspaces, compiled kernels and the allocator's fragments.
 _LIBRARIES_BYTES = 512 * 2**20
 _LEAST_CONTEXT = 4096  # `nearest` reduces the weights' bits before it proposes a shorter context
@@ -112,9 +113,12 @@ def make_plan(dimensions: Dimensions, config: EngineConfig, *, cuda: bool) -> Pl
     )
     graphs = 0
     if cuda and config.cuda_graphs == "auto":
-        canvases = config.max_active * d.canvas_length
-        static = canvases * d.hidden_size * element_bytes
-        graphs = MOST_GRAPHS * _GRAPH_BYTES + static + network_bytes(d, canvases, element_bytes)
+        # A captured pass has a canvas of each sequence, and of one sequence a block to commit, or a
+        # draft and the next block's canvas. The buffers would serve two canvases of each.
+        segments = config.max_active + (2 if config.speculate else 1)
+        static = 2 * config.max_active * d.canvas_length * d.hidden_size * element_bytes
+        network = network_bytes(d, segments * d.canvas_length, element_bytes)
+        graphs = MOST_GRAPHS * _GRAPH_BYTES + static + network
     widest = widest_elements(d, config.formats)
     activations = activation_bytes(d, shape, element_bytes=element_bytes, cuda=cuda)
     return Plan(

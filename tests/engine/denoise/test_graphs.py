@@ -18,6 +18,7 @@ from engine.denoise.denoiser import Denoiser
 from engine.loading import build_denoiser
 from engine.messages import Block, GenerateRequest, Sampling
 from engine.model.rows import Segment
+from engine.model.static_pass import StaticPass
 from engine.worker import Worker
 
 TINY = Shape(layers="sf", canvas=8, confidence_threshold=1e-9, steps=4)
@@ -117,11 +118,68 @@ def any_length(dynamic, monkeypatch):
 def test_all_graphs_are_made_before_the_first_request(dynamic, capture):
     denoiser = like(dynamic, cuda_graphs=True)
     denoiser.prepare()
-    assert denoiser.captured_graphs == capture.captured == 3  # of one slot, the other, and both
+    # Of one slot, the other and both, each also with one slot's block committed.
+    assert denoiser.captured_graphs == capture.captured == 3 + 4
     dynamic.model.attention_kernel = "torch"
     assert answers(denoiser) == answers(like(dynamic))
-    assert capture.captured == 3
+    assert capture.captured == 7
     assert capture.replayed > 9
+
+
+def graphs_of(dynamic, capture, most, monkeypatch, **options):
+    """Returns how many graphs are made at the start if `most` may be kept."""
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", most)
+    capture.captured = 0
+    like(dynamic, cuda_graphs=True, **options).prepare()
+    return capture.captured
+
+
+@pytest.mark.usefixtures("any_length")
+def test_the_most_frequent_passes_have_graphs_if_not_all_can(dynamic, capture, monkeypatch):
+    def made(most, **options):
+        return graphs_of(dynamic, capture, most, monkeypatch, **options)
+
+    denoise, alone, together = 3, 2, 2
+    assert made(2) == 0
+    assert made(3) == made(4) == denoise
+    assert made(5) == made(6) == denoise + alone
+    assert made(7) == made(99) == denoise + alone + together
+    assert made(99, speculate=True) == denoise + 2 * (alone + together)
+    assert made(8, speculate=True) == denoise + 2 * alone
+
+
+@pytest.mark.usefixtures("any_length")
+@pytest.mark.parametrize("speculate", [False, True])
+def test_only_prompts_are_dynamic(dynamic, capture, monkeypatch, speculate):
+    """A block's first pass commits the block before, and a speculative one commits a draft."""
+    denoiser = like(dynamic, cuda_graphs=True, speculate=speculate)
+    denoiser.sampler = dataclasses.replace(denoiser.sampler, confidence_threshold=1.0)
+    denoiser.prepare()
+    monkeypatch.setattr(dynamic.model, "attention_kernel", "torch")
+    run, dynamic_passes, forms = dynamic.model.run, [], set()
+    static_run = StaticPass.run
+
+    def recorded(segments, soft):
+        dynamic_passes.append([len(s.tokens) for s in segments if s.causal])
+        return run(segments, soft)
+
+    def recorded_statically(self, segments, length):
+        forms.add(tuple((form.causal, form.start) for form in segments))
+        return static_run(self, segments, length)
+
+    monkeypatch.setattr(dynamic.model, "run", recorded)
+    monkeypatch.setattr(StaticPass, "run", recorded_statically)
+    request = GenerateRequest("a", list(range(6, 30)), 60, Sampling(seed=1))
+    replayed = capture.replayed
+    made = answers(denoiser, [request], speculate=speculate)
+    assert dynamic_passes == [[24]]
+    assert capture.replayed > replayed + 7
+    denoise, commit = (False, 0), ((True, 0), (False, TINY.canvas))
+    assert forms == {(denoise,), commit, (denoise, *commit)} if speculate else {(denoise,), commit}
+    monkeypatch.setattr(dynamic.model, "run", run)
+    plain = like(dynamic)
+    plain.sampler = denoiser.sampler
+    assert made == answers(plain, [request])
 
 
 def test_nothing_is_made_before_the_first_request_if_each_length_has_a_graph(dynamic, capture):
@@ -168,17 +226,17 @@ class AnyPass:
     def __init__(self, *_args, **_options):
         self.waited = 0
 
-    def takes(self, _segment):
+    def takes(self, _segments):
         return True
 
     def fill(self, *_args):
         pass
 
-    def length(self, _caches):
+    def length(self, _forms):
         return self.seen_length
 
-    def run(self, caches, length):
-        return torch.tensor([len(caches), length])
+    def run(self, forms, length):
+        return torch.tensor([len(forms), length])
 
     def synchronize(self):
         self.waited += 1

@@ -13,7 +13,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from engine.kernels import grouped_linear, prefix_attention, vocab_statistics
+from engine.kernels import (
+    block_noise,
+    grouped_linear,
+    prefix_attention,
+    vocab_draw,
+    vocab_statistics,
+)
 from engine.kernels.dequantise import Scheme
 from engine.sizing.weights import INT4_GROUP, SCALE_TYPE
 
@@ -24,8 +30,9 @@ TYPES = {
     torch.int32: "i32",
     torch.int64: "i64",
     torch.uint8: "u8",
+    torch.bool: "i1",
 }
-CAPABILITIES = (89, 90, 120)
+CAPABILITIES = (89, 90, 120, 121)
 MADE_SCALES: torch.dtype = getattr(torch, SCALE_TYPE)
 # Formats of weights with 2,816 inputs: name, scheme, scales a row and their dtype, and if there are
 # zeros. The first ones behind "dense" are made while loading, the others are published.
@@ -46,8 +53,9 @@ LAYOUTS: tuple[tuple[str, Scheme, int | None, torch.dtype, bool], ...] = (
 class Launches:
     """Replaces a module's kernel, and records the arguments of its launches."""
 
-    def __init__(self, module: Any) -> None:
-        self.kernel, module._kernel = module._kernel, self
+    def __init__(self, module: Any, name: str = "_kernel") -> None:
+        self.kernel = getattr(module, name)
+        setattr(module, name, self)
         self.calls: list[tuple[tuple[Any, ...], dict[str, int]]] = []
 
     def __getitem__(self, _grid: object) -> Callable[..., None]:
@@ -117,22 +125,106 @@ def launch_prefix_attention() -> list[str]:
     return names
 
 
+def penalty(vocab: int) -> dict[str, Any]:
+    """Returns the largest bias as the arguments of the kernels that know one."""
+    return {"values": torch.empty(vocab), "factors": torch.empty(vocab)}
+
+
 def launch_vocab_statistics() -> list[str]:
-    """Launch the released vocabulary's statistics for a canvas, and return the launch's name."""
+    """Launch the released vocabulary's statistics for a canvas, and return the launches' names."""
+    names = []
     with torch.device("meta"):
         logits = torch.empty(256, 262144, dtype=torch.bfloat16)
-        rows = torch.empty(256)
-        vocab_statistics.vocab_statistics(logits, rows, rows, softcap=30.0, group=256)
-    return ["vocabulary statistics"]
+        row = torch.empty(256)
+        for name, bias in (("no bias", {}), ("a penalty", penalty(262144))):
+            out = vocab_statistics.vocab_statistics(
+                logits, row, row, softcap=30.0, group=256, **bias
+            )
+            vocab_statistics.vocab_peaks(logits, out, slice(0, 256), softcap=30.0, **bias)
+            names += [f"vocabulary statistics, {name}", f"vocabulary peaks, {name}"]
+    return names
+
+
+def launch_group_draw() -> list[str]:
+    """Launch the draw of a canvas from the released vocabulary, and return names."""
+    names = []
+    with torch.device("meta"):
+        hidden, mass = torch.empty(256, 2816, dtype=torch.bfloat16), torch.empty(256, 1024)
+        row, wanted = torch.empty(256), torch.empty(256, dtype=torch.bool)
+        tokens, scales = torch.empty(256, dtype=torch.int64), torch.empty(262144, 1).half()
+        for dtype in (torch.bfloat16, torch.int8, torch.float8_e4m3fn):
+            vocab_draw.group_draw(
+                mass,
+                hidden,
+                torch.empty(262144, 2816, dtype=dtype),
+                row,
+                row,
+                wanted,
+                tokens,
+                slice(0, 256),
+                softcap=30.0,
+                scales=None if dtype == torch.bfloat16 else scales,
+                **penalty(262144),
+            )
+            names.append(f"draw, {dtype}")
+    return names
+
+
+def launch_truncated_draw() -> list[str]:
+    """Launch a truncated draw of a canvas from the released vocabulary, and return names."""
+    names = []
+    with torch.device("meta"):
+        logits = torch.empty(256, 262144, dtype=torch.bfloat16)
+        row, wanted = torch.empty(256), torch.empty(256, dtype=torch.bool)
+        tokens, probs = torch.empty(256, dtype=torch.int64), torch.empty(256, 262144)
+        for top_k, top_p in ((0, 1.0), (0, 0.9), (50, 0.9)):
+            vocab_draw.truncated_draw(
+                logits,
+                probs,
+                row,
+                row,
+                wanted,
+                tokens,
+                0,
+                slice(0, 256),
+                softcap=30.0,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=0.1,
+                **penalty(262144),
+            )
+            names.append(f"draw from the likeliest tokens, top-k {top_k}, top-p {top_p}")
+    return names
+
+
+def launch_block_noise() -> list[str]:
+    """Launch a block's random numbers, and return the launch's name."""
+    with torch.device("meta"):
+        block_noise.block_noise_tensors(
+            (1, 2**32 - 1),
+            3,
+            4,
+            steps=48,
+            canvas_length=256,
+            vocab_size=262144,
+            device=torch.device("meta"),
+        )
+    return ["a block's noise"]
+
+
+LAUNCHED: tuple[tuple[Any, str, Callable[[], list[str]]], ...] = (
+    (grouped_linear, "_kernel", launch_grouped_linear),
+    (prefix_attention, "_kernel", launch_prefix_attention),
+    (vocab_statistics, "_kernel", launch_vocab_statistics),
+    (vocab_draw, "_group_kernel", launch_group_draw),
+    (vocab_draw, "_truncated_kernel", launch_truncated_draw),
+    (block_noise, "_kernel", launch_block_noise),
+)
 
 
 def main() -> None:
-    for module, launch in (
-        (grouped_linear, launch_grouped_linear),
-        (prefix_attention, launch_prefix_attention),
-        (vocab_statistics, launch_vocab_statistics),
-    ):
-        launches = Launches(module)
+    for module, name, launch in LAUNCHED:
+        launches = Launches(module, name)
         names = launch()
         for capability in CAPABILITIES:
             for name, kernel in zip(names, launches.compiled(capability), strict=True):

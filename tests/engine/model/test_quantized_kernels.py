@@ -18,7 +18,7 @@ from engine.model import kernel_choice
 from engine.model.kernel_choice import choose_product_kernels
 from engine.model.kv_cache import KVCache
 from engine.model.rows import Segment
-from engine.model.static_pass import StaticPass
+from engine.model.static_pass import Form, StaticPass
 from engine.sizing.kv import SLACK_TOKENS
 from engine.weights.quantization import QuantizedWeight, flattened, quantize, stack
 from tests.engine.kernels.compiled import Launches
@@ -104,7 +104,8 @@ def behind_tokens(model):
 def run_fixed(model, segment, **options):
     static = StaticPass(model, canvases=1, **options)
     static.fill([segment], [None])
-    return static.run([segment.cache], static.length([segment.cache]))
+    forms = (Form.of(segment),)
+    return static.run(forms, static.length(forms))
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from engine.loading import build_denoiser
 from engine.model.diffusion_gemma import DiffusionGemma, ModelConfig, Rope
 from engine.model.kv_cache import KVCache
 from engine.model.rows import Segment
-from engine.model.static_pass import StaticPass
+from engine.model.static_pass import Form, StaticPass
 from engine.model.weight_map import weight_targets
 from engine.sizing.dimensions import Dimensions, LayerShape
 from engine.sizing.kv import SLACK_TOKENS
@@ -79,9 +79,10 @@ def behind(model, stored):
 
 
 def run(static, segments, soft):
+    assert static.takes(segments)
     static.fill(segments, soft)
-    caches = [segment.cache for segment in segments]
-    return static.run(caches, static.length(caches))
+    forms = tuple(map(Form.of, segments))
+    return static.run(forms, static.length(forms))
 
 
 @pytest.mark.parametrize("stored", STORED, ids=str)
@@ -100,6 +101,62 @@ def test_a_pass_does_not_depend_on_the_previous_one(model, attention):
         run(static, segments, list(soft))
         hidden = run(static, segments, [None] * len(stored))
         torch.testing.assert_close(hidden, model.run(segments), **TOLERANCE)
+
+
+def with_commits(model, stored, kinds):
+    """Returns the segments of `behind` as a pass in which sequences commit or speculate.
+
+    `kinds` has "denoise", "commit" or "speculate" for each. Also returns the self-conditioning.
+    """
+    segments, _ = behind(model, stored)
+    generator = torch.Generator().manual_seed(1)
+    d, whole = model.dimensions, []
+
+    def canvas(cache, **options):
+        tokens = torch.randint(6, d.vocab_size, (d.canvas_length,), generator=generator)
+        return Segment(cache, tokens, **options)
+
+    for segment, kind in zip(segments, kinds, strict=True):
+        if kind != "commit":
+            whole.append(segment)
+        if kind != "denoise":
+            whole.append(canvas(segment.cache, causal=True))
+            whole.append(canvas(segment.cache, causal=False, start=d.canvas_length))
+    count = sum(not segment.causal for segment in whole)
+    soft = torch.randn(count, d.canvas_length, d.hidden_size, generator=generator)
+    return whole, soft
+
+
+COMMITS = [
+    ([0], ["commit"]),
+    ([CAPACITY - 64], ["speculate"]),
+    ([29], ["speculate"]),
+    ([170, 3], ["denoise", "commit"]),
+    ([60, 100, 0], ["commit", "speculate", "denoise"]),
+]
+
+
+@pytest.mark.parametrize(("stored", "kinds"), COMMITS, ids=str)
+@torch.inference_mode()
+def test_passes_that_commit_have_the_results_of_the_dynamic_pass(model, attention, stored, kinds):
+    static = with_attention(attention, model, len(stored))
+    segments, soft = with_commits(model, stored, kinds)
+    hidden = run(static, segments, list(soft))
+    others, _ = with_commits(model, stored, kinds)
+    expected = model.run(others, soft.flatten(0, 1))
+    torch.testing.assert_close(hidden, expected, **TOLERANCE)
+    # What is committed is stored in the same way, so that the next pass sees the same.
+    for segment, other in zip(segments, others, strict=True):
+        if segment.causal:
+            segment.cache.advance(len(segment.tokens))
+            other.cache.advance(len(other.tokens))
+            for actual, stored_there in zip(
+                segment.cache.view().tensors, other.cache.view().tensors, strict=True
+            ):
+                torch.testing.assert_close(actual, stored_there, **TOLERANCE)
+    canvases = [Segment(s.cache, s.tokens, causal=False) for s in segments if not s.causal][-1:]
+    there = [Segment(s.cache, s.tokens, causal=False) for s in others if not s.causal][-1:]
+    torch.testing.assert_close(run(static, canvases, [None]), model.run(there), **TOLERANCE)
 
 
 @torch.inference_mode()
@@ -124,7 +181,7 @@ def test_a_length_includes_the_canvas_and_serves_several_blocks(model):
     lengths = []
     for position in range(0, 100 * canvas, 3):
         segments[0].cache.position = position
-        lengths.append(static.length([segments[0].cache]))
+        lengths.append(static.length((Form(segments[0].cache),)))
         end = position + canvas
         assert end <= lengths[-1] <= max(1.25 * end, end + 4 * canvas)
     assert lengths == sorted(lengths)
@@ -134,20 +191,33 @@ def test_a_length_includes_the_canvas_and_serves_several_blocks(model):
 def test_one_length_serves_every_block_if_attention_reads_only_what_it_sees(model):
     static, canvas = with_attention("triton", model, 1), model.dimensions.canvas_length
     caches = [segment.cache for segment in behind(model, [0, CAPACITY])[0]]
-    assert {static.length([cache]) for cache in caches} == {CAPACITY + canvas}
+    assert {static.length((Form(cache),)) for cache in caches} == {CAPACITY + canvas}
 
 
-def test_only_whole_canvases_are_taken(model):
-    static, canvas = StaticPass(model, canvases=1), model.dimensions.canvas_length
-    (segment, narrow), _ = behind(model, [5, 5])
-    narrow = Segment(narrow.cache, narrow.tokens[: canvas // 2], causal=False)
-    encoded = Segment(segment.cache, segment.tokens, causal=True)
-    after_encoded = Segment(segment.cache, segment.tokens, causal=False, start=1)
-    assert static.takes(segment)
-    assert not any(static.takes(each) for each in (narrow, encoded, after_encoded))
+def test_only_whole_canvases_and_the_blocks_before_them_are_taken(model):
+    static, canvas = StaticPass(model, canvases=2), model.dimensions.canvas_length
+    (segment, other), _ = behind(model, [5, 5])
+
+    def part(cache, *, length=canvas, **options):
+        return Segment(cache, segment.tokens[:length], **options)
+
+    block, new = part(segment.cache, causal=True), part(segment.cache, causal=False, start=canvas)
+    assert static.takes([segment])
+    assert static.takes([segment, other])
+    assert static.takes([block, new])
+    assert static.takes([segment, block, new, other])
+    for refused in (
+        [part(segment.cache, length=canvas // 2, causal=False)],
+        [block],  # nothing is denoised behind it
+        [block, other],
+        [block, block, new],
+        [new],
+        [part(segment.cache, length=canvas // 2, causal=True), new],
+    ):
+        assert not static.takes(refused)
 
 
-def meta_pass(change=None):
+def meta_pass(change=None, *, commits=False):
     """Returns the counts of a pass on the meta device, after `change` was applied to the model.
 
     On this device no value can be read, and no tensor of another device is accepted. It supports
@@ -185,14 +255,19 @@ def meta_pass(change=None):
     cache = KVCache(layers, capacity=128, pass_tokens=32, dtype=torch.bfloat16, device=device)
     tokens = torch.zeros(16, dtype=torch.int64, device=device)
     static = StaticPass(model, canvases=1)
-    return count(
-        lambda: run(static, [Segment(cache, tokens, causal=False)], [None]), rows=1, vocab=1
-    )
+    segments = [Segment(cache, tokens, causal=False)]
+    if commits:
+        segments = [
+            Segment(cache, tokens, causal=True),
+            Segment(cache, tokens, causal=False, start=16),
+        ]
+    return count(lambda: run(static, segments, [None]), rows=1, vocab=1)
 
 
+@pytest.mark.parametrize("commits", [False, True])
 @torch.inference_mode()
-def test_the_host_never_waits_and_sends_nothing():
-    work = meta_pass()
+def test_the_host_never_waits_and_sends_nothing(commits):
+    work = meta_pass(commits=commits)
     assert work.launches > 50
     assert work.syncs == 0
 
