@@ -101,10 +101,11 @@ def _table(machine: Machine) -> _Table:
         (accepts, tag and (*bounds_of[tag.region], tag.between))
         for accepts, tag in zip(machine.accepting, machine.tags, strict=True)
     ]
-    kept, number = _same_states(after, labels, machine)
+    kept, renumbered = _same_states(after, labels, machine)
     tags = [machine.tags[state] for state in kept]
+    state_after = np.array([*renumbered, len(kept)], np.int16)
     return _Table(
-        np.append(number, len(kept)).astype(np.int16)[after[np.append(kept, states)]],
+        state_after[after[[*kept, states]]],
         np.array(cuts, np.int32),
         cut_class.astype(np.int32),
         np.array(machine.accepting)[kept],
@@ -275,15 +276,13 @@ class _TokenStates:
         self._table = table
         grids = _grids([_most(region) for region in regions if region.most is not None])
         kept: list[tuple[Array, Array]] = []  # for each region: between characters, and inside
-        for region in regions:
-            if region.most is None:
-                kept.append((_kept(region.least, region.least, 1),) * 2)
+        for each in regions:
+            if each.most is None:
+                kept.append((_kept(each.least, each.least, 1),) * 2)
                 continue
-            grid = grids[region.most]
-            coarse = grid if region.most <= _EXACT else grid * _COARSE
-            kept.append(
-                (_kept(region.least, region.most, grid), _kept(region.least, region.most, coarse))
-            )
+            grid = grids[each.most]
+            coarse = grid if each.most <= _EXACT else grid * _COARSE
+            kept.append((_kept(each.least, each.most, grid), _kept(each.least, each.most, coarse)))
         outside = np.zeros(1, np.int32)
         states, counts, ranks, rank_starts = [], [], [np.zeros(1, np.int32)], []
         rank_start: dict[tuple[int, bool], int] = {}
@@ -304,16 +303,16 @@ class _TokenStates:
             states.append(np.full(len(own), state, np.int32))
             counts.append(own)
             rank_starts.append(rank_start.get(key, 0))
-            if first > 4 * _MOST_TOKEN_STATES:
+            if first > 2 * _MOST_TOKEN_STATES:
                 raise TooLargeError(f"its automaton has more than {_MOST_TOKEN_STATES} states")
         self.count = first
         self.state = np.concatenate(states)
         self.counted = np.concatenate(counts)
         self._ranks = np.concatenate(ranks)
         self._rank_start = np.array([*rank_starts, 0], np.int32)
-        region = table.region[self.state]
-        enough = (region == table.regions) | (self.counted >= table.least[region])
-        self.accepting = table.accepting[self.state] & enough
+        inside = table.region[self.state]
+        enough = (inside == table.regions) | (self.counted >= table.least[inside])
+        self.accepting: Mask = table.accepting[self.state] & enough
 
     def after(self, functions: _Functions, used: Array) -> Array:
         """Returns the token state behind each token state and function [S, F], or -1."""
@@ -372,7 +371,8 @@ def _tidied(
     """Returns the automaton without useless states, and with equal classes merged."""
     effort.check_time()
     source, target = np.nonzero(_pairs(after))
-    need = _distances(len(after), np.flatnonzero(states.accepting), target, source) + 1
+    ending = np.flatnonzero(states.accepting)
+    need: Array = _distances(len(after), ending, target, source) + np.int32(1)
     reached = _distances(len(after), np.zeros(1, np.int64), source, target) < UNREACHABLE - 1
     useful = reached & (need < UNREACHABLE)
     useful[0] = True
@@ -383,13 +383,12 @@ def _tidied(
     after = number[after[useful]]
     need, accepting = need[useful], states.accepting[useful]
     kept, column = _same_columns(after)
-    token_class = column[token_class]
     columns = after[:, kept]
     allowed = np.flatnonzero((columns >= 0).any(0))
     # Class 0 is never allowed, and the last one is that of the end tokens.
     new_class = np.zeros(columns.shape[1], np.int32)
     new_class[allowed] = np.arange(1, len(allowed) + 1)
-    token_class = new_class[token_class]
+    token_class = new_class[column][token_class]
     end, last = len(after), len(allowed) + 1
     if (end + 1) * (last + 1) > MOST_ENTRIES:
         raise TooLargeError(f"its table would have more than {MOST_ENTRIES} entries")

@@ -213,8 +213,10 @@ class _Writer:
         return multiple
 
     def _number(self, shape: Shape) -> Expression:
+        if any(each != int(each) for each in shape.multiples):
+            raise NoWayError("multiples of fractions are not supported")
         if shape.multiples:
-            return self._integer(shape)  # fractions are left out
+            return self._integer(shape)
         least, most = shape.least or (None, False), shape.most or (None, False)
         return numbers(least[0], most[0], least[1], most[1], self._effort)
 
@@ -350,11 +352,10 @@ class _Writer:
         members = []
         for pattern, schema in shape.patterns_of_names:
             excluded = [each for other, each in others.items() if other != pattern]
-            within = others[pattern]
+            own = others[pattern]
             if excluded:
-                printable = machine(_PRINTABLE, self._effort)
-                within = intersection(within, printable, self._effort)
-            name = self._name(within, [*excluded, *([listed] if listed else [])])
+                own = intersection(own, machine(_PRINTABLE, self._effort), self._effort)
+            name = self._name(own, [*excluded, *([listed] if listed else [])])
             members.append(sequence(text.any_key(name), self.value((schema,))))
         if shape.additional is not None or not (names or members):
             excluded = [*others.values(), *([listed] if listed else [])]
