@@ -233,6 +233,10 @@ def failure(worker, constraint, known=True, **options):
 def test_a_request_whose_constraint_cannot_be_held_fails_at_once(worker):
     constraint = made(OBJECT)
     assert "not known" in failure(worker, constraint, known=False)
+    worker.handle(Texts(VOCABULARY))
+    worker.handle(Constraint("broken", grammar="start: [", ends=[END]))
+    (message,) = worker.handle(GenerateRequest("a", PROMPT, 30, Sampling(1), constraint="broken"))
+    assert "cannot be held" in message.message
     short = {"max_tokens": constraint.least_tokens - 1}
     assert "max_tokens is too small" in failure(worker, constraint, **short)
     assert "breaks its constraint" in failure(worker, constraint, lead=[ord("x")])
