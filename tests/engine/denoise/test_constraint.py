@@ -222,6 +222,20 @@ def test_requests_with_and_without_a_constraint_share_passes(worker):
     assert tokens_of(m for m in messages if m.id == "b") == free_alone
 
 
+def test_speculation_changes_no_token_of_an_answer(worker, denoiser):
+    constraint = made(one_of(_LETTERS).many() + text("!"))
+    speculating = Worker(denoiser, EngineConfig(prefill_chunk=16, speculate=True))
+    options = {"confidence_threshold": 100.0, "max_denoising_steps": 30, "max_tokens": 40}
+    options["logit_bias"] = {ord(letter): 30.0 for letter in "abc"}
+    speculations = 0
+    for seed in range(4):
+        blocks = blocks_of(worker, constraint, seed=seed, **options)
+        same = blocks_of(speculating, constraint, seed=seed, **options)
+        assert [block.tokens for block in same] == [block.tokens for block in blocks]
+        speculations += sum(block.speculations for block in same)
+    assert speculations > 0
+
+
 def failure(worker, constraint, known=True, **options):
     if known:
         worker.handle(Constraint(constraint.hash, constraint.to_bytes()))
