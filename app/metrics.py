@@ -52,6 +52,10 @@ class Metrics:
             "easel_denoising_steps_total", "Denoising steps of finished blocks"
         )
         self.blocks = counter("easel_blocks_total", "Finished blocks")
+        self.corrections = counter(
+            "easel_corrections_total",
+            "Denoising steps after which a request's constraint changed the canvas",
+        )
         self.speculations = counter(
             "easel_speculations_total",
             "Passes that committed a block before it was final and started the next block",

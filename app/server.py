@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match
 
+from app.constraint.enforced import Constraints
 from app.dialects.anthropic import route as messages
 from app.dialects.chat import route as chat
 from app.dialects.completions import route as completions
@@ -101,7 +102,8 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
             key_priorities=keys.values(),
         )
         threads = Threads()
-        app.state.services = Services(settings, metrics, worker, prompts, threads)
+        constraints = Constraints(prompts.vocabulary, prompts.vocab_size, threads.prompts.run)
+        app.state.services = Services(settings, metrics, worker, prompts, threads, constraints)
         app.state.responses = ResponseStores(settings.responses_kept, settings.responses_kept_bytes)
         app.state.worker_error = None
         announcing = asyncio.ensure_future(announce(worker.states()))
@@ -114,6 +116,7 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
             running.cancel()
             await asyncio.wait([running])
             threads.close()
+            await constraints.close()
 
     app = FastAPI(
         title="Easel",

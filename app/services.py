@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.constraint.enforced import Constraints
 from app.engine_client.worker import Admit, WorkerClient
 from app.errors import ModelNotFound, short
 from app.metrics import Metrics
@@ -26,6 +27,7 @@ class Services:
     worker: WorkerClient
     prompts: PromptBuilder
     threads: Threads
+    constraints: Constraints
 
     def model_name(self, wanted: str | None) -> str:
         """Returns the name that the answer to a request gives the model.

@@ -18,6 +18,7 @@ from bench import devices, roofline
 from bench.compare import LEAST_ROUNDS, Output, report
 from bench.gpu import stages as gpu_stages
 from bench.gpu.results import ROWS_FILE
+from engine.config import DEMO_MODEL_PATH
 from engine.sizing.gpu import first_gpu
 
 main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -343,6 +344,45 @@ def sass_command(
                 raise typer.BadParameter(str(error), param_hint="--gpu") from error
             rows = sass.rows(targets, kernel, show=progress.show)
             report("Inner loops", rows, sass.COLUMNS, Output(json, plot), hide=progress.hide)
+
+
+@main.command("schemas")
+def schemas_command(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            exists=True, file_okay=False, help="The folder maskbench/data of jsonschemabench."
+        ),
+    ],
+    tokenizer: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="A tokenizer.json.")
+    ] = DEMO_MODEL_PATH / "tokenizer.json",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Judge only so many files, drawn at random.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The seed of --limit.")] = 1,
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """Compile the schemas of JSONSchemaBench, and judge their instances, in MaskBench's columns."""
+    columns = import_module("bench.schemas").COLUMNS
+    options = {"folder": folder, "tokenizer": tokenizer, "limit": limit, "seed": seed}
+    _measure("schemas", "Schemas", columns, Output(json, plot), **options)
+
+
+@main.command("constraint")
+def constraint_command(
+    tokenizer: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="A tokenizer.json.")
+    ] = DEMO_MODEL_PATH / "tokenizer.json",
+    rounds: Rounds = LEAST_ROUNDS,
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """Time what a constraint costs: once, and in a step that corrects a draft."""
+    columns = import_module("bench.constraint").COLUMNS
+    output = Output(json, plot)
+    _measure("constraint", "Constraints", columns, output, tokenizer=tokenizer, rounds=rounds)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,10 @@ They hold no pickle, no tensor and no callable. Both sides keep these rules:
 - Sending never blocks: there is no high-water mark. Only the front end's admission limits how many
   messages are queued.
 - Each worker process gets a new socket address, so no message for a dead worker reaches the next.
+- A `Constraint` comes before the first `GenerateRequest` that names it. The worker keeps the
+  MOST_CONSTRAINTS that were named or sent last. The front end keeps the same account, and sends a
+  constraint again before a request names it that the worker no longer has. `Texts` come once,
+  before the first constraint that is a grammar.
 """
 
 from collections.abc import Set
@@ -31,6 +35,7 @@ HEARTBEAT_S = 1.0  # between two heartbeats, unless a pass takes longer
 
 # The front end refuses numbers beyond these bounds, and the worker checks them again.
 MOST_STEPS = 1024  # limits memory: a block's random numbers for all steps are made at once
+MOST_CONSTRAINTS = 32  # kept by the worker: each is a megabyte for 262,144 tokens, and its table
 MOST_NATS = 1e6  # more than all positions of a canvas have together, and far below float32's limit
 
 
@@ -154,6 +159,10 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     `siblings` are further answers, which differ only in their choice and in what was delivered. So
     a prompt and its images are sent, kept and encoded once. Each answer has its own messages.
     `salt`: a prefix is found only by requests with the salt of the request that left it.
+
+    `constraint` is the hash of the answers' constraint, or empty. `lead` holds tokens that every
+    answer begins with, fewer than `max_tokens`. They are encoded with the prompt, come with the
+    answer's first block, and count as its tokens. The constraint reads them too.
     """
 
     id: str
@@ -165,6 +174,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     delivered_blocks: int = 0
     siblings: list[Sibling] = []
     salt: str = ""
+    constraint: str = ""
+    lead: list[int] = []
 
     def choices(self) -> list["GenerateRequest"]:
         """Returns a request for each answer. They share the prompt and its images."""
@@ -179,6 +190,28 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
             )
             for each in self.siblings
         ]
+
+
+class Texts(msgspec.Struct, frozen=True, tag=True):
+    """The bytes of each token, none for those that no text has. Grammars need them."""
+
+    texts: list[bytes]
+
+
+class Constraint(msgspec.Struct, frozen=True, tag=True):
+    """A constraint on answers, which requests name by its hash.
+
+    It is the bytes of an `Automaton`, or a `grammar` in llguidance's form, which needs the tokens'
+    texts. `ends` are the tokens that end a text of the grammar. `thought` are the control tokens of
+    a thought before the text: the one that closes it if the prompt ends in a thought, or the two
+    that open and close it if the answer may begin with one. An automaton has all of this itself.
+    """
+
+    hash: str
+    automaton: bytes = b""
+    grammar: str = ""
+    ends: list[int] = []
+    thought: list[int] = []
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):
@@ -214,6 +247,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
     Lengths are in tokens. A context is prompt and answer together. `device` is the device's name
     and `profile` describes the device profile and the options that it set; both are for people.
+    `end_tokens` are those with which the checkpoint ends any answer.
     """
 
     device: str
@@ -222,6 +256,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     canvas_length: int
     vocab_size: int
     profile: str
+    end_tokens: list[int] = []
 
 
 class Block(msgspec.Struct, frozen=True, tag=True):
@@ -246,6 +281,8 @@ class Block(msgspec.Struct, frozen=True, tag=True):
     `rerolled`: an answer's first block began with an end token and was made once more with other
     random numbers. `denoising_steps` then counts the steps of both attempts.
 
+    `corrections` is the number of steps after which the request's constraint changed the canvas.
+
     `finish_reason` marks the answer's last block. It is "stop" if an end token or padding ended the
     answer, and "length" if `max_tokens` did.
     """
@@ -260,6 +297,7 @@ class Block(msgspec.Struct, frozen=True, tag=True):
     speculation_won: bool = False
     logprobs: list[TokenLogprobs] | None = None
     rerolled: bool = False
+    corrections: int = 0
     finish_reason: FinishReason | None = None
 
 
@@ -309,7 +347,7 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
     captured_graphs: int = 0
 
 
-ToWorker = GenerateRequest | Cancel
+ToWorker = Texts | Constraint | GenerateRequest | Cancel
 FromWorker = Loading | Ready | Block | Cancelled | Failed | Heartbeat | Stats
 
 _encoder = msgspec.msgpack.Encoder()

@@ -13,6 +13,12 @@ from typing import NoReturn
 import zmq
 
 from engine.config import EngineConfig
+from engine.constraint.automaton import Automaton
+from engine.constraint.grammar import GrammarVocabulary
+from engine.constraint.kept import Kept
+from engine.constraint.projection import Projector
+from engine.constraint.rules import GrammarRules
+from engine.denoise.canvas import Rules
 from engine.denoise.denoiser import Denoiser
 from engine.denoise.sampler import UnsupportedSamplerError
 from engine.device import DeviceError, device_name, out_of_memory
@@ -24,6 +30,7 @@ from engine.messages import (
     Block,
     Cancel,
     Cancelled,
+    Constraint,
     Failed,
     FromWorker,
     GenerateRequest,
@@ -31,6 +38,7 @@ from engine.messages import (
     Ready,
     Sampling,
     Stats,
+    Texts,
     ToWorker,
     decode_to_worker,
     encode,
@@ -79,6 +87,9 @@ class Worker:
         self._beat_at = -HEARTBEAT_S
         self._accepted = 0
         self._times = PassTimes()
+        self._constraints: Kept[Rules | str] = Kept()  # or why one cannot be held
+        self._texts: list[bytes] = []
+        self._vocabularies: dict[tuple[int, ...], GrammarVocabulary] = {}  # by their end tokens
 
     @property
     def idle(self) -> bool:
@@ -91,6 +102,12 @@ class Worker:
                 replies = self._accept(message)
                 self._accepted += 1 + len(message.siblings)
                 return replies
+            case Texts(texts=texts):
+                self._texts = texts
+                return []
+            case Constraint():
+                self._constraints.add(message.hash, self._rules(message))
+                return []
             case Cancel(id=request_id):
                 sequence = self._scheduler.find(request_id)
                 if sequence is None:
@@ -200,16 +217,21 @@ class Worker:
         # The front end has checked all of this with better messages. These checks are a safety net:
         # on a GPU an invalid token id would end the process.
         choices = request.choices()
-        obstacle = self._obstacle(request)
+        kept = self._constraints.get(request.constraint)  # the front end counts it as used, too
+        rules = None if isinstance(kept, str) else kept
+        obstacle = self._obstacle(request) or self._constraint_obstacle(request, kept)
         if obstacle is not None:
             return [Failed(choice.id, obstacle) for choice in choices]
         replies: list[FromWorker] = []
         sampler = self._denoiser.sampler
         first = Sequence.start(request, sampler.end_tokens, sampler.padding)
         for choice in choices:
-            obstacle = self._choice_obstacle(choice)
+            obstacle = self._choice_obstacle(choice, rules)
             if obstacle is None:
-                self._scheduler.add(first.sibling(choice), monotonic())
+                sequence = first.sibling(choice)
+                if rules is not None:
+                    self._denoiser.constrain(sequence, rules)
+                self._scheduler.add(sequence, monotonic())
             else:
                 replies.append(Failed(choice.id, obstacle))
         return replies
@@ -225,17 +247,57 @@ class Worker:
             return "The model cannot take the prompt's images."
         return self._sampling_obstacle(request)
 
-    def _choice_obstacle(self, choice: GenerateRequest) -> str | None:
+    def _constraint_obstacle(
+        self, request: GenerateRequest, rules: Rules | str | None
+    ) -> str | None:
+        """Returns why the request's constraint cannot be held, or None if it can."""
+        if not request.constraint:
+            return None
+        if rules is None:
+            return "The constraint is not known."
+        if isinstance(rules, str):
+            return rules
+        sampling = request.sampling
+        if rules.vocab_size != self._denoiser.vocab_size:
+            return "The constraint is for another vocabulary."
+        ends = sampling.ends(self._denoiser.sampler.end_tokens)
+        if sampling.suffix or not ends.issuperset(rules.end_tokens):
+            return "A constraint excludes a suffix, and ends with tokens that end the answer."
+        return None
+
+    def _choice_obstacle(self, choice: GenerateRequest, rules: Rules | None) -> str | None:
         """Returns why this choice of a request cannot be made, or None if it can."""
         if not 0 <= choice.sampling.choice <= _MOST_COUNT:
             return "choice is out of range."
         if not 0 <= choice.delivered_blocks <= _MOST_COUNT:
             return "delivered_blocks is out of range."
-        if choice.delivered and not self._has_tokens(choice.delivered):
+        answer = choice.delivered or choice.lead
+        if answer and not self._has_tokens(answer):
             return "The answer has token ids that the model does not have."
-        if len(choice.delivered) >= choice.max_tokens:
+        if len(answer) >= choice.max_tokens:
             return "The whole answer was delivered before."
+        if rules is not None:
+            try:
+                needed = rules.needed_tokens(answer)
+            except ValueError as error:
+                return f"The constraint cannot be held: {error}"
+            if needed is None:
+                return "The answer's beginning breaks its constraint."
+            if needed > choice.max_tokens - len(answer):
+                return "max_tokens is too small for the constraint."
         return None
+
+    def _rules(self, constraint: Constraint) -> Rules | str:
+        """Returns the constraint in the form in which it is applied, or why it has none."""
+        try:
+            if not constraint.grammar:
+                return Projector(Automaton.from_bytes(constraint.automaton))
+            ends = tuple(constraint.ends)
+            if ends not in self._vocabularies:
+                self._vocabularies[ends] = GrammarVocabulary(self._texts, ends)
+            return GrammarRules(self._vocabularies[ends], constraint.grammar, constraint.thought)
+        except ValueError as error:
+            return f"The constraint cannot be held: {error}"
 
     def _has_tokens(self, tokens: list[int]) -> bool:
         return 0 <= min(tokens) <= max(tokens) < self._denoiser.vocab_size
@@ -277,6 +339,10 @@ class Worker:
             self._end(sequence, keep=False)  # its cache may be why it failed
             yield Failed(request_id, _NOT_FINITE, "outputs_not_finite")
             return
+        if step is not None and step.fault is not None:
+            self._end(sequence)
+            yield Failed(request_id, f"The constraint can be held no longer: {step.fault}")
+            return
         index = sequence.block_index
         block = sequence.record(work, step)
         if block is None:
@@ -296,6 +362,7 @@ class Worker:
             speculation_won=step is not None and step.next_started,
             logprobs=block.logprobs,
             rerolled=block.rerolled,
+            corrections=block.corrections,
             finish_reason=block.finish_reason,
         )
 
@@ -329,6 +396,7 @@ def serve(address: str, config: EngineConfig) -> NoReturn:
             canvas_length=denoiser.model.dimensions.canvas_length,
             vocab_size=denoiser.model.dimensions.vocab_size,
             profile=profile,
+            end_tokens=sorted(denoiser.sampler.end_tokens),
         )
     )
     while True:

@@ -20,6 +20,7 @@ class Figures:
     thinking_tokens: int = 0
     blocks: int = 0
     denoising_steps: int = 0
+    corrections: int = 0  # of the canvas, by the request's constraint
     time_to_first_block_s: float = 0.0
     duration_s: float = 0.0
     outcome: Outcome = "cancelled"  # until the answer ends in another way
@@ -58,6 +59,7 @@ def diffusion(figures: Sequence[Figures]) -> dict[str, float]:
     return {
         "blocks": sum(each.blocks for each in figures),
         "denoising_steps": steps,
+        "corrections": sum(each.corrections for each in figures),
         "tokens_per_step": round(tokens / max(steps, 1), 3),
         "time_to_first_block_s": round(min(each.time_to_first_block_s for each in figures), 6),
         "tokens_per_second": round(tokens / duration_s, 3),

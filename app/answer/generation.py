@@ -156,7 +156,8 @@ async def _choice_events(
             yield Delta(choice, event, logprobs, output.take_tokens(), so_far)
 
     try:
-        async with aclosing(services.worker.generate(prepared, ends)) as messages:
+        needs = () if request.constraint is None else request.constraint.enforced.needs
+        async with aclosing(services.worker.generate(prepared, ends, needs)) as messages:
             async for message in messages:
                 match message:
                     case Block():
@@ -165,6 +166,7 @@ async def _choice_events(
                             figures.cached_tokens = message.cached_tokens
                         figures.blocks += 1
                         figures.denoising_steps += message.denoising_steps
+                        figures.corrections += message.corrections
                         events = output.feed(message.tokens, message.logprobs or ())
                         figures.completion_tokens = output.tokens
                         figures.thinking_tokens = output.thinking_tokens

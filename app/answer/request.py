@@ -9,6 +9,7 @@ from hashlib import blake2b
 
 import msgspec
 
+from app.constraint.enforced import Enforced
 from app.errors import BadRequest
 from app.prompting.prompt import Prompt, answer_room
 from app.prompting.vocabulary import Vocabulary
@@ -29,12 +30,21 @@ class ChatFormat:
 
 
 @dataclass(frozen=True)
+class AnswerConstraint:
+    """What the answers must be. `field` is the request's field that demands it."""
+
+    enforced: Enforced
+    field: str
+
+
+@dataclass(frozen=True)
 class AnswerRequest:
     """A request of any dialect. It asks for `n` answers to each prompt.
 
     The answers to prompt p are the choices n * p, n * p + 1, and so on. `format` is None for raw
     completions, whose answers are plain text. An error about a too long prompt names the field
-    `prompt_field`. If `timeout_s` is None, the server's setting applies.
+    `prompt_field`, and one about too few allowed tokens the field `limit_field`. If `timeout_s` is
+    None, the server's setting applies.
     """
 
     prompts: Sequence[Prompt]
@@ -45,6 +55,8 @@ class AnswerRequest:
     n: int = 1
     stops: tuple[str, ...] = ()
     format: ChatFormat | None = None
+    limit_field: str = "max_tokens"
+    constraint: AnswerConstraint | None = None
 
     @property
     def choices(self) -> int:
@@ -71,7 +83,7 @@ def prepare(
     """Returns the choices in the worker's form, in their order. `salt` is that of their prefixes.
 
     Raises ContextLengthExceeded if a prompt leaves no room for an answer, and BadRequest if the
-    model lacks a token or a suffix does not fit.
+    model lacks a token, or if a suffix or the shortest answer that is demanded does not fit.
     """
     _check_token_ids("logit_bias", request.sampling.logit_bias, limits)
     _check_token_ids("bad_words", request.sampling.banned_tokens, limits)
@@ -94,6 +106,12 @@ def prepare(
                 f"of {limits.canvas_length} tokens.",
                 param="suffix",
             )
+        constraint = request.constraint
+        lead: list[int] = []
+        ends = list(prompt.end_tokens)
+        if constraint is not None:
+            lead = _lead(constraint, room, request)
+            ends += constraint.enforced.ends
         images = list(prompt.images)
         for choice in range(request.n):
             prepared.append(
@@ -102,13 +120,33 @@ def prepare(
                     prompt=prompt.tokens,
                     max_tokens=room,
                     sampling=msgspec.structs.replace(
-                        request.sampling, choice=choice, end_tokens=list(prompt.end_tokens)
+                        request.sampling, choice=choice, end_tokens=ends
                     ),
                     images=images,
                     salt=salt,
+                    constraint="" if constraint is None else constraint.enforced.hash,
+                    lead=lead,
                 )
             )
     return prepared
+
+
+def _lead(constraint: AnswerConstraint, room: int, request: AnswerRequest) -> list[int]:
+    """Returns the tokens with which the worker begins an answer that may have `room` tokens.
+
+    They have no log-probabilities, so there are none if the request asks for these. Raises
+    BadRequest if no answer that is demanded has so few tokens.
+    """
+    forced, least = constraint.enforced.forced, constraint.enforced.least_tokens
+    if room < least:
+        raise BadRequest(
+            f"{request.limit_field}: the answer may have {room} tokens, but the shortest one that "
+            f"{constraint.field} allows has {least}.",
+            param=request.limit_field,
+        )
+    # The tokenizer may write them in more tokens than the shortest answer does.
+    fits = len(forced) + least <= room
+    return list(forced) if fits and request.sampling.top_logprobs is None else []
 
 
 def _check_token_ids(field: str, tokens: Iterable[int], limits: Ready) -> None:

@@ -25,6 +25,7 @@ class Diffusion(Sent):
 
     blocks: int
     denoising_steps: int
+    corrections: int
     tokens_per_step: float
     time_to_first_block_s: float
     tokens_per_second: float

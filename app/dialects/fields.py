@@ -88,8 +88,9 @@ class Fields(BaseModel):
         if len(data) > MAX_KEYS:
             raise unsupported("", f"it has {len(data)} fields; at most {MAX_KEYS} are allowed")
         kept, ignored = {}, []
+        names = cls._names()
         for field, value in data.items():
-            if field in cls.model_fields:
+            if field in names:
                 kept[field] = value
             elif value is None:
                 continue
@@ -102,6 +103,11 @@ class Fields(BaseModel):
         made = handler(kept)
         made._ignored = tuple(ignored)
         return made
+
+    @classmethod
+    def _names(cls) -> set[str]:
+        """Returns the fields' names in a request. Some differ from those of the attributes."""
+        return {field.alias or name for name, field in cls.model_fields.items()}
 
     @classmethod
     def _ignores(cls, _field: str) -> bool:

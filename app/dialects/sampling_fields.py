@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from pydantic import Field, field_validator
 
+from app.dialects.demands import DemandFields
 from app.dialects.fields import ONE, ONE_OR_SEVERAL, SEVERAL, Fields, RequestFields, Whole, quoted
 from app.errors import UNSUPPORTED, BadRequest, short
 from app.prompting.vocabulary import Vocabulary
@@ -108,7 +109,7 @@ Stops = Annotated[
 ]
 
 
-class ApiRequest(SamplingFields):
+class ApiRequest(DemandFields, SamplingFields):
     """The fields that OpenAI's chat completions and raw completions share.
 
     `hints` and `neutral` have OpenAI's fields and those of vLLM, SGLang, llama.cpp and OpenRouter
@@ -142,18 +143,12 @@ class ApiRequest(SamplingFields):
         "best_of": (1,),
         "early_stopping": (False,),
         "grammar": ("",),
-        "guided_choice": (),
-        "guided_grammar": (),
-        "guided_json": (),
-        "guided_regex": (),
         "include_stop_str_in_output": (False,),
         "length_penalty": (1.0,),
         "prompt_logprobs": (),
         "repeat_penalty": (1.0,),
-        "response_format": ({"type": "text"},),
         "skip_special_tokens": (True,),
         "spaces_between_special_tokens": (True, False),
-        "structured_outputs": (),
         "truncate_prompt_tokens": (),
         "typical_p": (1.0,),
         "use_beam_search": (False,),

@@ -1,12 +1,12 @@
-"""Function tools as several dialects have them: the name, the function, the tool choice."""
+"""Function tools as several dialects have them: the name and the function."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.dialects.fields import Fields, JsonObject, quoted, unsupported
+from app.dialects.fields import Fields, JsonObject
 from app.dialects.tool_schemas import PatternRoom, check_schema
 from app.prompting.conversation import Tool
 
@@ -72,12 +72,3 @@ def tool_type(value: Any) -> str:
     """Returns the tag of a tool's type."""
     kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
     return "(other)" if isinstance(kind, str) and kind != "function" else "(function)"
-
-
-def _supported_choice(value: Any) -> Any:
-    if value not in (None, "none", "auto"):
-        raise unsupported("", f'{quoted(value)} is not supported; allowed: null, "none", "auto"')
-    return value
-
-
-ToolChoice = Annotated[Any, AfterValidator(_supported_choice)]  # only what Easel can guarantee

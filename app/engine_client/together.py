@@ -20,9 +20,10 @@ def together(requests: Iterable[GenerateRequest]) -> list[GenerateRequest]:
     ]
 
 
-def _common(request: GenerateRequest) -> tuple[int, Sampling]:
+def _common(request: GenerateRequest) -> tuple[int, str, Sampling]:
     """Returns what the choices of one prompt have in common, beside the prompt and its images."""
-    return request.max_tokens, msgspec.structs.replace(request.sampling, choice=0)
+    sampling = msgspec.structs.replace(request.sampling, choice=0)
+    return request.max_tokens, request.constraint, sampling
 
 
 def _joined(choices: list[GenerateRequest]) -> GenerateRequest:

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +18,7 @@ from typing import Protocol
 import zmq
 import zmq.asyncio
 
-from app.engine_client.open_requests import Answer, OpenRequests, is_last
+from app.engine_client.open_requests import Answer, Need, OpenRequests, is_last
 from app.engine_client.places import Places
 from app.engine_client.private_folder import PrivateFolder
 from app.engine_client.service_rate import ServiceRate
@@ -29,16 +29,19 @@ from app.engine_client.worker_process import Death, start_process
 from app.errors import BadRequest, DeadlineExceeded, NotReady, TooManyRequests
 from app.metrics import Metrics
 from engine.config import EngineConfig
+from engine.constraint.kept import Kept
 from engine.messages import (
     Block,
     Cancel,
     Cancelled,
+    Constraint,
     Failed,
     GenerateRequest,
     Heartbeat,
     Loading,
     Ready,
     Stats,
+    Texts,
     decode_from_worker,
     encode,
 )
@@ -86,6 +89,8 @@ class WorkerClient:
         self._open = OpenRequests()
         self._rate = ServiceRate()
         self._socket: zmq.asyncio.Socket | None = None
+        self._kept: Kept[Constraint] = Kept()  # the constraints that the living worker has
+        self._has_texts = False
         self._context = zmq.asyncio.Context()
         self._folder = PrivateFolder(Path(tempfile.gettempdir()))
 
@@ -186,19 +191,19 @@ class WorkerClient:
             reserved.clear()
 
     async def generate(
-        self, request: GenerateRequest, deadline: float
+        self, request: GenerateRequest, deadline: float, needs: Sequence[Need] = ()
     ) -> AsyncGenerator[Answer, None]:
         """Yields the worker's messages about one request, the terminal one last.
 
-        The request must have been admitted. If there is no worker, it waits for the next one.
-        Leaving early cancels the request. Raises DeadlineExceeded at `deadline`, a time of the
-        event loop's clock.
+        The request must have been admitted. `needs` are the messages that the worker must have
+        before it. If there is no worker, it waits for the next one. Leaving early cancels the
+        request. Raises DeadlineExceeded at `deadline`, a time of the event loop's clock.
         """
         reserved, priority = _reserved.get(), request.sampling.priority
         if reserved is not None and reserved[priority] > 0:
             reserved[priority] -= 1
             self._places.release(1, priority)
-        opened = self._open.add(request)
+        opened = self._open.add(request, needs)
         self._count_open()
         # Later, when the tasks of all choices of a prompt have come here: they are sent together.
         asyncio.get_running_loop().call_soon(self._give_due)
@@ -222,7 +227,20 @@ class WorkerClient:
         if self.ready is None or self._socket is None:
             return
         for request in together(self._open.due()):
+            for need in self._open.needs(request.id):
+                if not self._has(need):
+                    self._socket.send(encode(need))
             self._socket.send(encode(request))
+
+    def _has(self, need: Need) -> bool:
+        """Returns whether the living worker has this already. It counts as sent from now on."""
+        if isinstance(need, Texts):
+            had, self._has_texts = self._has_texts, True
+            return had
+        if self._kept.get(need.hash) is not None:
+            return True
+        self._kept.add(need.hash, need)
+        return False
 
     def _count_open(self) -> None:
         self._metrics.in_flight.set(len(self._open))
@@ -242,7 +260,7 @@ class WorkerClient:
         assert process.stdout is not None
         relaying = asyncio.create_task(relay(process.stdout))
         process.stdin.write(self._config.model_dump_json(exclude_unset=True).encode() + b"\n")
-        self._socket = socket
+        self._socket, self._kept, self._has_texts = socket, Kept(), False
         watch, hang = Watch(self._silence_s), None
         reader = asyncio.create_task(self._read(socket, watch))
         watching = asyncio.create_task(self._until_hung(watch))
@@ -334,6 +352,7 @@ class WorkerClient:
                 case Block():
                     self._metrics.blocks.inc()
                     self._metrics.denoising_steps.inc(message.denoising_steps)
+                    self._metrics.corrections.inc(message.corrections)
                     self._metrics.block_time.observe(message.duration_s)
                     self._metrics.speculations.inc(message.speculations)
                     self._metrics.speculations_won.inc(message.speculation_won)

@@ -45,12 +45,12 @@ async def start_process(address: str) -> asyncio.subprocess.Process:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         process_group=0,
-        env=_environment(),
+        env=child_environment(),
     )
 
 
-def _environment() -> dict[str, str]:
-    """Returns the worker's environment, with which it imports `engine` from where this process did.
+def child_environment() -> dict[str, str]:
+    """Returns an environment for a child, which imports `engine` from where this process did.
 
     `python -m app`, run in a checkout, puts that folder first. An installed Easel is found anyway.
     """

@@ -91,7 +91,8 @@ class PromptBuilder:
         self._first = _first_tokens(config, special.get("bos_token"), self.vocabulary)
         self._template = find_template(model, special, template_file, revision)
         self._images = ImageReader.find(model, image_hosts, sees=sees, revision=revision)
-        _warn_of_tokens(self.vocabulary, read_dimensions(files.file("config.json")).vocab_size)
+        self.vocab_size = read_dimensions(files.file("config.json")).vocab_size  # the model's
+        _warn_of_tokens(self.vocabulary, self.vocab_size)
 
     def images(self, conversation: Conversation, param: str = "messages") -> list[ImagePart]:
         """Returns the images that the prompt of a conversation has, in their order.

@@ -118,6 +118,20 @@ class Vocabulary:
         """Returns a token's bytes in an answer's text. A control token has those of its name."""
         return self.byte(token) or self.word(token).encode()
 
+    def all_bytes(self) -> dict[int, bytes]:
+        """Returns the bytes in an answer's text of every token, as `token_bytes` does for one."""
+        names = self.tokenizer.get_vocab(with_added_tokens=True)
+        tokens = list(names.values())
+        words = self.tokenizer.decode_batch(
+            [[token] for token in tokens], skip_special_tokens=False
+        )
+        return {
+            token: bytes.fromhex(byte[1])
+            if (byte := _BYTE_TOKEN.fullmatch(name))
+            else word.encode()
+            for (name, token), word in zip(names.items(), words, strict=True)
+        }
+
     def decode(self, tokens: list[int]) -> str:
         """Returns the text of token ids, with control tokens as their names."""
         return self.tokenizer.decode(tokens, skip_special_tokens=False)

@@ -8,7 +8,7 @@ together, D hidden size.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -16,6 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from engine.constraint.projection import Projector
+from engine.constraint.rules import GrammarRules
+from engine.denoise.canvas_constraint import CanvasConstraint
+from engine.denoise.frontier_constraint import FrontierConstraint
 from engine.denoise.noise import BlockNoise, block_noise
 from engine.denoise.sampler import SamplerConfig
 from engine.messages import GenerateRequest, Sampling
@@ -26,6 +30,7 @@ from engine.weights.quantization import Kernel
 # Added to a logit, this makes a token impossible. It is finite, so that no difference of two logits
 # is NaN, and far below the point at which exp underflows at any temperature.
 _BANNED = -1e9
+Rules = Projector | GrammarRules  # the constraint of a request's answers
 LEAST_TEMPERATURE = 1e-3  # lower ones are raised to it: in float32 they make no difference
 
 
@@ -37,7 +42,9 @@ class Canvas:
     sampler: SamplerConfig  # the checkpoint's, with the numbers that the request sets
     noise: BlockNoise
     biases: list[Bias]  # their rows count from the canvas' first one
+    prefix: Tensor | None  # int64, the first tokens, as far as the constraint fixes them
     suffix: Tensor | None  # [S] int64, the last tokens if the request fixes them
+    constraint: CanvasConstraint | FrontierConstraint | None
     tokens: Tensor  # [C] int64
     argmax: Tensor  # [C] int64; -1 before the first step
     stable: Tensor  # [] int64, the number of steps for which argmax has stayed the same
@@ -48,6 +55,14 @@ class Canvas:
     def width(self) -> int:
         """Returns the number of positions, C."""
         return self.tokens.shape[0]
+
+    @property
+    def fixed(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yields the positions whose tokens are fixed, with these tokens."""
+        if self.prefix is not None:
+            yield slice(0, len(self.prefix)), self.prefix
+        if self.suffix is not None:
+            yield slice(self.width - len(self.suffix), self.width), self.suffix
 
     @property
     def greedy(self) -> bool:
@@ -123,13 +138,15 @@ def new_canvas(
     canvas_length: int,
     vocab_size: int,
     device: torch.device,
+    rules: Rules | None = None,
     ahead: list[int] | None = None,
     kernel: Kernel = "torch",
 ) -> Canvas:
     """Returns a new canvas for the sequence's current block. `kernel` makes its random numbers.
 
-    With `ahead`, the current block's draft, the canvas is for the next block. A canvas that ends
-    with the request's suffix is exactly as wide as the remaining answer and the suffix.
+    `rules` are the request's constraint, if it has one. With `ahead`, the current block's draft,
+    the canvas is for the next block. A canvas that ends with the request's suffix is
+    exactly as wide as the remaining answer and the suffix.
     """
     sampling, block = sequence.request.sampling, sequence.block_index + bool(ahead)
     answer = [*sequence.answer, *(ahead or [])]
@@ -154,12 +171,21 @@ def new_canvas(
     if sampling.suffix:
         suffix = torch.tensor(sampling.suffix, device=device)
         start = torch.cat([start[: -len(suffix)], suffix])
+    room = sequence.request.max_tokens - len(answer)
+    constraint: CanvasConstraint | FrontierConstraint | None = None
+    match rules:
+        case Projector():
+            constraint = CanvasConstraint.behind(rules, answer, room, width)
+        case GrammarRules():
+            constraint = FrontierConstraint(rules, answer, min(width, room))
     return Canvas(
         sampling,
         sampler,
         noise,
         _biases(sequence.request, answer, ends, width, vocab_size, device),
-        suffix,
+        prefix=None,
+        suffix=suffix,
+        constraint=constraint,
         tokens=start,
         argmax=torch.full_like(start, -1),
         stable=torch.zeros((), dtype=torch.int64, device=device),

@@ -18,7 +18,7 @@ from heapq import heappop, heappush
 import torch
 from torch import Tensor
 
-from engine.denoise.canvas import Canvas, new_canvas, self_conditioning
+from engine.denoise.canvas import Canvas, Rules, new_canvas, self_conditioning
 from engine.denoise.denoising_step import DenoisingStep
 from engine.denoise.graphs import Graphs
 from engine.denoise.sampler import SamplerConfig
@@ -92,6 +92,7 @@ class Denoiser:
         self._prefixes: PrefixCache[Snapshot] = PrefixCache(prefix_cache_bytes)
         self._slots: dict[Sequence, Slot] = {}
         self._parked: dict[Sequence, Canvas] = {}
+        self._rules: dict[Sequence, Rules] = {}  # of constrained sequences
         self._step = DenoisingStep(model)
         self._graphs: Graphs | None = None
         if cuda_graphs:
@@ -153,6 +154,7 @@ class Denoiser:
             canvas_length=dimensions.canvas_length,
             vocab_size=dimensions.vocab_size,
             device=self._device,
+            rules=self._rules.get(sequence),
             ahead=ahead,
             kernel=self._step.kernel,
         )
@@ -192,7 +194,7 @@ class Denoiser:
         slot = self._slots[work.sequence]
         step = next(steps) if work.denoise else None
         next_step = None if next_canvas is None else next(steps)
-        if step is not None and not step.finite:
+        if step is not None and not (step.finite and step.fault is None):
             return step  # nothing that the pass encoded is worth keeping
         self._advance(work.sequence, slot, work.tokens)
         if step is None or not step.done:
@@ -201,7 +203,7 @@ class Denoiser:
         # A pass returns at most one block of a sequence. If the next block is done as well after
         # its first step, it is dropped and made again, so that a later pass returns it. So is one
         # with numbers that are not finite: a later pass fails then, behind the finished block.
-        if next_step is None or next_step.done or not next_step.finite:
+        if next_step is None or next_step.done or not next_step.finite or next_step.fault:
             return step
         if step.draft != work.speculation:
             return step
@@ -214,6 +216,10 @@ class Denoiser:
         slot.tokens += tokens
         if tokens and len(slot.tokens) in sequence.checkpoints:
             self._keep(sequence, slot)
+
+    def constrain(self, sequence: Sequence, rules: Rules) -> None:
+        """Constrain the sequence's answer until its `release`. Call it before `start`."""
+        self._rules[sequence] = rules
 
     def start(self, sequence: Sequence) -> int:
         """Assign a free KV cache to the sequence, until `release` or `park`.
@@ -243,7 +249,7 @@ class Denoiser:
         The unfinished canvas is set aside, so that the sequence later continues with the same step.
         """
         canvas = self._slots[sequence].canvas
-        self.release(sequence)
+        self._free_slot(sequence, keep=True)
         if canvas is not None:
             self._parked[sequence] = canvas
 
@@ -254,6 +260,10 @@ class Denoiser:
         started. If it is parked, its canvas is dropped.
         """
         self._parked.pop(sequence, None)
+        self._rules.pop(sequence, None)
+        self._free_slot(sequence, keep=keep)
+
+    def _free_slot(self, sequence: Sequence, *, keep: bool) -> None:
         slot = self._slots.pop(sequence, None)
         if slot is not None:
             if keep:

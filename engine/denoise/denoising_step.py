@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.denoise.canvas import Canvas, CanvasRows, joined
+from engine.denoise.corrections import Correction, Corrections
 from engine.denoise.noise import block_noise
 from engine.denoise.sampler import (
     accept,
@@ -49,6 +50,7 @@ class DenoisingStep:
 
     def __init__(self, model: DiffusionGemma) -> None:
         self._model = model
+        self._corrections = Corrections(model)
         self._kernels = model.device.type == GPU
         # On a GPU everything is launched before the host waits, so that the GPU is never idle. On a
         # CPU, launching is computing, and nothing is drawn if all canvases are done.
@@ -70,7 +72,7 @@ class DenoisingStep:
 
         On a GPU the host waits for the device once, when everything has been launched, and copies
         one tensor. It waits again for the log-probabilities of a finished block, if a request asks
-        for them.
+        for them, and for a draft that a request's constraint does not allow.
         """
         rows = CanvasRows.of(canvases)
         samplers = [canvas.sampler for canvas in canvases]
@@ -79,7 +81,7 @@ class DenoisingStep:
         )  # [R]
         biases = _shifted_biases(canvases, rows)
         tail = self._vocab_tail(hidden, temperatures, canvases, biases)
-        self._fix_suffixes(tail, canvases, rows)
+        self._fix_tokens(tail, canvases, rows)
         argmax, entropy = rows.padded(tail.argmax, -1), rows.padded(tail.entropy, 0.0)
         counted = counted_positions(argmax, samplers)
         stable = stable_steps(
@@ -102,17 +104,38 @@ class DenoisingStep:
         moved = next_tokens() if self._draws_ahead else None
         report = to_host(torch.cat([*(flag[:, None] for flag in flags), argmax], dim=1))
         steps = []
-        for canvas, span, (is_done, is_nearly, is_finite, *draft) in zip(
+        fixes: list[tuple[Canvas, Correction]] = []
+        for canvas, span, (is_done, is_nearly, is_finite, *padded) in zip(
             canvases, rows.slices, report, strict=True
         ):
-            is_done = bool(is_done) or canvas.step_index + 1 == canvas.sampler.max_denoising_steps
+            draft = padded[: canvas.width]
+            is_last = canvas.step_index + 1 == canvas.sampler.max_denoising_steps
+            is_done, is_nearly, is_finite = map(bool, (is_done, is_nearly, is_finite))
+            correction = fault = None
+            if canvas.constraint is not None and is_finite:
+                try:
+                    correction = self._corrections.correction(
+                        canvas, hidden, tail, span, draft, converged=is_done, last=is_last
+                    )
+                except ValueError as error:
+                    fault = str(error)
+            if correction is not None:
+                is_done = is_nearly = False
+                if is_last and correction.canvas is not None:
+                    draft = correction.canvas
+                    tail.argmax[span] = torch.tensor(draft, device=hidden.device)
+                elif correction.canvas is not None:
+                    fixes.append((canvas, correction))
+            is_done = is_done or is_last
             steps.append(
                 StepResult(
-                    draft[: canvas.width],
+                    draft,
                     done=is_done,
-                    nearly=bool(is_nearly),
+                    nearly=is_nearly,
                     logprobs=self._logprobs(hidden, tail, canvas, span) if is_done else None,
-                    finite=bool(is_finite),
+                    finite=is_finite,
+                    corrected=correction is not None and correction.canvas is not None,
+                    fault=fault,
                 )
             )
         if not all(step.done for step in steps):
@@ -127,6 +150,8 @@ class DenoisingStep:
             for canvas, *state in each_canvas:
                 canvas.tokens, canvas.argmax, canvas.soft_embeddings, canvas.stable = state
                 canvas.step_index += 1
+        for canvas, correction in fixes:
+            self._corrections.fix(canvas, correction)
         return steps
 
     def _vocab_tail(
@@ -154,14 +179,13 @@ class DenoisingStep:
             )
         return vocab_tail(hidden, model.embedding, temperatures, **scales, biases=biases)
 
-    def _fix_suffixes(self, tail: TailResult, canvases: list[Canvas], rows: CanvasRows) -> None:
-        """Make the positions of a suffix certain of its tokens, whatever the model predicts."""
+    def _fix_tokens(self, tail: TailResult, canvases: list[Canvas], rows: CanvasRows) -> None:
+        """Make fixed positions certain of their tokens, whatever the model predicts."""
         for canvas, span in zip(canvases, rows.slices, strict=True):
-            if canvas.suffix is not None:
-                fixed = slice(span.stop - len(canvas.suffix), span.stop)
-                tail.argmax[fixed] = canvas.suffix
-                tail.entropy[fixed] = 0.0
-                tail.soft_embeddings[fixed] = self._model.embed(canvas.suffix)
+            for fixed, tokens in canvas.fixed:
+                tail.argmax[span][fixed] = tokens
+                tail.entropy[span][fixed] = 0.0
+                tail.soft_embeddings[span][fixed] = self._model.embed(tokens)
 
     def _logprobs(
         self, hidden: Tensor, tail: TailResult, canvas: Canvas, span: slice
@@ -193,8 +217,8 @@ class DenoisingStep:
     ) -> Tensor:
         """Returns the canvases' next tokens [R]: draws where `accepted` [R], new noise elsewhere.
 
-        A greedy canvas takes its argmax and is renoised with its starting noise. A suffix is
-        neither drawn nor renoised.
+        A greedy canvas takes its argmax and is renoised with its starting noise. Fixed
+        tokens are neither drawn nor renoised.
         """
         embedding, softcap = self._model.embedding, self._model.config.softcap
         uniforms = joined([canvas.noise.uniforms[canvas.step_index] for canvas in canvases])
@@ -237,8 +261,8 @@ class DenoisingStep:
         )
         moved = sample.where(accepted, fresh)
         for canvas, span in zip(canvases, rows.slices, strict=True):
-            if canvas.suffix is not None:
-                moved[span.stop - len(canvas.suffix) : span.stop] = canvas.suffix
+            for fixed, tokens in canvas.fixed:
+                moved[span][fixed] = tokens
         return moved
 
     def _try_kernels(self) -> None:

@@ -51,6 +51,8 @@ class StepResult:
     nearly: bool = False  # the canvas is likely to be done after the next step
     logprobs: list[TokenLogprobs] | None = None  # of the draft, if it is done and the request asks
     next_started: bool = False  # speculation won: the block is committed, the next has had a step
+    corrected: bool = False  # the constraint did not allow the draft and has changed it
+    fault: str | None = None  # why the constraint can be held no longer; the answer then fails
     finite: bool = True  # no number behind this result is NaN or infinite; else it means nothing
 
 
@@ -67,6 +69,7 @@ class FinishedBlock:
     finish_reason: FinishReason | None  # None if the answer continues
     logprobs: list[TokenLogprobs] | None
     rerolled: bool
+    corrections: int = 0  # steps after which the constraint changed the canvas
 
 
 @dataclass(eq=False)  # sequences are compared by identity: equal requests are different sequences
@@ -93,7 +96,8 @@ class Sequence:
     step_index: int = 0  # denoising steps that the current canvas has had
     draft: list[int] | None = None  # the argmax canvas, if it is nearly done
     speculations: int = 0  # passes that have speculated on the current canvas
-    answer: list[int] = field(default_factory=list)  # the tokens of all finished blocks
+    corrections: int = 0  # steps after which the constraint changed the current canvas
+    answer: list[int] = field(default_factory=list)  # the lead and all finished blocks
     rerolled: bool = False  # the first block was empty and has been started again
     finish_reason: FinishReason | None = field(default=None)
 
@@ -115,32 +119,32 @@ class Sequence:
         if turn >= WORTH_KEEPING_TOKENS:
             checkpoints.add(turn)
         keys = tuple(_image_key(image) for image in request.images)
+        answer = _begun_answer(request)
         return cls(
             request,
-            [*request.prompt, *request.delivered],
+            [*request.prompt, *answer],
             sampling.ends(end_tokens),
             None if sampling.ignore_eos else padding,
             frozenset(checkpoints),
             request.id,
             keys,
             block_index=request.delivered_blocks,
-            answer=list(request.delivered),
+            answer=answer,
         )
 
     def sibling(self, request: GenerateRequest) -> "Sequence":
         """Returns the initial state of another choice of this sequence's prompt.
 
         This sequence must be in its initial state too. As long as nothing is encoded, sequences
-        without delivered tokens hold no copy of the prompt.
+        without a begun answer hold no copy of the prompt.
         """
+        answer = _begun_answer(request)
         return dataclasses.replace(
             self,
             request=request,
-            unencoded=[*request.prompt, *request.delivered]
-            if request.delivered
-            else request.prompt,
+            unencoded=[*request.prompt, *answer] if answer else request.prompt,
             block_index=request.delivered_blocks,
-            answer=list(request.delivered),
+            answer=answer,
         )
 
     @property
@@ -216,6 +220,7 @@ class Sequence:
             return None
         self.step_index += 1
         self.speculations += done.speculation is not None
+        self.corrections += step.corrected
         if not step.done:
             self.draft = step.draft if step.nearly and self._continues(step.draft) else None
             return None
@@ -258,7 +263,7 @@ class Sequence:
 
     def _is_empty_answer(self, canvas: list[int]) -> bool:
         """Returns whether the answer is empty. It never counts as empty if it has a suffix."""
-        if self.block_index > 0 or self.request.sampling.suffix:
+        if self.answer or self.block_index > 0 or self.request.sampling.suffix:
             return False
         return canvas[0] in self.end_tokens or self._end(canvas) == 0
 
@@ -273,20 +278,27 @@ class Sequence:
             tokens, self.finish_reason = canvas[:room], "length"
         else:
             tokens = canvas
+        lead = self.request.lead if self.block_index == 0 else []
         block = FinishedBlock(
-            tokens,
+            [*lead, *tokens],
             self.step_index,
             self.speculations,
             self.finish_reason,
             logprobs=None if step.logprobs is None else step.logprobs[: len(tokens)],
             rerolled=self.rerolled and self.block_index == 0,
+            corrections=self.corrections,
         )
         self.answer += tokens
         self.unencoded = canvas
         self.block_index += 1
-        self.step_index = self.speculations = 0
+        self.step_index = self.speculations = self.corrections = 0
         self.draft = None
         return block
+
+
+def _begun_answer(request: GenerateRequest) -> list[int]:
+    """Returns the tokens that the answer has before its first block in this worker."""
+    return list(request.delivered or request.lead)
 
 
 def _image_key(image: Image) -> int:

@@ -60,9 +60,9 @@ GOOD = [
 BAD = [
     ("/v1/chat/completions", {"messages": CHAT, "colour": "red"}),
     ("/v1/chat/completions", {"messages": CHAT, "store": True}),
-    ("/v1/chat/completions", {"messages": CHAT, "response_format": {"type": "json_object"}}),
+    ("/v1/chat/completions", {"messages": CHAT, "response_format": {"type": "xml"}}),
     ("/v1/completions", {"prompt": [1, "a"]}),
-    ("/v1/responses", {"input": "a", "text": {"format": {"type": "json_object"}}}),
+    ("/v1/responses", {"input": "a", "text": {"format": {"type": "xml"}}}),
     ("/v1/messages", {"model": "m", "messages": TURNS}),
     ("/detokenize", {}),
 ]

@@ -12,6 +12,14 @@ GOOD = {"messages": [{"role": "user", "content": "hi"}]}
 CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
+def named_tool(name):
+    return {"type": "function", "function": {"name": name}}
+
+
+def by_schema(schema):
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+
 def tool(**function):
     return {"type": "function", "function": {"name": "f", **function}}
 
@@ -93,14 +101,36 @@ def check_retry_header(response):
             {"tools": [tool(parameters={"type": "objekt"}, strict=True)]},
             "tools.0.function.parameters",
         ),
-        ({"tools": [tool()], "tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [tool()], "tool_choice": "any"}, "tool_choice"),
+        ({"tools": [tool()], "tool_choice": named_tool("other")}, "tool_choice"),
+        (
+            {"tools": [tool()], "tool_choice": "required", "guided_regex": "a"},
+            "tool_choice",
+        ),
         ({"tools": [tool(), tool(description="another")]}, "tools"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
         (
             {"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "none"},
             "reasoning_effort",
         ),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": by_schema({"not": {}})}, "response_format.json_schema.schema"),
+        ({"response_format": by_schema({"enum": []})}, "response_format.json_schema.schema"),
+        ({"guided_regex": "(?=a)a"}, "guided_regex"),
+        ({"guided_regex": r"(a)\1"}, "guided_regex"),
+        ({"guided_regex": "["}, "guided_regex"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"guided_choice": ["x"] * 501}, "guided_choice"),
+        ({"guided_grammar": "root ::= [a-z]"}, "guided_grammar"),
+        ({"guided_json": "{"}, "guided_json"),
+        ({"guided_json": {}, "guided_regex": "a"}, "guided_regex"),
+        ({"guided_regex": "a", "structured_outputs": {"regex": "a"}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
+        ({"grammar": "root ::= [a-z]"}, "grammar"),
+        ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos"),
+        ({"guided_regex": "a{200}", "max_tokens": 5}, "max_tokens"),
         ({"colour": "red"}, "colour"),
     ],
 )

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 
 from fastapi import APIRouter, Request, Response
 
+from app.answer.constraint import constrained
 from app.answer.request import AnswerRequest, ChatFormat, prepare, unset_seed
 from app.dialects.anthropic.events import MessagesAnswer
 from app.dialects.anthropic.schema import CountTokensRequest, MessagesRequest
 from app.dialects.anthropic.turns import conversation, offered_tools
+from app.dialects.demands import answer_demand
 from app.dialects.incoming import incoming
 from app.dialects.waiting import unless_gone
 from app.errors import ContextLengthExceeded
@@ -36,6 +38,14 @@ async def messages(http: Request, admit: Admission) -> Response:
         with _recognisable(limits):
             pictures = await arriving.pictures(turns)
             request = await arriving.run(answer_request, services, body, turns, pictures, limits)
+            demand = answer_demand(
+                body.text_demand,
+                offered_tools(body),
+                body.choice,
+                parallel=request.format is None or request.format.parallel_calls,
+                text_field="output_config.format",
+            )
+            request = await constrained(services, request, demand, limits, thinks=body.thinks)
             prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
     head = {
         "id": f"msg_{uuid.uuid4().hex}",

@@ -10,6 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from app.answer.constraint import Demand
+from app.dialects.demands import Choice, by_schema
 from app.dialects.fields import (
     MAX_MESSAGES,
     MAX_PARTS,
@@ -203,15 +205,23 @@ AnyTool = Annotated[
 
 
 class MessagesToolChoice(Fields):
-    type: Literal["auto", "none"]
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
     disable_parallel_tool_use: bool | None = None
 
-    @field_validator("type", mode="before")
-    @classmethod
-    def _supported_choice(cls, value: Any) -> Any:
-        if value not in ("auto", "none"):
-            raise unsupported("", f'{quoted(value)} is not supported; allowed: "auto", "none"')
-        return value
+    @model_validator(mode="after")
+    def _names_its_tool(self) -> "MessagesToolChoice":
+        if self.type == "tool" and self.name is None:
+            raise unsupported("name", 'the type "tool" needs it')
+        return self
+
+    @property
+    def choice(self) -> Choice:
+        if self.type == "tool" and self.name is not None:
+            return Choice("required", (self.name,), single=True)
+        return Choice(
+            "required" if self.type == "any" else "none" if self.type == "none" else "auto"
+        )
 
 
 class Thinking(Fields):
@@ -221,8 +231,15 @@ class Thinking(Fields):
     display: Literal["summarized", "omitted"] | None = None
 
 
+class OutputFormat(Fields):
+    type: Literal["json_schema"]
+    schema_: JsonObject = Field(alias="schema")
+
+
 class OutputConfig(Fields):
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"format": (), "task_budget": ()}
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"task_budget": ()}
+
+    format: OutputFormat | None = None
 
 
 class CountTokensRequest(RequestFields):
@@ -252,7 +269,6 @@ class CountTokensRequest(RequestFields):
         "fallbacks": ("default",),  # nothing is declined, so nothing falls back
         "inference_geo": (),
         "mcp_servers": ([],),
-        "output_format": (),
         "thread": (),
     }
 
@@ -265,6 +281,7 @@ class CountTokensRequest(RequestFields):
     tool_choice: MessagesToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None  # the older place of output_config.format
 
     @model_validator(mode="after")
     def _ends_with_the_user(self) -> "CountTokensRequest":
@@ -280,6 +297,20 @@ class CountTokensRequest(RequestFields):
     @property
     def thinks(self) -> bool:
         return self.thinking is not None and self.thinking.type != "disabled"
+
+    @property
+    def text_demand(self) -> Demand | None:
+        """Returns what the request demands of the answer's text."""
+        if self.output_config is not None and self.output_config.format is not None:
+            schema = self.output_config.format.schema_
+            return Demand(by_schema(schema), "output_config.format.schema")
+        if self.output_format is not None:
+            return Demand(by_schema(self.output_format.schema_), "output_format.schema")
+        return None
+
+    @property
+    def choice(self) -> Choice:
+        return Choice("auto") if self.tool_choice is None else self.tool_choice.choice
 
     @property
     def offered(self) -> list[tuple[int, ClientTool]]:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import msgspec
 from fastapi import APIRouter, Request, Response
 
+from app.answer.constraint import constrained
 from app.answer.request import AnswerRequest, ChatFormat, prepare, unset_seed
 from app.dialects.chat.events import ChatAnswer
 from app.dialects.chat.schema import ChatCompletionRequest
-from app.dialects.chat.turns import chat_prompt, conversation
+from app.dialects.chat.turns import chat_prompt, conversation, offered_tools
+from app.dialects.demands import answer_demand
 from app.dialects.incoming import incoming
 from app.dialects.waiting import unless_gone
 from app.prompting.conversation import Conversation
@@ -32,6 +34,13 @@ async def chat_completions(http: Request, admit: Admission) -> Response:
         turns = await arriving.run(conversation, body.messages)
         pictures = await arriving.pictures(turns)
         request = await arriving.run(answer_request, services, body, turns, pictures, limits)
+        demand = answer_demand(
+            body.text_demand,
+            offered_tools(body),
+            body.choice,
+            parallel=body.parallel_tool_calls is not False,
+        )
+        request = await constrained(services, request, demand, limits, thinks=body.thinks)
         prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
     head = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -68,4 +77,5 @@ def answer_request(
         format=ChatFormat(
             calls=bool(body.offered), parallel_calls=body.parallel_tool_calls is not False
         ),
+        limit_field=body.limit_field,
     )

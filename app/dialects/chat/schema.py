@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from app.dialects.demands import Choice, ToolChoice, read_choice
 from app.dialects.fields import (
     MAX_MESSAGES,
     MAX_PARTS,
@@ -21,7 +22,7 @@ from app.dialects.fields import (
 )
 from app.dialects.sampling_fields import ApiRequest
 from app.dialects.thinking import ThinkingFields
-from app.dialects.tools import Function, OtherTool, ToolChoice, tool_type
+from app.dialects.tools import Function, OtherTool, tool_type
 
 
 class TextPart(Fields):
@@ -145,6 +146,10 @@ class ChatFields(ThinkingFields):
         return self.continue_final_message is not False and self.messages[-1].role == "assistant"
 
     @property
+    def choice(self) -> Choice:
+        return read_choice(self.tool_choice)
+
+    @property
     def offered(self) -> list[tuple[int, ChatTool]]:
         """Returns the tools that the model may call, with their indices in the request."""
         if self.tool_choice == "none":
@@ -183,3 +188,8 @@ class ChatCompletionRequest(ChatFields, ApiRequest):
     @property
     def token_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def limit_field(self) -> str:
+        """Returns the name of the field that limits the answer's tokens."""
+        return "max_completion_tokens" if self.max_completion_tokens else "max_tokens"

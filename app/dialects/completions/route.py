@@ -6,6 +6,7 @@ import uuid
 import msgspec
 from fastapi import APIRouter, Request, Response
 
+from app.answer.constraint import constrained
 from app.answer.request import AnswerRequest, prepare, unset_seed
 from app.dialects.completions.events import CompletionAnswer
 from app.dialects.completions.schema import CompletionRequest
@@ -33,6 +34,7 @@ async def completions(http: Request, admit: Admission) -> Response:
             param="prompt" if n == 1 else "n",
         )
         request = await arriving.run(answer_request, services, body, limits)
+        request = await constrained(services, request, body.text_demand, limits)
         prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",

@@ -5,16 +5,18 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from app.answer.constraint import Demand, constrained
 from app.answer.figures import Figures, diffusion
 from app.answer.generation import Delta, Finished, answer_events
 from app.answer.request import AnswerRequest, ChatFormat, prepare, unset_seed
+from app.dialects.demands import answer_demand, read_choice
 from app.dialects.fields import quoted
 from app.dialects.incoming import incoming
 from app.dialects.logprobs import token_logprobs
@@ -27,7 +29,12 @@ from app.dialects.responses.schema import (
     ResponseRequest,
 )
 from app.dialects.responses.store import KeptResponse, ResponseStore, response_store
-from app.dialects.responses.turns import conversation, namespaces, offered_tools
+from app.dialects.responses.turns import (
+    conversation,
+    namespaces,
+    offered_tools,
+    shown_name,
+)
 from app.dialects.waiting import unless_gone
 from app.errors import ApiError, BadRequest, NotFound, error_event, short
 from app.prompting.conversation import Conversation, Turn
@@ -62,6 +69,7 @@ async def create_response(http: Request, admit: Admission) -> Response:
         turns = await arriving.run(_turns, body, earlier, new)
         pictures = await arriving.pictures(turns, "input")
         request = await arriving.run(answer_request, services, body, turns, pictures, limits)
+        request = await constrained(services, request, _demand(body), limits, thinks=body.thinking)
         prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
         head = await arriving.run(_head, model, body)
     wanted = Wanted(body, [*earlier, *new], request, prepared)
@@ -156,6 +164,22 @@ def answer_request(
             calls=bool(offered_tools(body)),
             parallel_calls=body.parallel_tool_calls is not False,
         ),
+        limit_field="max_output_tokens",
+    )
+
+
+def _demand(body: ResponseRequest) -> Demand | None:
+    """Returns what the request demands of its answer."""
+    choice = read_choice(body.tool_choice)
+    if choice.names is not None:
+        shown = {name: shown_name(*each) for name, each in namespaces(body).items()}
+        choice = replace(choice, names=tuple(shown.get(name, name) for name in choice.names))
+    return answer_demand(
+        body.text_demand,
+        offered_tools(body),
+        choice,
+        parallel=body.parallel_tool_calls is not False,
+        text_field="text.format",
     )
 
 
@@ -183,6 +207,14 @@ def _prompt(
         param="input",
         context_length=context_length,
     )
+
+
+def _text_format(body: ResponseRequest) -> dict[str, Any]:
+    """Returns the format of the response's text as OpenAI's API repeats it."""
+    asked = None if body.text is None else body.text.format
+    if asked is None:
+        return {"type": "text"}
+    return asked.model_dump(by_alias=True, exclude_none=True)
 
 
 def _head(model: str, body: ResponseRequest) -> dict[str, Any]:
@@ -213,7 +245,7 @@ def _head(model: str, body: ResponseRequest) -> dict[str, Any]:
         "service_tier": "default",
         "store": body.store is not False,
         "temperature": 1.0 if body.temperature is None else body.temperature,
-        "text": {"format": {"type": "text"}, "verbosity": "medium"},
+        "text": {"format": _text_format(body), "verbosity": "medium"},
         "tool_choice": body.tool_choice or "auto",
         "tools": [_listed_tool(tool) for tool in body.shown_tools],
         "top_logprobs": body.top_logprobs or 0,

@@ -11,6 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
+from app.answer.constraint import Demand
+from app.dialects.demands import TextFormat, ToolChoice
 from app.dialects.fields import (
     MAX_MESSAGES,
     MAX_METADATA,
@@ -29,7 +31,7 @@ from app.dialects.fields import (
 from app.dialects.responses.items import AnyItem, InputItem, ItemReference, MessageItem
 from app.dialects.sampling_fields import SamplingFields
 from app.dialects.thinking import Effort, thinks
-from app.dialects.tools import Function, OtherTool, ToolChoice, tool_type
+from app.dialects.tools import Function, OtherTool, tool_type
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -72,7 +74,7 @@ class Reasoning(Fields):
 
 
 class TextConfig(Fields):
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"format": ({"type": "text"},)}
+    format: TextFormat | None = None
 
 
 Input = Annotated[
@@ -155,6 +157,13 @@ class ResponseRequest(SamplingFields):
     @property
     def wants_logprobs(self) -> bool:
         return LOGPROBS in (self.include or ())
+
+    @property
+    def text_demand(self) -> Demand | None:
+        """Returns what the request demands of the answer's text."""
+        if self.text is None or self.text.format is None:
+            return None
+        return self.text.format.demand("text.format")
 
     @property
     def thinking(self) -> bool:

@@ -20,7 +20,7 @@ async def test_the_figures_and_tokens_of_a_delta_are_those_of_its_block(tmp_path
     vocabulary = Vocabulary(tmp_path / "tokenizer.json")
     blocks = [vocabulary.encode_literally(text) for text in ("one two", " three", " four five")]
 
-    async def generate(request, _deadline):
+    async def generate(request, _deadline, _needs):
         for index, tokens in enumerate(blocks):
             reason = "stop" if index == len(blocks) - 1 else None
             yield Block(request.id, index, tokens, 3, duration_s=0.1, finish_reason=reason)

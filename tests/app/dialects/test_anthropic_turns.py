@@ -7,6 +7,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from app.constraint.enforced import Constraints
 from app.dialects.anthropic import route
 from app.dialects.anthropic.schema import CountTokensRequest
 from app.dialects.anthropic.turns import conversation
@@ -167,7 +168,7 @@ class ScriptedWorker:
     def admission(self):
         return nullcontext(lambda **_: self.ready)
 
-    async def generate(self, request, _deadline):
+    async def generate(self, request, _deadline, _needs):
         for index, token in enumerate(self._tokens):
             yield Block(request.id, index, [token], denoising_steps=1, duration_s=0.1)
         yield Block(request.id, len(self._tokens), [], 1, 0.1, finish_reason=self._finish_reason)
@@ -182,7 +183,9 @@ async def answered(answer, *, stream, finish_reason="stop", **fields):
     app = FastAPI()
     app.include_router(route.router)
     worker = ScriptedWorker(prompts, answer, finish_reason)
-    app.state.services = Services(Settings(), Metrics(), worker, prompts, Threads())
+    threads = Threads()
+    constraints = Constraints(prompts.vocabulary, prompts.vocab_size, threads.prompts.run)
+    app.state.services = Services(Settings(), Metrics(), worker, prompts, threads, constraints)
     tool = {"name": "f", "input_schema": {"type": "object"}}
     body = {
         "model": Settings().model,

@@ -33,8 +33,9 @@ MESSAGES = [{"role": "user", "content": "hi"}]
             f'audio: "{"x" * 59}… is not supported; allowed: null.',
         ),
         (
-            {"tool_choice": "required"},
-            'tool_choice: "required" is not supported; allowed: null, "none", "auto".',
+            {"tool_choice": "any"},
+            'tool_choice: "any" is not supported; allowed: null, "none", "auto", "required", and '
+            "an object of type function or allowed_tools.",
         ),
         (
             {"logit_bias": {"5": 101}},

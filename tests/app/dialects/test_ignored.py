@@ -202,10 +202,10 @@ def test_keys_of_other_providers_are_ignored_and_named_once(schema, body, names)
 @pytest.mark.parametrize(
     ("schema", "body", "fields"),
     [
-        (ChatCompletionRequest, CHAT, {"response_format": {"type": "json_object"}}),
-        (ChatCompletionRequest, CHAT, {"tool_choice": "required"}),
-        (ChatCompletionRequest, CHAT, {"guided_regex": "a+"}),
-        (ChatCompletionRequest, CHAT, {"structured_outputs": {"json": {}}}),
+        (ChatCompletionRequest, CHAT, {"response_format": {"type": "grammar"}}),
+        (ChatCompletionRequest, CHAT, {"tool_choice": "any"}),
+        (ChatCompletionRequest, CHAT, {"tool_choice": {"type": "custom", "custom": {}}}),
+        (ChatCompletionRequest, CHAT, {"structured_outputs": {"structural_tag": "x"}}),
         (ChatCompletionRequest, CHAT, {"store": True}),
         (ChatCompletionRequest, CHAT, {"modalities": ["text", "audio"]}),
         (ChatCompletionRequest, CHAT, {"max_token": 5}),
@@ -213,10 +213,11 @@ def test_keys_of_other_providers_are_ignored_and_named_once(schema, body, names)
         (CompletionRequest, COMPLETION, {"length_penalty": 2.0}),
         (CompletionRequest, COMPLETION, {"use_beam_search": 1}),
         (ResponseRequest, RESPONSE, {"background": True}),
-        (ResponseRequest, RESPONSE, {"text": {"format": {"type": "json_object"}}}),
+        (ResponseRequest, RESPONSE, {"text": {"format": {"type": "grammar"}}}),
         (MessagesRequest, MESSAGES, {"mcp_servers": [{}]}),
         (MessagesRequest, MESSAGES, {"output_config": {"format": {}}}),
-        (MessagesRequest, MESSAGES, {"tool_choice": {"type": "any"}}),
+        (MessagesRequest, MESSAGES, {"tool_choice": {"type": "tool"}}),
+        (MessagesRequest, MESSAGES, {"tool_choice": {"type": "required"}}),
     ],
 )
 def test_a_promise_that_would_be_broken_is_refused_by_name(schema, body, fields):

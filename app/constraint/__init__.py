@@ -1,0 +1,1 @@
+"""Constraints of answers: schemas, regular expressions and tools, compiled to numbers."""

@@ -1,0 +1,238 @@
+"""Compiles a constraint: into an automaton where that is possible, else for the frontier method."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from app.chat_format.gemma import CALL, CALL_END, CHANNEL, CHANNEL_END, QUOTE
+from app.constraint import kinds
+from app.constraint.characters import utf8
+from app.constraint.classes import FIRST_CONTROL, automaton
+from app.constraint.expressions import (
+    Embedded,
+    Expression,
+    any_of,
+    optional,
+    repeated,
+    sequence,
+    symbols,
+    word,
+)
+from app.constraint.limits import AmbiguousError, ConstraintError, Effort, NoWayError, TooLargeError
+from app.constraint.machines import Machine, machine
+from app.constraint.patterns import whole_match
+from app.constraint.schema import Depths, object_expression, schema_expression
+from app.constraint.texts import CallText, JsonText, Text, control
+from app.constraint.tokens import TokenTrie
+from engine.constraint.automaton import UNREACHABLE, Automaton
+from engine.constraint.grammar import grammar_fault, lark_grammar, schema_grammar
+
+_MOST_FORCED = 10_000  # bytes of one text
+OBJECT_DEPTH = 5  # of `json_object`
+# The first of these that makes an automaton which is not too large.
+_DEPTHS = (Depths(6, 3, 4_000), Depths(6, 1), Depths(2, 1))
+
+
+@dataclass(frozen=True)
+class Forced:
+    """What every answer begins with: pieces of text, and ids of control tokens.
+
+    If it is not the `whole` answer, its last text may be the beginning of a longer token.
+    """
+
+    pieces: tuple[str | int, ...] = ()
+    whole: bool = False
+
+    def tokens(self, encode: Callable[[str], Sequence[int]]) -> list[int]:
+        """Returns the tokens of it that can be told already. `encode` returns those of a text."""
+        tokens: list[int] = []
+        for index, piece in enumerate(self.pieces):
+            if isinstance(piece, int):
+                tokens.append(piece)
+                continue
+            own = encode(piece)
+            last = index == len(self.pieces) - 1 and not self.whole
+            tokens += own[:-1] if last else own
+        return tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A constraint that can be enforced: by an automaton, or by a grammar in llguidance's form.
+
+    A grammar knows nothing of thoughts: it holds for what follows the token `behind`, if that is
+    not None.
+    """
+
+    automaton: Automaton | None
+    grammar: str | None = None
+    behind: int | None = None
+    forced: Forced = Forced()
+
+    @property
+    def least_tokens(self) -> int:
+        """Returns the length of the shortest answer in tokens with its end token.
+
+        Of a grammar, only that there is an end token is known.
+        """
+        return 1 if self.automaton is None else self.automaton.least_tokens
+
+
+def compiled(constraint: kinds.Constraint, trie: TokenTrie, ends: Sequence[int]) -> Compiled:
+    """Returns a constraint for answers that any of the tokens `ends` ends.
+
+    Raises ConstraintError with the path of the part of a schema that is to blame.
+    """
+    kind = constraint.kind
+    if isinstance(kind, kinds.Grammar):
+        return _by_grammar(lark_grammar(kind.lark), constraint, trie)
+    has_depths = not isinstance(kind, kinds.JsonObject | kinds.Pattern | kinds.OneOf)
+    attempts = [*_DEPTHS] if has_depths else [Depths(0, 0)]
+    while attempts:
+        depths = attempts.pop(0)
+        try:
+            return _by_automaton(constraint, depths, trie, ends)
+        except TooLargeError as error:
+            fault: NoWayError = error
+        except AmbiguousError as error:
+            fault = error
+            attempts = [replace(depths, counted=False)] if depths.counted else []
+        except NoWayError as error:
+            fault = error
+            break
+    if isinstance(kind, kinds.JsonSchema):
+        grammar = schema_grammar(kind.schema)
+        if grammar_fault(grammar) is None:
+            return _by_grammar(grammar, constraint, trie)
+    raise fault
+
+
+def _by_grammar(grammar: str, constraint: kinds.Constraint, trie: TokenTrie) -> Compiled:
+    fault = grammar_fault(grammar)
+    if fault is not None:
+        raise ConstraintError(fault)
+    behind = None
+    if constraint.thought == "open":
+        behind = trie.controls[CHANNEL_END]
+    return Compiled(None, grammar, behind)
+
+
+def _by_automaton(
+    constraint: kinds.Constraint,
+    depths: Depths,
+    trie: TokenTrie,
+    ends: Sequence[int],
+) -> Compiled:
+    effort = Effort(states=depths.most_states)
+    try:
+        expression = _expression(constraint.kind, depths, trie.controls, effort)
+        whole = machine(_behind_thought(expression, constraint.thought, trie), effort)
+    except RecursionError:
+        raise TooLargeError("it is nested too deeply") from None
+    if whole.accepts_nothing:
+        raise ConstraintError("nothing is valid by it")
+    made = automaton(whole, trie, ends, effort)
+    if made.least_tokens == UNREACHABLE:
+        raise ConstraintError("the model's vocabulary has no text for it")
+    return Compiled(made, forced=_forced(whole))
+
+
+def _expression(
+    kind: kinds.Kind, depths: Depths, controls: Mapping[str, int], effort: Effort
+) -> Expression:
+    match kind:
+        case kinds.JsonSchema(schema=schema):
+            return schema_expression(json.loads(schema), JsonText(), depths, effort)
+        case kinds.JsonObject():
+            return object_expression(JsonText(), OBJECT_DEPTH)
+        case kinds.Pattern(pattern=pattern):
+            return Embedded(whole_match(pattern, effort), utf8)
+        case kinds.OneOf(texts=texts):
+            effort.take(sum(map(len, texts)))
+            return any_of([word(text.encode("utf-8", "replace")) for text in texts])
+        case kinds.Calls(tools=tools, least=least, most=most):
+            calls = any_of([_call(tool, controls, depths, effort) for tool in tools])
+            return repeated(calls, least, most)
+        case kinds.TextOrCalls(text=kind, tools=tools, most=most):
+            calls = _expression(kinds.Calls(tools, 1, most), depths, controls, effort)
+            return any_of([_expression(kind, depths, controls, effort), calls])
+        case kinds.TextAndCalls(tools=tools, most=most):
+            text = repeated(symbols([(0, 255)]), 0, None)
+            thought = sequence(control(CHANNEL, controls), text, control(CHANNEL_END, controls))
+            text = repeated(any_of([symbols([(0, 255)]), thought]), 0, None)
+            calls = any_of([_loose_call(tool, controls, depths, effort) for tool in tools])
+            return sequence(text, repeated(sequence(calls, text), 0, most))
+        case kinds.Grammar():
+            raise NoWayError("grammars are not regular")
+
+
+def _call(
+    tool: kinds.Callable, controls: Mapping[str, int], depths: Depths, effort: Effort
+) -> Expression:
+    """Returns a call of a tool with valid arguments."""
+    text = CallText(controls)
+    try:
+        arguments = _arguments(tool, text, depths, effort)
+    except TooLargeError:
+        raise
+    except NoWayError:
+        if tool.strict:
+            raise
+        arguments = object_expression(text, depths.values)
+    head = word(b"call:" + tool.name.encode())
+    return sequence(control(CALL, controls), head, arguments, control(CALL_END, controls))
+
+
+def _arguments(tool: kinds.Callable, text: Text, depths: Depths, effort: Effort) -> Expression:
+    schema: Any = {"properties": {}} if tool.schema is None else json.loads(tool.schema)
+    if isinstance(schema, dict):
+        schema = {"type": "object", **schema}
+        if not schema.get("properties") and "additionalProperties" not in schema:
+            schema["additionalProperties"] = False
+    return schema_expression(schema, text, depths, effort)
+
+
+def _loose_call(
+    tool: kinds.Callable, controls: Mapping[str, int], depths: Depths, effort: Effort
+) -> Expression:
+    """Returns a call of a tool, whose arguments are valid if the tool is strict."""
+    if tool.strict:
+        return _call(tool, controls, depths, effort)
+    inner = any_of([symbols([(0, 255)]), control(QUOTE, controls)])
+    return sequence(
+        control(CALL, controls),
+        word(b"call:" + tool.name.encode() + b"{"),
+        repeated(inner, 0, None),
+        control(CALL_END, controls),
+    )
+
+
+def _behind_thought(expression: Expression, thought: kinds.Thought, trie: TokenTrie) -> Expression:
+    if thought == "none":
+        return expression
+    text = repeated(symbols([(0, 255)]), 0, None)
+    end = sequence(control(CHANNEL_END, trie.controls), optional(word(b"\n")))
+    if thought == "open":
+        return sequence(text, end, expression)
+    return sequence(optional(sequence(control(CHANNEL, trie.controls), text, end)), expression)
+
+
+def _forced(whole: Machine) -> Forced:
+    """Returns what every sequence of symbols that a machine accepts begins with."""
+    pieces: list[str | int] = []
+    text = bytearray()
+    state = 0
+    while not whole.accepting[state] and len(whole.edges[state]) == 1:
+        low, high, target = whole.edges[state][0]
+        if low != high or len(text) > _MOST_FORCED:
+            break
+        if low >= FIRST_CONTROL:
+            pieces += [text.decode(), low - FIRST_CONTROL] if text else [low - FIRST_CONTROL]
+            text.clear()
+        else:
+            text.append(low)
+        state = target
+    if text:
+        pieces.append(text.decode(errors="ignore"))
+    return Forced(tuple(pieces), whole.accepting[state] and not whole.edges[state])

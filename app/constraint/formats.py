@@ -1,0 +1,53 @@
+"""Formats of strings as patterns. They are strict: what they match is valid by every validator."""
+
+_DAY_TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,9})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)"
+_LONG_MONTH = r"(0[13578]|1[02])-(0[1-9]|[12]\d|3[01])"
+_MONTH = r"(0[469]|11)-(0[1-9]|[12]\d|30)"
+# 0000 is no year in Python.
+_DATE = (
+    rf"(([1-9]\d{{3}}|0[1-9]\d\d|00[1-9]\d|000[1-9])-({_LONG_MONTH}|{_MONTH}|02-(0[1-9]|1\d|2[0-8]))"
+    rf"|(\d\d(0[48]|[2468][048]|[13579][26])|([13579][26]|[2468][048]|0[48])00)-02-29)"
+)
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_BYTE = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+_IPV4 = rf"({_BYTE}\.){{3}}{_BYTE}"
+_GROUP = r"[0-9A-Fa-f]{1,4}"
+_IPV6 = (
+    rf"(({_GROUP}:){{7}}{_GROUP}|"
+    + "|".join(
+        rf"({_GROUP}:){{{before - 1}}}{_GROUP}::(({_GROUP}:){{0,{6 - before}}}{_GROUP})?"
+        if before < 7
+        else rf"({_GROUP}:){{6}}{_GROUP}::"
+        for before in range(1, 8)
+    )
+    + rf"|::(({_GROUP}:){{0,6}}{_GROUP})?)"
+)
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_URI_CHARACTER = r"([A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})"
+_AUTHORITY = r"//([A-Za-z0-9._~-]+@)?([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?)(:\d{1,4})?"
+_SEGMENT = r"([A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
+_PATH = rf"(/{_SEGMENT}*)*"
+_TAIL = rf"(\?({_URI_CHARACTER}|\?)*)?(#({_URI_CHARACTER}|\?)*)?"
+_URI = rf"[A-Za-z][A-Za-z0-9+.-]*:({_AUTHORITY}{_PATH}|/?{_SEGMENT}+{_PATH}){_TAIL}"
+_DURATION_TIME = r"T(\d+H(\d+M(\d+S)?)?|\d+M(\d+S)?|\d+S)"
+_DURATION_DAY = r"(\d+Y(\d+M(\d+D)?)?|\d+M(\d+D)?|\d+D)"
+
+PATTERNS = {
+    "date-time": rf"{_DATE}[T]{_DAY_TIME}",
+    "date": _DATE,
+    "time": _DAY_TIME,
+    "duration": rf"P({_DURATION_DAY}({_DURATION_TIME})?|{_DURATION_TIME}|\d+W)",
+    "email": rf"{_ATOM}(\.{_ATOM})*@{_LABEL}(\.{_LABEL})+",
+    "hostname": rf"{_LABEL}(\.{_LABEL})*",
+    "ipv4": _IPV4,
+    "ipv6": _IPV6,
+    "uuid": r"[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}",
+    "uri": _URI,
+    "uri-reference": rf"({_URI}|{_PATH}{_TAIL}|[A-Za-z0-9._~-]+{_PATH}{_TAIL})",
+    "json-pointer": r"(/([^~/]|~[01])*)*",
+}
+# Validators check these, and no pattern here describes them.
+UNSUPPORTED = frozenset(
+    {"idn-email", "idn-hostname", "iri", "iri-reference", "uri-template", "regex"}
+    | {"relative-json-pointer"}
+)

@@ -1,0 +1,67 @@
+"""The bounds within which a constraint is compiled, and the errors that refuse one.
+
+ConstraintError (ValueError)     the constraint, or a part of it, cannot be enforced
+  NoWayError                     not as an automaton, but perhaps by the frontier method
+    TooLargeError                an automaton of it would be too large, or take too long
+    AmbiguousError               it is not clear what is counted, unless lengths are unrolled
+"""
+
+import time
+
+MOST_SECONDS = 2.0  # of a processor, for one attempt to compile a constraint
+MOST_EXPRESSIONS = 200_000  # states and steps of the automaton before it is deterministic
+MOST_STATES = 20_000  # of the automaton that reads bytes
+MOST_ENTRIES = 2**23  # of the table of states and classes
+MOST_FUNCTIONS = 2**25  # entries of the functions of all tokens and of their beginnings
+
+
+class ConstraintError(ValueError):
+    """The constraint cannot be enforced. `path` names the part of it that is to blame."""
+
+    def __init__(self, message: str, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class NoWayError(ConstraintError):
+    """No automaton is made for this part. The frontier method may enforce it."""
+
+
+class TooLargeError(NoWayError):
+    """The automaton would be too large, or compiling it takes too long."""
+
+
+class AmbiguousError(NoWayError):
+    """Something is counted in one of several alternatives that begin alike."""
+
+
+class Effort:
+    """How much compiling one constraint may still cost."""
+
+    def __init__(
+        self,
+        seconds: float = MOST_SECONDS,
+        expressions: int = MOST_EXPRESSIONS,
+        states: int = MOST_STATES,
+    ) -> None:
+        self.most_states = states
+        self._deadline = time.thread_time() + seconds
+        self._seconds = seconds
+        self._expressions = expressions
+        self._most_expressions = expressions
+
+    def take(self, expressions: int = 1) -> None:
+        """Raises TooLargeError if there is no room for so many more states or steps."""
+        self._expressions -= expressions
+        if self._expressions < 0:
+            raise TooLargeError(
+                f"it stands for more than {self._most_expressions} states and steps"
+            )
+        self.check_time()
+
+    def check_time(self) -> None:
+        """Raises TooLargeError if the time is over."""
+        if time.thread_time() > self._deadline:
+            raise TooLargeError(
+                f"compiling it takes longer than {self._seconds:g} s of a processor"
+            )

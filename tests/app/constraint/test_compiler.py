@@ -1,0 +1,81 @@
+import asyncio
+import os
+import signal
+
+import pytest
+
+from app.constraint import compiler
+from app.constraint.compiler import Compiler
+from app.constraint.kinds import Constraint, JsonSchema, OneOf, Pattern
+from app.constraint.limits import ConstraintError, TooLargeError
+from app.threads import Pool
+from tests.app.constraint.answers import END, allows, tokens_of, toy_trie
+
+
+@pytest.fixture
+async def made():
+    pool = Pool("constraints", 1)
+    made = Compiler(toy_trie, [END], pool.run)
+    yield made
+    await made.close()
+    pool.close()
+
+
+async def test_a_constraint_is_compiled_once_and_kept(made):
+    red = Constraint(OneOf(("red", "green")))
+    first, second = await asyncio.gather(made.compiled(red), made.compiled(red))
+    assert first is second is await made.compiled(Constraint(OneOf(("red", "green"))))
+    assert allows(first.automaton, tokens_of("red"))
+    other = await made.compiled(Constraint(OneOf(("blue",))))
+    assert other is not first
+
+
+async def test_a_fault_comes_with_its_path_each_time(made):
+    constraint = Constraint(JsonSchema('{"properties": {"a": {"not": {}}}}'))
+    for _ in range(2):
+        with pytest.raises(ConstraintError, match="not is not supported") as refused:
+            await made.compiled(constraint)
+        assert refused.value.path == "/properties/a/not"
+
+
+async def test_a_process_that_is_killed_is_replaced(made):
+    await made.compiled(Constraint(OneOf(("red",))))
+    os.kill(made._process.pid, signal.SIGKILL)
+    await made._process.wait()
+    await made.compiled(Constraint(OneOf(("blue",))))
+
+
+async def test_a_constraint_whose_process_is_killed_is_refused(made):
+    await made.compiled(Constraint(OneOf(("red",))))
+    request = asyncio.create_task(made.compiled(Constraint(Pattern("(.{0,300}a){0,300}"))))
+    await asyncio.sleep(0.05)
+    os.kill(made._process.pid, signal.SIGKILL)
+    with pytest.raises(TooLargeError, match="memory"):
+        await request
+    await made.compiled(Constraint(OneOf(("blue",))))
+
+
+async def test_a_constraint_that_takes_too_long_is_stopped(made, monkeypatch):
+    await made.compiled(Constraint(OneOf(("red",))))
+    monkeypatch.setattr(compiler, "MOST_SECONDS", 0.05)
+    with pytest.raises(TooLargeError, match=r"longer than 0\.05 s"):
+        await made.compiled(Constraint(Pattern("(.{0,300}a){0,300}")))
+    assert made._process is None
+
+
+async def test_a_request_that_goes_away_does_not_stop_the_compiling(made):
+    constraint = Constraint(OneOf(("red",)))
+    request = asyncio.create_task(made.compiled(constraint))
+    await asyncio.sleep(0)
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    assert allows((await made.compiled(constraint)).automaton, tokens_of("red"))
+
+
+async def test_the_oldest_results_are_dropped(made, monkeypatch):
+    monkeypatch.setattr(compiler, "MOST_KEPT", 2)
+    constraints = [Constraint(OneOf((text,))) for text in ("a", "b", "c")]
+    first, second, _ = [await made.compiled(each) for each in constraints]
+    assert await made.compiled(constraints[1]) is second
+    assert await made.compiled(constraints[0]) is not first
