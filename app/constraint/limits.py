@@ -8,11 +8,11 @@ ConstraintError (ValueError)     the constraint, or a part of it, cannot be enfo
 
 import time
 
-MOST_SECONDS = 2.0  # of a processor, for one attempt to compile a constraint
+MOST_SECONDS = 2.5  # of a processor, for one attempt to compile a constraint
 MOST_EXPRESSIONS = 200_000  # states and steps of the automaton before it is deterministic
 MOST_STATES = 20_000  # of the automaton that reads bytes
-MOST_ENTRIES = 2**23  # of the table of states and classes
-MOST_FUNCTIONS = 2**25  # entries of the functions of all tokens and of their beginnings
+MOST_ENTRIES = 11 * 2**20  # of the table of states and classes
+MOST_FUNCTIONS = 2**26  # entries of the functions of all tokens and of their beginnings
 
 
 class ConstraintError(ValueError):
