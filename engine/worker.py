@@ -18,6 +18,7 @@ from engine.constraint.grammar import GrammarVocabulary
 from engine.constraint.kept import Kept
 from engine.constraint.projection import Projector
 from engine.constraint.rules import GrammarRules
+from engine.denoise.canvas import Rules
 from engine.denoise.denoiser import Denoiser
 from engine.denoise.sampler import UnsupportedSamplerError
 from engine.device import DeviceError, device_name, out_of_memory
@@ -86,7 +87,7 @@ class Worker:
         self._beat_at = -HEARTBEAT_S
         self._accepted = 0
         self._times = PassTimes()
-        self._constraints: Kept[Projector | GrammarRules] = Kept()
+        self._constraints: Kept[Rules | str] = Kept()  # or why one cannot be held
         self._texts: list[bytes] = []
         self._vocabularies: dict[tuple[int, ...], GrammarVocabulary] = {}  # by their end tokens
 
@@ -216,8 +217,9 @@ class Worker:
         # The front end has checked all of this with better messages. These checks are a safety net:
         # on a GPU an invalid token id would end the process.
         choices = request.choices()
-        rules = self._constraints.get(request.constraint)
-        obstacle = self._obstacle(request) or self._constraint_obstacle(request, rules)
+        kept = self._constraints.get(request.constraint)  # the front end counts it as used, too
+        rules = None if isinstance(kept, str) else kept
+        obstacle = self._obstacle(request) or self._constraint_obstacle(request, kept)
         if obstacle is not None:
             return [Failed(choice.id, obstacle) for choice in choices]
         replies: list[FromWorker] = []
@@ -246,13 +248,15 @@ class Worker:
         return self._sampling_obstacle(request)
 
     def _constraint_obstacle(
-        self, request: GenerateRequest, rules: Projector | GrammarRules | None
+        self, request: GenerateRequest, rules: Rules | str | None
     ) -> str | None:
         """Returns why the request's constraint cannot be held, or None if it can."""
         if not request.constraint:
             return None
         if rules is None:
             return "The constraint is not known."
+        if isinstance(rules, str):
+            return rules
         sampling = request.sampling
         if rules.vocab_size != self._denoiser.vocab_size:
             return "The constraint is for another vocabulary."
@@ -261,9 +265,7 @@ class Worker:
             return "A constraint excludes a suffix, and ends with tokens that end the answer."
         return None
 
-    def _choice_obstacle(
-        self, choice: GenerateRequest, rules: Projector | GrammarRules | None
-    ) -> str | None:
+    def _choice_obstacle(self, choice: GenerateRequest, rules: Rules | None) -> str | None:
         """Returns why this choice of a request cannot be made, or None if it can."""
         if not 0 <= choice.sampling.choice <= _MOST_COUNT:
             return "choice is out of range."
@@ -275,20 +277,27 @@ class Worker:
         if len(answer) >= choice.max_tokens:
             return "The whole answer was delivered before."
         if rules is not None:
-            needed = rules.needed_tokens(answer)
+            try:
+                needed = rules.needed_tokens(answer)
+            except ValueError as error:
+                return f"The constraint cannot be held: {error}"
             if needed is None:
                 return "The answer's beginning breaks its constraint."
             if needed > choice.max_tokens - len(answer):
                 return "max_tokens is too small for the constraint."
         return None
 
-    def _rules(self, constraint: Constraint) -> Projector | GrammarRules:
-        if not constraint.grammar:
-            return Projector(Automaton.from_bytes(constraint.automaton))
-        ends = tuple(constraint.ends)
-        if ends not in self._vocabularies:
-            self._vocabularies[ends] = GrammarVocabulary(self._texts, ends)
-        return GrammarRules(self._vocabularies[ends], constraint.grammar, constraint.thought)
+    def _rules(self, constraint: Constraint) -> Rules | str:
+        """Returns the constraint in the form in which it is applied, or why it has none."""
+        try:
+            if not constraint.grammar:
+                return Projector(Automaton.from_bytes(constraint.automaton))
+            ends = tuple(constraint.ends)
+            if ends not in self._vocabularies:
+                self._vocabularies[ends] = GrammarVocabulary(self._texts, ends)
+            return GrammarRules(self._vocabularies[ends], constraint.grammar, constraint.thought)
+        except ValueError as error:
+            return f"The constraint cannot be held: {error}"
 
     def _has_tokens(self, tokens: list[int]) -> bool:
         return 0 <= min(tokens) <= max(tokens) < self._denoiser.vocab_size

@@ -107,7 +107,8 @@ def _tables(next_state: Ints) -> tuple[Ints, Ints, Ints, Ints, Ints]:
     firsts = np.flatnonzero(np.concatenate([[len(sources) > 0], changes]))
     sizes = np.diff(np.append(firsts, len(sources)))
     # Sets are told apart by sums of random numbers: of 2**64, two of a million collide hardly ever.
-    numbers = np.random.default_rng(0).integers(2**64, size=next_state.shape[1], dtype=np.uint64)
+    random = np.random.default_rng(0)
+    numbers = np.asarray(random.integers(2**64, size=next_state.shape[1], dtype=np.uint64))
     sums = np.add.reduceat(numbers[classes], firsts) if len(firsts) else numbers[:0]
     _, examples, sets = np.unique(sums, return_index=True, return_inverse=True)
     members = [classes[firsts[i] : firsts[i] + sizes[i]] for i in examples.tolist()]

@@ -30,6 +30,7 @@ from engine.weights.quantization import Kernel
 # Added to a logit, this makes a token impossible. It is finite, so that no difference of two logits
 # is NaN, and far below the point at which exp underflows at any temperature.
 _BANNED = -1e9
+Rules = Projector | GrammarRules  # the constraint of a request's answers
 LEAST_TEMPERATURE = 1e-3  # lower ones are raised to it: in float32 they make no difference
 
 
@@ -137,7 +138,7 @@ def new_canvas(
     canvas_length: int,
     vocab_size: int,
     device: torch.device,
-    rules: Projector | GrammarRules | None = None,
+    rules: Rules | None = None,
     ahead: list[int] | None = None,
     kernel: Kernel = "torch",
 ) -> Canvas:

@@ -18,9 +18,7 @@ from heapq import heappop, heappush
 import torch
 from torch import Tensor
 
-from engine.constraint.projection import Projector
-from engine.constraint.rules import GrammarRules
-from engine.denoise.canvas import Canvas, new_canvas, self_conditioning
+from engine.denoise.canvas import Canvas, Rules, new_canvas, self_conditioning
 from engine.denoise.denoising_step import DenoisingStep
 from engine.denoise.graphs import Graphs
 from engine.denoise.sampler import SamplerConfig
@@ -97,7 +95,7 @@ class Denoiser:
         self._prefixes: PrefixCache[Snapshot] = PrefixCache(prefix_cache_bytes)
         self._slots: dict[Sequence, Slot] = {}
         self._parked: dict[Sequence, Canvas] = {}
-        self._rules: dict[Sequence, Projector | GrammarRules] = {}  # of constrained sequences
+        self._rules: dict[Sequence, Rules] = {}  # of constrained sequences
         self._step = DenoisingStep(model)
         self._graphs: Graphs | None = None
         if cuda_graphs or compiled:
@@ -228,7 +226,7 @@ class Denoiser:
         if tokens and len(slot.tokens) in sequence.checkpoints:
             self._keep(sequence, slot)
 
-    def constrain(self, sequence: Sequence, rules: Projector | GrammarRules) -> None:
+    def constrain(self, sequence: Sequence, rules: Rules) -> None:
         """Constrain the sequence's answer until its `release`. Call it before `start`."""
         self._rules[sequence] = rules
 

@@ -400,3 +400,21 @@ def test_messages_have_the_demanded_format_and_make_required_calls(server):
             output_config={"format": {"type": "json_schema", "schema": schema}},
         )
         jsonschema.validate(json.loads(message.content[0].text), schema)
+
+
+def test_a_new_worker_gets_the_constraints_that_its_requests_need(start_server):
+    server = start_server(EASEL_MODEL="demo").wait_until_ready()
+    grammar = {"structured_outputs": {"grammar": 'start: "a"+ "b"'}}
+    demands = [{"response_format": by_schema(SCHEMAS["object"])}, grammar]
+
+    def ask(demand):
+        body = {"messages": ASK, "seed": 1, "max_tokens": 60, **demand}
+        (choice,) = server.http.post("/v1/chat/completions", json=body).json()["choices"]
+        return choice["message"]["content"]
+
+    before = [ask(demand) for demand in demands]
+    server.kill_worker()
+    server.wait_until_ready()
+    with ThreadPoolExecutor(2) as pool:
+        assert [*pool.map(ask, demands)] == before
+    jsonschema.validate(json.loads(before[0]), SCHEMAS["object"])

@@ -222,6 +222,20 @@ def test_requests_with_and_without_a_constraint_share_passes(worker):
     assert tokens_of(m for m in messages if m.id == "b") == free_alone
 
 
+def test_speculation_changes_no_token_of_an_answer(worker, denoiser):
+    constraint = made(one_of(_LETTERS).many() + text("!"))
+    speculating = Worker(denoiser, EngineConfig(prefill_chunk=16, speculate=True))
+    options = {"confidence_threshold": 100.0, "max_denoising_steps": 30, "max_tokens": 40}
+    options["logit_bias"] = {ord(letter): 30.0 for letter in "abc"}
+    speculations = 0
+    for seed in range(4):
+        blocks = blocks_of(worker, constraint, seed=seed, **options)
+        same = blocks_of(speculating, constraint, seed=seed, **options)
+        assert [block.tokens for block in same] == [block.tokens for block in blocks]
+        speculations += sum(block.speculations for block in same)
+    assert speculations > 0
+
+
 def failure(worker, constraint, known=True, **options):
     if known:
         worker.handle(Constraint(constraint.hash, constraint.to_bytes()))
@@ -233,6 +247,10 @@ def failure(worker, constraint, known=True, **options):
 def test_a_request_whose_constraint_cannot_be_held_fails_at_once(worker):
     constraint = made(OBJECT)
     assert "not known" in failure(worker, constraint, known=False)
+    worker.handle(Texts(VOCABULARY))
+    worker.handle(Constraint("broken", grammar="start: [", ends=[END]))
+    (message,) = worker.handle(GenerateRequest("a", PROMPT, 30, Sampling(1), constraint="broken"))
+    assert "cannot be held" in message.message
     short = {"max_tokens": constraint.least_tokens - 1}
     assert "max_tokens is too small" in failure(worker, constraint, **short)
     assert "breaks its constraint" in failure(worker, constraint, lead=[ord("x")])
