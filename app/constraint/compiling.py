@@ -61,13 +61,11 @@ class Forced:
 class Compiled:
     """A constraint that can be enforced: by an automaton, or by a grammar in llguidance's form.
 
-    A grammar knows nothing of thoughts: it holds for what follows the token `behind`, if that is
-    not None.
+    A grammar holds for what follows a thought, of which it knows nothing.
     """
 
     automaton: Automaton | None
     grammar: str | None = None
-    behind: int | None = None
     forced: Forced = Forced()
 
     @property
@@ -86,7 +84,7 @@ def compiled(constraint: kinds.Constraint, trie: TokenTrie, ends: Sequence[int])
     """
     kind = constraint.kind
     if isinstance(kind, kinds.Grammar):
-        return _by_grammar(lark_grammar(kind.lark), constraint, trie)
+        return _by_grammar(lark_grammar(kind.lark))
     has_depths = not isinstance(kind, kinds.JsonObject | kinds.Pattern | kinds.OneOf)
     attempts = [*_DEPTHS] if has_depths else [Depths(0, 0)]
     while attempts:
@@ -104,18 +102,15 @@ def compiled(constraint: kinds.Constraint, trie: TokenTrie, ends: Sequence[int])
     if isinstance(kind, kinds.JsonSchema):
         grammar = schema_grammar(kind.schema)
         if grammar_fault(grammar) is None:
-            return _by_grammar(grammar, constraint, trie)
+            return _by_grammar(grammar)
     raise fault
 
 
-def _by_grammar(grammar: str, constraint: kinds.Constraint, trie: TokenTrie) -> Compiled:
+def _by_grammar(grammar: str) -> Compiled:
     fault = grammar_fault(grammar)
     if fault is not None:
         raise ConstraintError(fault)
-    behind = None
-    if constraint.thought == "open":
-        behind = trie.controls[CHANNEL_END]
-    return Compiled(None, grammar, behind)
+    return Compiled(None, grammar)
 
 
 def _by_automaton(
@@ -124,7 +119,7 @@ def _by_automaton(
     trie: TokenTrie,
     ends: Sequence[int],
 ) -> Compiled:
-    effort = Effort(states=depths.most_states)
+    effort = Effort(depths.most_states)
     try:
         expression = _expression(constraint.kind, depths, trie.controls, effort)
         whole = machine(_behind_thought(expression, constraint.thought, trie), effort)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 MOST_CHOICES = 500
-MOST_CHOICE_CHARACTERS = 100_000  # of all choices together
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ ConstraintError (ValueError)     the constraint, or a part of it, cannot be enfo
 
 import time
 
-MOST_SECONDS = 2.0  # of a processor, for one attempt to compile a constraint
+MOST_SECONDS = 2.5  # of a processor, for one attempt to compile a constraint
 MOST_EXPRESSIONS = 200_000  # states and steps of the automaton before it is deterministic
 MOST_STATES = 20_000  # of the automaton that reads bytes
-MOST_ENTRIES = 2**23  # of the table of states and classes
-MOST_FUNCTIONS = 2**25  # entries of the functions of all tokens and of their beginnings
+MOST_ENTRIES = 11 * 2**20  # of the table of states and classes
+MOST_FUNCTIONS = 2**26  # entries of the functions of all tokens and of their beginnings
 
 
 class ConstraintError(ValueError):
@@ -36,32 +36,24 @@ class AmbiguousError(NoWayError):
 
 
 class Effort:
-    """How much compiling one constraint may still cost."""
+    """How much one attempt to compile a constraint may still cost.
 
-    def __init__(
-        self,
-        seconds: float = MOST_SECONDS,
-        expressions: int = MOST_EXPRESSIONS,
-        states: int = MOST_STATES,
-    ) -> None:
-        self.most_states = states
-        self._deadline = time.thread_time() + seconds
-        self._seconds = seconds
-        self._expressions = expressions
-        self._most_expressions = expressions
+    An automaton that is made meanwhile may have `most_states`.
+    """
+
+    def __init__(self, most_states: int = MOST_STATES) -> None:
+        self.most_states = most_states
+        self._deadline = time.thread_time() + MOST_SECONDS
+        self._expressions = MOST_EXPRESSIONS
 
     def take(self, expressions: int = 1) -> None:
         """Raises TooLargeError if there is no room for so many more states or steps."""
         self._expressions -= expressions
         if self._expressions < 0:
-            raise TooLargeError(
-                f"it stands for more than {self._most_expressions} states and steps"
-            )
+            raise TooLargeError(f"it stands for more than {MOST_EXPRESSIONS} states and steps")
         self.check_time()
 
     def check_time(self) -> None:
         """Raises TooLargeError if the time is over."""
         if time.thread_time() > self._deadline:
-            raise TooLargeError(
-                f"compiling it takes longer than {self._seconds:g} s of a processor"
-            )
+            raise TooLargeError(f"compiling it takes longer than {MOST_SECONDS:g} s of a processor")

@@ -4,7 +4,7 @@ A machine has no dead states: from each of its states an accepting one can be re
 a machine which accepts nothing has a start state all the same.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from app.constraint.expressions import (
@@ -315,7 +315,9 @@ def _disjoint(graph: _Graph, members: frozenset[int]) -> Iterator[tuple[int, int
         active = [edge for edge in active if edge[1] >= position]
 
 
-def _tag(graph: _Graph, members: frozenset[int], closure: object) -> Tag | None:
+def _tag(
+    graph: _Graph, members: frozenset[int], closure: Callable[[int], frozenset[int]]
+) -> Tag | None:
     """Returns the tag of a deterministic state. Raises AmbiguousError if its members disagree."""
     tagged = {tag for member in members if (tag := graph.tags[member]) is not None}
     if not tagged:
@@ -324,7 +326,6 @@ def _tag(graph: _Graph, members: frozenset[int], closure: object) -> Tag | None:
         member for member in members if (tag := graph.tags[member]) is not None and tag.between
     ]
     if between:
-        assert callable(closure)
         if len(between) == 1 and closure(between[0]) == members:
             return graph.tags[between[0]]
     elif len(tagged) == 1 and all(graph.tags[member] is not None for member in members):

@@ -22,6 +22,7 @@ from app.constraint.expressions import (
     symbols,
     word,
 )
+from app.constraint.limits import ConstraintError
 
 SPACE = any_of(
     [EMPTY, word(b" "), sequence(word(b"\n"), repeated(symbols([(9, 9), (32, 32)]), 0, None))]
@@ -30,7 +31,7 @@ _BARE_KEY = re.compile(r"[A-Za-z_$][\w.$-]*", re.ASCII)
 
 
 class Text(Protocol):
-    """Writes values. A `between` stands behind each comma."""
+    """Writes values. The brackets and the comma come with the white space that may be there."""
 
     open_object: Expression
     close_object: Expression
@@ -126,7 +127,9 @@ def literal(value: Any, text: Text) -> Expression:
 
 
 def control(name: str, controls: Mapping[str, int]) -> Expression:
-    """Returns a control token, which is no text."""
+    """Returns a control token, which is no text. Raises ConstraintError if there is none."""
+    if name not in controls:
+        raise ConstraintError(f"the model's vocabulary lacks the control token {name!r}")
     symbol = FIRST_CONTROL + controls[name]
     return symbols([(symbol, symbol)])
 

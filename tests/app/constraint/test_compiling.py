@@ -1,12 +1,14 @@
 import json
 import random
 import re
+from dataclasses import replace
 
 import pytest
 from jsonschema import Draft202012Validator
 
 from app.chat_format.events import ToolCallEnd
 from app.chat_format.gemma import AnswerParser
+from app.constraint import limits
 from app.constraint.compiling import Forced, compiled
 from app.constraint.kinds import (
     Callable,
@@ -151,8 +153,13 @@ def test_schemas_that_no_automaton_expresses_become_grammars():
     made = _compiled(JsonSchema(json.dumps({"type": "number", "multipleOf": 0.5})))
     assert made.automaton is None
     assert made.grammar is not None
-    assert made.behind is None
-    assert _compiled(Grammar('start: "a"+'), "open").behind == _control("<channel|>")
+    assert _compiled(Grammar('start: "a"+'), "open").grammar is not None
+
+
+def test_a_vocabulary_without_the_markers_of_calls_has_no_calls():
+    without = replace(_TRIE, controls={"<turn|>": END})
+    with pytest.raises(ConstraintError, match="lacks the control token"):
+        compiled(Constraint(Calls((Callable("f", None, True),))), without, [END])
 
 
 def test_grammars_with_faults_are_refused():
@@ -199,14 +206,16 @@ def test_arguments_that_cannot_be_enforced_are_refused_for_strict_tools_only():
     ],
     ids=["references", "repetitions", "subsets", "choices"],
 )
-def test_what_stands_for_too_much_is_refused_early(kind):
+def test_what_stands_for_too_much_is_refused_early(kind, monkeypatch):
+    monkeypatch.setattr(limits, "MOST_SECONDS", 0.3)
     with pytest.raises(NoWayError):
         _compiled(kind)
 
 
-def test_nested_alternatives_do_not_multiply():
+def test_nested_alternatives_do_not_multiply(monkeypatch):
+    monkeypatch.setattr(limits, "MOST_SECONDS", 0.3)
     schema: dict = {"type": "string"}
-    for _ in range(30):
+    for _ in range(12):
         schema = {"anyOf": [schema, schema]}
     with pytest.raises(TooLargeError):
         _compiled(JsonSchema(json.dumps(schema)))
