@@ -2,8 +2,8 @@
 
 A constraint tells tokens apart by classes only, so the best token of a class stands for all of it.
 The vocabulary is processed in chunks, as in `vocab_tail`, so that the [R, V] logits never exist. On
-a CPU a compiled loop reads each chunk once. On a GPU PyTorch's operations do the same, in less memory
-than the tail's logits take there, which are gone by then.
+a CPU a compiled loop reads each chunk once. On a GPU PyTorch's operations do the same, in less
+memory than the tail's logits take there, which are gone by then.
 
 Letters: R canvas positions (rows), D hidden size, V vocabulary, C classes, P tokens of a chunk, G
 groups of tokens of one class.
