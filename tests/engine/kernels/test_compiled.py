@@ -100,6 +100,8 @@ def test_dequantising_takes_few_instructions(rows):
 @pytest.mark.timeout(900)
 def test_products_and_attention_keep_their_registers(rows):
     """A few of the 900 instructions of attention on 9.0 read registers from memory."""
-    for row in rows:
+    kernels = [row for row in rows if "groups" in row["case"] or "attention" in row["case"]]
+    assert len(kernels) > len(compiled.TARGETS)
+    for row in kernels:
         if "GGUF" not in row["case"] and row["capability"] in ([8, 9], [9, 0], [12, 0]):
             assert row["local_memory"] <= 0.02 * row["instructions"], row
