@@ -31,6 +31,8 @@ HEARTBEAT_S = 1.0  # between two heartbeats, unless a pass takes longer
 
 # The front end refuses numbers beyond these bounds, and the worker checks them again.
 MOST_STEPS = 1024  # limits memory: a block's random numbers for all steps are made at once
+MOST_SAMPLES = 64  # noises that a decision averages over
+MOST_READS = 4096  # canvases of a decision without its samples
 MOST_NATS = 1e6  # more than all positions of a canvas have together, and far below float32's limit
 
 
@@ -139,6 +141,52 @@ class Sibling(msgspec.Struct, frozen=True):
     delivered_blocks: int = 0
 
 
+class LabelSlot(msgspec.Struct, frozen=True):
+    """A position of a canvas at which a label is read, and the tokens that are its labels."""
+
+    position: int
+    labels: list[int]
+
+
+class Read(msgspec.Struct, frozen=True):
+    """What one canvas of a decision reads.
+
+    `prompt` holds the tokens between the request's prompt, which all reads share, and the canvas:
+    at least one, and at most `Ready.read_tokens`. `canvas` holds the canvas' first tokens, behind
+    which padding follows. The tokens at `slots` mean nothing: noise takes their place. All others
+    are pinned.
+    """
+
+    prompt: list[int]
+    canvas: list[int]
+    slots: list[LabelSlot]
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What is read instead of an answer: how likely each label is at each slot.
+
+    Each read is made with `samples` different noises (1 to MOST_SAMPLES). Each of these canvases
+    has so many denoising `steps` (1 to MOST_STEPS), of which the last one is read.
+    """
+
+    reads: list[Read]
+    samples: int = 1
+    steps: int = 1
+
+
+class SlotResult(msgspec.Struct, frozen=True):
+    """What was read at a slot.
+
+    `probabilities` has one entry per label, and their sum is 1. `label_mass` is the share that all
+    labels together have of the probability of the whole vocabulary. Both are at temperature 1.
+    `argmax_is_label`: no other token is likelier than the likeliest label.
+    """
+
+    probabilities: list[float]
+    label_mass: float
+    argmax_is_label: bool
+
+
 class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     """A request for one answer, or for several answers to one prompt.
 
@@ -154,6 +202,10 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     `siblings` are further answers, which differ only in their choice and in what was delivered. So
     a prompt and its images are sent, kept and encoded once. Each answer has its own messages.
     `salt`: a prefix is found only by requests with the salt of the request that left it.
+
+    With a `decision`, nothing is generated: labels are read, and the only `Block` has them in
+    `reads`. `max_tokens` is then the length of the longest read's prompt, and of `sampling` only
+    the seed and the priority count.
     """
 
     id: str
@@ -165,6 +217,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     delivered_blocks: int = 0
     siblings: list[Sibling] = []
     salt: str = ""
+    decision: Decision | None = None
 
     def choices(self) -> list["GenerateRequest"]:
         """Returns a request for each answer. They share the prompt and its images."""
@@ -212,8 +265,9 @@ class Loading(msgspec.Struct, frozen=True, tag=True):
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """The limits of a worker that has loaded its model.
 
-    Lengths are in tokens. A context is prompt and answer together. `device` is the device's name
-    and `profile` describes the device profile and the options that it set; both are for people.
+    Lengths are in tokens. A context is prompt and answer together. `read_tokens` is the most tokens
+    of a read's own prompt. `device` is the device's name and `profile` describes the device profile
+    and the options that it set; both are for people.
     """
 
     device: str
@@ -222,6 +276,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     canvas_length: int
     vocab_size: int
     profile: str
+    read_tokens: int = 1
 
 
 class Block(msgspec.Struct, frozen=True, tag=True):
@@ -248,6 +303,10 @@ class Block(msgspec.Struct, frozen=True, tag=True):
 
     `finish_reason` marks the answer's last block. It is "stop" if an end token or padding ended the
     answer, and "length" if `max_tokens` did.
+
+    `reads` is what a decision's canvases read: for each read, its samples one after another, and
+    for each of these canvases its slots. `tokens` is then empty, and `denoising_steps` counts the
+    steps of all canvases.
     """
 
     id: str
@@ -261,6 +320,7 @@ class Block(msgspec.Struct, frozen=True, tag=True):
     logprobs: list[TokenLogprobs] | None = None
     rerolled: bool = False
     finish_reason: FinishReason | None = None
+    reads: list[list[SlotResult]] | None = None
 
 
 class Cancelled(msgspec.Struct, frozen=True, tag=True):

@@ -7,6 +7,7 @@ work is done in one thread, so nothing else uses the device.
 
 import logging
 from collections.abc import Iterator
+from collections.abc import Sequence as Several
 from time import monotonic, perf_counter
 from typing import NoReturn
 
@@ -20,10 +21,13 @@ from engine.loading import build_denoiser, with_profile
 from engine.messages import (
     HEARTBEAT_S,
     MOST_NATS,
+    MOST_READS,
+    MOST_SAMPLES,
     MOST_STEPS,
     Block,
     Cancel,
     Cancelled,
+    Decision,
     Failed,
     FromWorker,
     GenerateRequest,
@@ -38,8 +42,9 @@ from engine.messages import (
 from engine.model.checkpoint import CheckpointError
 from engine.model.diffusion_gemma import UnsupportedModelError
 from engine.schedule.pass_times import PassTimes
+from engine.schedule.reading import CanvasResult, exact_form
 from engine.schedule.scheduler import Scheduler
-from engine.schedule.sequence import Pass, Sequence, StepResult, Work
+from engine.schedule.sequence import Pass, Sequence, StepResult, Work, WorkResult
 from engine.sizing.plan import DoesNotFitError
 
 logger = logging.getLogger(__name__)
@@ -199,14 +204,16 @@ class Worker:
     def _accept(self, request: GenerateRequest) -> list[FromWorker]:
         # The front end has checked all of this with better messages. These checks are a safety net:
         # on a GPU an invalid token id would end the process.
-        choices = request.choices()
         obstacle = self._obstacle(request)
         if obstacle is not None:
-            return [Failed(choice.id, obstacle) for choice in choices]
+            return [Failed(choice.id, obstacle) for choice in request.choices()]
         replies: list[FromWorker] = []
+        boundaries, piece = None, self._denoiser.exact_piece
+        if request.decision is not None and piece is not None:
+            request, boundaries = exact_form(request, piece)
         sampler = self._denoiser.sampler
-        first = Sequence.start(request, sampler.end_tokens, sampler.padding)
-        for choice in choices:
+        first = Sequence.start(request, sampler.end_tokens, sampler.padding, boundaries)
+        for choice in request.choices():
             obstacle = self._choice_obstacle(choice)
             if obstacle is None:
                 self._scheduler.add(first.sibling(choice), monotonic())
@@ -223,7 +230,36 @@ class Worker:
             return "The prompt has token ids that the model does not have."
         if not self._takes_images(request):
             return "The model cannot take the prompt's images."
+        if request.decision is not None:
+            obstacle = self._decision_obstacle(request.decision, request.max_tokens)
+            if obstacle is not None:
+                return obstacle
         return self._sampling_obstacle(request)
+
+    def _decision_obstacle(self, decision: Decision, most_tokens: int) -> str | None:
+        """Returns why a decision cannot be made, or None if it can."""
+        canvas = self._denoiser.model.dimensions.canvas_length
+        if not 1 <= len(decision.reads) <= MOST_READS:
+            return "reads: there are too many or none."
+        if not (1 <= decision.samples <= MOST_SAMPLES and 1 <= decision.steps <= MOST_STEPS):
+            return "samples or steps is out of range."
+        most_tokens = min(most_tokens, self._denoiser.read_tokens)
+        for read in decision.reads:
+            if not 1 <= len(read.prompt) <= most_tokens:
+                return "A read's prompt is empty or too long."
+            positions = [slot.position for slot in read.slots]
+            if not (positions and 0 <= min(positions) <= max(positions) < len(read.canvas)):
+                return "A read has no slots, or slots that are not in its canvas."
+            if len(set(positions)) < len(positions) or len(read.canvas) > canvas:
+                return "A read's canvas is too long, or has two slots at one position."
+            tokens = [*read.prompt, *read.canvas]
+            for slot in read.slots:
+                if not slot.labels:
+                    return "A slot has no labels."
+                tokens += slot.labels
+            if not self._has_tokens(tokens):
+                return "A read has token ids that the model does not have."
+        return None
 
     def _choice_obstacle(self, choice: GenerateRequest) -> str | None:
         """Returns why this choice of a request cannot be made, or None if it can."""
@@ -270,10 +306,10 @@ class Worker:
             end = image.end
         return end <= len(request.prompt)
 
-    def _record(self, work: Work, step: StepResult | None) -> Iterator[FromWorker]:
+    def _record(self, work: Work, step: WorkResult) -> Iterator[FromWorker]:
         """Record the result of a pass for one sequence. Yields the messages that result from it."""
         sequence, request_id = work.sequence, work.sequence.request.id
-        if step is not None and not step.finite:
+        if not all(each.finite for each in _steps(step)):
             self._end(sequence, keep=False)  # its cache may be why it failed
             yield Failed(request_id, _NOT_FINITE, "outputs_not_finite")
             return
@@ -293,10 +329,11 @@ class Worker:
             duration_s=now - started,
             cached_tokens=sequence.reused or 0,
             speculations=block.speculations,
-            speculation_won=step is not None and step.next_started,
+            speculation_won=isinstance(step, StepResult) and step.next_started,
             logprobs=block.logprobs,
             rerolled=block.rerolled,
             finish_reason=block.finish_reason,
+            reads=block.reads,
         )
 
     def _end(self, sequence: Sequence, *, keep: bool = True) -> None:
@@ -329,6 +366,7 @@ def serve(address: str, config: EngineConfig) -> NoReturn:
             canvas_length=denoiser.model.dimensions.canvas_length,
             vocab_size=denoiser.model.dimensions.vocab_size,
             profile=profile,
+            read_tokens=denoiser.read_tokens,
         )
     )
     while True:
@@ -342,6 +380,17 @@ def serve(address: str, config: EngineConfig) -> NoReturn:
             send(answer)
         for answer in worker.stats():
             send(answer)
+
+
+def _steps(result: WorkResult) -> Several[StepResult | CanvasResult]:
+    """Returns the denoising steps that a pass made for one sequence."""
+    match result:
+        case None:
+            return ()
+        case StepResult():
+            return (result,)
+        case _:
+            return result
 
 
 def _out_of_range(sampling: Sampling) -> list[str]:

@@ -12,7 +12,7 @@ together, D hidden size.
 import dataclasses
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from engine.denoise.canvas import Canvas, new_canvas, self_conditioning
 from engine.denoise.denoising_step import DenoisingStep
 from engine.denoise.graphs import Graphs
+from engine.denoise.reader import CanvasStep, ReadCanvas, Reader
 from engine.denoise.sampler import SamplerConfig
 from engine.device import out_of_memory
 from engine.messages import Image
@@ -29,7 +30,7 @@ from engine.model.kv_cache import KVCache, Snapshot
 from engine.model.rows import ImageRows, Segment
 from engine.model.vision import Vision
 from engine.schedule.prefix_cache import Match, PrefixCache, common_prefix
-from engine.schedule.sequence import Pass, PassResult, Sequence, StepResult, Work
+from engine.schedule.sequence import Pass, PassResult, Sequence, StepResult, Work, WorkResult
 from engine.sizing.kv import SLACK_TOKENS, pass_tokens
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,24 @@ class Slot:
     cache: KVCache
     tokens: list[int]  # those that the cache holds
     canvas: Canvas | None = None
+    reads: dict[int, ReadCanvas] = field(default_factory=dict)  # a decision's, by their numbers
+
+
+@dataclass(frozen=True)
+class Parked:
+    """The unfinished canvases of a parked sequence."""
+
+    canvas: Canvas | None
+    reads: dict[int, ReadCanvas]
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a decision adds to a pass. An exact one has a pass for each segment."""
+
+    segments: list[Segment]
+    canvases: list[ReadCanvas]
+    exact: bool
 
 
 class Denoiser:
@@ -93,8 +112,13 @@ class Denoiser:
         self._free = list(range(max_active))  # a heap of the slots without a sequence
         self._prefixes: PrefixCache[Snapshot] = PrefixCache(prefix_cache_bytes)
         self._slots: dict[Sequence, Slot] = {}
-        self._parked: dict[Sequence, Canvas] = {}
+        self._parked: dict[Sequence, Parked] = {}
         self._step = DenoisingStep(model)
+        self._reader = Reader(model)
+        # On a CPU, where a pass for each piece costs little more than one for all.
+        self.exact_piece = min(SLACK_TOKENS, prefill_chunk) if self._device.type == "cpu" else None
+        spare = max(prefill_chunk, model.dimensions.canvas_length)
+        self.read_tokens = min(prefill_chunk, spare - (self.exact_piece or 1) + 1)
         self._graphs: Graphs | None = None
         if cuda_graphs or compiled:
             self._graphs = Graphs(
@@ -117,7 +141,7 @@ class Denoiser:
         """Make one pass through the weights for all `works`.
 
         Returns each work's result, or None where nothing was denoised. A pass that runs out of
-        memory can be run again.
+        memory can be run again. Exact decisions have passes of their own.
         """
         # By slots, because a graph is bound to its caches in their order.
         ordered = sorted(works, key=lambda work: self._slots[work.sequence].number)
@@ -126,6 +150,8 @@ class Denoiser:
         speculative: dict[Sequence, Canvas] = {}  # the canvases of next blocks
         for work in ordered:
             slot, ahead = self._slots[work.sequence], len(work.tokens)
+            if work.sequence.boundaries is not None:
+                continue
             if work.tokens:
                 segments.append(self._encoder_segment(slot, work.tokens, work.images))
             if work.denoise:
@@ -140,14 +166,116 @@ class Denoiser:
                 segments.append(self._encoder_segment(slot, work.speculation))
                 start = len(work.speculation)
                 segments.append(Segment(slot.cache, next_canvas.tokens, causal=False, start=start))
-        hidden = self._run_model(segments, canvases)
-        steps = iter(self._step.run(hidden, canvases) if canvases else [])
+        reads = [self._reads(work) for work in ordered]
+        together = [each for each in reads if not each.exact]
+        segments += [segment for each in together for segment in each.segments]
+        read = [canvas for each in together for canvas in each.canvases]
+        read_steps: Iterator[CanvasStep] = iter(())
+        steps: Iterator[StepResult] = iter(())
+        if segments:
+            hidden = self._run_model(segments, [*canvases, *read])
+            rows = sum(canvas.width for canvas in canvases)
+            steps = iter(self._step.run(hidden[:rows], canvases) if canvases else [])
+            read_steps = iter(self._reader.read(hidden[rows:], read, self.sampler))
+        alone = [self._run_alone(each) if each.exact else [] for each in reads]
         # Sequences change only here, so that a pass that ran out of memory can be run again.
-        results = {
-            work.sequence: self._settle(work, steps, speculative.get(work.sequence))
-            for work in ordered
-        }
+        results: dict[Sequence, WorkResult] = {}
+        for work, each, exact in zip(ordered, reads, alone, strict=True):
+            if work.sequence.reading is None:
+                draft = speculative.get(work.sequence)
+                results[work.sequence] = self._settle(work, steps, draft)
+            else:
+                own = exact if each.exact else [next(read_steps) for _ in each.canvases]
+                results[work.sequence] = self._settle_reads(work, own)
         return [results[work.sequence] for work in works]
+
+    def _reads(self, work: Work) -> "Reads":
+        """Returns the segments that a decision's work adds to a pass, and its canvases.
+
+        The canvases of a decision, and the prompts of its reads, overwrite each other's entries in
+        the cache one after another, in each layer once they were read. An exact decision's tokens
+        are in these segments too, piece by piece.
+        """
+        sequence = work.sequence
+        reading, exact = sequence.reading, sequence.boundaries is not None
+        segments: list[Segment] = []
+        canvases: list[ReadCanvas] = []
+        if reading is None:
+            return Reads(segments, canvases, exact)
+        slot, start, last = self._slots[sequence], len(work.tokens), None
+        if exact:
+            segments += self._pieces(work, slot)
+        for number in work.reads:
+            read = reading.read(number)
+            if number not in slot.reads:
+                slot.reads[number] = self._reader.new_canvas(
+                    read,
+                    seed=sequence.request.sampling.seed,
+                    sample=reading.sample(number),
+                    steps=reading.decision.steps,
+                    sampler=self.sampler,
+                )
+            canvas = slot.reads[number]
+            if read is not last:
+                segments += self._read_prompt(slot, read.prompt, start, exact=exact)
+            behind = start + len(read.prompt)
+            segments.append(Segment(slot.cache, canvas.tokens, causal=False, start=behind))
+            canvases.append(canvas)
+            last = read
+        return Reads(segments, canvases, exact)
+
+    def _pieces(self, work: Work, slot: Slot) -> list[Segment]:
+        """Returns the segments of an exact decision's tokens, which end at its boundaries."""
+        sequence, first = work.sequence, slot.cache.position
+        assert sequence.boundaries is not None
+        end = first + len(work.tokens)
+        ends = [at for at in sequence.boundaries if first < at <= end]
+        return [
+            self._encoder_segment(
+                slot,
+                work.tokens[start - first : stop - first],
+                tuple(image for image in work.images if start <= image.start < stop),
+                start=start - first,
+            )
+            for start, stop in zip([first, *ends], ends, strict=False)
+        ]
+
+    def _read_prompt(
+        self, slot: Slot, tokens: list[int], start: int, *, exact: bool
+    ) -> list[Segment]:
+        """Returns the segments of a read's prompt, which is `start` tokens behind the cache's."""
+        size = self.exact_piece if exact and self.exact_piece is not None else len(tokens)
+        return [
+            self._encoder_segment(slot, tokens[at : at + size], start=start + at)
+            for at in range(0, len(tokens), size)
+        ]
+
+    def _run_alone(self, reads: "Reads") -> list[CanvasStep]:
+        """Run each segment of an exact decision as a pass of its own. Returns its canvases' steps.
+
+        So each product has the same shape whatever else is served.
+        """
+        canvases, steps = iter(reads.canvases), list[CanvasStep]()
+        for segment in reads.segments:
+            if segment.causal:
+                self.model.run([segment])
+            else:
+                canvas = next(canvases)
+                hidden = self.model.run([segment], canvas.soft_embeddings)
+                steps += self._reader.read(hidden, [canvas], self.sampler)
+        return steps
+
+    def _settle_reads(self, work: Work, steps: list[CanvasStep]) -> WorkResult:
+        """Update a decision's state by what the pass did for it, and return what it read."""
+        if not all(step.result.finite for step in steps):
+            return [step.result for step in steps]  # nothing of the pass is worth keeping
+        slot = self._slots[work.sequence]
+        self._advance(work.sequence, slot, work.tokens)
+        for number, step in zip(work.reads, steps, strict=True):
+            step.apply(slot.reads[number])
+            if slot.reads[number].step_index == slot.reads[number].steps:
+                del slot.reads[number]
+        return [step.result for step in steps] or None
 
     def _new_canvas(self, sequence: Sequence, ahead: list[int] | None = None) -> Canvas:
         dimensions = self.model.dimensions
@@ -160,7 +288,7 @@ class Denoiser:
             ahead=ahead,
         )
 
-    def _run_model(self, segments: list[Segment], canvases: list[Canvas]) -> Tensor:
+    def _run_model(self, segments: list[Segment], canvases: list[Canvas | ReadCanvas]) -> Tensor:
         """Returns the canvases' hidden states [R, D], from `Graphs` if it can run the pass."""
         hidden = None
         if self._graphs is not None:
@@ -170,14 +298,14 @@ class Denoiser:
         return hidden
 
     def _encoder_segment(
-        self, slot: Slot, tokens: list[int], images: tuple[Image, ...] = ()
+        self, slot: Slot, tokens: list[int], images: tuple[Image, ...] = (), *, start: int = 0
     ) -> Segment:
         rows = tuple(
-            ImageRows(image.start - slot.cache.position, self._embeddings(image))
+            ImageRows(image.start - slot.cache.position - start, self._embeddings(image))
             for image in images
         )
         tensor = torch.tensor(tokens, device=self._device)
-        return Segment(slot.cache, tensor, causal=True, images=rows)
+        return Segment(slot.cache, tensor, causal=True, start=start, images=rows)
 
     def _embeddings(self, image: Image) -> Tensor:
         assert self.vision is not None, "the worker refuses images without a vision tower"
@@ -232,29 +360,30 @@ class Denoiser:
                 common = common_prefix(slot.tokens, tokens)
                 if common >= max(slot.cache.shortest, 1 + (match.length if match else 0)):
                     match = Match(slot.cache.view(), common)
+        if match is not None and sequence.boundaries is not None:
+            common = max((at for at in sequence.boundaries if at <= match.length), default=0)
+            match = Match(match.kept, common) if common >= max(match.kept.shortest, 1) else None
         length = 0 if match is None else match.length
         if match is not None:
             cache.restore(match.kept, length)
-        self._slots[sequence] = Slot(
-            number, cache, tokens[:length], self._parked.pop(sequence, None)
-        )
+        parked = self._parked.pop(sequence, Parked(None, {}))
+        self._slots[sequence] = Slot(number, cache, tokens[:length], parked.canvas, parked.reads)
         return length
 
     def park(self, sequence: Sequence) -> None:
         """Free the KV cache of a sequence that gives way, and keep its contents as a prefix.
 
-        The unfinished canvas is set aside, so that the sequence later continues with the same step.
+        Unfinished canvases are set aside, so that the sequence later continues with the same step.
         """
-        canvas = self._slots[sequence].canvas
+        slot = self._slots[sequence]
         self.release(sequence)
-        if canvas is not None:
-            self._parked[sequence] = canvas
+        self._parked[sequence] = Parked(slot.canvas, slot.reads)
 
     def release(self, sequence: Sequence, *, keep: bool = True) -> None:
         """Free the KV cache of a sequence that has ended.
 
         Its contents are kept as a prefix unless `keep` is unset. The sequence need not have
-        started. If it is parked, its canvas is dropped.
+        started. If it is parked, its canvases are dropped.
         """
         self._parked.pop(sequence, None)
         slot = self._slots.pop(sequence, None)
