@@ -17,9 +17,11 @@ from app.answer.generation import Delta, Finished, answer_events
 from app.answer.request import AnswerRequest, ChatFormat, prepare, unset_seed
 from app.dialects.fields import quoted
 from app.dialects.incoming import incoming
+from app.dialects.item_turns import conversation
+from app.dialects.items import InputItem, ItemReference, sent_back
 from app.dialects.logprobs import token_logprobs
 from app.dialects.responses.events import OutputItems, StreamEvent, item_id
-from app.dialects.responses.items import InputItem, ItemReference, sent_back
+from app.dialects.responses.offered import namespaces, offered_tools
 from app.dialects.responses.schema import (
     FunctionTool,
     InputTokensRequest,
@@ -27,7 +29,6 @@ from app.dialects.responses.schema import (
     ResponseRequest,
 )
 from app.dialects.responses.store import KeptResponse, ResponseStore, response_store
-from app.dialects.responses.turns import conversation, namespaces, offered_tools
 from app.dialects.waiting import unless_gone
 from app.errors import ApiError, BadRequest, NotFound, error_event, short
 from app.prompting.conversation import Conversation, Turn
