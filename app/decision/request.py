@@ -90,11 +90,15 @@ def canvases(request: DecisionRequest, prompts: PromptBuilder, limits: Ready) ->
         turns = min(MOST_ORDERS, max(counts, default=1))
     made: list[AskedCanvas] = []
     labels = [labels_of(question, prompts.labels) for question in request.questions]
+    known = set[tuple[int, Order]]()
     for turn in range(turns):
         asked = [
             Asked(index, question, labels[index], _order(question, turn, turns))
             for index, question in enumerate(request.questions)
         ]
+        if not request.joint:  # a question that is alone need not be asked twice in one order
+            asked = [each for each in asked if (each.index, each.order) not in known]
+            known.update((each.index, each.order) for each in asked)
         made += _packed(asked, request.joint, prompts, limits)
     return made
 

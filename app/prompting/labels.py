@@ -65,13 +65,19 @@ def _usable(texts: Iterable[str], vocabulary: Vocabulary, vocab_size: int) -> La
     """Returns those of the texts that are one token in a line, with the same tokens before it.
 
     A tokenizer may put the space into the label's token or leave it in front. The form that most
-    texts have is taken.
+    of the first texts have is taken, and of all texts where that is equal.
     """
+    texts = list(texts)
+    first = set(texts[: len(ascii_uppercase)])
     by_head: dict[tuple[int, ...], dict[int, str]] = {}
     for text in texts:
         *head, last = vocabulary.encode_literally(line(1, text))
         is_whole = vocabulary.byte(last) is None and vocabulary.word(last).strip() == text
         if is_whole and last < vocab_size:
             by_head.setdefault(tuple(head), {})[last] = text
-    labels = max(by_head.values(), key=len, default={})
+    labels = max(
+        by_head.values(),
+        key=lambda found: (len(first.intersection(found.values())), len(found)),
+        default={},
+    )
     return LabelSet(tuple(labels.values()), tuple(labels))
