@@ -163,6 +163,20 @@ class DecisionsRequest(DecidingFields):
     ]
     questions: list[AnyQuestion] = Field(min_length=1, max_length=MOST_QUESTIONS, fail_fast=True)
 
+    @model_validator(mode="after")
+    def _outputs_have_calls(self) -> "DecisionsRequest":
+        called = set[str | None]()
+        for index, item in enumerate(self.items):
+            id = getattr(item, "call_id", None)
+            if id is None:
+                continue
+            if not str(item.type).endswith("_output"):
+                called.add(id)
+            elif id not in called:
+                field = f"input.{index}.call_id"
+                raise unsupported(field, f"no call before it has the id {quoted(id)}")
+        return self
+
     @property
     def items(self) -> list[InputItem]:
         if isinstance(self.input, str):
