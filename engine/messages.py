@@ -32,7 +32,7 @@ HEARTBEAT_S = 1.0  # between two heartbeats, unless a pass takes longer
 # The front end refuses numbers beyond these bounds, and the worker checks them again.
 MOST_STEPS = 1024  # limits memory: a block's random numbers for all steps are made at once
 MOST_SAMPLES = 64  # noises that a decision averages over
-MOST_READS = 4096  # canvases of a decision without its samples
+MOST_CANVAS_STEPS = 4096  # denoising steps of all canvases of a decision
 MOST_NATS = 1e6  # more than all positions of a canvas have together, and far below float32's limit
 
 
@@ -166,12 +166,18 @@ class Decision(msgspec.Struct, frozen=True):
     """What is read instead of an answer: how likely each label is at each slot.
 
     Each read is made with `samples` different noises (1 to MOST_SAMPLES). Each of these canvases
-    has so many denoising `steps` (1 to MOST_STEPS), of which the last one is read.
+    has so many denoising `steps` (1 to MOST_STEPS), of which the last one is read. All canvases
+    together have at most MOST_CANVAS_STEPS.
     """
 
     reads: list[Read]
     samples: int = 1
     steps: int = 1
+
+    @property
+    def canvas_steps(self) -> int:
+        """Returns how many denoising steps all canvases have together."""
+        return len(self.reads) * self.samples * self.steps
 
 
 class SlotResult(msgspec.Struct, frozen=True):

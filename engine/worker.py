@@ -21,13 +21,10 @@ from engine.loading import build_denoiser, with_profile
 from engine.messages import (
     HEARTBEAT_S,
     MOST_NATS,
-    MOST_READS,
-    MOST_SAMPLES,
     MOST_STEPS,
     Block,
     Cancel,
     Cancelled,
-    Decision,
     Failed,
     FromWorker,
     GenerateRequest,
@@ -42,7 +39,7 @@ from engine.messages import (
 from engine.model.checkpoint import CheckpointError
 from engine.model.diffusion_gemma import UnsupportedModelError
 from engine.schedule.pass_times import PassTimes
-from engine.schedule.reading import CanvasResult, exact_form
+from engine.schedule.reading import CanvasResult, decision_obstacle, exact_form
 from engine.schedule.scheduler import Scheduler
 from engine.schedule.sequence import Pass, Sequence, StepResult, Work, WorkResult
 from engine.sizing.plan import DoesNotFitError
@@ -231,35 +228,13 @@ class Worker:
         if not self._takes_images(request):
             return "The model cannot take the prompt's images."
         if request.decision is not None:
-            obstacle = self._decision_obstacle(request.decision, request.max_tokens)
-            if obstacle is not None:
-                return obstacle
+            return decision_obstacle(
+                request.decision,
+                most_tokens=min(request.max_tokens, self._denoiser.read_tokens),
+                canvas_length=self._denoiser.model.dimensions.canvas_length,
+                vocab_size=self._denoiser.vocab_size,
+            )
         return self._sampling_obstacle(request)
-
-    def _decision_obstacle(self, decision: Decision, most_tokens: int) -> str | None:
-        """Returns why a decision cannot be made, or None if it can."""
-        canvas = self._denoiser.model.dimensions.canvas_length
-        if not 1 <= len(decision.reads) <= MOST_READS:
-            return "reads: there are too many or none."
-        if not (1 <= decision.samples <= MOST_SAMPLES and 1 <= decision.steps <= MOST_STEPS):
-            return "samples or steps is out of range."
-        most_tokens = min(most_tokens, self._denoiser.read_tokens)
-        for read in decision.reads:
-            if not 1 <= len(read.prompt) <= most_tokens:
-                return "A read's prompt is empty or too long."
-            positions = [slot.position for slot in read.slots]
-            if not (positions and 0 <= min(positions) <= max(positions) < len(read.canvas)):
-                return "A read has no slots, or slots that are not in its canvas."
-            if len(set(positions)) < len(positions) or len(read.canvas) > canvas:
-                return "A read's canvas is too long, or has two slots at one position."
-            tokens = [*read.prompt, *read.canvas]
-            for slot in read.slots:
-                if not slot.labels:
-                    return "A slot has no labels."
-                tokens += slot.labels
-            if not self._has_tokens(tokens):
-                return "A read has token ids that the model does not have."
-        return None
 
     def _choice_obstacle(self, choice: GenerateRequest) -> str | None:
         """Returns why this choice of a request cannot be made, or None if it can."""

@@ -24,7 +24,15 @@ from app.prompting.conversation import (
 from app.prompting.images import Picture
 from app.prompting.labels import LabelSet, line
 from app.prompting.prompt import Prompt, PromptBuilder
-from engine.messages import Decision, GenerateRequest, LabelSlot, Read, Ready, Sampling
+from engine.messages import (
+    MOST_CANVAS_STEPS,
+    Decision,
+    GenerateRequest,
+    LabelSlot,
+    Read,
+    Ready,
+    Sampling,
+)
 
 # Tokens that a template puts behind the questions, with some to spare.
 _AROUND_TOKENS = 64
@@ -136,6 +144,14 @@ def prepare(
     canvas' questions if these have images (by the canvas' number). Raises BadRequest or
     ContextLengthExceeded if a prompt can't be made, or leaves no room.
     """
+    steps = len(asked) * request.samples * request.steps
+    if steps > MOST_CANVAS_STEPS:
+        raise BadRequest(
+            f"questions: they need {len(asked)} canvases; with samples ({request.samples}) and "
+            f"steps ({request.steps}) these have {steps} denoising steps, of which at most "
+            f"{MOST_CANVAS_STEPS} are allowed.",
+            param="questions",
+        )
     writer = _Writer(request, prompts, pictures, limits)
     plain = [number for number, each in enumerate(asked) if not each.has_images]
     written = {

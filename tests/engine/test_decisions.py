@@ -236,6 +236,12 @@ def test_a_decision_after_a_kept_prefix_takes_exactly_one_pass(folder, exact):
     assert passes(worker, request("e", steps=3)) == 3
 
 
+def test_all_slots_of_a_canvas_are_read_in_one_pass(worker):
+    list(worker.generate(request()))
+    full = read(slots=[(at, (40, 41)) for at in range(9)])
+    assert passes(worker, request("b", full)) == 1
+
+
 def test_a_decision_says_how_much_of_its_prompt_was_kept(worker):
     worker.handle(request())
     (block,) = [m for m in [*worker.step(), *worker.step()] if isinstance(m, Block)]
@@ -301,6 +307,7 @@ BAD = {
     "no reads": {"reads": []},
     "samples": {"samples": 0},
     "steps": {"steps": 2000},
+    "too much work": {"steps": 100, "samples": 50},
     "an empty prompt": {"reads": [msgspec.structs.replace(read(), prompt=[])]},
     "a long prompt": {"reads": [read(tail=200)]},
     "no slots": {"reads": [read(slots=())]},

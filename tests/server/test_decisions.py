@@ -1,7 +1,10 @@
 """Decisions over HTTP: through the official SDK, and as JevBench asks them."""
 
 import asyncio
+import json
 import math
+import re
+from pathlib import Path
 
 import httpx
 import jevbench
@@ -260,9 +263,31 @@ def test_requests_that_no_model_could_answer_are_refused(http):
     assert error["param"] == "chat_template_kwargs"
 
 
+def test_more_work_than_a_decision_may_have_is_refused(http):
+    many = {"questions": QUESTIONS[:1] * 65, "samples": 64, "joint": False}
+    error = decide(http, 400, input=STATE, **many)["error"]
+    assert error["param"] == "questions"
+    assert "65 canvases" in error["message"]
+
+
 def test_four_hundred_questions_are_answered(http):
     made = decide(http, input="x", questions=QUESTIONS[:1] * 400)
     assert len(made["answers"]) == 400
+
+
+def test_the_page_about_decisions_shows_what_runs(demo_server, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "decisions.md").read_text()
+    names: dict[str, object] = {}
+    for snippet in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
+        exec(snippet.replace("http://127.0.0.1:8000", demo_server.url), names)
+    names["client"].close()
+    (command,) = re.findall(r"-d '(.*?)'", page, re.DOTALL)
+    assert set(ask(demo_server.http, **json.loads(command))["answers"]) == {
+        "refund",
+        "team",
+        "anger",
+    }
+    assert "refund" in capsys.readouterr().out
 
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)

@@ -28,7 +28,7 @@ CHECKS = [
     checks.content_type_conformance,
     checks.response_schema_conformance,
 ]
-LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "samples", "steps")
 
 config = schemathesis.Config.from_dict({"generation": {"mode": "all"}})
 document = schemathesis.openapi.from_dict(create_app(Settings()).openapi(), config=config)
