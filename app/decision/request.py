@@ -158,8 +158,8 @@ def prepare(
         number: writer.prompt(number, each.asked, has_images=each.has_images)
         for number, each in enumerate(asked)
     }
-    for prompt in written.values():
-        _check_room(prompt.tokens, limits, request.prompt_field)
+    for number, prompt in written.items():
+        _check_room(prompt.tokens, limits, asked[number].asked[0].question.field)
     shared = min((_common(written[n].tokens, writer.bare.tokens) for n in plain), default=0)
     groups: list[tuple[list[int], int]] = []
     together = [n for n in plain if len(written[n].tokens) - shared <= limits.read_tokens]
@@ -189,6 +189,7 @@ class _Writer:
         self._pictures = pictures
         # The same conversation without a question: what a later request may have in common.
         self.bare = self._chat(ending_with_user(request.conversation), pictures[-1])
+        _check_room(self.bare.tokens, limits, request.prompt_field)
         self._frame: tuple[Prompt, list[int], list[int]] | None = None
 
     def prompt(self, number: int, asked: Sequence[Asked], *, has_images: bool) -> Prompt:
@@ -199,7 +200,11 @@ class _Writer:
             return replace(prompt, tokens=[*head, *self._encoded(text), *tail])
         conversation = with_questions(self._request.conversation, asked)
         pictures = self._pictures[number if has_images else -1]
-        whole = self._chat(conversation, pictures)
+        try:
+            whole = self._chat(conversation, pictures)
+        except ContextLengthExceeded as error:  # although the conversation alone is not too long
+            field = asked[0].question.field
+            raise ContextLengthExceeded(error.message, param=field, tokens=error.tokens) from error
         if text is not None:
             self._frame = self._found_frame(whole, text)
         return whole

@@ -13,12 +13,14 @@ import dataclasses
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush
 
 import torch
 from torch import Tensor
 
 from engine.denoise.canvas import Canvas, new_canvas, self_conditioning
+from engine.denoise.decision_pass import read_segments, run_alone
 from engine.denoise.denoising_step import DenoisingStep
 from engine.denoise.graphs import Graphs
 from engine.denoise.reader import CanvasStep, ReadCanvas, Reader
@@ -53,15 +55,6 @@ class Parked:
 
     canvas: Canvas | None
     reads: dict[int, ReadCanvas]
-
-
-@dataclass(frozen=True)
-class Reads:
-    """What a decision adds to a pass. An exact one has a pass for each segment."""
-
-    segments: list[Segment]
-    canvases: list[ReadCanvas]
-    exact: bool
 
 
 class Denoiser:
@@ -166,114 +159,54 @@ class Denoiser:
                 segments.append(self._encoder_segment(slot, work.speculation))
                 start = len(work.speculation)
                 segments.append(Segment(slot.cache, next_canvas.tokens, causal=False, start=start))
-        reads = [self._reads(work) for work in ordered]
-        together = [each for each in reads if not each.exact]
-        segments += [segment for each in together for segment in each.segments]
-        read = [canvas for each in together for canvas in each.canvases]
-        read_steps: Iterator[CanvasStep] = iter(())
+        reads: dict[Sequence, list[ReadCanvas]] = {}
+        alone: dict[Sequence, list[Segment]] = {}  # of exact decisions
+        for work in ordered:
+            if work.sequence.reading is None:
+                continue
+            slot = self._slots[work.sequence]
+            read = reads[work.sequence] = self._reader.canvases(work, slot.reads, self.sampler)
+            encode = partial(self._encoder_segment, slot)
+            parts = read_segments(work, read, slot.cache, encode, self.exact_piece)
+            if work.sequence.boundaries is None:
+                segments += parts
+            else:
+                alone[work.sequence] = parts
+        together = [each for key, several in reads.items() if key not in alone for each in several]
         steps: Iterator[StepResult] = iter(())
+        read_steps: Iterator[CanvasStep] = iter(())
         if segments:
-            hidden = self._run_model(segments, [*canvases, *read])
+            hidden = self._run_model(segments, [*canvases, *together])
             rows = sum(canvas.width for canvas in canvases)
             steps = iter(self._step.run(hidden[:rows], canvases) if canvases else [])
-            read_steps = iter(self._reader.read(hidden[rows:], read, self.sampler))
-        alone = [self._run_alone(each) if each.exact else [] for each in reads]
+            read_steps = iter(self._reader.read(hidden[rows:], together, self.sampler))
+        exact_steps = {
+            sequence: run_alone(self.model, self._reader, parts, reads[sequence], self.sampler)
+            for sequence, parts in alone.items()
+        }
         # Sequences change only here, so that a pass that ran out of memory can be run again.
         results: dict[Sequence, WorkResult] = {}
-        for work, each, exact in zip(ordered, reads, alone, strict=True):
-            if work.sequence.reading is None:
-                draft = speculative.get(work.sequence)
-                results[work.sequence] = self._settle(work, steps, draft)
+        for work in ordered:
+            sequence = work.sequence
+            if sequence in reads:
+                own = exact_steps.get(sequence) or [next(read_steps) for _ in reads[sequence]]
+                results[sequence] = self._settle_reads(work, reads[sequence], own)
             else:
-                own = exact if each.exact else [next(read_steps) for _ in each.canvases]
-                results[work.sequence] = self._settle_reads(work, own)
+                results[sequence] = self._settle(work, steps, speculative.get(sequence))
         return [results[work.sequence] for work in works]
 
-    def _reads(self, work: Work) -> "Reads":
-        """Returns the segments that a decision's work adds to a pass, and its canvases.
-
-        The canvases of a decision, and the prompts of its reads, overwrite each other's entries in
-        the cache one after another, in each layer once they were read. An exact decision's tokens
-        are in these segments too, piece by piece.
-        """
-        sequence = work.sequence
-        reading, exact = sequence.reading, sequence.boundaries is not None
-        segments: list[Segment] = []
-        canvases: list[ReadCanvas] = []
-        if reading is None:
-            return Reads(segments, canvases, exact)
-        slot, start, last = self._slots[sequence], len(work.tokens), None
-        if exact:
-            segments += self._pieces(work, slot)
-        for number in work.reads:
-            read = reading.read(number)
-            if number not in slot.reads:
-                slot.reads[number] = self._reader.new_canvas(
-                    read,
-                    seed=sequence.request.sampling.seed,
-                    sample=reading.sample(number),
-                    steps=reading.decision.steps,
-                    sampler=self.sampler,
-                )
-            canvas = slot.reads[number]
-            if read is not last:
-                segments += self._read_prompt(slot, read.prompt, start, exact=exact)
-            behind = start + len(read.prompt)
-            segments.append(Segment(slot.cache, canvas.tokens, causal=False, start=behind))
-            canvases.append(canvas)
-            last = read
-        return Reads(segments, canvases, exact)
-
-    def _pieces(self, work: Work, slot: Slot) -> list[Segment]:
-        """Returns the segments of an exact decision's tokens, which end at its boundaries."""
-        sequence, first = work.sequence, slot.cache.position
-        assert sequence.boundaries is not None
-        end = first + len(work.tokens)
-        ends = [at for at in sequence.boundaries if first < at <= end]
-        return [
-            self._encoder_segment(
-                slot,
-                work.tokens[start - first : stop - first],
-                tuple(image for image in work.images if start <= image.start < stop),
-                start=start - first,
-            )
-            for start, stop in zip([first, *ends], ends, strict=False)
-        ]
-
-    def _read_prompt(
-        self, slot: Slot, tokens: list[int], start: int, *, exact: bool
-    ) -> list[Segment]:
-        """Returns the segments of a read's prompt, which is `start` tokens behind the cache's."""
-        size = self.exact_piece if exact and self.exact_piece is not None else len(tokens)
-        return [
-            self._encoder_segment(slot, tokens[at : at + size], start=start + at)
-            for at in range(0, len(tokens), size)
-        ]
-
-    def _run_alone(self, reads: "Reads") -> list[CanvasStep]:
-        """Run each segment of an exact decision as a pass of its own. Returns its canvases' steps.
-
-        So each product has the same shape whatever else is served.
-        """
-        canvases, steps = iter(reads.canvases), list[CanvasStep]()
-        for segment in reads.segments:
-            if segment.causal:
-                self.model.run([segment])
-            else:
-                canvas = next(canvases)
-                hidden = self.model.run([segment], canvas.soft_embeddings)
-                steps += self._reader.read(hidden, [canvas], self.sampler)
-        return steps
-
-    def _settle_reads(self, work: Work, steps: list[CanvasStep]) -> WorkResult:
+    def _settle_reads(
+        self, work: Work, canvases: list[ReadCanvas], steps: list[CanvasStep]
+    ) -> WorkResult:
         """Update a decision's state by what the pass did for it, and return what it read."""
         if not all(step.result.finite for step in steps):
             return [step.result for step in steps]  # nothing of the pass is worth keeping
         slot = self._slots[work.sequence]
         self._advance(work.sequence, slot, work.tokens)
-        for number, step in zip(work.reads, steps, strict=True):
-            step.apply(slot.reads[number])
-            if slot.reads[number].step_index == slot.reads[number].steps:
+        for number, canvas, step in zip(work.reads, canvases, steps, strict=True):
+            step.apply(canvas)
+            slot.reads[number] = canvas
+            if canvas.step_index == canvas.steps:
                 del slot.reads[number]
         return [step.result for step in steps] or None
 

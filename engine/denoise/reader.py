@@ -19,6 +19,7 @@ from engine.denoise.sampler import SamplerConfig, accept
 from engine.messages import Read, SlotResult
 from engine.model.diffusion_gemma import DiffusionGemma
 from engine.schedule.reading import CanvasResult
+from engine.schedule.sequence import Work
 from engine.tail.label_read import LabelRead, Labels, VocabSums, label_read, vocab_sums
 from engine.tail.vocab_tail import vocab_tail
 
@@ -62,7 +63,26 @@ class Reader:
     def __init__(self, model: DiffusionGemma) -> None:
         self._model = model
 
-    def new_canvas(
+    def canvases(
+        self, work: Work, kept: dict[int, ReadCanvas], sampler: SamplerConfig
+    ) -> list[ReadCanvas]:
+        """Returns the canvases that a work reads: the `kept` ones, and new ones for the others."""
+        reading, seed = work.sequence.reading, work.sequence.request.sampling.seed
+        if reading is None:
+            return []
+        return [
+            kept.get(number)
+            or self._new_canvas(
+                reading.read(number),
+                seed=seed,
+                sample=reading.sample(number),
+                steps=reading.decision.steps,
+                sampler=sampler,
+            )
+            for number in work.reads
+        ]
+
+    def _new_canvas(
         self, read: Read, *, seed: int, sample: int, steps: int, sampler: SamplerConfig
     ) -> ReadCanvas:
         """Returns a canvas before its first step.

@@ -296,6 +296,47 @@ def test_a_decision_with_a_worse_priority_waits_for_answers(worker):
     assert [work.sequence.request.id for work in worker.next_pass()] == ["chat"]
 
 
+def test_a_decision_that_gives_way_between_two_steps_goes_on_where_it_was(worker):
+    (quiet,) = results(worker, request("a", read(), read(50), steps=3))
+    worker._scheduler.shrink(1)
+    worker.handle(request("a", read(), read(50), steps=3, priority=1))
+    for _ in range(3):
+        worker.step()
+    worker.handle(chat(max_tokens=8))
+    read_then = None
+    while read_then is None:
+        for message in worker.step():
+            read_then = message.reads if message.id == "a" else read_then
+    assert read_then == quiet
+
+
+def test_a_pass_that_runs_out_of_memory_can_be_made_again(worker, monkeypatch):
+    (quiet,) = results(worker, request("a", steps=2))
+    reader, failures = worker._denoiser._reader, [MemoryError("out of memory")] * 2
+    original = reader.read
+
+    def failing(*args):
+        if failures:
+            raise failures.pop()
+        return original(*args)
+
+    monkeypatch.setattr(reader, "read", failing)
+    worker._denoiser.forget_prefixes()
+    monkeypatch.setattr(worker._denoiser, "forget_prefixes", lambda: True)
+    assert results(worker, request("a", steps=2)) == [quiet]
+    assert not failures
+
+
+def test_outputs_that_are_not_finite_fail_a_decision(worker, monkeypatch):
+    model = worker._denoiser.model
+    original = type(model).run
+    monkeypatch.setattr(model, "run", lambda *args: original(model, *args) * float("nan"))
+    worker.handle(request())
+    messages = [*worker.step(), *worker.step()]
+    assert [(m.id, m.code) for m in messages] == [("a", "outputs_not_finite")]
+    assert worker.idle
+
+
 def test_a_decision_can_be_cancelled(worker):
     worker.handle(request())
     worker.step()

@@ -257,6 +257,10 @@ def test_requests_that_no_model_could_answer_are_refused(http):
     assert error["param"] == "questions"
     error = decide(http, 400, input="red " * 3000, questions=QUESTIONS)["error"]
     assert (error["param"], error["code"]) == ("input", "context_length_exceeded")
+    for words in (3000, 30_000):
+        long = {"type": "predicate", "instructions": "red " * words}
+        error = decide(http, 400, input=STATE, questions=[QUESTIONS[0], long])["error"]
+        assert (error["param"], error["code"]) == ("questions.1", "context_length_exceeded")
     error = ask(http, 400, questions={"x": {**ASKED["blue"], "weight": 2}})["error"]
     assert error["param"] == "questions.x.weight"
     error = ask(http, 400, chat_template_kwargs={"enable_thinking": True})["error"]
@@ -277,7 +281,7 @@ def test_four_hundred_questions_are_answered(http):
 
 def test_the_page_about_decisions_shows_what_runs(demo_server, capsys):
     page = (Path(__file__).parents[2] / "docs" / "decisions.md").read_text()
-    names: dict[str, object] = {}
+    names = {}
     for snippet in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
         exec(snippet.replace("http://127.0.0.1:8000", demo_server.url), names)
     names["client"].close()
