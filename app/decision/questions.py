@@ -9,7 +9,7 @@ from typing import Literal
 
 from app.decision.order import Order
 from app.errors import BadRequest
-from app.prompting.conversation import ImagePart, Part, TextPart
+from app.prompting.conversation import Part, TextPart
 from app.prompting.labels import Labels, LabelSet
 
 Kind = Literal["predicate", "choice", "score"]
@@ -39,7 +39,8 @@ class Question:
 
     @property
     def has_images(self) -> bool:
-        return any(isinstance(part, ImagePart) for part in self.parts)
+        """Returns whether the question has other parts than texts."""
+        return any(not isinstance(part, TextPart) for part in self.parts)
 
     def written(self, number: int, labels: LabelSet, order: Order) -> list[Part]:
         """Returns the question's line, with its options in this order behind their labels."""

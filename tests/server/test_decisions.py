@@ -241,6 +241,14 @@ WRONG = {
     "no label": ({**CHOICE, "choices": [{"value": str(i)} for i in range(255)]}, "choices"),
     "one level": ({"type": "score", "instructions": "q", "levels": [{"label": "a"}]}, "levels"),
     "no instructions": ({"type": "predicate", "instructions": ""}, "instructions"),
+    "a sound": (
+        {"type": "predicate", "instructions": [{"type": "input_audio"}]},
+        "instructions.0",
+    ),
+    "an image without an address": (
+        {"type": "predicate", "instructions": [{"type": "input_image"}]},
+        "instructions.0",
+    ),
     "another type": ({"type": "guess", "instructions": "q"}, ""),
 }
 

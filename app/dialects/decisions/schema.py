@@ -11,6 +11,7 @@ from app.dialects.deciding import MOST_OPTIONS, MOST_QUESTIONS, DecidingFields
 from app.dialects.fields import (
     MAX_MESSAGES,
     MAX_NAME,
+    MAX_PARTS,
     ONE,
     ONE_OR_SEVERAL,
     SEVERAL,
@@ -20,10 +21,12 @@ from app.dialects.fields import (
 )
 from app.dialects.item_turns import content_of
 from app.dialects.items import (
-    Content,
     FunctionCallItem,
     FunctionCallOutputItem,
+    InputImage,
     InputItem,
+    InputJson,
+    InputText,
     MessageItem,
     OtherItem,
     by_type,
@@ -42,9 +45,20 @@ Item = Annotated[
 ]
 
 
+QuestionPart = Annotated[
+    Annotated[InputText, Tag("(input_text)")]
+    | Annotated[InputImage, Tag("(input_image)")]
+    | Annotated[InputJson, Tag("(input_json)")],
+    by_type("input_text", "input_image", "input_json"),
+]
+
+
 class _Question(Fields):
     name: Name | None = None
-    instructions: Content
+    instructions: (
+        Annotated[str, ONE]
+        | Annotated[list[QuestionPart], Field(fail_fast=True, max_length=MAX_PARTS), SEVERAL]
+    ) = Field(discriminator=ONE_OR_SEVERAL)
 
     def parts(self, field: str) -> list[Part]:
         """Returns the parts of the instructions. `field` is the question's."""
