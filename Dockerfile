@@ -54,12 +54,11 @@ COPY --from=dependencies /opt/easel /opt/easel
 COPY docker/entrypoint.py docker/healthcheck.py /opt/docker/
 COPY --from=easel /staged/opt/easel /opt/easel
 # Everything that outlives a container is in /cache: checkpoints are in /cache/huggingface, and
-# compiled kernels in /cache/.triton and /cache/torchinductor.
+# compiled kernels in /cache/.triton.
 ENV PATH=/opt/easel/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/cache \
     XDG_CACHE_HOME=/cache \
-    TORCHINDUCTOR_CACHE_DIR=/cache/torchinductor \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     EASEL_HOST=0.0.0.0

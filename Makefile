@@ -15,7 +15,7 @@ TORCH := torch==2.13.0
 # PyPI's CUDA build of that release asks for exactly this one; a CPU build brings none.
 TRITON := triton==3.7.1
 
-.PHONY: help serve test coverage soak chaos fuzz image-test check fmt lock demo-accuracy clean
+.PHONY: help serve test coverage soak chaos fuzz image-test gpu-check check fmt lock demo-accuracy clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -44,6 +44,10 @@ fuzz: $(VENV)/.installed-dev ## Send generated requests for MINUTES (10), for ex
 
 image-test: $(VENV)/.installed-dev ## Build and run the image without Docker (needs Debian and root; takes minutes)
 	$(BIN)/pytest -n 0 -s tests/image/test_image.py
+
+gpu-check: MINUTES = 9
+gpu-check: $(VENV)/.installed-dev ## Check kernels, answers, speed and server on an NVIDIA GPU in MINUTES (9), and write a report (docs/gpu.md)
+	$(BIN)/easel bench gpu --minutes $(MINUTES)
 
 check: $(VENV)/.installed-dev ## Run lint, types and import rules only
 	$(BIN)/ruff format --check .

@@ -2,8 +2,10 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -14,6 +16,9 @@ import typer
 from app.terminal import ProgressLine, stderr_console
 from bench import devices, roofline
 from bench.compare import LEAST_ROUNDS, Output, report
+from bench.gpu import stages as gpu_stages
+from bench.gpu.results import ROWS_FILE
+from engine.sizing.gpu import first_gpu
 
 main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -136,16 +141,11 @@ def step_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = 
 
 
 @main.command("graphs")
-def graphs_command(
-    rounds: Rounds = LEAST_ROUNDS,
-    compiled: Annotated[bool, typer.Option("--compile", help="Also compile the layers.")] = False,
-    json: Json = None,
-    plot: Plot = None,
-) -> None:
+def graphs_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
     """Compare a denoising step in fixed shapes, on a GPU a CUDA graph, with a dynamic one."""
     columns = ["fixed_ms", "dynamic_ms", "ratio"]
     output = Output(json, plot)
-    _measure("graphs", "Fixed shapes", columns, output, rounds=rounds, compiled=compiled)
+    _measure("graphs", "Fixed shapes", columns, output, rounds=rounds)
 
 
 @main.command("generate")
@@ -247,11 +247,109 @@ def devices_command(
     report(title, devices.rows(), devices.COLUMNS, Output(json, plot))
 
 
+@main.command("gpu")
+def gpu_command(
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder for the report, its rows and logs. By default a new one in this "
+            "folder, named by the time."
+        ),
+    ] = None,
+    stages: Annotated[
+        str, typer.Option(help=f"The stages to run, of {', '.join(gpu_stages.NAMES)}.")
+    ] = ",".join(gpu_stages.NAMES),
+    formats: Annotated[
+        str,
+        typer.Option(
+            help="The formats of the released size's weights, of "
+            f"{', '.join(gpu_stages.FORMATS)}. int8x and int4x quantise the experts only, int4 has "
+            "linears in int8, and small quantises everything."
+        ),
+    ] = ",".join(gpu_stages.DEFAULT_FORMATS),
+    minutes: Annotated[
+        float, typer.Option(min=1, help="The most minutes that the run may take.")
+    ] = gpu_stages.MINUTES,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="Run the same code on a CPU, in tiny sizes.")
+    ] = False,
+    made: Annotated[
+        Path | None,
+        typer.Option("--report", help="Only make the report of this folder again, from its rows."),
+    ] = None,
+) -> None:
+    """Check Easel on a machine with a GPU: kernels, answers, speed and the server.
+
+    The exit status is 1 if a stage or a case failed, or if a result is wrong.
+    """
+    from bench.gpu.command import Run
+    from bench.gpu.report import write_report
+
+    if made is not None:
+        try:
+            print(write_report(made))
+        except FileNotFoundError:
+            raise typer.BadParameter(f"{made} has no {ROWS_FILE}", param_hint="--report") from None
+        return
+    chosen = gpu_stages.planned(
+        _of_names(stages, gpu_stages.NAMES, "--stages"),
+        _of_names(formats, gpu_stages.FORMATS, "--formats"),
+    )
+    gpu = first_gpu()
+    if gpu is None and not tiny:
+        raise typer.BadParameter(
+            "NVIDIA's driver reports no GPU on this machine. --tiny runs the same code on the CPU."
+        )
+    out = out or Path(f"easel-gpu-{datetime.now():%Y-%m-%d-%H%M%S}")
+    print(
+        f"Easel on {gpu.name if gpu and not tiny else 'the CPU, in tiny sizes'}: "
+        f"at most {minutes:g} minutes, results in {out}",
+        flush=True,
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the stage too
+    run = Run(out, minutes=minutes, tiny=tiny, say=partial(print, flush=True))
+    raise typer.Exit(0 if run.stages(list(chosen)) else 1)
+
+
+def _of_names(given: str, allowed: Collection[str], option: str) -> list[str]:
+    """Returns the names in this text, which commas separate."""
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in allowed]:
+        raise typer.BadParameter(
+            f"{unknown[0]!r} is unknown: allowed are {', '.join(allowed)}", param_hint=option
+        )
+    return names
+
+
 @main.command("counts")
 def counts_command(json: Json = None, plot: Plot = None) -> None:
     """Count the launches, syncs and vocabulary-sized tensors of a step, and an answer's passes."""
     columns = ["launches", "syncs", "vocab_tensors", "blocks", "steps", "passes"]
     _measure("counts", "Counts", columns, Output(json, plot))
+
+
+@main.command("sass")
+def sass_command(
+    gpus: Annotated[
+        list[str] | None,
+        typer.Option("--gpu", help="Only this compute capability, such as 9.0. Repeatable."),
+    ] = None,
+    kernel: Annotated[
+        str, typer.Option("--kernel", help="Only launches with this text in their names.")
+    ] = "",
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """Count the instructions of the kernels' inner loops, compiled for several GPUs."""
+    with ProgressLine(stderr_console(), animated=False) as progress:
+        sass = _imported("sass", progress)
+        with _tidy_interrupt():
+            try:
+                targets = sass.find_targets(gpus)
+            except ValueError as error:
+                raise typer.BadParameter(str(error), param_hint="--gpu") from error
+            rows = sass.rows(targets, kernel, show=progress.show)
+            report("Inner loops", rows, sass.COLUMNS, Output(json, plot), hide=progress.hide)
 
 
 if __name__ == "__main__":

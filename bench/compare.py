@@ -91,19 +91,23 @@ def alternate(
 def peak_bytes(work: Callable[[], object], device: "torch.device | None" = None) -> int:
     """Returns the most bytes of tensors that `work` holds at any moment, less those held before it.
 
-    They are those on `device`, by default the CPU. torch's allocator counts them, because the size
-    of the process depends on more than tensors.
+    They are those on `device`, by default the CPU, where torch's allocator counts them, because the
+    size of the process depends on more than tensors. On a GPU its driver reports everything that is
+    taken, which includes graphs and libraries.
     """
     # Imported here, so that help texts need not wait for torch.
     import torch
     from torch.profiler import ProfilerActivity, profile
 
+    from engine.device import taken_memory
+
     gc.collect()
     if device is not None and device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
+        # torch's allocator keeps what it has once taken, so that the last figure is the largest.
+        torch.cuda.empty_cache()
+        before = taken_memory(device)
         work()
-        return torch.cuda.max_memory_allocated(device) - before
+        return taken_memory(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         work()
     changes = sorted(
@@ -123,17 +127,21 @@ def report(
     *,
     hide: Callable[[], None] = lambda: None,
 ) -> None:
-    """Print each case once it is measured, then a table; then write the requested files.
+    """Print each case once it is measured, then a table; then draw the requested plot.
+
+    The requested JSON file is written again with each row, so that an early end loses none.
 
     If the terminal is too narrow for all columns, several tables are printed. Columns for which no
     row has a value are left out. `hide` is called before anything is printed.
     """
-    console = Console()
+    console = Console(markup=False)  # a case may hold the text of an error
     done = []
     for row in rows:
         hide()
-        console.print(f"[dim]{row['case']}", markup=True)
+        console.print(row["case"], style="dim")
         done.append(row)
+        if output.json:
+            output.json.write_text(json.dumps(done, indent=2) + "\n")
     hide()
     columns = [column for column in columns if any(_cell(row, column) for row in done)]
     # A long case wraps to two or three lines.
@@ -146,8 +154,6 @@ def report(
         for row in done:
             table.add_row(row["case"], *(_cell(row, column) for column in some))
         console.print(table)
-    if output.json:
-        output.json.write_text(json.dumps(done, indent=2) + "\n")
     if output.plot:
         _plot(title, done, output.plot)
 

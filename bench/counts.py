@@ -6,6 +6,7 @@ tests/bench/test_counts.py bounds them, so that they cannot grow unnoticed.
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench.compare import Row, Show, silent
+from bench.launches import step_launches
 from bench.random_model import Shape, write_random_model
+from bench.roofline import released
 from bench.sides import demo_prompt, easel_step, load_both, random_prompt, transformers_step
 from engine.config import EngineConfig
 from engine.loading import build_denoiser
@@ -117,6 +120,11 @@ def rows(show: Show = silent) -> Iterator[Row]:
     show("a step of 6 layers")
     for side, counts in step_counts().items():
         yield {"case": f"{side}: a step of 6 layers", **asdict(counts)}
+    for canvases, names in ((1, "a canvas"), (2, "two canvases")):
+        for product in ("triton", "torch") if find_spec("triton") else ():
+            launches = step_launches(released(), canvases=canvases, product=product)
+            case = f"Easel: {names} of the released model on a GPU, experts by {product}"
+            yield {"case": case, "launches": sum(launches.values())}
     prompt = demo_prompt("Count to 50")
     for case, speculate in {"an answer of the demo model": False, "speculating": True}.items():
         show(case)

@@ -3,8 +3,8 @@
 # versions of constraints.txt. They are those that a CUDA machine with Python 3.12, torch 2.11 and
 # no network lacked.
 #
-#   bash bench/gpu_wheels.sh [WHEEL...]   wheels to fetch besides these: the first row of
-#                                         results.jsonl names what a machine lacks
+#   bash bench/gpu_wheels.sh [WHEEL...]   wheels to fetch besides these: the report names what a
+#                                         machine lacks
 #
 #   PYTHON=python3        the interpreter that has pip
 #   WHEELS_PYTHON=3.12    the version of Python on the machine with the GPU, which is an x86_64
@@ -22,5 +22,5 @@ mkdir -p .whl
     transformers gguf msgspec pyzmq typing-extensions \
     fastapi starlette annotated-doc opentelemetry-api uvicorn sse-starlette \
     pydantic pydantic-core pydantic-settings annotated-types typing-inspection python-dotenv \
-    jsonschema-rs "$@"
+    jsonschema-rs backports.zstd "$@"
 ls .whl

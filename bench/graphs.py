@@ -24,7 +24,7 @@ _CASES = (
 )
 
 
-def rows(rounds: int, *, compiled: bool, show: Show = silent) -> Iterator[Row]:
+def rows(rounds: int, show: Show = silent) -> Iterator[Row]:
     for case in _CASES:
         show_case = of_case(show, case)
         show_case("loading the model")
@@ -37,7 +37,7 @@ def rows(rounds: int, *, compiled: bool, show: Show = silent) -> Iterator[Row]:
             dynamic, fixed = build_denoiser(config), build_denoiser(config)
         model = fixed.model
         capture = model.device.type == "cuda"
-        fixed._graphs = Graphs(model, canvases=1, capture=capture, compiled=compiled)
+        fixed._graphs = Graphs(model, canvases=1, capture=capture)
         prompt = random_prompt(model.dimensions.vocab_size, length)
         show_case("encoding the prompt")
         steps = easel_step(fixed, prompt), easel_step(dynamic, prompt)

@@ -36,7 +36,9 @@ def encoder_states(model: DiffusionGemma, segments: Sequence[Segment]) -> Tensor
     x = model.embed(rows.tokens)
     rows.put_images(x)
     ropes = model.ropes(rows.spans, x)
+    norms = model.norms
+    normed = norms[0].forward(x)
     for index, layer in enumerate(model.each_layer()):
-        attended = model.attend(index, layer, x, rows, ropes, skip_encoded=False)
-        x = layer.finish(x, attended, rows.encoded)
-    return model.norm.forward(x)
+        attended = model.attend(index, layer, normed, rows, ropes, skip_encoded=False)
+        x, normed = layer.finish(x, attended, rows.encoded, norms[index + 1])
+    return normed

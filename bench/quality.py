@@ -33,6 +33,7 @@ from engine.worker import Worker
 
 FORMATS = (
     Formats(),
+    Formats("int8"),
     Formats("int8", "int8"),
     Formats("fp8", "fp8"),
     Formats("int4"),

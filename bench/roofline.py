@@ -1,7 +1,6 @@
 """Computes the least time that a denoising step of the released model can take on each device.
 
-`engine/sizing/roofline.py` has the formulas. The devices are those of `configs/profiles/` and the
-H200.
+`engine/sizing/roofline.py` has the formulas. The devices are those of `configs/profiles/`.
 """
 
 from collections.abc import Iterator
@@ -27,9 +26,6 @@ class PeakFigures:
     fp8: float
 
 
-# From NVIDIA's data sheet.
-_H200, _H200_FIGURES = "H200", PeakFigures(4.8e12, 989e12, 1979e12)
-
 # Name: the weights' formats, and whether their products run in FP8, which has its own peak.
 FORMATS = {
     "BF16": (Formats(), False),
@@ -39,8 +35,8 @@ FORMATS = {
 
 
 def devices() -> dict[str, PeakFigures]:
-    """Returns the devices of the profiles, and the H200, which has no profile of its own."""
-    figures = {_H200: _H200_FIGURES}
+    """Returns the devices of the profiles by their titles."""
+    figures = {}
     for profile in map(DeviceProfile.read, profile_names()):
         if profile.hardware is not None:
             figures[profile.title] = _device(profile.hardware)
@@ -49,8 +45,6 @@ def devices() -> dict[str, PeakFigures]:
 
 def find_device(gpu_name: str) -> PeakFigures | None:
     """Returns the figures of a GPU by its name in the driver, or None if they are unknown."""
-    if _H200 in gpu_name:  # before the loop, because the H100's profile also matches it
-        return _H200_FIGURES
     for profile in map(DeviceProfile.read, profile_names()):
         if profile.hardware is not None and profile.hardware.is_of(gpu_name):
             return _device(profile.hardware)

@@ -56,6 +56,7 @@ _SAMPLER = SamplerConfig(confidence_threshold=-1.0)
 _WARM_UP_STEPS = 2  # one that also encodes, and one that only denoises and is captured
 # Without a GPU a step takes seconds, so blocks are fewer and have fewer steps and less context.
 _CPU_CONTEXT, _CPU_STEPS, _CPU_ROUNDS = 1024, 4, 1
+_CASE = 200  # characters of a case, which may say why a format failed
 _CPU_SHARE = 0.75  # of free memory; on a machine that swaps the results would be useless
 
 
@@ -117,23 +118,23 @@ def rows(trial: Trial, show: Show = silent) -> Iterator[Row]:
     """Yield the rows of each format.
 
     A format that fits has one row for a canvas alone and, if a server would run several, one for so
-    many canvases. A format that does not fit has one row that says so.
+    many canvases. A format that does not fit or that fails has a row that says so.
     """
     for formats in FORMATS:
-        case = _case(trial, formats)
-        needs, memory = _needs_bytes(trial, formats), _memory_bytes(trial.device)
+        case, needs = _case(trial, formats), _needs_bytes(trial, formats)
         planned = {"planned_gb": needs / 1e9}
-        if needs > memory:
-            case = f"{case}: does not fit, needs {gb(needs)} of {gb(memory)}"
-            yield {"case": case, "step_ms": None, **planned}
-            continue
         try:
+            memory = _memory_bytes(trial.device)
+            if needs > memory:
+                case = f"{case}: does not fit, needs {gb(needs)} of {gb(memory)}"
+                yield {"case": case, "step_ms": None, **planned}
+                continue
             for row in _measured(trial, formats, of_case(show, case)):
                 yield row | planned
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            yield {"case": f"{case}: out of memory", "step_ms": None, **planned}
+        except Exception as error:  # a kernel, a driver or a library may raise anything
+            reason = "out of memory" if out_of_memory(error) else f"{type(error).__name__}: {error}"
+            case = f"{case}: {' '.join(reason.split())}"[:_CASE]
+            yield {"case": case, "step_ms": None, **planned}
 
 
 def server_config(trial: Trial, formats: Formats) -> EngineConfig:

@@ -155,12 +155,6 @@ class EngineConfig(BaseModel):
         description="Whether to capture denoising passes as CUDA graphs: auto does so on a GPU, "
         "off never does. If capturing fails, a warning is logged and passes run without graphs.",
     )
-    compile: bool = Field(
-        default=False,
-        description="Whether to compile the network's layers for denoising passes with "
-        "torch.compile. The first use takes seconds or minutes. If compiling fails, a warning is "
-        "logged and passes run uncompiled.",
-    )
     prefix_cache_mib: int = Field(
         default=2048,
         ge=0,

@@ -88,6 +88,16 @@ def find_gpu(device: torch.device) -> Gpu | None:
     return None if device.type == "cpu" else first_gpu()
 
 
+def taken_memory(device: torch.device) -> int:
+    """Returns the bytes of a GPU's memory that are in use, as its driver reports them.
+
+    Besides torch's tensors these are what its allocator keeps, graphs, libraries and the context,
+    and what other programs use.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
+
+
 def free_memory(device: torch.device) -> int:
     """Returns the bytes that can still be allocated.
 

@@ -20,6 +20,7 @@ from engine.device import (
     device_name,
     find_gpu,
     free_memory,
+    taken_memory,
 )
 from engine.messages import Loading
 from engine.model.checkpoint import (
@@ -29,11 +30,15 @@ from engine.model.checkpoint import (
     load_model,
 )
 from engine.model.diffusion_gemma import DiffusionGemma
-from engine.model.kernel_choice import choose_attention_kernel, choose_product_kernels
+from engine.model.kernel_choice import (
+    choose_attention_kernel,
+    choose_layer_kernel,
+    choose_product_kernels,
+)
 from engine.model.vision import Vision
 from engine.sizing.dimensions import Dimensions
 from engine.sizing.memory import total_ram_bytes
-from engine.sizing.plan import DoesNotFitError, check_fit
+from engine.sizing.plan import DoesNotFitError, check_fit, gb
 from engine.sizing.profiles import apply_profile, choose_profile, describe_profile
 from engine.weights.quantized_cache import cache_root
 
@@ -117,6 +122,7 @@ def new_denoiser(
     model.attention_kernel = choose_attention_kernel(
         model.dimensions.layers, model.dimensions.query_heads, device, dtype
     )
+    choose_layer_kernel(model)
     denoiser = Denoiser(
         model,
         sampler,
@@ -126,9 +132,11 @@ def new_denoiser(
         prefix_cache_bytes=config.prefix_cache_mib * 2**20,
         vision=vision,
         cuda_graphs=use_cuda_graphs(config, device, never_waits=never_waits),
-        compiled=config.compile,
+        speculate=config.speculate,
     )
     denoiser.prepare()
+    if device.type == "cuda":
+        logger.info("%s of the device's memory are in use", gb(taken_memory(device)))
     return denoiser
 
 
@@ -156,8 +164,8 @@ def check_plan(
 def use_cuda_graphs(config: EngineConfig, device: torch.device, *, never_waits: bool) -> bool:
     """Returns whether passes are captured as CUDA graphs.
 
-    A capture fails where the host waits for the device within a pass, and `Graphs` then gives up
-    compiled passes too. So no capture is tried unless `never_waits`.
+    A capture fails where the host waits for the device within a pass. So no capture is tried unless
+    `never_waits`.
     """
     if config.cuda_graphs != "auto" or device.type != "cuda":
         return False

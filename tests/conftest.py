@@ -6,9 +6,12 @@
 
 import os
 
-# The tests of the kernels run on Triton's interpreter. Triton reads this variable when it is first
-# imported, which the imports below do. The servers that the tests start do not inherit it.
-os.environ["TRITON_INTERPRET"] = "1"
+import torch
+
+# The tests of the kernels run on the GPU if there is one, and otherwise on Triton's interpreter.
+# Triton reads this variable when it is first imported, which the imports below do, but not torch.
+# The servers that the tests start do not inherit it.
+os.environ["TRITON_INTERPRET"] = "0" if torch.cuda.is_available() else "1"
 
 import json
 from collections.abc import Callable, Iterator

@@ -22,6 +22,7 @@ from engine.denoise.sampler import SamplerConfig
 from engine.messages import GenerateRequest, Sampling
 from engine.schedule.sequence import Sequence
 from engine.tail.vocab_tail import Bias
+from engine.weights.quantization import Kernel
 
 # Added to a logit, this makes a token impossible. It is finite, so that no difference of two logits
 # is NaN, and far below the point at which exp underflows at any temperature.
@@ -73,6 +74,10 @@ class CanvasRows:
 
     widths: list[int]
 
+    @classmethod
+    def of(cls, canvases: list[Canvas]) -> "CanvasRows":
+        return cls([canvas.width for canvas in canvases])
+
     @property
     def slices(self) -> list[slice]:
         """Returns each canvas' rows as a slice of all R."""
@@ -93,7 +98,7 @@ class CanvasRows:
         The tensor is filled on the device. To copy one from the host, the host would have to wait
         for everything that was launched before.
         """
-        return torch.cat(
+        return joined(
             [
                 torch.full((width,), value, dtype=torch.float32, device=device)
                 for width, value in zip(self.widths, values, strict=True)
@@ -107,6 +112,11 @@ class CanvasRows:
         return torch.cat([row[:width] for row, width in zip(padded, self.widths, strict=True)])
 
 
+def joined(parts: list[Tensor]) -> Tensor:
+    """Returns the parts [..] one after another, without a copy if there is one only."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def new_canvas(
     sequence: Sequence,
     *,
@@ -115,8 +125,9 @@ def new_canvas(
     vocab_size: int,
     device: torch.device,
     ahead: list[int] | None = None,
+    kernel: Kernel = "torch",
 ) -> Canvas:
-    """Returns a new canvas for the sequence's current block.
+    """Returns a new canvas for the sequence's current block. `kernel` makes its random numbers.
 
     With `ahead`, the current block's draft, the canvas is for the next block. A canvas that ends
     with the request's suffix is exactly as wide as the remaining answer and the suffix.
@@ -138,6 +149,7 @@ def new_canvas(
         vocab_size=vocab_size,
         device=device,
         stream=sequence.stream(block),
+        kernel=kernel,
     )
     start, suffix = noise.canvases[0], None
     if sampling.suffix:

@@ -28,7 +28,7 @@ from engine.denoise.sampler import SamplerConfig
 from engine.device import out_of_memory
 from engine.messages import Image
 from engine.model.diffusion_gemma import DiffusionGemma
-from engine.model.kv_cache import KVCache, Snapshot
+from engine.model.kv_cache import KVCache, Snapshot, new_caches
 from engine.model.rows import ImageRows, Segment
 from engine.model.vision import Vision
 from engine.schedule.prefix_cache import Match, PrefixCache, common_prefix
@@ -71,13 +71,13 @@ class Denoiser:
         prefix_cache_bytes: int = 0,
         vision: Vision | None = None,
         cuda_graphs: bool = False,
-        compiled: bool = False,
+        speculate: bool = False,
     ) -> None:
         """Allocate `max_active` KV caches, each for `context_length` tokens and a canvas.
 
         Kept prefixes take up to `prefix_cache_bytes` more as requests arrive. Without `vision` no
-        request may have images. `cuda_graphs` and `compiled` say how passes that only denoise are
-        run: as CUDA graphs, compiled, or both.
+        request may have images. If `cuda_graphs` is set, passes of fixed shapes are CUDA graphs.
+        Speculative passes have graphs if `speculate` is set too.
         """
         self.model = model
         self.sampler = sampler
@@ -91,17 +91,15 @@ class Denoiser:
             prefill_chunk=prefill_chunk,
             image_tokens=0 if vision is None else vision.most_tokens,
         )
-        self._caches = [  # by the number of their slot
-            KVCache(
-                model.dimensions.layers,
-                capacity=context_length,
-                pass_tokens=room,
-                dtype=model.dtype,
-                device=self._device,
-                slack=SLACK_TOKENS,
-            )
-            for _ in range(max_active)
-        ]
+        self._caches = new_caches(  # by the number of their slot
+            max_active,
+            model.dimensions.layers,
+            capacity=context_length,
+            pass_tokens=room,
+            dtype=model.dtype,
+            device=self._device,
+            slack=SLACK_TOKENS,
+        )
         self._free = list(range(max_active))  # a heap of the slots without a sequence
         self._prefixes: PrefixCache[Snapshot] = PrefixCache(prefix_cache_bytes)
         self._slots: dict[Sequence, Slot] = {}
@@ -113,16 +111,14 @@ class Denoiser:
         spare = max(prefill_chunk, model.dimensions.canvas_length)
         self.read_tokens = min(prefill_chunk, spare - (self.exact_piece or 1) + 1)
         self._graphs: Graphs | None = None
-        if cuda_graphs or compiled:
-            self._graphs = Graphs(
-                model, canvases=max_active, capture=cuda_graphs, compiled=compiled
-            )
+        if cuda_graphs:
+            self._graphs = Graphs(model, canvases=max_active, speculate=speculate)
 
     @torch.inference_mode()
     def prepare(self) -> None:
-        """Capture and compile what can be known before the first request. Call it before that."""
+        """Capture what can be known before the first request. Call it before that."""
         if self._graphs is not None:
-            self._graphs.prepare(self._caches)
+            self._graphs.prepare(self._caches, self.model.dimensions.canvas_length)
 
     @property
     def captured_graphs(self) -> int:
@@ -219,6 +215,7 @@ class Denoiser:
             vocab_size=dimensions.vocab_size,
             device=self._device,
             ahead=ahead,
+            kernel=self._step.kernel,
         )
 
     def _run_model(self, segments: list[Segment], canvases: list[Canvas | ReadCanvas]) -> Tensor:

@@ -14,7 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from engine.denoise.canvas import Canvas, CanvasRows
+from engine.denoise.canvas import Canvas, CanvasRows, joined
+from engine.denoise.noise import block_noise
 from engine.denoise.sampler import (
     accept,
     converged,
@@ -27,10 +28,20 @@ from engine.messages import TokenLogprobs
 from engine.model.diffusion_gemma import DiffusionGemma
 from engine.schedule.sequence import StepResult
 from engine.tail.logprobs import logprobs
-from engine.tail.truncated_draw import truncated_draw
-from engine.tail.vocab_tail import Bias, TailResult, draw, triton_vocab_tail, vocab_tail
+from engine.tail.truncated_draw import triton_truncated_draw, truncated_draw
+from engine.tail.vocab_tail import (
+    Bias,
+    TailResult,
+    draw,
+    triton_draw,
+    triton_vocab_tail,
+    vocab_tail,
+)
+from engine.weights.quantization import Kernel
 
 logger = logging.getLogger(__name__)
+
+GPU = "cuda"  # the type of the devices that have Triton's kernels
 
 
 class DenoisingStep:
@@ -38,9 +49,17 @@ class DenoisingStep:
 
     def __init__(self, model: DiffusionGemma) -> None:
         self._model = model
-        self._kernels = model.device.type == "cuda"
+        self._kernels = model.device.type == GPU
+        # On a GPU everything is launched before the host waits, so that the GPU is never idle. On a
+        # CPU, launching is computing, and nothing is drawn if all canvases are done.
+        self._draws_ahead = self._kernels
         if self._kernels:
             self._try_kernels()
+
+    @property
+    def kernel(self) -> Kernel:
+        """Returns whose kernels run: Triton's on a GPU on which they work, else PyTorch's."""
+        return "triton" if self._kernels else "torch"
 
     def run(self, hidden: Tensor, canvases: list[Canvas]) -> list[StepResult]:
         """Advance the canvases by one step, given the hidden states [R, D] of their rows.
@@ -49,10 +68,11 @@ class DenoisingStep:
         says so and means nothing else. The canvases stay unchanged if all of them are done. They
         change last, so that a step that failed can be run again.
 
-        The host waits for the device once, for the stopping rule. It waits again for the
-        log-probabilities of a finished block and for truncated draws, if a request asks for them.
+        On a GPU the host waits for the device once, when everything has been launched, and copies
+        one tensor. It waits again for the log-probabilities of a finished block, if a request asks
+        for them.
         """
-        rows = CanvasRows([canvas.width for canvas in canvases])
+        rows = CanvasRows.of(canvases)
         samplers = [canvas.sampler for canvas in canvases]
         temperatures = rows.filled(
             [canvas.temperature for canvas in canvases], hidden.device
@@ -64,16 +84,23 @@ class DenoisingStep:
         counted = counted_positions(argmax, samplers)
         stable = stable_steps(
             argmax,
-            rows.padded(torch.cat([canvas.argmax for canvas in canvases]), -1),
+            rows.padded(joined([canvas.argmax for canvas in canvases]), -1),
             torch.stack([canvas.stable for canvas in canvases]),
             counted,
         )
         mean = mean_entropy(entropy, rows.widths, counted)
-        done = converged(stable, mean, samplers)
-        nearly = nearly_converged(mean, samplers)
-        finite = _finite(hidden, tail, rows)
-        flags = [flag[:, None] for flag in (done, nearly, finite)]
-        report = torch.cat([*flags, argmax], dim=1).tolist()  # the host waits here
+        flags = (
+            converged(stable, mean, samplers),
+            nearly_converged(mean, samplers),
+            _finite(hidden, tail, rows),
+        )
+
+        def next_tokens() -> Tensor:
+            accepted = rows.flat(accept(entropy, samplers))
+            return self._draw(tail, hidden, temperatures, accepted, canvases, rows, biases)
+
+        moved = next_tokens() if self._draws_ahead else None
+        report = to_host(torch.cat([*(flag[:, None] for flag in flags), argmax], dim=1))
         steps = []
         for canvas, span, (is_done, is_nearly, is_finite, *draft) in zip(
             canvases, rows.slices, report, strict=True
@@ -89,11 +116,9 @@ class DenoisingStep:
                 )
             )
         if not all(step.done for step in steps):
-            accepted = rows.flat(accept(entropy, samplers))
-            moved = self._draw(tail, hidden, temperatures, accepted, canvases, rows, biases)
             each_canvas = zip(
                 canvases,
-                torch.split(moved, rows.widths),
+                torch.split(next_tokens() if moved is None else moved, rows.widths),
                 torch.split(tail.argmax, rows.widths),
                 torch.split(tail.soft_embeddings, rows.widths),
                 stable,
@@ -111,17 +136,21 @@ class DenoisingStep:
         canvases: list[Canvas],
         biases: list[Bias],
     ) -> TailResult:
-        """Returns the statistics of all rows, whatever their canvases' requests ask for.
-
-        The kernels shift exponents by the softcap, which biased logits can exceed. A pass with a
-        bias therefore uses the plain operations, whose running maximum is right for any logits.
-        """
+        """Returns the statistics of all rows, whatever their canvases' requests ask for."""
         model = self._model
         scales = {"softcap": model.config.softcap, "embedding_scale": model.embedding_scale}
-        if self._kernels and not biases:
-            least = min(canvas.temperature for canvas in canvases)
+        if self._kernels:
+            least = [
+                (span, canvas.temperature)
+                for span, canvas in zip(CanvasRows.of(canvases).slices, canvases, strict=True)
+            ]
             return triton_vocab_tail(
-                hidden, model.embedding, temperatures, **scales, least_temperature=least
+                hidden,
+                model.embedding,
+                temperatures,
+                **scales,
+                least_temperatures=least,
+                biases=biases,
             )
         return vocab_tail(hidden, model.embedding, temperatures, **scales, biases=biases)
 
@@ -168,14 +197,28 @@ class DenoisingStep:
         neither drawn nor renoised.
         """
         embedding, softcap = self._model.embedding, self._model.config.softcap
-        uniforms = torch.cat([canvas.noise.uniforms[canvas.step_index] for canvas in canvases])
+        uniforms = joined([canvas.noise.uniforms[canvas.step_index] for canvas in canvases])
         inputs = (hidden, embedding, temperatures, uniforms)
-        sample = draw(tail, *inputs, accepted, softcap=softcap, biases=biases)
+        draws = triton_draw if self._kernels else draw
+        sample = draws(tail, *inputs, accepted, softcap=softcap, biases=biases)
         for canvas, span in zip(canvases, rows.slices, strict=True):
             sampling = canvas.sampling
             if canvas.greedy or sampling.top_k == 1:
                 sample[span] = tail.argmax[span]
             elif sampling.top_k or sampling.top_p < 1 or sampling.min_p:
+                if self._kernels:
+                    triton_truncated_draw(
+                        *inputs,
+                        accepted,
+                        sample,
+                        span,
+                        softcap=softcap,
+                        top_k=sampling.top_k,
+                        top_p=sampling.top_p,
+                        min_p=sampling.min_p,
+                        biases=biases,
+                    )
+                    continue
                 drawn = span.start + accepted[span].nonzero().squeeze(1)
                 sample[drawn] = truncated_draw(
                     *inputs,
@@ -186,7 +229,7 @@ class DenoisingStep:
                     min_p=sampling.min_p,
                     biases=biases,
                 )
-        fresh = torch.cat(
+        fresh = joined(
             [
                 canvas.noise.canvases[0 if canvas.greedy else canvas.step_index + 1]
                 for canvas in canvases
@@ -207,13 +250,39 @@ class DenoisingStep:
             rows, model.dimensions.hidden_size, dtype=model.dtype, device=model.device
         )
         temperatures = torch.ones(rows, device=model.device)
-        scales = {"softcap": softcap, "embedding_scale": model.embedding_scale}
+        uniforms, wanted = torch.zeros_like(temperatures), temperatures > 0
+        # Of three canvases, one is cold and one has a bias.
+        third, vector = rows // 3, torch.ones(model.dimensions.vocab_size, device=model.device)
+        biases = [Bias(slice(2 * third, rows), vector, vector), Bias(slice(rows - 1, rows), vector)]
+        inputs = (hidden, embedding, temperatures)
         try:
             tail = triton_vocab_tail(
-                hidden, embedding, temperatures, **scales, least_temperature=1.0
+                *inputs,
+                softcap=softcap,
+                embedding_scale=model.embedding_scale,
+                least_temperatures=[(slice(0, third), 1e-3), (slice(third, rows), 1.0)],
+                biases=biases,
             )
-            uniforms, wanted = torch.zeros_like(temperatures), temperatures > 0
-            draw(tail, hidden, embedding, temperatures, uniforms, wanted, softcap=softcap)
+            drawn = triton_draw(tail, *inputs, uniforms, wanted, softcap=softcap, biases=biases)
+            triton_truncated_draw(
+                *inputs,
+                uniforms,
+                wanted,
+                drawn,
+                slice(0, rows),
+                softcap=softcap,
+                top_k=9,
+                top_p=0.9,
+            )
+            block_noise(
+                0,
+                0,
+                steps=1,
+                canvas_length=rows,
+                vocab_size=model.dimensions.vocab_size,
+                device=model.device,
+                kernel="triton",
+            )
             torch.cuda.synchronize(model.device)
         except Exception:  # a compiler, a driver or a missing package may raise anything
             logger.warning(
@@ -221,6 +290,12 @@ class DenoisingStep:
                 exc_info=True,
             )
             self._kernels = False
+
+
+def to_host(tensor: Tensor) -> list[list[int]]:
+    """Returns a tensor's numbers. The host waits for the device here, and nowhere else."""
+    numbers: list[list[int]] = tensor.tolist()
+    return numbers
 
 
 def _finite(hidden: Tensor, tail: TailResult, rows: CanvasRows) -> Tensor:

@@ -1,19 +1,23 @@
 """CUDA graphs: a denoising pass is captured once, then replayed as one launch instead of hundreds.
 
-The compiled form of the pass is run from here too. A graph holds the network in its fixed shapes
-(`StaticPass`). It does not hold
+A graph holds the network in its fixed shapes (`StaticPass`). It does not hold
 
-- passes that encode, speculate or end with a suffix, because they have too many shapes;
+- passes that encode a prompt or end with a suffix, because they have too many shapes;
 - the vocabulary tail, the sampler and the stopping rule. The host launches them while the device
   is busy with the graph, so that capturing them would gain next to nothing. And so passes that
   replay one graph may have requests with different sampler settings.
 
 A graph is bound to the addresses of the pass' buffers and of its sequences' caches, in the order of
-their slots. So each set of slots has a graph of its own. Triton's attention reads only the entries
+their slots. So each set of slots has a graph of its own, unless all segments are in the same
+launches, which find the caches by numbers on the device. Triton's attention reads only the entries
 that it needs, so one graph of a set serves every length, and all graphs are made at the start if
 there are not too many. With PyTorch's attention a set has a graph for each length that is attended
 to, made when it is first needed. If that fails, one log line says so, and all later passes are
 dynamic: they have the same results without a graph.
+
+A block's first pass also commits the block before, and a speculative pass commits a draft. They
+have graphs only if these are made at the start: for each slot alone, and for each set of slots of
+which one commits or speculates, as long as there are not too many. Other such passes are dynamic.
 
 All captures use one stream, and no graph is destroyed while another one is kept: when a graph is
 destroyed, torch 2.13 and 2.14 free the cuBLAS workspaces of the stream on which it was captured,
@@ -24,7 +28,7 @@ Letters: R canvas positions (rows) of a pass, C positions of a canvas, D hidden 
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import combinations
 
 import torch
@@ -33,7 +37,7 @@ from torch import Tensor
 from engine.model.diffusion_gemma import DiffusionGemma
 from engine.model.kv_cache import KVCache
 from engine.model.rows import Segment
-from engine.model.static_pass import StaticPass
+from engine.model.static_pass import Form, Forms, StaticPass
 from engine.sizing.plan import MOST_GRAPHS
 
 logger = logging.getLogger(__name__)
@@ -48,12 +52,22 @@ class Graphs:
     """Runs the passes that have fixed shapes."""
 
     def __init__(
-        self, model: DiffusionGemma, *, canvases: int, capture: bool, compiled: bool
+        self,
+        model: DiffusionGemma,
+        *,
+        canvases: int,
+        capture: bool = True,
+        speculate: bool = False,
     ) -> None:
-        """Prepare for passes of up to `canvases` canvases, which are captured, compiled or both."""
-        self._static: StaticPass | None = StaticPass(model, canvases=canvases, compiled=compiled)
+        """Prepare for passes of up to `canvases` sequences.
+
+        `speculate` says whether there are speculative passes. If `capture` is unset, passes have
+        fixed shapes but are not captured, which measurements and tests need.
+        """
+        self._static: StaticPass | None = StaticPass(model, canvases=canvases)
         self._capture = Capture() if capture else None
-        self._replays: dict[tuple[tuple[KVCache, ...], int], Replay] = {}
+        self._speculate = speculate
+        self._replays: dict[tuple[Hashable, int], Replay] = {}
         self.captured = 0  # graphs made so far
 
     @property
@@ -67,60 +81,75 @@ class Graphs:
         """Returns the pass' hidden states [R, D], which the next pass overwrites.
 
         `soft_embeddings` holds each canvas' self-conditioning [C, D], or None. Returns None if the
-        pass has to be dynamic: because it does not consist of whole canvases alone, or because
-        this pass or an earlier one failed here.
+        pass has to be dynamic: because it has other segments than whole canvases and the blocks
+        before them, because there is no graph for it, or because this pass or an earlier one failed
+        here.
         """
         static = self._static
-        if static is None or not all(static.takes(segment) for segment in segments):
+        if static is None or not static.takes(segments):
             return None
         try:
+            forms = tuple(map(Form.of, segments))
+            length = static.length(forms)
+            if not self._may_run(static, forms, length):
+                return None
             static.fill(segments, soft_embeddings)
-            caches = tuple(segment.cache for segment in segments)
-            return self._replay(static, caches, static.length(caches))()
+            return self._replay(static, forms, length)()
         except Exception as error:  # a driver, a compiler or a library may raise anything
             self._give_up(error)
             return None
 
-    def prepare(self, caches: Sequence[KVCache]) -> None:
+    def prepare(self, caches: Sequence[KVCache], canvas: int) -> None:
         """Capture all graphs that passes of these caches can need, while the caches are empty.
 
-        `caches` are in the order of their slots. Nothing is captured if there would be more graphs
-        than are kept, or if a graph serves one length only: each is made when it is needed then.
-        Compiled layers are compiled in any case.
+        `caches` are in the order of their slots, `canvas` is a canvas' length. Passes without a
+        commit come first. Of these nothing is captured if there would be more graphs than are kept,
+        or if a graph serves one length only: each is made when it is needed then.
         """
         static, started = self._static, time.monotonic()
-        if static is None:
+        if static is None or self._capture is None or not static.any_length:
             return
-        sets = [each for n in range(len(caches), 0, -1) for each in combinations(caches, n)]
-        capturing = self._capture is not None and static.any_length and len(sets) <= MOST_GRAPHS
-        if not (capturing or static.compiled):
+        passes: dict[Hashable, Forms] = {}  # one of those that the same graph serves
+        for group in _passes(caches, canvas, speculate=self._speculate):
+            more = passes | {static.key(forms): forms for forms in group}
+            if len(more) > MOST_GRAPHS:
+                break
+            passes = more
+        if not passes:
             return
         try:
-            for each in sets if capturing else sets[:1]:
-                self._replay(static, each, static.length(each))()
+            # The largest pass first, so that the others fit into the memory that it has taken.
+            for forms in sorted(passes.values(), key=len, reverse=True):
+                self._replay(static, forms, static.length(forms))()
         except Exception as error:  # as in `run`
             self._give_up(error)
             return
         seconds = time.monotonic() - started
         logger.info("made %d CUDA graphs in %.1f s", self.captured, seconds)
 
+    def _may_run(self, static: StaticPass, forms: Forms, length: int) -> bool:
+        """Returns whether the pass needs no graph, has one, or is worth making one for."""
+        if self._capture is None or not any(form.causal for form in forms):
+            return True
+        return (static.key(forms), length) in self._replays
+
     def _give_up(self, error: Exception) -> None:
         """Make all passes dynamic from here on, and log why."""
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON]
         logger.warning(
-            "CUDA graphs and compiled passes are off from here on, all passes are dynamic: %s",
+            "CUDA graphs are off from here on, all passes are dynamic: %s",
             reason,
         )
         self._static = None
         self._replays.clear()
 
-    def _replay(self, static: StaticPass, caches: tuple[KVCache, ...], length: int) -> Replay:
+    def _replay(self, static: StaticPass, forms: Forms, length: int) -> Replay:
         def work() -> Tensor:
-            return static.run(caches, length)
+            return static.run(forms, length)
 
         if self._capture is None:
             return work
-        key = (caches, length)
+        key = (static.key(forms), length)
         if key not in self._replays:
             if len(self._replays) == MOST_GRAPHS:
                 self._forget(static)
@@ -132,6 +161,36 @@ class Graphs:
         """Destroy all graphs, none of which may be running then."""
         static.synchronize()
         self._replays.clear()
+
+
+def _passes(caches: Sequence[KVCache], canvas: int, *, speculate: bool) -> Iterator[list[Forms]]:
+    """Yields groups of the passes that these caches can need, the most frequent ones first.
+
+    They are those that only denoise, those of one sequence that commits or speculates, and those of
+    several sequences one of which does so. That two do it in one pass is rare.
+    """
+
+    def denoise(cache: KVCache) -> Forms:
+        return (Form(cache),)
+
+    def commit(cache: KVCache) -> Forms:
+        return Form(cache, causal=True), Form(cache, start=canvas)
+
+    def speculative(cache: KVCache) -> Forms:
+        return denoise(cache) + commit(cache)
+
+    others = (commit, speculative) if speculate else (commit,)
+    sets = [each for n in range(1, len(caches) + 1) for each in combinations(caches, n)]
+    yield [tuple(map(Form, each)) for each in sets]
+    for other in others:
+        yield [other(cache) for cache in caches]
+    for other in others:
+        yield [
+            tuple(f for cache in each for f in (other if cache is one else denoise)(cache))
+            for each in sets
+            if len(each) > 1
+            for one in each
+        ]
 
 
 class Capture:

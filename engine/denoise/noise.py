@@ -3,13 +3,17 @@
 No generator has a state. So the same request gets the same tokens whatever else is being served,
 and it can be resumed at any block. The generator is Philox4x32-10 (Salmon et al., "Parallel random
 numbers: as easy as 1, 2, 3", SC 2011), written in int64 tensor arithmetic so that every device
-computes the same bits. Letter: C positions of the canvas.
+computes the same bits. A GPU has a kernel that computes them too, in one launch.
+
+Letter: C positions of the canvas.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from engine.weights.quantization import Kernel
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
@@ -38,15 +42,33 @@ def block_noise(
     vocab_size: int,
     device: torch.device,
     stream: int = 0,
+    kernel: Kernel = "torch",
 ) -> BlockNoise:
     """Returns the numbers of block `block` (from 0) for a request with `seed` (0 .. 2**64 - 1).
 
     Each `stream` (0 .. 2**32 - 1) of a seed has numbers that are unrelated to the other streams'.
+    Either `kernel` computes the same bits. Triton's runs on a GPU.
     """
+    key = (seed & _MASK, seed >> 32)
+    if kernel == "triton":
+        # Imported here because triton is slow to import, and not installed everywhere.
+        from engine.kernels.block_noise import block_noise_tensors
+
+        return BlockNoise(
+            *block_noise_tensors(
+                key,
+                block,
+                stream,
+                steps=steps,
+                canvas_length=canvas_length,
+                vocab_size=vocab_size,
+                device=device,
+            )
+        )
     position = torch.arange(canvas_length, device=device).expand(steps + 1, canvas_length)
     step = torch.arange(steps + 1, device=device)[:, None].expand(steps + 1, canvas_length)
     counter = (position, step, torch.full_like(position, block), torch.full_like(position, stream))
-    words = philox(counter, (seed & _MASK, seed >> 32))
+    words = philox(counter, key)
     # Multiply-shift instead of a remainder: its bias is at most vocab_size / 2**32.
     canvases = (words[0] * vocab_size) >> 32
     # 24 bits: as many as a float32 in [0, 1) can hold exactly.

@@ -15,23 +15,78 @@ other, and so do those of one group.
 Letters: T rows, E groups (experts), N outputs, K inputs, G scales a row of weights.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.kernels.dequantise import Scheme, dequantised, tile_scales
+from engine.kernels.dequantise import Scheme, numbers_of_codes, pairs_of_codes, scaled, tile_scales
+from engine.kernels.target import Target, target_of
+from engine.sizing.weights import pair_distance
 
-# BLOCK_N, BLOCK_K and pipeline stages. Compiled with a BLOCK_M of 32 they take up to 40 KiB of
-# shared memory, with 64 up to 84 KiB. Compute capability 8.6, 8.9 and 12.x have 99 KiB. Their speed
-# was not measured.
-_TILES: dict[Scheme, tuple[int, int, int]] = {
-    "dense": (64, 64, 4),
-    "int8": (64, 128, 3),
-    "fp8": (64, 128, 3),
-    "int4": (64, 128, 4),
-    "nvfp4": (64, 128, 4),
+
+class Tile(NamedTuple):
+    """The size of a program's tile, its number of warps and of pipeline stages."""
+
+    block_m: int  # rows
+    block_n: int  # outputs
+    block_k: int  # inputs at a time
+    warps: int
+    stages: int
+
+
+# The smaller products of other GPUs. Compiled for 32 rows they take up to 36 KiB of shared memory,
+# for 64 up to 80 KiB. Compute capability 8.6, 8.9 and 12.x have 99 KiB.
+_TILES: dict[Scheme, Tile] = {
+    "dense": Tile(64, 64, 64, 4, 4),
+    "int8": Tile(64, 64, 128, 4, 3),
+    "fp8": Tile(64, 64, 128, 4, 3),
+    "int4": Tile(64, 64, 128, 4, 4),
+    "nvfp4": Tile(64, 64, 128, 4, 4),
 }
+# Quantised weights on compute capability 9.x and 10.x, whose products read the weights from shared
+# memory. They have at least 64 rows, of which those that do not exist are not loaded. A program
+# writes dequantised weights there, so it loads their codes in the order of memory. With 3.5 to 4
+# instructions a weight instead of 6, and at most 112 KiB, so that two programs run together.
+_HOPPER_TILE = Tile(64, 128, 128, 4, 3)
+# One canvas in a linear: each weight is dequantised once for its 256 rows, with 7.6 instructions
+# instead of four times 3.5. It makes only a quarter of the programs. So the outputs have to be so
+# many that these fill most of the 132 processors; with fewer, it would take longer.
+_HOPPER_LINEAR_TILE = Tile(256, 64, 128, 8, 2)
+_HOPPER_LINEAR_OUTPUTS = 6144
+
+
+def choose_tile(
+    scheme: Scheme,
+    dtype: torch.dtype,
+    target: Target | None,
+    *,
+    rows: int,
+    groups: int,
+    outputs: int,
+) -> Tile:
+    """Returns the tile for a product of this size, in this type and on this GPU."""
+    if scheme != "dense" and uses_ptx(dtype, target) and _has_large_products(target):
+        if groups == 1 and rows > 128 and outputs >= _HOPPER_LINEAR_OUTPUTS:
+            return _HOPPER_LINEAR_TILE
+        return _HOPPER_TILE
+    tile = _TILES[scheme]
+    # 1.5 times the average group, so that most groups are one tile and few rows are padding.
+    fitting = min(64, max(16, triton.next_power_of_2(3 * rows // (2 * groups))))
+    if dtype == torch.float32:  # a tile of rows has twice the bytes
+        return tile._replace(block_m=fitting, block_k=tile.block_k // 2, stages=2)
+    return tile._replace(block_m=fitting)
+
+
+def uses_ptx(dtype: torch.dtype, target: Target | None) -> bool:
+    """Returns whether weights are dequantised in the PTX form (see `engine.kernels.dequantise`)."""
+    return dtype == torch.bfloat16 and target is not None and target.capability >= (8, 9)
+
+
+def _has_large_products(target: Target | None) -> bool:
+    return target is not None and target.capability[0] in (9, 10)
 
 
 def grouped_linear(
@@ -53,8 +108,8 @@ def grouped_linear(
     - dense: weights [E, N, K] of x's dtype;
     - int8: weights [E, N, K] int8, w = code * scale;
     - fp8: weights [E, N, K] float8_e4m3fn, w = code * scale;
-    - int4: weights [E, N, K/2] uint8, even k in the low half; w = (code - 8) * scale, or
-      code * scale - zero if `zeros` are given;
+    - int4: weights [E, N, K/2] uint8, two codes a byte (see `pair_distance`);
+      w = (code - 8) * scale, or code * scale - zero if `zeros` are given;
     - nvfp4: as int4, but codes are e2m1 and scales float8_e4m3fn; w = code * scale * global_scale.
 
     `scales` and `zeros` are [E, N, G], each for K / G inputs, which are all K or 16, 32, 64 or a
@@ -71,9 +126,9 @@ def grouped_linear(
     out = x.new_empty(rows, outputs)
     if rows == 0:
         return out
-    block_n, block_k, stages = _TILES[scheme]
-    if x.dtype == torch.float32:
-        block_k, stages = block_k // 2, 2  # a tile of rows has twice the bytes
+    target = target_of(x.device)
+    tile = choose_tile(scheme, x.dtype, target, rows=rows, groups=groups, outputs=outputs)
+    block_k = tile.block_k
     columns, group, late = 0, 0, False
     if scales is not None:
         assert scales.is_contiguous()
@@ -84,10 +139,8 @@ def grouped_linear(
         assert columns == 1 or block_k % group == 0 or group % block_k == 0
         # A single scale a row multiplies the row's sum. Other scales multiply the weights.
         late = columns == 1 and zeros is None and scheme != "nvfp4"
-    # 1.5 times the average group, so that most groups are one tile and few rows are padding.
-    block_m = min(64, max(16, triton.next_power_of_2(3 * rows // (2 * groups))))
     # Group e has the tiles from start // BLOCK_M + e on, which are enough for any number of rows.
-    grid = (rows // block_m + groups, triton.cdiv(outputs, block_n))
+    grid = (rows // tile.block_m + groups, triton.cdiv(outputs, tile.block_n))
     _kernel[grid](
         x.contiguous(),
         weights.view(torch.uint8) if scheme in ("fp8", "int8") else weights,
@@ -103,14 +156,17 @@ def grouped_linear(
         scheme,
         pack,
         late,
+        scheme != "dense" and uses_ptx(x.dtype, target),
         group,
+        pair_distance(inputs) if pack == 2 else 0,
+        inputs % block_k == 0,
         groups,
         triton.next_power_of_2(groups),
-        block_m,
-        block_n,
+        tile.block_m,
+        tile.block_n,
         block_k,
-        num_warps=4,
-        num_stages=stages,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
     )
     return out
 
@@ -138,7 +194,10 @@ def _kernel(  # type: ignore[no-untyped-def]  # its arguments are not Python's
     SCHEME: tl.constexpr,  # noqa: N803  # Triton's way to write constants
     PACK: tl.constexpr,  # noqa: N803  # codes a byte
     LATE: tl.constexpr,  # noqa: N803
+    PTX: tl.constexpr,  # noqa: N803
     GROUP: tl.constexpr,  # noqa: N803
+    DISTANCE: tl.constexpr,  # noqa: N803  # between the codes of a byte, if it has two
+    EVEN: tl.constexpr,  # noqa: N803  # tiles end where the inputs end
     GROUPS: tl.constexpr,  # noqa: N803
     GROUPS_2: tl.constexpr,  # noqa: N803
     BLOCK_M: tl.constexpr,  # noqa: N803
@@ -168,38 +227,98 @@ def _kernel(  # type: ignore[no-untyped-def]  # its arguments are not Python's
     lines = weights + line[:, None] * (inputs // PACK)
     row_mask, line_mask = (row < end)[:, None], (output < outputs)[:, None]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    SPAN: tl.constexpr = BLOCK_K // PACK  # noqa: N806
+    inside = tl.arange(0, SPAN)[None, :]
+    if PACK == 2:
+        # The inputs of the codes in the low halves.
+        low_k = (inside // DISTANCE) * (2 * DISTANCE) + inside % DISTANCE
     for begin in range(0, inputs, BLOCK_K):
-        k = begin + tl.arange(0, BLOCK_K)[None, :]
-        part = tl.load(x_rows + k, mask=row_mask & (k < inputs), other=0.0)  # [BLOCK_M, BLOCK_K]
-        byte = begin // PACK + tl.arange(0, BLOCK_K // PACK)[None, :]
-        codes = tl.load(lines + byte, mask=line_mask & (byte < inputs // PACK), other=0)
+        byte = begin // PACK + inside
+        if EVEN:
+            codes = tl.load(lines + byte, mask=line_mask, other=0)
+        else:
+            codes = tl.load(lines + byte, mask=line_mask & (byte < inputs // PACK), other=0)
         scale = None
         zero = None
         if SCHEME != "dense" and not LATE:
             scale = tile_scales(
-                scales, line, line_mask, begin, columns, SCHEME, GROUP, BLOCK_K, PACK
+                scales, line, line_mask, begin, columns, SCHEME, GROUP, SPAN, BLOCK_K, DISTANCE, PTX
             )
             if zeros is not None:
                 zero = tile_scales(
-                    zeros, line, line_mask, begin, columns, SCHEME, GROUP, BLOCK_K, PACK
+                    zeros,
+                    line,
+                    line_mask,
+                    begin,
+                    columns,
+                    SCHEME,
+                    GROUP,
+                    SPAN,
+                    BLOCK_K,
+                    DISTANCE,
+                    PTX,
                 )
         if PACK == 2:
-            # Two products, because splitting x's tile is cheaper than interleaving the weights.
-            even, odd = tl.split(tl.reshape(part, (BLOCK_M, BLOCK_K // 2, 2)))
-            low = dequantised(codes & 15, scale, zero, SCHEME, x.dtype.element_ty)
-            high = dequantised(codes >> 4, scale, zero, SCHEME, x.dtype.element_ty)
-            total = tl.dot(even, tl.trans(low), total, input_precision="ieee")
-            total = tl.dot(odd, tl.trans(high), total, input_precision="ieee")
+            high_scale = scale
+            high_zero = zero
+            if not LATE and GROUP < 2 * DISTANCE:
+                other = begin + DISTANCE
+                high_scale = tile_scales(
+                    scales,
+                    line,
+                    line_mask,
+                    other,
+                    columns,
+                    SCHEME,
+                    GROUP,
+                    SPAN,
+                    BLOCK_K,
+                    DISTANCE,
+                    PTX,
+                )
+                if zeros is not None:
+                    high_zero = tile_scales(
+                        zeros,
+                        line,
+                        line_mask,
+                        other,
+                        columns,
+                        SCHEME,
+                        GROUP,
+                        SPAN,
+                        BLOCK_K,
+                        DISTANCE,
+                        PTX,
+                    )
+            low, high = pairs_of_codes(codes, SCHEME, zeros is not None, PTX)
+            low = scaled(low, scale, zero, x.dtype.element_ty, PTX)
+            high = scaled(high, high_scale, high_zero, x.dtype.element_ty, PTX)
+            k = begin + low_k
+            if EVEN:
+                part = tl.load(x_rows + k, mask=row_mask, other=0.0)
+                high_part = tl.load(x_rows + k + DISTANCE, mask=row_mask, other=0.0)
+            else:
+                within = row_mask & (k < inputs)
+                part = tl.load(x_rows + k, mask=within, other=0.0)
+                high_part = tl.load(x_rows + k + DISTANCE, mask=within, other=0.0)
+            total = tl.dot(part, tl.trans(low), total, input_precision="ieee")
+            total = tl.dot(high_part, tl.trans(high), total, input_precision="ieee")
         else:
+            if EVEN:
+                part = tl.load(x_rows + byte, mask=row_mask, other=0.0)  # [BLOCK_M, BLOCK_K]
+            else:
+                part = tl.load(x_rows + byte, mask=row_mask & (byte < inputs), other=0.0)
             values = codes
             if SCHEME != "dense":
-                values = dequantised(codes, scale, zero, SCHEME, x.dtype.element_ty)
+                values = scaled(
+                    numbers_of_codes(codes, SCHEME, PTX), scale, zero, x.dtype.element_ty, PTX
+                )
             total = tl.dot(part, tl.trans(values), total, input_precision="ieee")
     if LATE:
         factor = tl.load(scales + line, mask=output < outputs, other=0.0).to(tl.float32)
-        total *= factor[None, :] * (256.0 if SCHEME == "fp8" else 1.0)
+        total *= factor[None, :] * (256.0 if SCHEME == "fp8" and not PTX else 1.0)
     if global_scale is not None:
-        total *= tl.load(global_scale + expert)
+        total *= tl.load(global_scale + expert) * (256.0 if PTX else 1.0)
     offsets = row.to(tl.int64)[:, None] * outputs + output[None, :]
     tl.store(
         out + offsets, total.to(out.dtype.element_ty), mask=row_mask & (output < outputs)[None, :]

@@ -240,6 +240,7 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig, shape: LayerShape) -> None:
         super().__init__()
+        self.kernel: Kernel = "torch"  # for everything but attention and the products
         d = config.dimensions
 
         def norm() -> RMSNorm:
@@ -265,15 +266,23 @@ class Layer(nn.Module):
         self.register_buffer("encoder_scalar", torch.empty(1))
         self.register_buffer("decoder_scalar", torch.empty(1))
 
-    def finish(self, x: Tensor, attended: Tensor, encoded: int) -> Tensor:
-        """Returns the layer's output [T, D], given its input x [T, D] and the attention [T, D].
+    def finish(
+        self, x: Tensor, attended: Tensor, encoded: int, following: RMSNorm
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the layer's output [T, D], and the norm of it that follows.
 
-        The first `encoded` rows are the encoder's.
+        x [T, D] is the layer's input, and `attended` [T, D] is the attention. The first `encoded`
+        rows are the encoder's.
         """
+        if self.kernel == "triton":
+            # Imported here because triton is slow to import, and not installed everywhere.
+            from engine.model.fused_layer import finish
+
+            return finish(self, x, attended, encoded, following)
         x = self._feed_forward(x + self.post_attention_norm(attended))
         x[:encoded] *= self.encoder_scalar
         x[encoded:] *= self.decoder_scalar
-        return x
+        return x, following.forward(x)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         """Returns x [T, D] plus both MLPs. The router's input is normed without a weight."""
@@ -297,10 +306,17 @@ class DiffusionGemma(nn.Module):
         self.norm = RMSNorm(d.hidden_size, config.norm_eps)
         self.attention_kernel: Kernel = "torch"
         self._last_ropes: tuple[Spans, Ropes] | None = None
+        # Of sliding (True) and full layers, by device.
+        self._frequencies: dict[tuple[bool, torch.device], Tensor] = {}
 
     @property
     def dimensions(self) -> Dimensions:
         return self.config.dimensions
+
+    @property
+    def layer_kernel(self) -> Kernel:
+        """Returns the kernel of everything but attention and the products."""
+        return self.each_layer()[0].kernel
 
     @property
     def dtype(self) -> torch.dtype:
@@ -342,21 +358,24 @@ class DiffusionGemma(nn.Module):
         rows.put_images(x)
         x[rows.encoded :] = self.self_conditioning(x[rows.encoded :], soft_embeddings)
         ropes = self.ropes(rows.spans, x)
+        norms = self.norms
+        normed = norms[0].forward(x)
         *layers, last_layer = enumerate(self.each_layer())
         for index, layer in layers:
-            attended = self.attend(index, layer, x, rows, ropes, skip_encoded=False)
-            x = layer.finish(x, attended, rows.encoded)
+            attended = self.attend(index, layer, normed, rows, ropes, skip_encoded=False)
+            x, normed = layer.finish(x, attended, rows.encoded, norms[index + 1])
         index, layer = last_layer
-        attended = self.attend(index, layer, x, rows, ropes, skip_encoded=True)
+        attended = self.attend(index, layer, normed, rows, ropes, skip_encoded=True)
         if not attended.shape[0]:  # the pass only encodes
             return attended
-        return self.norm.forward(layer.finish(x[rows.encoded :], attended, 0))
+        _, normed = layer.finish(x[rows.encoded :], attended, 0, norms[index + 1])
+        return normed
 
     def attend(
         self,
         index: int,
         layer: Layer,
-        x: Tensor,
+        normed: Tensor,
         rows: PassRows,
         ropes: Ropes,
         *,
@@ -364,10 +383,11 @@ class DiffusionGemma(nn.Module):
     ) -> Tensor:
         """Returns one layer's attention [T, D] of all rows, after its output projection.
 
-        If `skip_encoded` is set, only the canvases' rows are returned, [R, D].
+        `normed` [T, D] is the layer's input behind its norm. If `skip_encoded` is set, only the
+        canvases' rows are returned, [R, D].
         """
         window = self.dimensions.layers[index].window
-        projected = layer.attention.project(layer.attention_norm(x), ropes[window is not None])
+        projected = layer.attention.project(normed, ropes[window is not None])
         attended: dict[int, Tensor] = {}
         for number, segment in enumerate(rows.segments):
             queries, new_keys, new_values = (each[:, rows.slices[number]] for each in projected)
@@ -375,7 +395,7 @@ class DiffusionGemma(nn.Module):
             if not (segment.causal and skip_encoded):
                 attended[number] = self._attend_segment(rows, number, window, queries, keys, values)
         if not attended:
-            return x[:0]
+            return normed[:0]
         ordered = [attended[number] for number in rows.order if number in attended]
         return layer.attention.merge(torch.cat(ordered, dim=1))
 
@@ -409,6 +429,11 @@ class DiffusionGemma(nn.Module):
     def each_layer(self) -> list[Layer]:
         return list(self.layers)  # type: ignore[arg-type]  # ModuleList forgets its element type
 
+    @property
+    def norms(self) -> list[RMSNorm]:
+        """Returns the norm before each layer, and the one behind the last layer."""
+        return [*(layer.attention_norm for layer in self.each_layer()), self.norm]
+
     def ropes(self, spans: Spans, x: Tensor) -> Ropes:
         """Returns cos and sin [T, d] at the positions of `spans`, in the dtype of x.
 
@@ -433,7 +458,10 @@ class DiffusionGemma(nn.Module):
         for shape in dict.fromkeys(self.dimensions.layers):
             sliding = shape.window is not None
             rope = self.config.sliding_rope if sliding else self.config.full_rope
-            frequencies = rope.inverse_frequencies(shape.head_size, positions.device)
+            key = sliding, positions.device
+            if key not in self._frequencies:
+                self._frequencies[key] = rope.inverse_frequencies(shape.head_size, key[1])
+            frequencies = self._frequencies[key]
             angles = torch.outer(positions, frequencies)
             angles = torch.cat([angles, angles], dim=-1)  # [T, d]
             ropes[sliding] = (angles.cos().to(dtype), angles.sin().to(dtype))

@@ -8,9 +8,14 @@ A sliding layer keeps the window - 1 tokens that a later token can still see, as
 dynamic cache does. It keeps a few more, so that a snapshot can be cut back by that many tokens, to
 the point at which the prompt of a conversation's next turn differs.
 
-Letters: K key-value heads, T tokens of a pass, S entries of a layer, d head size.
+Caches of equal size can be made together. Then each layer's entries of all of them are one tensor,
+so that a kernel finds them by the number of their slot.
+
+Letters: B caches that were made together, K key-value heads, T tokens of a pass, S entries of a
+layer, d head size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +40,48 @@ class Snapshot:
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
+def new_caches(
+    count: int,
+    layers: tuple[LayerShape, ...],
+    *,
+    capacity: int,
+    pass_tokens: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    slack: int = 0,
+) -> "list[KVCache]":
+    """Returns `count` empty caches that were made together."""
+    shared = _entries(count, layers, capacity, pass_tokens, slack, dtype=dtype, device=device)
+    return [
+        KVCache(
+            layers,
+            capacity=capacity,
+            pass_tokens=pass_tokens,
+            dtype=dtype,
+            device=device,
+            slack=slack,
+            shared=shared,
+            number=number,
+        )
+        for number in range(count)
+    ]
+
+
+def _entries(
+    count: int,
+    layers: tuple[LayerShape, ...],
+    capacity: int,
+    pass_tokens: int,
+    slack: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> list[Tensor]:
+    """Returns each layer's entries of `count` caches, [B, 2, K, S, d], which are zeros."""
+    shapes = [stored_shape(layer, capacity, pass_tokens, slack) for layer in layers]
+    return [torch.zeros(count, *shape, dtype=dtype, device=device) for shape in shapes]
+
+
 class KVCache:
     """A sequence's KV cache for up to `capacity` stored tokens and `pass_tokens` of one pass."""
 
@@ -47,17 +94,24 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
         slack: int = 0,
+        shared: Sequence[Tensor] = (),
+        number: int = 0,
     ) -> None:
-        """Allocate all entries. Sliding layers keep `slack` more tokens than they need."""
+        """Allocate all entries. Sliding layers keep `slack` more tokens than they need.
+
+        If `shared` is given, nothing but a buffer is allocated. It holds each layer's tensor
+        [B, 2, K, S, d] of several caches, and this one has the entries with the index `number`.
+        """
         self.position = 0  # tokens encoded so far, which is the position of the next one
         self.capacity = capacity
         self._layers = layers
         self._slack = slack
         self._held = [0] * len(layers)  # tokens that each layer stores: the last of `position`
-        self._tensors = []
-        for layer in layers:
-            shape = stored_shape(layer, capacity, pass_tokens, slack)
-            self._tensors.append(torch.zeros(shape, dtype=dtype, device=device))
+        self.number = number
+        self.shared = shared or _entries(
+            1, layers, capacity, pass_tokens, slack, dtype=dtype, device=device
+        )
+        self._tensors = [each[number] for each in self.shared]
         # `advance` copies through this buffer, so that it never allocates.
         scratch = scratch_elements(layers, capacity, slack)
         self._scratch = torch.empty(scratch, dtype=dtype, device=device)

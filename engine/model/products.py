@@ -17,7 +17,6 @@ from engine.weights.quantization import (
     QuantizedWeight,
     StackedWeight,
     Weight,
-    as_scheme,
 )
 
 
@@ -45,12 +44,10 @@ def grouped_product(rows: Tensor, weight: Weight, ends: Tensor, kernel: Kernel) 
         case QuantizedWeight():
             return quantized_product(rows, weight, ends)
         case _:
-            # The compiler knows grouped_mm for bfloat16 only. An opaque op may have any dtype.
-            product = compiled_grouped_mm if torch.compiler.is_compiling() else grouped_mm
-            return product(rows, weight, ends, kernel)
+            return grouped_mm(rows, weight, ends, kernel)
 
 
-def grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor, kernel: str) -> Tensor:
+def grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor, kernel: Kernel) -> Tensor:
     """Returns each expert's rows times its dense weight: [R, K], [E, N, K], [E] -> [R, N]."""
     if kernel == "triton":
         # Imported here because triton is slow to import, and not installed everywhere.
@@ -60,30 +57,12 @@ def grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor, kernel: str) -> Tens
     return F.grouped_mm(rows, weights.mT, offs=ends)
 
 
-@torch.library.custom_op("easel::grouped_mm", mutates_args=())
-def compiled_grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor, kernel: str) -> Tensor:
-    """Returns the same as `grouped_mm`. The compiler does not look into this op."""
-    return grouped_mm(rows, weights, ends, kernel).contiguous()
-
-
-@compiled_grouped_mm.register_fake
-def _(rows: Tensor, weights: Tensor, ends: Tensor, kernel: str) -> Tensor:  # noqa: ARG001  # the op's own arguments
-    return rows.new_empty(rows.shape[0], weights.shape[1])
-
-
 def quantized_product(rows: Tensor, weight: QuantizedWeight, ends: Tensor | None) -> Tensor:
     """Returns rows @ weight.T: [R, K], [N, K] -> [R, N].
 
     With `ends` [E], returns each expert's rows times its weight: [R, K], [E, N, K] -> [R, N].
     """
-    triton = weight.kernel == "triton"
-    # The compiler can look into one product only: the plain one without experts.
-    if torch.compiler.is_compiling() and (triton or ends is not None):
-        out: Tensor = compiled_quantized_product(
-            rows, ends, weight.scheme, triton, **weight.tensors()
-        )
-        return out
-    if triton:
+    if weight.kernel == "triton":
         # Imported here because triton is slow to import, and not installed everywhere.
         from engine.kernels.grouped_linear import grouped_linear
 
@@ -99,37 +78,6 @@ def quantized_product(rows: Tensor, weight: QuantizedWeight, ends: Tensor | None
     if ends is not None:
         return _plain_grouped_product(rows, weight, ends)
     return F.linear(rows, weight.dequantize(rows.dtype))
-
-
-@torch.library.custom_op("easel::quantized_product", mutates_args=())
-def compiled_quantized_product(
-    rows: Tensor,
-    ends: Tensor | None,
-    scheme: str,
-    triton: bool,
-    codes: Tensor,
-    scales: Tensor,
-    zeros: Tensor | None = None,
-    global_scale: Tensor | None = None,
-) -> Tensor:
-    """Returns the same as `quantized_product`. The compiler does not look into this op."""
-    kernel: Kernel = "triton" if triton else "torch"
-    weight = QuantizedWeight(as_scheme(scheme), codes, scales, zeros, global_scale, kernel)
-    return quantized_product(rows, weight, ends)
-
-
-@compiled_quantized_product.register_fake
-def _(
-    rows: Tensor,
-    ends: Tensor | None,  # noqa: ARG001  # these are the op's own arguments
-    scheme: str,  # noqa: ARG001
-    triton: bool,  # noqa: ARG001
-    codes: Tensor,
-    scales: Tensor,  # noqa: ARG001
-    zeros: Tensor | None = None,  # noqa: ARG001
-    global_scale: Tensor | None = None,  # noqa: ARG001
-) -> Tensor:
-    return rows.new_empty(rows.shape[0], codes.shape[-2])
 
 
 def _plain_grouped_product(rows: Tensor, weight: QuantizedWeight, ends: Tensor) -> Tensor:

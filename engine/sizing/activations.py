@@ -7,7 +7,12 @@ CPU. `element_bytes` is the size of an element of the weights' type.
 
 from dataclasses import dataclass
 
-from engine.sizing.chunks import GATHERED_ROWS, VOCAB_CHUNK, VOCAB_GROUP
+from engine.sizing.chunks import (
+    ATTENTION_SPLITS,
+    TRUNCATED_ROWS,
+    VOCAB_CHUNK,
+    VOCAB_GROUP,
+)
 from engine.sizing.dimensions import Dimensions, LayerShape, Tower
 
 RELEASED_STEPS = 48  # maximum denoising steps of a block, unless the checkpoint sets another number
@@ -43,7 +48,8 @@ def activation_bytes(
     masks = _mask_bytes(d, shape.encoded, shape.context, element_bytes)
     tail = _tail_bytes(d, canvas_rows, element_bytes, cuda=cuda)
     tower = 0 if d.tower is None else _tower_bytes(d.tower, d.image_tokens, element_bytes)
-    return state + max(network + masks, tail, tower)
+    splits = split_bytes(d) if cuda else 0
+    return state + max(network + masks + splits, tail, tower)
 
 
 def network_bytes(dimensions: Dimensions, rows: int, element_bytes: int) -> int:
@@ -52,14 +58,34 @@ def network_bytes(dimensions: Dimensions, rows: int, element_bytes: int) -> int:
     The layer's input and the rotary embeddings are included.
     """
     d = dimensions
-    chosen = d.experts_per_token * (4 * d.hidden_size + 4 * d.expert_size)
+    # With PyTorch's operations the experts' rows, products and sums. With Triton's kernels their
+    # rows and products, and the dense MLP's.
+    chosen = max(
+        d.experts_per_token * (4 * d.hidden_size + 4 * d.expert_size),
+        d.experts_per_token * (2 * d.hidden_size + 3 * d.expert_size)
+        + (2 * d.hidden_size + 3 * d.mlp_size),
+    )
     # The merged product, the normed and rotated queries, keys and values, the intermediate results
     # of rotating, and the output.
     attended = max((5 * d.query_heads + 6 * layer.kv_heads) * layer.head_size for layer in d.layers)
-    ropes = sum(2 * size for size in {layer.head_size for layer in d.layers})
-    elements = 6 * d.hidden_size + max(chosen, attended, 5 * d.mlp_size) + ropes
+    elements = 6 * d.hidden_size + max(chosen, attended, 5 * d.mlp_size) + rope_elements(d)
     # The router's scores are float32.
     return rows * (elements * element_bytes + 12 * d.experts)
+
+
+def rope_elements(dimensions: Dimensions) -> int:
+    """Returns the elements of the rotary embeddings of one row: cos and sin for each head size."""
+    return sum(2 * size for size in {layer.head_size for layer in dimensions.layers})
+
+
+def split_bytes(dimensions: Dimensions) -> int:
+    """Returns the bytes of the sums that a GPU's attention writes for one canvas, in 32 bits.
+
+    Passes with more rows have tiles enough for all processors, so that nothing is split.
+    """
+    d = dimensions
+    widest = max(layer.head_size for layer in d.layers)
+    return ATTENTION_SPLITS * d.canvas_length * d.query_heads * (widest + 2) * 4
 
 
 def _mask_bytes(dimensions: Dimensions, tokens: int, context: int, element_bytes: int) -> int:
@@ -95,10 +121,11 @@ def _tail_bytes(dimensions: Dimensions, rows: int, element_bytes: int, *, cuda: 
         gathered = rows * (d.hidden_size * element_bytes + 4 * group * 8)
         return rows * chunk * (8 + 2 * element_bytes) + soft + rows * groups * 36 + gathered
     logits = rows * d.vocab_size * element_bytes
-    # Four statistics in 32 bits, then the groups' probabilities in 64 bits and their running sum.
-    statistics = rows * groups * (4 * 4 + 2 * 8)
-    gathered = min(rows, GATHERED_ROWS) * group * d.hidden_size * element_bytes
-    return logits + statistics + soft + gathered
+    # Logits and float32 probabilities of a canvas that draws from its likeliest tokens, after the
+    # logits of all canvases are gone.
+    truncated = min(d.canvas_length, TRUNCATED_ROWS) * d.vocab_size * (element_bytes + 4)
+    statistics = rows * groups * 4 * 4  # four in 32 bits
+    return max(logits, truncated) + statistics + soft
 
 
 def _tower_bytes(tower: Tower, tokens: int, element_bytes: int) -> int:

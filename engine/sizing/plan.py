@@ -10,19 +10,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.config import EngineConfig, Formats
-from engine.sizing.activations import PassShape, activation_bytes, network_bytes
+from engine.sizing.activations import (
+    PassShape,
+    activation_bytes,
+    network_bytes,
+    rope_elements,
+    split_bytes,
+)
 from engine.sizing.dimensions import Dimensions
 from engine.sizing.kv import cache_elements, pass_tokens
 from engine.sizing.weights import Part, weight_bytes, widest_elements
 
-MOST_GRAPHS = 16  # kept at the same time; beyond that the least recently used graph is removed
+# Graphs that are kept at the same time. With `max_active` 3 there are 31 if requests speculate.
+MOST_GRAPHS = 32
 # Bytes per element of a quantised matrix that is widened to 32 bits, for its code and its value. On
 # a GPU this happens at the start, when the kernels are tried, and in every product if they fail.
 _WIDENING_BYTES = 12
-# An estimate, not measured: the nodes and arguments of a graph of some thousand launches.
-_GRAPH_BYTES = 16 * 2**20
-# An estimate, not measured: cuBLAS' workspaces, compiled kernels and the allocator's fragments.
+# An estimate, not measured: the nodes and arguments of a graph of some hundred launches.
+_GRAPH_BYTES = 8 * 2**20
+# An estimate, not measured: the context, compiled kernels and the allocator's fragments.
 _LIBRARIES_BYTES = 512 * 2**20
+# torch gives cuBLAS and cuBLASLt a workspace each for every stream that makes products: 32 MiB from
+# compute capability 9.0 on and 8 MiB before (parseChosenWorkspaceSize in CublasHandlePool.cpp).
+_WORKSPACES_BYTES = 2 * 32 * 2**20
 _LEAST_CONTEXT = 4096  # `nearest` reduces the weights' bits before it proposes a shorter context
 _CONTEXT_STEP = 1024  # between proposed contexts
 _PREFIX_STEP_MIB = 256  # between proposed budgets for kept prefixes
@@ -112,9 +122,16 @@ def make_plan(dimensions: Dimensions, config: EngineConfig, *, cuda: bool) -> Pl
     )
     graphs = 0
     if cuda and config.cuda_graphs == "auto":
-        canvases = config.max_active * d.canvas_length
-        static = canvases * d.hidden_size * element_bytes
-        graphs = MOST_GRAPHS * _GRAPH_BYTES + static + network_bytes(d, canvases, element_bytes)
+        # A captured pass has a canvas of each sequence, and of one sequence a block to commit, or a
+        # draft and the next block's canvas. The buffers would serve three segments of each, two of
+        # which are canvases.
+        segments = config.max_active + (2 if config.speculate else 1)
+        static = config.max_active * d.canvas_length * element_bytes
+        static *= 2 * d.hidden_size + 3 * rope_elements(d)
+        # Their pool holds the layers' tensors beside those of the passes without a graph, and the
+        # capture stream has workspaces of its own.
+        pool = network_bytes(d, segments * d.canvas_length, element_bytes) + split_bytes(d)
+        graphs = MOST_GRAPHS * _GRAPH_BYTES + static + pool + _WORKSPACES_BYTES
     widest = widest_elements(d, config.formats)
     activations = activation_bytes(d, shape, element_bytes=element_bytes, cuda=cuda)
     return Plan(
@@ -125,7 +142,7 @@ def make_plan(dimensions: Dimensions, config: EngineConfig, *, cuda: bool) -> Pl
         kv_slot=slot(context),
         activations=activations + widest * (_WIDENING_BYTES + element_bytes),
         graphs=graphs,
-        libraries=_LIBRARIES_BYTES if cuda else 0,
+        libraries=_LIBRARIES_BYTES + _WORKSPACES_BYTES if cuda else 0,
         prefix_cache=config.prefix_cache_mib * 2**20,
     )
 

@@ -24,8 +24,22 @@ Part = Literal[
 
 _CODE_BITS: dict[Format, int] = {"int8": 8, "fp8": 8, "int4": 4}
 INT4_GROUP = 32  # weights that share one scale in int4; the other formats have one scale per row
+_PAIR_DISTANCE = 32  # inputs between the two codes of a byte, if the inputs allow it
 SCALE_TYPE: Literal["bfloat16"] = "bfloat16"  # of the scales of every format, by its name in torch
 _SCALE_BYTES = {"bfloat16": 2}[SCALE_TYPE]
+
+
+def pair_distance(inputs: int) -> int:
+    """Returns how many inputs lie between the two 4-bit codes of a byte, in rows of `inputs` codes.
+
+    A row of codes is cut into blocks of twice the distance. Byte j of a block holds code j in its
+    low half, and the code behind it by the distance in its high half. So a kernel multiplies the
+    low halves by consecutive inputs and the high halves by others, and need not interleave them.
+    The distance is 32, or less if the inputs do not divide into blocks: then it is the largest
+    power of two with which they do.
+    """
+    assert inputs % 2 == 0
+    return min(_PAIR_DISTANCE, (inputs & -inputs) // 2)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Draws from the likeliest tokens alone: top-k, top-p and min-p.
 
-A few rows at a time hold their logits over the whole vocabulary, which `vocab_tail` never does,
-because the cut depends on all of them.
+Rows hold their logits over the whole vocabulary, which `vocab_tail` never does, because the cut
+depends on all of them. On a CPU they are a few rows at a time, on a GPU all rows of a canvas.
 
 Letters: A rows that are drawn for, R canvas positions (rows) of the pass, D hidden size, V
 vocabulary.
@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from engine.model.embedding import Embedding
-from engine.tail.vocab_tail import Bias, capped, inverse_cdf
+from engine.model.embedding import Embedding, products
+from engine.sizing.chunks import TRUNCATED_ROWS
+from engine.tail.vocab_tail import Bias, apart, capped, inverse_cdf, tensors_of
 
 _ROWS = 16  # at a time; each takes 1 MB in the released vocabulary, and 2 MB in float64
 _CANDIDATES = 1024  # likeliest tokens that are tried as the nucleus before all are sorted
@@ -55,6 +56,53 @@ def truncated_draw(
         least = least_kept(probs, top_k=top_k, top_p=top_p, min_p=min_p)
         drawn.append(inverse_cdf(probs.where(probs >= least, 0.0), uniforms[part]))
     return torch.cat(drawn)
+
+
+def triton_truncated_draw(
+    hidden: Tensor,
+    embedding: Embedding,
+    temperatures: Tensor,
+    uniforms: Tensor,
+    wanted: Tensor,
+    drawn: Tensor,
+    rows: slice,
+    *,
+    softcap: float,
+    top_k: int,
+    top_p: float,
+    min_p: float = 0.0,
+    biases: Sequence[Bias] = (),
+) -> None:
+    """Write the tokens of `truncated_draw` to `drawn` [R] int64, by a kernel for GPUs.
+
+    They are written for those of the consecutive `rows` that are `wanted` [R] bool. As the host
+    does not know which these are, the logits of all `rows` are computed, in as few products as the
+    memory plan has room for. The host does not wait.
+    """
+    # Imported here because triton is slow to import, and not installed everywhere.
+    from engine.kernels import vocab_draw
+
+    sharpness = softcap / temperatures
+    for start in range(rows.start, rows.stop, TRUNCATED_ROWS):
+        whole = slice(start, min(start + TRUNCATED_ROWS, rows.stop))
+        logits = products(hidden[whole], embedding)
+        probs = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+        for part, bias in apart(biases, whole):
+            vocab_draw.truncated_draw(
+                logits,
+                probs,
+                sharpness,
+                uniforms,
+                wanted,
+                drawn,
+                start,
+                slice(part.start - start, part.stop - start),
+                softcap=softcap,
+                top_k=top_k,
+                top_p=float(top_p),
+                min_p=float(min_p),
+                **tensors_of(bias),
+            )
 
 
 def least_kept(probs: Tensor, *, top_k: int, top_p: float, min_p: float) -> Tensor:

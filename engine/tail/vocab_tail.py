@@ -4,15 +4,17 @@ lm_head -> softcap -> temperature -> softmax -> entropy, argmax, sample -> soft 
 
 `vocab_tail` and `draw` process the vocabulary in chunks that stay in the processor's cache, so that
 the [R, V] logits never exist. A request's bias is added to each chunk of its rows.
-`triton_vocab_tail` is for GPUs: the logits exist once, in the weights' dtype, and one kernel turns
-them into probabilities. `plain_vocab_tail` computes the same results in a few lines, with the whole
-logits in memory. The tests compare with it.
+`triton_vocab_tail` and `triton_draw` are for GPUs: the logits exist once, in the weights' dtype,
+and one kernel turns them into probabilities, another one draws. A bias is added in the kernels, so
+that it costs only its own rows. `plain_vocab_tail` computes the same results in a few lines, with
+the whole logits in memory. The tests compare with it.
 
 Letters: R canvas positions (rows), D hidden size, V vocabulary, G groups of the vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -28,6 +30,7 @@ from engine.model.embedding import (
 )
 from engine.model.experts import group_ends
 from engine.sizing.chunks import GATHERED_ROWS, VOCAB_CHUNK, VOCAB_GROUP
+from engine.weights.quantization import QuantizedWeight
 
 _SAFE_EXPONENT = 80.0  # exp(-80) is a normal float32
 
@@ -63,7 +66,7 @@ class TailResult:
     argmax: Tensor  # [R] int64
     entropy: Tensor  # [R] float32, nats
     soft_embeddings: Tensor  # [R, D], the mean embedding under the distribution
-    group_mass: Tensor  # [R, G] float64, the unnormalised probability of each group
+    group_mass: Tensor  # [R, G] float64 or 32, the unnormalised probability of each group
 
 
 def vocab_tail(
@@ -132,28 +135,49 @@ def triton_vocab_tail(
     *,
     softcap: float,
     embedding_scale: float,
-    least_temperature: float,
+    least_temperatures: Sequence[tuple[slice, float]],
+    biases: Sequence[Bias] = (),
 ) -> TailResult:
-    """Returns the same as `vocab_tail` without a bias, by kernels for GPUs.
+    """Returns the same as `vocab_tail`, by kernels for GPUs.
 
     It makes a cuBLAS product, one pass over the logits [R, V], and a cuBLAS product.
 
-    `least_temperature` is the smallest of `temperatures`, which the host knows without reading the
-    device's tensor. From 2 softcap / 80 on, the constant exponent shift softcap / temperature is
-    safe: no exponent is below -80, whose exponential is a normal number. Below that temperature,
-    one more pass reads the logits first, for the rows' maxima.
+    `least_temperatures` has the smallest of the `temperatures` of consecutive rows, for all rows
+    together. The host knows them without reading the device's tensor. From 2 softcap / 80 on, the
+    constant exponent shift softcap / temperature is safe without a bias: no exponent is below -80,
+    whose exponential is a normal number. Rows with a lower temperature or a bias have their logits
+    read once more before, for their maxima. Other rows neither wait for that nor depend on it.
     """
     # Imported here because triton is slow to import, and not installed everywhere.
-    from engine.kernels.vocab_statistics import vocab_statistics
+    from engine.kernels.vocab_statistics import Statistics, vocab_peaks, vocab_statistics
 
     logits = products(hidden, embedding)  # [R, V]
     sharpness = softcap / temperatures
-    if 2 * softcap / least_temperature <= _SAFE_EXPONENT:
-        shift = torch.ones_like(sharpness)
-    else:
-        shift = (logits.amax(-1).float() / softcap).tanh()
+    shift = torch.ones_like(sharpness)
     group = _group_size(embedding.shape[0])
-    statistics = vocab_statistics(logits, sharpness, shift, softcap=softcap, group=group)
+    statistics = Statistics.empty(hidden.shape[0], embedding.shape[0] // group, hidden.device)
+    spans: list[tuple[slice, Bias | None]] = []  # what one launch computes: rows and their bias
+    for span, least in least_temperatures:
+        for rows, bias in apart(biases, span):
+            is_constant = bias is None and 2 * softcap / least <= _SAFE_EXPONENT
+            if is_constant and spans and spans[-1][1] is None and spans[-1][0].stop == rows.start:
+                spans[-1] = (slice(spans[-1][0].start, rows.stop), None)
+                continue
+            if not is_constant:
+                vocab_peaks(logits, statistics, rows, softcap=softcap, **tensors_of(bias))
+                torch.amax(statistics.best[rows], -1, out=shift[rows])
+            spans.append((rows, bias))
+    for rows, bias in spans:
+        vocab_statistics(
+            logits,
+            sharpness,
+            shift,
+            softcap=softcap,
+            group=group,
+            rows=rows,
+            out=statistics,
+            **tensors_of(bias),
+        )
     total = statistics.mass.sum(-1, dtype=torch.float64)
     entropy = total.log() - statistics.energy.sum(-1, dtype=torch.float64) / total
     best = statistics.best.argmax(-1, keepdim=True)  # [R, 1], a group
@@ -162,8 +186,36 @@ def triton_vocab_tail(
         argmax=(best * group + statistics.best_index.gather(1, best)).squeeze(1),
         entropy=entropy.clamp_(min=0.0).float(),
         soft_embeddings=soft.to(hidden.dtype),
-        group_mass=statistics.mass.double(),
+        group_mass=statistics.mass,
     )
+
+
+def apart(biases: Sequence[Bias], rows: slice) -> Iterator[tuple[slice, Bias | None]]:
+    """Yields the parts of `rows` in order, each with the only bias of all of its rows, or None.
+
+    Rows that have several biases have their sum, of which at most one may have factors, the first.
+    """
+    here = [b for b in biases if b.rows.start < rows.stop and b.rows.stop > rows.start]
+    bounds = {rows.start, rows.stop}
+    for bias in here:
+        bounds |= {max(bias.rows.start, rows.start), min(bias.rows.stop, rows.stop)}
+    edges = sorted(bounds)
+    for start, stop in pairwise(edges):
+        part, whole = slice(start, stop), None
+        for bias in here:
+            if bias.rows.start <= start and stop <= bias.rows.stop:
+                assert whole is None or bias.factors is None, "factors come before values"
+                whole = (
+                    Bias(part, bias.values, bias.factors)
+                    if whole is None
+                    else Bias(part, whole.values + bias.values, whole.factors)
+                )
+        yield part, whole
+
+
+def tensors_of(bias: Bias | None) -> dict[str, Tensor | None]:
+    """Returns a bias' tensors as the kernels' arguments."""
+    return {} if bias is None else {"values": bias.values, "factors": bias.factors}
 
 
 def draw(
@@ -185,7 +237,7 @@ def draw(
     token and cost next to nothing. The other arguments are those of `vocab_tail`.
     """
     size = _group_size(embedding.shape[0])
-    running = result.group_mass.cumsum(-1)
+    running = result.group_mass.cumsum(-1, dtype=torch.float64)
     targets = uniforms.double() * running[:, -1]
     groups = torch.searchsorted(running, targets[:, None], right=True)
     groups = groups.clamp_(max=running.shape[1] - 1).where(wanted[:, None], 0)  # [R, 1]
@@ -203,6 +255,44 @@ def draw(
         bias.apply(logits[bias.rows], tokens, softcap)
     logits.mul_(softcap / temperatures[:, None])
     return groups * size + inverse_cdf(logits.softmax(-1), within.squeeze(1))
+
+
+def triton_draw(
+    result: TailResult,
+    hidden: Tensor,
+    embedding: Embedding,
+    temperatures: Tensor,
+    uniforms: Tensor,
+    wanted: Tensor,
+    *,
+    softcap: float,
+    biases: Sequence[Bias] = (),
+) -> Tensor:
+    """Returns the same as `draw`, by a kernel for GPUs, for the result of `triton_vocab_tail`."""
+    # Imported here because triton is slow to import, and not installed everywhere.
+    from engine.kernels.vocab_draw import group_draw
+
+    codes, scales = embedding, None
+    if isinstance(embedding, QuantizedWeight):
+        codes, scales = embedding.codes, embedding.scales
+    assert isinstance(codes, Tensor)
+    drawn = torch.empty(hidden.shape[0], dtype=torch.int64, device=hidden.device)
+    sharpness = softcap / temperatures
+    for rows, bias in apart(biases, slice(0, hidden.shape[0])):
+        group_draw(
+            result.group_mass,
+            hidden,
+            codes,
+            sharpness,
+            uniforms,
+            wanted,
+            drawn,
+            rows,
+            softcap=softcap,
+            scales=scales,
+            **tensors_of(bias),
+        )
+    return drawn
 
 
 def grouped_products(hidden: Tensor, embedding: Tensor, groups: Tensor) -> Tensor:

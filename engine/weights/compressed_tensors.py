@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from engine.weights.errors import UnsupportedFormatError
-from engine.weights.quantization import QuantizedWeight
+from engine.weights.quantization import QuantizedWeight, repack
 from engine.weights.tensor_files import TensorFiles
 
 # The supported values of a group's weight options, by the group's format.
@@ -97,11 +97,11 @@ def read_module(files: TensorFiles, module: str) -> Tensor | QuantizedWeight:
 def _int4(files: TensorFiles, module: str, packed: Tensor) -> QuantizedWeight:
     """Read eight codes per int32, the first in the lowest bits, where the code 8 stands for 0.
 
-    On a little-endian machine these are the bytes of `QuantizedWeight`.
+    On a little-endian machine each byte holds two consecutive codes.
     """
     rows, inputs = files.take(f"{module}.weight_shape").tolist()
     codes = packed.view(torch.uint8)[:rows, : inputs // 2]  # the last word may be padded
-    return QuantizedWeight("int4", codes, files.take(f"{module}.weight_scale"))
+    return QuantizedWeight("int4", repack(codes), files.take(f"{module}.weight_scale"))
 
 
 def _nvfp4(files: TensorFiles, module: str, codes: Tensor) -> QuantizedWeight:
@@ -112,7 +112,7 @@ def _nvfp4(files: TensorFiles, module: str, codes: Tensor) -> QuantizedWeight:
     """
     scales = files.take(f"{module}.weight_scale")
     factor = files.take(f"{module}.weight_global_scale").float().reshape(())
-    return QuantizedWeight("nvfp4", codes, scales, None, 1 / factor)
+    return QuantizedWeight("nvfp4", repack(codes), scales, None, 1 / factor)
 
 
 def _object(value: Any, key: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from engine.sizing.dimensions import W4_FILE
 from engine.sizing.model_files import read_json
 from engine.weights.errors import UnsupportedFormatError
-from engine.weights.quantization import QuantizedWeight
+from engine.weights.quantization import QuantizedWeight, repack
 from engine.weights.tensor_files import TensorFiles
 
 _FORMAT = "dg-w4a16-v1"
@@ -48,4 +48,4 @@ def read_experts(files: TensorFiles, module: str, projection: str) -> QuantizedW
     """
     short = f"{module}.{_SHORT[projection]}"
     codes, scales, zeros = (files.take(f"{short}_{kind}") for kind in "qsz")
-    return QuantizedWeight("int4", codes, scales, zeros * scales)  # both are float16
+    return QuantizedWeight("int4", repack(codes), scales, zeros * scales)  # both are float16

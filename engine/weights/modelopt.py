@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from engine.weights.errors import UnsupportedFormatError
-from engine.weights.quantization import QuantizedWeight
+from engine.weights.quantization import QuantizedWeight, repack
 from engine.weights.tensor_files import TensorFiles
 
 _ALGORITHMS = ("NVFP4", "W4A16_NVFP4")
@@ -41,5 +41,5 @@ def read_module(files: TensorFiles, module: str) -> Tensor | QuantizedWeight:
         return weight
     global_scale = files.take(f"{module}.weight_scale_2").float().reshape(())
     return QuantizedWeight(
-        "nvfp4", weight, files.take(f"{module}.weight_scale"), None, global_scale
+        "nvfp4", repack(weight), files.take(f"{module}.weight_scale"), None, global_scale
     )

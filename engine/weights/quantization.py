@@ -14,7 +14,7 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor
 
-from engine.sizing.weights import INT4_GROUP, SCALE_TYPE
+from engine.sizing.weights import INT4_GROUP, SCALE_TYPE, pair_distance
 
 Scheme = Literal["int8", "int4", "fp8", "nvfp4"]
 FromDense = Literal["int8", "int4", "fp8"]  # the schemes that `quantize` can make
@@ -46,8 +46,8 @@ class QuantizedWeight:
     """A weight [N, K] or [E, N, K] as codes, with one scale for each group of a row.
 
     - int8: `codes` are int8 [..., N, K]. An element is code * scale.
-    - int4: `codes` are uint8 [..., N, K / 2], even k in the low half. An element is
-      (code - 8) * scale without `zeros`, and code * scale - zero with them.
+    - int4: `codes` are uint8 [..., N, K / 2], two codes a byte in the layout of `pack`. An element
+      is (code - 8) * scale without `zeros`, and code * scale - zero with them.
     - fp8: `codes` are float8_e4m3fn [..., N, K]. An element is code * scale.
     - nvfp4: `codes` are packed like those of int4 and hold e2m1 numbers. `scales` are float8_e4m3fn
       for groups of 16. An element is number * scale * `global_scale`.
@@ -322,13 +322,23 @@ def _quantize_int4(weight: Tensor) -> QuantizedWeight:
 
 
 def pack(codes: Tensor) -> Tensor:
-    """Pack uint8 codes below 16, [..., K] -> [..., K / 2], even k in the low half."""
-    return codes[..., 0::2] | (codes[..., 1::2] << 4)
+    """Pack uint8 codes below 16, [..., K] -> [..., K / 2], as `pair_distance` describes."""
+    distance = pair_distance(codes.shape[-1])
+    runs: Tensor = codes.unflatten(-1, (-1, 2, distance))  # type: ignore[no-untyped-call]
+    low, high = runs.unbind(-2)
+    return (low | (high << 4)).flatten(-2)
 
 
 def unpack(packed: Tensor) -> Tensor:
     """Undo `pack`: [..., K / 2] -> [..., K]."""
-    return torch.stack([packed & 0xF, packed >> 4], dim=-1).flatten(-2)
+    distance = pair_distance(2 * packed.shape[-1])
+    runs: Tensor = packed.unflatten(-1, (-1, distance))  # type: ignore[no-untyped-call]
+    return torch.stack([runs & 0xF, runs >> 4], dim=-2).flatten(-3)
+
+
+def repack(packed: Tensor) -> Tensor:
+    """Change bytes that hold consecutive codes, the first one low, to the layout of `pack`."""
+    return pack(torch.stack([packed & 0xF, packed >> 4], dim=-1).flatten(-2))
 
 
 def _e2m1(codes: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from engine.weights.quantization import QuantizedWeight, as_scheme
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile("[0-9a-f]{24}")  # of a finished folder
-_VERSION = 2  # raise it when the files' layout or the results of `quantize` change
+_VERSION = 3  # raise it when the files' layout or the results of `quantize` change
 
 
 def cache_root() -> Path:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from bench import synthetic
 from bench.__main__ import main
 from bench.blocks import timed_answers
-from bench.compare import peak_bytes
+from bench.compare import Output, peak_bytes, report
 from bench.quality import FORMATS, case_of, first_logits
 from bench.random_weights import LOGITS_STD, network_config, random_network, weights_bytes
 from bench.roofline import find_device, released
@@ -180,6 +180,29 @@ def test_a_format_that_runs_out_of_memory_does_not_stop_the_others(monkeypatch):
     refused, other = rows(TRIAL)
     assert refused["case"] == "float32: out of memory"
     assert other["step_ms"] > 0
+
+
+def test_a_format_that_fails_has_a_row_and_the_json_file_has_each_row_as_it_is_known(
+    monkeypatch, tmp_path
+):
+    file, make_network = tmp_path / "rows.json", random_network
+    written = []
+
+    def fail(*args, formats, **others):
+        written.append(json.loads(file.read_text()) if file.exists() else [])
+        if not formats.quantized:
+            raise RuntimeError("CUDA error: an illegal\nmemory access [/dim]")
+        return make_network(*args, formats=formats, **others)
+
+    monkeypatch.setattr(synthetic, "random_network", fail)
+    monkeypatch.setattr(synthetic, "FORMATS", SOME_FORMATS)
+    report("tiny", rows(TRIAL), synthetic.COLUMNS, Output(json=file))
+    failed, other = json.loads(file.read_text())
+    reason = "RuntimeError: CUDA error: an illegal memory access [/dim]"
+    assert failed["case"] == f"float32: {reason}"
+    assert failed["step_ms"] is None
+    assert other["step_ms"] > 0
+    assert written == [[], [failed]]
 
 
 def test_on_a_known_gpu_the_batch_of_its_profile_has_a_row_and_shares_are_given(monkeypatch):

@@ -500,27 +500,33 @@ def test_an_impossible_option_fails_and_is_named(worker, name, options):
     assert worker.idle
 
 
-@pytest.mark.parametrize(
-    "biased",
-    [{"logit_bias": {7: 9.0}}, {"repetition_penalty": 0.5}, {"banned_tokens": [7, 8, 9]}],
+ON_A_GPU = (
+    "nothing",
+    "top_k and top_p and min_p",
+    "logit_bias",
+    "repetition reward",
+    "min_tokens",
+    "everything",
+    "everything with a suffix",
 )
-def test_kernels_that_rely_on_the_softcap_are_not_used_with_a_bias(
-    worker, denoiser, monkeypatch, biased
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")  # of the interpreter's numpy
+def test_answers_with_the_kernels_are_the_same_alone_and_together(
+    worker, denoiser, with_ends, monkeypatch
 ):
-    used, unbiased = [], {"min_p": 0.2}
-
-    def kernels(*args, least_temperature, **scales):
-        used.append(least_temperature)
-        return vocab_tail(*args, **scales)
-
-    expected = tokens_of(answer(worker, **unbiased)[0]), tokens_of(answer(worker, **biased)[0])
-    monkeypatch.setattr("engine.denoise.denoising_step.triton_vocab_tail", kernels)
+    with_ends(FEW_ENDS, PADDING)
+    requests = [request(name, **OPTIONS[name]) for name in ON_A_GPU]
+    expected = {each.id: tokens_of(worker.generate(each)) for each in requests}
     monkeypatch.setattr(denoiser._step, "_kernels", True)
-    assert tokens_of(answer(worker, **unbiased)[0]) == expected[0]
-    assert used
-    used.clear()
-    assert tokens_of(answer(worker, **biased)[0]) == expected[1]
-    assert not used
+    monkeypatch.setattr(denoiser._step, "_draws_ahead", True)
+    monkeypatch.setattr("engine.denoise.denoising_step.vocab_tail", None)
+    monkeypatch.setattr("engine.denoise.denoising_step.draw", None)
+    monkeypatch.setattr("engine.denoise.denoising_step.truncated_draw", None)
+    together = Worker(denoiser, EngineConfig(prefill_chunk=16, max_active=4))
+    messages = [m for each in requests for m in together.handle(each)] + until_idle(together)
+    made = {each.id: tokens_of(m for m in messages if m.id == each.id) for each in requests}
+    assert made == expected
 
 
 @pytest.mark.parametrize(

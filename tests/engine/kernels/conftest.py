@@ -4,6 +4,8 @@ import pytest
 import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder
 
+from tests.engine.kernels import ptx
+
 
 @pytest.fixture(autouse=True)
 def numbers_in_products(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,3 +21,9 @@ def numbers_in_products(monkeypatch: pytest.MonkeyPatch) -> None:
         return create_dot(self, number(a), number(b), *others)
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", corrected)
+
+
+@pytest.fixture(autouse=True)
+def inline_assembly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run PTX, which Triton's interpreter refuses."""
+    monkeypatch.setattr(InterpreterBuilder, "create_inline_asm", ptx.create_inline_asm)

@@ -1,11 +1,15 @@
 import pytest
 import torch
 
+from engine.kernels import grouped_linear as module
 from engine.kernels.dequantise import plain_weights
-from engine.kernels.grouped_linear import grouped_linear, plain_grouped_linear
+from engine.kernels.grouped_linear import choose_tile, grouped_linear, plain_grouped_linear
+from engine.kernels.target import Target
 
 # Relative to the largest result. Triton's interpreter truncates bfloat16 instead of rounding it.
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
+ADA = Target((8, 9), 128, 99 * 1024)
+HOPPER = Target((9, 0), 132, 227 * 1024)
 SCHEMES = ["dense", "int8", "fp8", "int4", "int4 with zeros", "nvfp4"]
 
 
@@ -59,6 +63,82 @@ def check(scheme, sizes, outputs, inputs, columns=1, dtype=torch.float32):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_each_scheme_equals_dense_arithmetic(scheme, dtype):
     check(scheme, [7, 0, 20, 13], 70, 352, columns=11, dtype=dtype)
+
+
+def pretend(monkeypatch, target):
+    monkeypatch.setattr(module, "target_of", lambda _device: target)
+
+
+@pytest.mark.parametrize("target", [ADA, HOPPER], ids=["8.9", "9.0"])
+@pytest.mark.parametrize("columns", [1, 11])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_each_scheme_in_ptx_equals_dense_arithmetic(monkeypatch, scheme, columns, target):
+    pretend(monkeypatch, target)
+    check(scheme, [7, 0, 20, 13], 70, 352, columns=columns, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("group", [16, 32, 64, 128, 256])
+@pytest.mark.parametrize("scheme", ["int8", "fp8", "int4", "int4 with zeros"])
+def test_in_ptx_a_scale_may_have_a_group_of_every_supported_size(monkeypatch, scheme, group):
+    pretend(monkeypatch, HOPPER)
+    check(scheme, [3, 4], 5, 768, columns=768 // group, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("inputs", [2, 34, 96, 130])
+@pytest.mark.parametrize("scheme", ["int4", "int4 with zeros"])
+def test_in_ptx_a_byte_may_hold_codes_at_every_distance(monkeypatch, scheme, inputs):
+    pretend(monkeypatch, HOPPER)
+    check(scheme, [3, 4], 5, inputs, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("target", [None, HOPPER], ids=["plain", "PTX"])
+@pytest.mark.parametrize("scheme", ["int8", "fp8", "int4", "int4 with zeros", "nvfp4"])
+def test_every_code_becomes_the_same_weight_in_both_forms(monkeypatch, scheme, target):
+    """Multiplied by the unit matrix, the weights come out as they are.
+
+    In the plain form no product is rounded, because the interpreter would truncate it.
+    """
+    pretend(monkeypatch, target)
+    groups = 256 // 16
+    codes = torch.arange(256, dtype=torch.uint8).repeat(2, 1)
+    codes[1] = codes[1].roll(5)
+    if scheme in ("int4", "int4 with zeros", "nvfp4"):
+        codes = codes.reshape(4, 128)
+        groups //= 2 if scheme == "nvfp4" else 4
+    numbers = torch.arange(codes.shape[0] * groups) % 7
+    scales = (numbers + 1 if target else 2.0**numbers).reshape(-1, groups) / 8
+    arguments = {"scheme": scheme.removesuffix(" with zeros"), "scales": scales.bfloat16()}
+    if scheme == "int8":
+        codes = codes.view(torch.int8)
+    elif scheme == "fp8":
+        codes = torch.where(codes & 127 == 127, 0, codes).view(torch.float8_e4m3fn)
+    elif scheme == "int4 with zeros":
+        arguments["zeros"] = scales.bfloat16()
+    elif scheme == "nvfp4":
+        groups = 256 // 16
+        scales = (torch.arange(4 * groups, dtype=torch.uint8) + 3).reshape(4, groups)
+        arguments["scales"] = scales.view(torch.float8_e4m3fn)
+        arguments["global_scale"] = torch.ones(())
+    expected = plain_weights(codes, **arguments).float().bfloat16()
+    unit = torch.eye(expected.shape[1], dtype=torch.bfloat16)
+    assert torch.equal(grouped_linear(unit, codes, None, **arguments).T, expected)
+
+
+def test_a_canvas_in_a_wide_quantised_linear_has_one_tile_of_rows_on_hopper():
+    for_linears = {"rows": 256, "groups": 1}
+    assert choose_tile("int8", torch.bfloat16, HOPPER, outputs=8192, **for_linears).block_m == 256
+    assert choose_tile("int8", torch.bfloat16, HOPPER, outputs=2816, **for_linears).block_m == 64
+    assert choose_tile("int8", torch.bfloat16, ADA, outputs=8192, **for_linears).block_m == 64
+
+
+def test_the_tile_of_a_canvas_in_a_wide_linear_equals_dense_arithmetic(monkeypatch):
+    pretend(monkeypatch, HOPPER)
+    monkeypatch.setattr(module, "_HOPPER_LINEAR_OUTPUTS", 70)
+    arguments, weights = random_weights("int4", (70, 352), 11, torch.bfloat16)
+    x = torch.randn(200, 352, generator=torch.Generator().manual_seed(1)).bfloat16()
+    actual, expected = grouped_linear(x, ends=None, **arguments), x.double() @ weights.T
+    error = (actual.double() - expected).abs().max() / expected.abs().max()
+    assert error < TOLERANCE[torch.bfloat16]
 
 
 @pytest.mark.parametrize(
@@ -135,14 +215,14 @@ def test_the_product_of_no_rows_has_no_rows(scheme):
 
 def test_codes_stand_for_the_weights_of_their_scheme():
     one, half = torch.tensor([[1.0]]), torch.tensor([[0.5]])
-    e2m1 = torch.tensor([[0x10, 0x32, 0x54, 0x76, 0x98, 0xBA, 0xDC, 0xFE]], dtype=torch.uint8)
+    e2m1 = torch.tensor([[0x80, 0x91, 0xA2, 0xB3, 0xC4, 0xD5, 0xE6, 0xF7]], dtype=torch.uint8)
     weights = plain_weights(
         e2m1, "nvfp4", one.to(torch.float8_e4m3fn), global_scale=torch.tensor(2.0)
     )
     positive = [0, 1, 2, 3, 4, 6, 8, 12]
     assert weights.tolist() == [positive + [-x for x in positive]]
     int4 = torch.tensor([[0xF0, 0x98]], dtype=torch.uint8)
-    assert plain_weights(int4, "int4", half).tolist() == [[-4, 3.5, 0, 0.5]]
-    assert plain_weights(int4, "int4", half, zeros=one).tolist() == [[-1, 6.5, 3, 3.5]]
+    assert plain_weights(int4, "int4", half).tolist() == [[-4, 0, 3.5, 0.5]]
+    assert plain_weights(int4, "int4", half, zeros=one).tolist() == [[-1, 3, 6.5, 3.5]]
     int8 = torch.tensor([[-128, 127]], dtype=torch.int8)
     assert plain_weights(int8, "int8", half).tolist() == [[-64, 63.5]]

@@ -2,10 +2,19 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine.kernels.prefix_attention import plain_prefix_attention, prefix_attention
+from engine.kernels import prefix_attention as module
+from engine.kernels.prefix_attention import (
+    choose_splits,
+    choose_tile,
+    plain_prefix_attention,
+    prefix_attention,
+)
+from engine.kernels.target import Target
 
 # Triton's interpreter truncates bfloat16 instead of rounding it.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+HOPPER = Target((9, 0), 132, 227 * 1024)
+ADA = Target((8, 9), 128, 99 * 1024)
 
 
 def random_inputs(heads, kv_heads, count, entries, size, dtype=torch.float32):
@@ -82,3 +91,47 @@ def test_scores_may_be_so_large_that_their_exponential_overflows():
 def test_head_sizes_that_no_tile_has_are_refused(size):
     with pytest.raises(AssertionError):
         prefix_attention(*random_inputs(2, 1, 3, 5, size))
+
+
+@pytest.fixture(params=[2, 3, 4])
+def splits(request, monkeypatch):
+    """Split the entries among this many programs."""
+    monkeypatch.setattr(module, "choose_splits", lambda *_: request.param)
+
+
+@pytest.mark.usefixtures("splits")
+@pytest.mark.parametrize("span", [None, [0, 1], [0, 90], [3, 40], [31, 33], [89, 90]])
+def test_split_entries_have_the_same_result(span):
+    queries, keys, values = random_inputs(6, 2, 7, 90, 32)
+    if span is not None:
+        keys[:, : span[0]] = values[:, : span[0]] = torch.nan
+        keys[:, span[1] :] = values[:, span[1] :] = torch.nan
+    check(queries, keys, values, span)
+
+
+@pytest.mark.usefixtures("splits")
+@pytest.mark.parametrize("window", [None, 1, 33])
+@pytest.mark.parametrize("count", [1, 40])
+def test_split_entries_of_causal_queries_have_the_same_result(count, window):
+    check(*random_inputs(4, 2, count, 90, 32), [5, 90], causal=True, window=window)
+
+
+@pytest.mark.usefixtures("splits")
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_split_entries_of_the_released_head_sizes_have_the_same_result(monkeypatch, dtype):
+    monkeypatch.setattr(module, "target_of", lambda _device: HOPPER)
+    for heads, kv_heads, size in ((16, 8, 256), (16, 2, 512)):
+        check(*random_inputs(heads, kv_heads, 16, 205, size, dtype))
+
+
+@pytest.mark.parametrize("target", [ADA, HOPPER])
+def test_a_canvas_keeps_most_processors_busy_with_tiles_of_64_rows(target):
+    for heads, size in ((16, 256), (16, 512)):
+        tile = choose_tile(size, 2, target)
+        programs = heads * 256 // tile.rows
+        assert tile.rows == 64
+        assert 0.9 * target.multiprocessors < programs * choose_splits(programs, target)
+
+
+def test_a_device_that_is_not_an_nvidia_gpu_has_no_splits():
+    assert choose_splits(1, None) == 1

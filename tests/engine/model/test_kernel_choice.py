@@ -8,11 +8,25 @@ import torch
 from bench.random_model import Shape, write_random_model
 from engine.config import EngineConfig
 from engine.device import DeviceError
-from engine.kernels import grouped_linear, prefix_attention
+from engine.kernels import (
+    combine,
+    condition,
+    dispatch,
+    gated,
+    grouped_linear,
+    prefix_attention,
+    route,
+    write_heads,
+)
 from engine.loading import build_denoiser
 from engine.model import kernel_choice
+from engine.model.diffusion_gemma import DiffusionGemma
 from engine.model.experts import Experts, Routing
-from engine.model.kernel_choice import choose_attention_kernel, choose_product_kernels
+from engine.model.kernel_choice import (
+    choose_attention_kernel,
+    choose_layer_kernel,
+    choose_product_kernels,
+)
 from engine.sizing.dimensions import LayerShape
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -71,6 +85,62 @@ def test_all_layers_have_the_first_kernel_that_runs_and_it_is_logged(
     assert {each.kernel for each in experts} == {order[0]}
     (line,) = caplog.records
     assert order[0] in line.getMessage()
+
+
+class FakeClock:
+    """Says how long each kernel takes, after running it."""
+
+    def __init__(self, monkeypatch, **times):
+        self.times = times
+        monkeypatch.setattr(kernel_choice, "_clock", lambda _device: self)
+
+    def __call__(self, work):
+        work()
+        return next(self.results)
+
+    def of(self, *kernels):
+        self.results = iter([self.times[kernel] for kernel in kernels])
+
+
+@pytest.mark.parametrize("faster", ["triton", "torch"])
+def test_of_two_products_that_never_make_the_host_wait_the_faster_one_is_taken(
+    experts, caplog, monkeypatch, faster
+):
+    caplog.set_level(logging.INFO)
+    order = ("torch", "triton")
+    monkeypatch.setattr(kernel_choice, "_candidates", lambda *_: order)
+    clock = FakeClock(monkeypatch, **{"triton": 2.0, "torch": 2.0, faster: 1.0})
+    clock.of(*order)
+    assert choose(experts)
+    assert {each.kernel for each in experts} == {faster}
+    (line,) = caplog.records
+    assert line.getMessage().startswith(f"experts: {faster}'s grouped product (torch ")
+
+
+def test_a_product_that_makes_the_host_wait_is_not_timed(experts, monkeypatch):
+    monkeypatch.setattr(kernel_choice, "_candidates", lambda *_: ("triton", "torch"))
+    monkeypatch.setattr(kernel_choice, "_clock", lambda _device: raising)
+    assert choose(experts)
+    assert {each.kernel for each in experts} == {"triton"}
+
+
+@pytest.mark.parametrize("faster", ["triton", "torch"])
+def test_of_two_attentions_the_one_that_is_faster_in_all_layers_is_taken(
+    caplog, monkeypatch, faster
+):
+    caplog.set_level(logging.INFO)
+    timed = kernel_choice._timed_attention
+    monkeypatch.setattr(kernel_choice, "_CONTEXT", 40)
+    monkeypatch.setattr(kernel_choice, "_try_attention", lambda *_: None)
+    monkeypatch.setattr(
+        kernel_choice,
+        "_timed_attention",
+        lambda heads, shape, _device, dtype: timed(heads, shape, CPU, dtype),
+    )
+    FakeClock(monkeypatch, **{"triton": 2.0, "torch": 2.0, faster: 1.0}).of("triton", "torch")
+    assert choose_attention_kernel(LAYERS, 4, CUDA, torch.float32) == faster
+    (line,) = caplog.records
+    assert line.getMessage().startswith(f"attention: {faster}'s (triton ")
 
 
 def raising(*_args, **_kwargs):
@@ -145,6 +215,8 @@ def test_attention_on_a_gpu_is_that_of_triton_if_it_runs_in_all_kinds_of_layers(
 
     try_attention = kernel_choice._try_attention
     monkeypatch.setattr(kernel_choice, "_try_attention", on_the_cpu)
+    monkeypatch.setattr(kernel_choice, "_timed_attention", lambda *_: None)
+    monkeypatch.setattr(kernel_choice, "_clock", lambda _device: None)
     assert choose_attention_kernel(LAYERS, 4, CUDA, torch.float32) == "triton"
     assert tried == [(4, shape) for shape in LAYERS[:2]]
     (line,) = caplog.records
@@ -174,5 +246,82 @@ def test_attention_that_fails_or_computes_wrong_results_is_not_chosen(monkeypatc
 def test_a_warning_is_logged_if_the_attention_of_triton_cannot_run(caplog, monkeypatch):
     monkeypatch.setattr(kernel_choice, "_try_attention", raising)
     assert choose_attention_kernel(LAYERS, 4, CUDA, torch.float32) == "torch"
+    (line,) = caplog.records
+    assert line.levelno == logging.WARNING
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    shape = Shape(layers="ssf", canvas=8)
+    return str(write_random_model(tmp_path_factory.mktemp("layers"), shape))
+
+
+@pytest.fixture
+def on_a_gpu(folder, monkeypatch):
+    """Returns a model that says that it is on a GPU. The kernels are tried on the CPU."""
+    monkeypatch.setattr(kernel_choice, "_ROUTED_ROWS", (5,))
+    try_layer = kernel_choice._try_layer
+    monkeypatch.setattr(
+        kernel_choice, "_try_layer", lambda layer, _device, dtype: try_layer(layer, CPU, dtype)
+    )
+
+    def load(**options):
+        model = build_denoiser(EngineConfig(model=folder, device="cpu", **options)).model
+        monkeypatch.setattr(DiffusionGemma, "device", CUDA)
+        return model
+
+    return load
+
+
+def test_on_a_cpu_layers_keep_the_operations_of_pytorch(folder, caplog):
+    model = build_denoiser(EngineConfig(model=folder, device="cpu")).model
+    assert {layer.kernel for layer in model.each_layer()} == {"torch"}
+    assert "norms" not in caplog.text
+
+
+def test_on_a_gpu_all_layers_have_the_kernels_of_triton_if_these_run(on_a_gpu, caplog):
+    caplog.set_level(logging.INFO)
+    model = on_a_gpu()
+    caplog.clear()
+    choose_layer_kernel(model)
+    assert {layer.kernel for layer in model.each_layer()} == {model.layer_kernel} == {"triton"}
+    (line,) = caplog.records
+    assert "triton" in line.getMessage()
+
+
+def test_a_quantised_router_is_dequantised_for_the_kernel_that_has_its_product(on_a_gpu):
+    model = on_a_gpu(quantize_rest="int8", quantized_cache=False)
+    router = model.each_layer()[0].router
+    expected = router.proj.dequantize(torch.float32)
+    choose_layer_kernel(model)
+    assert torch.equal(router.proj, expected)
+
+
+KERNELS = {  # each kernel's function, by its module
+    "write_heads": write_heads,
+    "route": route,
+    "dispatch": dispatch,
+    "gated": gated,
+    "combine": combine,
+    "condition": condition,
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("broken", ["raises", "is off"])
+def test_if_a_kernel_of_the_layers_fails_all_layers_keep_pytorch(
+    on_a_gpu, caplog, monkeypatch, name, broken
+):
+    model, kernel = on_a_gpu(), getattr(KERNELS[name], name)
+    caplog.clear()
+
+    def off(*args, **options):
+        result = kernel(*args, **options)
+        (result if name == "write_heads" else result[0]).mul_(1.1)
+        return result
+
+    monkeypatch.setattr(KERNELS[name], name, raising if broken == "raises" else off)
+    choose_layer_kernel(model)
+    assert {layer.kernel for layer in model.each_layer()} == {"torch"}
     (line,) = caplog.records
     assert line.levelno == logging.WARNING

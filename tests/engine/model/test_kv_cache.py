@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.model.kv_cache import KVCache
+from engine.model.kv_cache import KVCache, new_caches
 from engine.sizing.dimensions import LayerShape
 
 WINDOW, SLACK = 8, 5
@@ -107,3 +107,22 @@ def test_advance_allocates_nothing():
     with Watch():
         cache.advance(3)
     assert set(operations) == {torch.ops.aten.copy_.default}
+
+
+def test_caches_that_are_made_together_are_parts_of_the_same_tensors():
+    sizes = {"capacity": 64, "pass_tokens": 16, "dtype": torch.float32, "slack": SLACK}
+    caches = new_caches(3, LAYERS, device=torch.device("cpu"), **sizes)
+    for cache in caches:
+        cache.clear()
+    encode(caches[1], list(range(20)))
+    assert seen(caches[1]) == expected(20)
+    assert seen(caches[0]) == seen(caches[2]) == expected(0)
+    for index, layer in enumerate(LAYERS):
+        shared = caches[0].shared[index]
+        assert shared.shape[:3] == (3, 2, layer.kv_heads)
+        assert all(cache.shared[index] is shared for cache in caches)
+        for cache in caches:
+            (keys, values), own = cache.entries(index, 64, 16), shared[cache.number]
+            assert keys.data_ptr() == own[0].data_ptr()
+            assert values.data_ptr() == own[1].data_ptr()
+    assert caches[0].nbytes == new_cache().nbytes

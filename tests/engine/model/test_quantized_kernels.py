@@ -4,11 +4,11 @@ Triton's interpreter stands in for a GPU.
 """
 
 import logging
-import shutil
 
 import pytest
 import torch
 
+from bench.compiled import Launches
 from bench.passes import encode
 from bench.random_model import Shape, write_random_model
 from engine.config import EngineConfig
@@ -18,10 +18,9 @@ from engine.model import kernel_choice
 from engine.model.kernel_choice import choose_product_kernels
 from engine.model.kv_cache import KVCache
 from engine.model.rows import Segment
-from engine.model.static_pass import StaticPass
+from engine.model.static_pass import Form, StaticPass
 from engine.sizing.kv import SLACK_TOKENS
 from engine.weights.quantization import QuantizedWeight, flattened, quantize, stack
-from tests.engine.kernels.compiled import Launches
 from tests.engine.weights import test_gguf_file
 from tests.engine.weights.published_models import rewrite
 from tests.engine.weights.test_published_formats import LAYOUTS, SHAPE
@@ -101,10 +100,11 @@ def behind_tokens(model):
     return Segment(cache, tokens[40:], causal=False)
 
 
-def run_fixed(model, segment, **options):
-    static = StaticPass(model, canvases=1, **options)
+def run_fixed(model, segment):
+    static = StaticPass(model, canvases=1)
     static.fill([segment], [None])
-    return static.run([segment.cache], static.length([segment.cache]))
+    forms = (Form.of(segment),)
+    return static.run(forms, static.length(forms))
 
 
 @torch.inference_mode()
@@ -120,28 +120,6 @@ def test_passes_have_the_same_results_with_every_layout_that_is_read(model):
 def test_every_weight_is_contiguous_as_the_kernel_requires(model):
     for part in quantized_parts(model):
         assert all(tensor.is_contiguous() for tensor in part.tensors().values())
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-@torch.inference_mode()
-def test_compiled_layers_have_the_kernel_too(tmp_path, monkeypatch):
-    if shutil.which("g++") is None:
-        pytest.skip("torch.compile needs a C++ compiler on a CPU, and there is no g++")
-    write_random_model(tmp_path, Shape(layers="f", hidden=64, mlp=96, expert=32))
-    model = load(tmp_path, experts="int4", linears="fp8")
-    segment = behind_tokens(model)
-    plain = run_fixed(model, segment)
-    choose(model)
-    launches, kernel = [], grouped_linear.grouped_linear
-
-    def counted(rows, *args, **options):
-        launches.append(rows.shape[0])
-        return kernel(rows, *args, **options)
-
-    monkeypatch.setattr(grouped_linear, "grouped_linear", counted)
-    torch.testing.assert_close(run_fixed(model, segment, compiled=True), plain, **TOLERANCE)
-    canvas, per_token = model.dimensions.canvas_length, model.dimensions.experts_per_token
-    assert sorted(launches) == [canvas] * 4 + [canvas * per_token] * 2
 
 
 @pytest.fixture
@@ -173,12 +151,36 @@ def test_each_layout_is_tried_once_and_one_log_line_names_those_that_work(
 def test_a_trial_has_tiles_of_every_height_so_that_no_request_compiles_one(kind, monkeypatch):
     shape = (5, 24, 64) if kind == "experts" else (24, 64)
     weight = quantize(torch.randn(shape), "int4", CPU)
-    monkeypatch.setattr(grouped_linear, "_kernel", grouped_linear._kernel)  # so that it is restored
+    monkeypatch.setattr(grouped_linear, "_kernel", grouped_linear._kernel)  # so that they are
+    monkeypatch.setattr(grouped_linear, "target_of", grouped_linear.target_of)  # restored
     launches = Launches(grouped_linear)
     monkeypatch.setattr(kernel_choice, "_compare", lambda *_: None)  # nothing is computed
     kernel_choice._try_quantized_product(weight, torch.float32)
     heights = [args[-3] for args, _options in launches.calls]
-    assert heights == [16, 32, 64]
+    assert heights == ([16, 32, 64] if kind == "experts" else [16, 32, 64, 64])
+
+
+def test_the_faster_product_is_taken_for_a_linear_and_triton_for_experts(
+    int4_and_int8, monkeypatch, caplog
+):
+    caplog.set_level(logging.INFO)
+    timed = []
+
+    def clock(work):
+        kernel, weight, _ = work.args
+        assert work().shape == (256, weight.shape[0])
+        timed.append(weight.shape)
+        wide = weight.shape[0] > weight.shape[1]
+        return 1.0 if (kernel == "torch") == wide else 2.0
+
+    monkeypatch.setattr(kernel_choice, "_clock", lambda _device: clock)
+    choose(int4_and_int8)
+    assert timed
+    for part in quantized_parts(int4_and_int8):
+        wide = part.codes.ndim == 2 and part.shape[0] > part.shape[1]
+        assert part.kernel == ("torch" if wide else "triton")
+    lines = [record.getMessage() for record in caplog.records]
+    assert any("torch's product (triton 2.000 ms, torch 1.000 ms)" in line for line in lines)
 
 
 def test_on_a_cpu_no_kernel_is_tried_and_nothing_is_logged(int4_and_int8, monkeypatch, caplog):

@@ -29,7 +29,7 @@ def config(**options):
 
 
 def test_the_demo_model_and_each_supported_device_have_a_profile():
-    devices = {"rtx-4090", "rtx-5090", "rtx-pro-6000", "dgx-spark", "dgx-station", "h100"}
+    devices = {"rtx-4090", "rtx-5090", "rtx-pro-6000", "dgx-spark", "dgx-station", "h100", "h200"}
     assert set(profile_names()) == {"demo", *devices}
 
 
@@ -42,11 +42,12 @@ def test_the_demo_model_and_each_supported_device_have_a_profile():
         ("NVIDIA GB10", 119.6, "dgx-spark"),
         ("NVIDIA GB300", 250, "dgx-station"),
         ("NVIDIA H100 80GB HBM3", 79.2, "h100"),
-        ("NVIDIA H200", 139.8, "h100"),
+        ("NVIDIA H200", 139.8, "h200"),
+        ("NVIDIA GH200 480GB", 94.5, "h100"),
         # No profile is made for these, but they have the memory of a profile.
         ("NVIDIA GeForce RTX 3090", 23.6, "rtx-4090"),
         ("NVIDIA A100-SXM4-80GB", 79.2, "h100"),
-        ("NVIDIA B200", 178, "rtx-pro-6000"),
+        ("NVIDIA B200", 178, "h200"),
         # These have the name of a profile's device, but less memory than any profile.
         ("NVIDIA GeForce RTX 4090 Laptop GPU", 15.7, "none"),
         ("NVIDIA H100 80GB HBM3 MIG 2g.20gb", 19.5, "none"),

@@ -10,7 +10,9 @@ from engine.weights.quantization import (
     copy_weight,
     pack,
     quantize,
+    repack,
     stack,
+    unpack,
 )
 
 CPU = torch.device("cpu")
@@ -32,8 +34,26 @@ def test_int8_codes_are_multiplied_by_the_scale_of_their_row():
     assert weight.dequantize(torch.float32).tolist() == [[-64.0, 1.5], [14.0, 0.0]]
 
 
-def test_int4_codes_less_8_are_multiplied_by_the_scale_of_their_group_low_half_first():
-    codes = torch.tensor([[0x80, 0x9F]], dtype=torch.uint8)  # 0, 8, 15, 9
+@pytest.mark.parametrize(
+    ("inputs", "distance"), [(2, 1), (6, 1), (48, 8), (96, 16), (64, 32), (704, 32), (2816, 32)]
+)
+def test_the_codes_of_a_byte_lie_32_inputs_apart_or_as_many_as_the_inputs_allow(inputs, distance):
+    codes = (torch.arange(inputs) % 16).to(torch.uint8).repeat(2, 1)
+    packed = pack(codes)
+    assert torch.equal(unpack(packed), codes)
+    first = packed[:, :distance]
+    assert torch.equal(first & 15, codes[:, :distance])
+    assert torch.equal(first >> 4, codes[:, distance : 2 * distance])
+
+
+def test_bytes_with_consecutive_codes_are_repacked():
+    codes = (torch.arange(96) % 16).to(torch.uint8).repeat(2, 1)
+    consecutive = codes[:, 0::2] | codes[:, 1::2] << 4
+    assert torch.equal(repack(consecutive), pack(codes))
+
+
+def test_int4_codes_less_8_are_multiplied_by_the_scale_of_their_group():
+    codes = pack(torch.tensor([[0, 8, 15, 9]], dtype=torch.uint8))
     weight = QuantizedWeight("int4", codes, torch.tensor([[1.0, 10.0]]))
     assert weight.shape == (1, 4)
     assert weight.group_size == 2
@@ -41,7 +61,7 @@ def test_int4_codes_less_8_are_multiplied_by_the_scale_of_their_group_low_half_f
 
 
 def test_int4_codes_with_zeros_are_scaled_and_the_zero_is_subtracted():
-    codes = torch.tensor([[0x80, 0x9F]], dtype=torch.uint8)
+    codes = pack(torch.tensor([[0, 8, 15, 9]], dtype=torch.uint8))
     scales, zeros = torch.tensor([[1.0, 10.0]]), torch.tensor([[0.5, 100.0]])
     weight = QuantizedWeight("int4", codes, scales, zeros)
     assert weight.dequantize(torch.float32).tolist() == [[-0.5, 7.5, 50.0, -10.0]]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -259,30 +258,6 @@ def test_the_demo_model_answers_correctly_in_each_scheme(scheme):
             for w in (worker, reference)
         )
         assert answer == expected
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_a_compiled_quantised_model_gives_the_same_answers():
-    if shutil.which("g++") is None:
-        pytest.skip("torch.compile needs a C++ compiler on a CPU, and there is no g++")
-    answers = []
-    for compiled in (False, True):
-        config = EngineConfig(
-            device="cpu",
-            quantize_experts="int4",
-            quantize_linears="fp8",
-            quantize_rest="int8",
-            quantized_cache=False,
-            compile=compiled,
-        )
-        worker = Worker(build_denoiser(config), config)
-        request = GenerateRequest("", demo_prompt("Count to 20"), 64, Sampling(0))
-        answers.append(
-            [t for m in worker.generate(request) if isinstance(m, Block) for t in m.tokens]
-        )
-        graphs = worker._denoiser._graphs
-        assert not compiled or (graphs is not None and graphs.on)
-    assert answers[0] == answers[1]
 
 
 MEASURE = """

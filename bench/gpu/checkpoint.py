@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import DiffusionGemmaConfig, DiffusionGemmaTextConfig
 
-from bench.gpu_check.device import DEVICE, HALF, TINY, tiny
+from bench.gpu.device import DEVICE, HALF, TINY, tiny
 from bench.random_weights import network_config, random_network
 from bench.synthetic import Trial
 from engine.config import DEMO_MODEL_PATH, Formats

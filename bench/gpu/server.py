@@ -1,9 +1,11 @@
 """The stage "server": `easel serve` with the demo model and with a model of the released width."""
 
 import gc
+import itertools
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -16,14 +18,18 @@ from typing import Any
 
 import httpx
 
-from bench.gpu_check.checkpoint import write_checkpoint
-from bench.gpu_check.device import DEVICE, TINY, empty_cache
-from bench.gpu_check.results import guarded, out_folder, work_folder, write_row
-from bench.gpu_check.small_model import QUESTIONS
+from bench.gpu.checkpoint import write_checkpoint
+from bench.gpu.device import DEVICE, TINY, empty_cache
+from bench.gpu.results import SERVER_FILE, guarded, out_folder, work_folder, write_row
+from bench.gpu.small_model import QUESTIONS
 
 _STAGE = "server"
 _ADDRESS = re.compile(r"listening on (http://\S+?);")
 _START_S, _STOP_S = 70, 40
+_TOGETHER = 10  # answers
+_LOADS = ("quantised while loading", "quantised, from the cache")[: 1 if TINY else 2]
+_TOKENS = 40 if TINY else 400  # of an answer
+_METRICS, _LOG_CHARACTERS = 12, 20_000
 _LAYERS = 2 if TINY else 4
 _SETTINGS = {
     "EASEL_MAX_CONTEXT": "512" if TINY else "8192",
@@ -53,43 +59,58 @@ def check_server() -> None:
         gc.collect()
         empty_cache()
         prompts = ["Hello", "Tell me more", "And then"]
-        for case in ("quantised while loading", "quantised, from the cache"):
+        for case in _LOADS:
             guarded(_STAGE, case, partial(_check, case, str(folder), prompts, _SETTINGS))
 
 
 def _check(case: str, model: str, prompts: list[str], settings: dict[str, str]) -> None:
-    """Stream answers to these prompts, one by one and then all together."""
+    """Stream answers to these prompts, one by one, then as many together as a busy server has."""
     log = work_folder() / "server.log"
     try:
         started = time.perf_counter()
         with _server(log, EASEL_MODEL=model, **settings) as process:
             with httpx.Client(base_url=_ready_url(process, log), timeout=60) as client:
                 ready_s = time.perf_counter() - started
+                _stream(client, prompts[0])  # warms up
                 alone = [_stream(client, prompt) for prompt in prompts]
-                with ThreadPoolExecutor(len(prompts)) as threads:
-                    together = list(threads.map(partial(_stream, client), prompts))
+                started = time.perf_counter()
+                with ThreadPoolExecutor(_TOGETHER) as threads:
+                    several = itertools.islice(itertools.cycle(prompts), _TOGETHER)
+                    together = list(threads.map(partial(_stream, client), several))
+                together_s = time.perf_counter() - started
                 truncated = _stream(client, prompts[0], top_p=0.95)
-                metrics = client.get("/metrics").text.splitlines()
+                metrics = client.get("/metrics").text
             write_row(
                 _STAGE,
                 case=case,
                 ready_s=round(ready_s, 2),
-                alone=alone,
-                together=together,
-                top_p=truncated,
+                first_block_s=_median(alone, "first_block_s"),
+                tokens_s=sum(each["tokens"] for each in alone) / sum(each["s"] for each in alone),
+                together=_TOGETHER,
+                together_first_block_s=_median(together, "first_block_s"),
+                together_tokens_s=sum(each["tokens"] for each in together) / together_s,
                 same_together=[
-                    a["text"] == b["text"] for a, b in zip(alone, together, strict=True)
+                    each["text"] == alone[i % len(alone)]["text"] for i, each in enumerate(together)
                 ],
+                top_p_s=truncated["s"],
+                answers=alone,
                 metrics=[
-                    line for line in metrics if line.startswith("easel") and "bucket" not in line
-                ][:12],
+                    line
+                    for line in metrics.splitlines()
+                    if line.startswith("easel") and "bucket" not in line
+                ][:_METRICS],
             )
             process.terminate()
             code = process.wait(_STOP_S)
             write_row(_STAGE, case=f"{case}: stopped", ok=code == 0, code=code)
     finally:
-        with (out_folder() / "server.txt").open("a") as file:
-            file.write(f"\n==== {case}\n{log.read_text()[-20000:]}")
+        with (out_folder() / SERVER_FILE).open("a") as file:
+            file.write(f"\n==== {case}\n{log.read_text()[-_LOG_CHARACTERS:]}")
+
+
+def _median(answers: list[dict[str, Any]], name: str) -> float | None:
+    values = [each[name] for each in answers if each[name] is not None]
+    return statistics.median(values) if values else None
 
 
 @contextmanager
@@ -138,16 +159,17 @@ def _is_ready(url: str) -> bool:
 
 
 def _stream(client: httpx.Client, prompt: str, **options: Any) -> dict[str, Any]:
-    """Returns the text of a streamed answer, its times and its last chunk's diffusion figures.
+    """Returns the text of a streamed answer, its times, tokens and diffusion figures.
 
     Raises httpx.HTTPStatusError if the server refuses the request.
     """
     started = time.perf_counter()
-    first_s, text, chunks, last = None, "", 0, {}
+    first_s, text, tokens, diffusion = None, "", 0, None
     body = {
         "messages": [{"role": "user", "content": prompt}],
         "stream": True,
-        "max_tokens": 200,
+        "stream_options": {"include_usage": True},
+        "max_tokens": _TOKENS,
         "seed": 1,
         **options,
     }
@@ -156,16 +178,16 @@ def _stream(client: httpx.Client, prompt: str, **options: Any) -> dict[str, Any]
         for line in response.iter_lines():
             if not line.startswith("data: {"):
                 continue
-            last = json.loads(line.removeprefix("data: "))
-            content = last["choices"][0]["delta"].get("content") if last["choices"] else None
-            if content:
+            chunk = json.loads(line.removeprefix("data: "))
+            if chunk["choices"] and (content := chunk["choices"][0]["delta"].get("content")):
                 first_s = first_s or round(time.perf_counter() - started, 3)
                 text += content
-                chunks += 1
+            diffusion = chunk.get("diffusion") or diffusion
+            tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
     return {
         "text": text[:120],
-        "chunks": chunks,
-        "first_s": first_s,
+        "tokens": tokens,
+        "first_block_s": first_s,
         "s": round(time.perf_counter() - started, 3),
-        "diffusion": last.get("diffusion"),
+        "diffusion": diffusion,
     }

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from bench.gpu import results
 from engine.sizing.dimensions import Dimensions
 
-TINY = os.environ.get("GPU_CHECK_TINY") == "1"
+TINY = os.environ.get(results.TINY) == "1"
 DEVICE = torch.device("cpu" if TINY else "cuda")
 # Triton's interpreter multiplies bfloat16 wrongly.
 HALF = torch.float32 if TINY else torch.bfloat16

@@ -6,8 +6,8 @@ from typing import Any
 from torch.autograd import DeviceType  # type: ignore[attr-defined]  # torch does not list it
 from torch.profiler import ProfilerActivity, profile
 
-from bench.gpu_check.device import DEVICE, Work, sync
-from bench.gpu_check.results import out_folder
+from bench.gpu.device import DEVICE, Work, sync
+from bench.gpu.results import PROFILE_FILE, out_folder
 
 _SMALL_MS = 0.006
 _ROW_KERNELS, _FILE_KERNELS = 8, 30
@@ -34,7 +34,7 @@ def kernel_table(work: Work, title: str) -> dict[str, Any]:
     )
     launches = sum(count for _, count, _ in kernels)
     total_ms = sum(ms for _, _, ms in kernels)
-    with (out_folder() / "profile.txt").open("a") as file:
+    with (out_folder() / PROFILE_FILE).open("a") as file:
         file.write(
             f"\n== {title}: {launches} kernels and copies, {total_ms:.2f} ms of device time\n"
         )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.gpu_check.device import (
+from bench.gpu.device import (
     DEVICE,
     HALF,
     TINY,
@@ -25,14 +25,14 @@ from bench.gpu_check.device import (
     sync,
     wall_ms,
 )
-from bench.gpu_check.results import guarded, write_row
+from bench.gpu.results import guarded, write_row
 from bench.random_weights import random_quantized
 from engine.kernels.grouped_linear import grouped_linear
 from engine.kernels.prefix_attention import prefix_attention
 from engine.kernels.vocab_statistics import plain_vocab_statistics, vocab_statistics
 from engine.model.embedding import Embedding, mixed, products
 from engine.model.products import quantized_product
-from engine.tail.vocab_tail import TailResult, draw, triton_vocab_tail, vocab_tail
+from engine.tail.vocab_tail import TailResult, draw, triton_draw, triton_vocab_tail, vocab_tail
 from engine.weights.quantization import FromDense, QuantizedWeight, quantize
 
 _STAGE = "kernels"
@@ -206,6 +206,10 @@ def _check_attention(case: str, shape: _Attention) -> None:
     causal_error = relative_error(causal, expected)
     del scores, weights, expected
 
+    def torch_attention() -> Tensor:
+        grouped = queries.reshape(1, kv_heads, -1, size)
+        return F.scaled_dot_product_attention(grouped, keys[None], values[None], scale=1.0)
+
     copies = [(keys.clone(), values.clone()) for _ in range(1 if TINY or entries > 2000 else 8)]
     ms = gpu_ms([partial(prefix_attention, queries, k, v, span) for k, v in copies])
     write_row(
@@ -215,19 +219,9 @@ def _check_attention(case: str, shape: _Attention) -> None:
         error=error,
         causal_error=causal_error,
         ms=ms,
+        gb_s=2 * keys.nbytes / ms / 1e6,
         tflops=4 * heads * count * entries * size / ms / 1e9,
-    )
-
-    def torch_attention() -> Tensor:
-        grouped = queries.reshape(1, kv_heads, -1, size)
-        return F.scaled_dot_product_attention(grouped, keys[None], values[None], scale=1.0)
-
-    ours = prefix_attention(queries, keys, values)
-    write_row(
-        _STAGE,
-        case=f"PyTorch's {case}",
-        error=relative_error(torch_attention().reshape(heads, count, size), ours),
-        ms=wall_ms(torch_attention),
+        torch_ms=guarded(_STAGE, f"PyTorch's {case}", lambda: wall_ms(torch_attention)),
     )
 
 
@@ -254,14 +248,15 @@ def _check_tail(case: str, *, quantised: bool) -> None:
             temperatures,
             softcap=_SOFTCAP,
             embedding_scale=scale,
-            least_temperature=0.6,
+            least_temperatures=[(slice(0, rows), 0.6)],
         )
 
     def plain() -> TailResult:
         return vocab_tail(hidden, embedding, temperatures, softcap=_SOFTCAP, embedding_scale=scale)
 
     def draws(result: TailResult) -> Tensor:
-        return draw(result, hidden, embedding, temperatures, uniform, wanted, softcap=_SOFTCAP)
+        draws = triton_draw if result is ours else draw
+        return draws(result, hidden, embedding, temperatures, uniform, wanted, softcap=_SOFTCAP)
 
     ours, expected = whole(), plain()
     logits = products(hidden, embedding)
@@ -280,9 +275,9 @@ def _check_tail(case: str, *, quantised: bool) -> None:
         entropy_off=float((ours.entropy - expected.entropy).abs().max()),
         soft_error=relative_error(ours.soft_embeddings, expected.soft_embeddings),
         same_draws=float((draws(ours) == draws(expected)).float().mean()),
-        statistics_error=statistics_error,
+        error=statistics_error,
         same_best_index=torch.equal(statistics.best_index, plain_statistics.best_index),
-        whole_ms=gpu_ms([whole]),
+        ms=gpu_ms([whole]),
         products_ms=gpu_ms([lambda: products(hidden, embedding)]),
         amax_ms=gpu_ms([lambda: logits.amax(-1)]),
         statistics_ms=gpu_ms(
@@ -290,5 +285,5 @@ def _check_tail(case: str, *, quantised: bool) -> None:
         ),
         mixed_ms=gpu_ms([lambda: mixed(b, embedding, HALF)]),
         draw_ms=gpu_ms([lambda: draws(ours)]),
-        plain_tail_ms=wall_ms(plain, rounds=3),
+        torch_ms=wall_ms(plain, rounds=3),
     )

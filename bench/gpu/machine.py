@@ -1,7 +1,8 @@
-"""The stage "env": versions, the GPU's properties, bandwidths, and times of small operations."""
+"""The stage "machine": versions, properties of the GPU, its ceilings, and small operations."""
 
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -11,10 +12,12 @@ from importlib import metadata
 import torch
 from torch.nn import functional as F
 
-from bench.gpu_check.device import DEVICE, HALF, TINY, gpu_ms, sync, wall_ms
-from bench.gpu_check.results import guarded, write_row
+from bench.gpu.device import DEVICE, HALF, TINY, gpu_ms, sync, wall_ms
+from bench.gpu.report import COPY_CASE
+from bench.gpu.results import guarded, write_row
+from engine.device import free_memory
 
-_STAGE = "env"
+_STAGE = "machine"
 _LIBRARIES = [
     "torch",
     "triton",
@@ -39,6 +42,7 @@ _LIBRARIES = [
     "pillow",
     "prometheus-client",
     "pydantic-settings",
+    *([] if sys.version_info >= (3, 14) else ["backports.zstd"]),
 ]
 _PROPERTIES = (
     "name",
@@ -53,11 +57,17 @@ _PROPERTIES = (
 )
 
 
+_DRIVER = ("driver_version", "clocks.max.sm", "clocks.max.memory", "power.limit")
+_BIG_BYTES = 2**20 if TINY else 2**32  # more than any cache holds
+_SIDE = 64 if TINY else 8192
+
+
 def check_machine() -> None:
     """Write what the machine is and how fast its memory and its operations are."""
     versions = {name: _version(name) for name in _LIBRARIES}
     write_row(
         _STAGE,
+        case="versions",
         python=sys.version.split()[0],
         cores=os.cpu_count(),
         torch_cuda=torch.version.cuda,
@@ -67,7 +77,11 @@ def check_machine() -> None:
         ptxas=shutil.which("ptxas"),
     )
     if DEVICE.type == "cuda":
-        guarded(_STAGE, "GPU", _check_gpu)
+        guarded(_STAGE, "GPU", _describe_gpu)
+        guarded(_STAGE, "driver", _describe_driver)
+    guarded(_STAGE, "memory's bandwidths", _time_copies)
+    for dtype in (HALF, torch.float8_e4m3fn):
+        guarded(_STAGE, f"product in {dtype}", partial(_time_product, dtype))
     # The cost of a small operation, launched by the host and as a node of a graph. A step has about
     # 2,000 of them.
     x = torch.randn(256, 2816, device=DEVICE).to(HALF)
@@ -91,7 +105,7 @@ def _version(library: str) -> str | None:
         return None
 
 
-def _check_gpu() -> None:
+def _describe_gpu() -> None:
     started = time.perf_counter()
     torch.zeros(1, device=DEVICE)
     sync()
@@ -99,26 +113,56 @@ def _check_gpu() -> None:
     free, total = torch.cuda.mem_get_info()
     write_row(
         _STAGE,
+        case="GPU",
         context_s=round(time.perf_counter() - started, 2),
         free_gb=free / 1e9,
         total_gb=total / 1e9,
         **{name: getattr(properties, name, None) for name in _PROPERTIES},
     )
-    big = torch.empty(4 * 2**30, dtype=torch.uint8, device=DEVICE).random_(0, 255)
+
+
+def _describe_driver() -> None:
+    if shutil.which("nvidia-smi") is None:
+        write_row(_STAGE, case="driver", SKIPPED="there is no nvidia-smi")
+        return
+    command = ["nvidia-smi", f"--query-gpu={','.join(_DRIVER)}", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    values = (value.strip() for value in done.stdout.splitlines()[0].split(","))
+    write_row(_STAGE, case="driver", **dict(zip(_DRIVER, values, strict=True)))
+
+
+def _time_copies() -> None:
+    count = min(_BIG_BYTES, free_memory(DEVICE) // 4)
+    big = torch.empty(count // 32 * 32, dtype=torch.uint8, device=DEVICE).random_(0, 255)
     copy = torch.empty_like(big)
     ms = gpu_ms([lambda: copy.copy_(big)])
-    write_row(_STAGE, case="device copy, read and write", gb_s=2 * big.nbytes / ms / 1e6)
+    write_row(_STAGE, case=COPY_CASE, gb_s=2 * big.nbytes / ms / 1e6)
     words = big.view(torch.int32)
     ms = gpu_ms([lambda: words.amax()])
     write_row(_STAGE, case="device read (amax)", gb_s=big.nbytes / ms / 1e6)
-    a, b = (torch.randn(8192, 8192, device=DEVICE, dtype=HALF) for _ in range(2))
-    ms = gpu_ms([lambda: a @ b])
-    write_row(_STAGE, case="bf16 product 8192^3", tflops=2 * 8192**3 / ms / 1e9)
-    pageable = torch.empty(2**29, dtype=torch.uint8)
-    target = copy[: 2**29]
-    for name, host in (("pageable", pageable), ("pinned", pageable.pin_memory())):
-        ms = wall_ms(partial(target.copy_, host), rounds=3, warm_ups=1)
+    pageable = torch.empty(count // 8, dtype=torch.uint8)
+    hosts = {"pageable": pageable}
+    if DEVICE.type == "cuda":
+        hosts["pinned"] = pageable.pin_memory()
+    for name, host in hosts.items():
+        ms = wall_ms(partial(copy[: host.numel()].copy_, host), rounds=3, warm_ups=1)
         write_row(_STAGE, case=f"host to device, {name}", gb_s=host.nbytes / ms / 1e6)
+
+
+def _time_product(dtype: torch.dtype) -> None:
+    """Time a product of two square matrices of this type, whose result has 16 bits."""
+    case = f"product of {_SIDE} x {_SIDE} in {str(dtype).removeprefix('torch.')}"
+    a, b = (torch.randn(_SIDE, _SIDE, device=DEVICE).to(dtype) for _ in range(2))
+    if dtype != torch.float8_e4m3fn:
+        ms = gpu_ms([lambda: a @ b])
+    elif DEVICE.type == "cuda" and torch.cuda.get_device_capability() < (8, 9):
+        write_row(_STAGE, case=case, SKIPPED="this GPU has no products in FP8")
+        return
+    else:
+        one = torch.ones((), device=DEVICE)
+        product = partial(torch._scaled_mm, a, b.t(), one, one, out_dtype=torch.bfloat16)
+        ms = gpu_ms([product])
+    write_row(_STAGE, case=case, tflops=2 * _SIDE**3 / ms / 1e9)
 
 
 def _time_small(name: str, operation: Callable[[], object]) -> None:
