@@ -56,6 +56,12 @@ def rows(rounds: int, show: Show = silent) -> Iterator[Row]:
             passes,
         ),
         (
+            f"{JOINT} joint, their text kept, against a pass",
+            JOINT,
+            _decide(denoiser, config, prompt, [kept(read(JOINT))]),
+            passes,
+        ),
+        (
             f"{JOINT} joint against {JOINT} separate",
             JOINT,
             _decide(denoiser, config, prompt, [read(JOINT)]),
@@ -92,6 +98,11 @@ def read(questions: int) -> Read:
         LabelSlot(LINE_TOKENS * (number + 1) - 1, tokens[:LABELS]) for number in range(questions)
     ]
     return Read(tokens[: questions * QUESTION_TOKENS], tokens[: questions * LINE_TOKENS], slots)
+
+
+def kept(of: Read) -> Read:
+    """Returns a read whose prompt is in the kept prefix, but for one token."""
+    return Read(of.prompt[:1], of.canvas, of.slots)
 
 
 class _Passes:
