@@ -58,7 +58,7 @@ def find_targets(capabilities: Sequence[str] | None) -> tuple[Target, ...]:
 
 
 def count(kernel: Compiled) -> Row:
-    """Returns the counts of one kernel. `a_weight` is None unless it is a product with quantised weights."""
+    """Returns the counts of one kernel. `a_weight` is None without quantised weights."""
     listing = instructions(kernel.cubin)
     loop = inner_loop(listing)
     major, minor = kernel.target.capability

@@ -22,7 +22,8 @@ def test_a_step_of_the_released_model_has_few_launches(canvases, product, most):
 
 def test_the_first_pass_of_a_block_has_few_launches():
     launches = step_launches(released(), canvases=1, product="triton", commits=True)
-    assert launches.total() <= MOST + 2 * 30  # attention of both kinds, and both results together
+    # Attention of both kinds, each with its parts combined, and both results together.
+    assert launches.total() <= MOST + 3 * 30
 
 
 def test_without_the_kernels_of_the_layers_there_are_five_times_as_many():
