@@ -149,7 +149,7 @@ class LabelSlot(msgspec.Struct, frozen=True):
 
 
 class Read(msgspec.Struct, frozen=True):
-    """What one canvas of a decision reads.
+    """The contents of one canvas of a decision.
 
     `prompt` holds the tokens between the request's prompt, which all reads share, and the canvas:
     at least one, and at most `Ready.read_tokens`. `canvas` holds the canvas' first tokens, behind
@@ -163,7 +163,7 @@ class Read(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """What is read instead of an answer: how likely each label is at each slot.
+    """The reads that are made instead of an answer: how likely each label is at each slot.
 
     Each read is made with `samples` different noises (1 to MOST_SAMPLES). Each of these canvases
     has so many denoising `steps` (1 to MOST_STEPS), of which the last one is read. All canvases
@@ -181,7 +181,7 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 class SlotResult(msgspec.Struct, frozen=True):
-    """What was read at a slot.
+    """The result of a read at a slot.
 
     `probabilities` has one entry per label, and their sum is 1. `label_mass` is the share that all
     labels together have of the probability of the whole vocabulary. Both are at temperature 1.

@@ -45,8 +45,7 @@ class Question:
     def written(self, number: int, labels: LabelSet, order: Order) -> list[Part]:
         """Returns the question's line, with its options in this order behind their labels."""
         parts: list[Part] = [TextPart(f"{number}: ")]
-        for part in self.parts:
-            parts.append(part)
+        parts.extend(self.parts)
         parts.append(TextPart(f" {self._shown_options(labels, order)}"))
         return _joined(parts)
 

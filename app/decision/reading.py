@@ -18,7 +18,7 @@ from engine.messages import Block, Failed, SlotResult
 
 @dataclass(frozen=True)
 class Answer:
-    """What was read of a question: a probability for each of its options, in their order.
+    """The answer to a question: a probability for each of its options, in their order.
 
     `label_mass` is the share that the labels have of all probability. `argmax_is_label`: no other
     token was likelier on any canvas.
