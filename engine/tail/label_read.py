@@ -1,4 +1,4 @@
-"""A decision's reads at its slots: how likely the labels are, and their share of the vocabulary.
+"""A decision's reads at its slots: how likely labels are, and their share of the vocabulary.
 
 The labels' logits are products with their rows of the embedding alone. The whole vocabulary is
 needed for one sum a slot, and only at the slots. Everything is of the raw softcapped logits, at a
@@ -20,7 +20,7 @@ from engine.tail.vocab_tail import capped
 
 @dataclass(frozen=True)
 class VocabSums:
-    """The sums over the vocabulary at each slot, with which the labels' share is compared."""
+    """The sums over the vocabulary at each slot, of which the labels have a share."""
 
     log_total: Tensor  # [S] float64, the logarithm of the sum of all exponentials
     argmax: Tensor  # [S] int64, the likeliest token

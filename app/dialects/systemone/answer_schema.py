@@ -31,7 +31,7 @@ class Diagnostics(Sent):
 
 
 class Joint(Sent):
-    """How many canvases were read, how many tokens each has, and how many slots all have."""
+    """The number of canvases that were read, of tokens of each, and of the slots of all."""
 
     canvases: int
     width: int
