@@ -1,4 +1,4 @@
-"""The parts that both dialects of decisions share: Easel's own fields, and the way to the answers."""
+"""The parts that both dialects of decisions share: Easel's own fields, and the way to answers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar

@@ -1,4 +1,4 @@
-"""The segments that decisions add to a pass: the prompts and canvases of their reads, one behind another.
+"""The segments that decisions add to a pass: prompts and canvases, one behind another.
 
 The canvases of a decision, and the prompts of its reads, overwrite each other's entries in its
 cache, in each layer once they were read. So one cache serves any number of them.
