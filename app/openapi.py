@@ -18,6 +18,8 @@ from app.dialects.chat.answer_schema import ChatCompletion, ChatCompletionChunk
 from app.dialects.chat.schema import ChatCompletionRequest
 from app.dialects.completions.answer_schema import Completion, CompletionChunk
 from app.dialects.completions.schema import CompletionRequest
+from app.dialects.decisions.answer_schema import Decision
+from app.dialects.decisions.schema import DecisionsRequest
 from app.dialects.responses.answer_schema import (
     DeletedResponse,
     InputItemList,
@@ -26,6 +28,8 @@ from app.dialects.responses.answer_schema import (
     ResponseEvent,
 )
 from app.dialects.responses.schema import InputTokensRequest, ResponseRequest
+from app.dialects.systemone.answer_schema import SystemOne
+from app.dialects.systemone.schema import SystemOneRequest
 from app.errors import (
     ApiError,
     BadRequest,
@@ -60,6 +64,8 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/responses/input_tokens": InputTokensRequest,
     "/v1/messages": MessagesRequest,
     "/v1/messages/count_tokens": CountTokensRequest,
+    "/v1/decisions": DecisionsRequest,
+    "/v1/systemone": SystemOneRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
 }
@@ -73,6 +79,8 @@ ANSWERS: dict[str, Any] = {
     "GET /v1/responses/{id}/input_items": InputItemList,
     "POST /v1/messages": Message,
     "POST /v1/messages/count_tokens": TokenCount,
+    "POST /v1/decisions": Decision,
+    "POST /v1/systemone": SystemOne,
     "POST /tokenize": Tokens,
     "POST /detokenize": DetokenizedText,
     "GET /v1/models": ModelList | ModelPage,

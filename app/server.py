@@ -19,9 +19,11 @@ from app.constraint.enforced import Constraints
 from app.dialects.anthropic import route as messages
 from app.dialects.chat import route as chat
 from app.dialects.completions import route as completions
+from app.dialects.decisions import route as decisions
 from app.dialects.responses import kept as kept_responses
 from app.dialects.responses import route as responses
 from app.dialects.responses.store import ResponseStores
+from app.dialects.systemone import route as systemone
 from app.engine_client.worker import WorkerCannotStartError, WorkerClient
 from app.errors import ApiError, MethodNotAllowed, NotFound, short
 from app.metrics import Metrics
@@ -55,6 +57,8 @@ ENDPOINTS = (
     responses,
     kept_responses,
     messages,
+    decisions,
+    systemone,
     models,
     tokens,
     health,

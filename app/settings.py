@@ -150,6 +150,14 @@ class Settings(EngineConfig, BaseSettings):
         description="Maximum size of all kept responses together in bytes, including their "
         "conversations. 0 keeps none.",
     )
+    least_label_mass: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="Share of all probability, from 0 to 1, that the labels of a question of "
+        "/v1/decisions must have together. With less the model means something else than one of "
+        "the answers, and the question is refused.",
+    )
     shutdown_grace_s: int = Field(
         default=30,
         ge=0,

@@ -184,6 +184,13 @@ def interactive_command(
     _measure("interactive", "First block among jobs", columns, Output(json, plot), rounds=rounds)
 
 
+@main.command("decisions")
+def decisions_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
+    """Time decisions behind a kept prefix against passes, each other and an answer."""
+    columns = ["decision_ms", "other_ms", "decisions_s", "ratio"]
+    _measure("decisions", "Decisions", columns, Output(json, plot), rounds=rounds)
+
+
 @main.command("versus-autoregressive")
 def autoregressive_command(
     rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None

@@ -36,6 +36,8 @@ HEARTBEAT_S = 1.0  # between two heartbeats, unless a pass takes longer
 # The front end refuses numbers beyond these bounds, and the worker checks them again.
 MOST_STEPS = 1024  # limits memory: a block's random numbers for all steps are made at once
 MOST_CONSTRAINTS = 32  # kept by the worker: each is a megabyte for 262,144 tokens, and its table
+MOST_SAMPLES = 64  # noises that a decision averages over
+MOST_CANVAS_STEPS = 4096  # denoising steps of all canvases of a decision
 MOST_NATS = 1e6  # more than all positions of a canvas have together, and far below float32's limit
 
 
@@ -144,6 +146,58 @@ class Sibling(msgspec.Struct, frozen=True):
     delivered_blocks: int = 0
 
 
+class LabelSlot(msgspec.Struct, frozen=True):
+    """A position of a canvas at which a label is read, and the tokens that are its labels."""
+
+    position: int
+    labels: list[int]
+
+
+class Read(msgspec.Struct, frozen=True):
+    """The contents of one canvas of a decision.
+
+    `prompt` holds the tokens between the request's prompt, which all reads share, and the canvas:
+    at least one, and at most `Ready.read_tokens`. `canvas` holds the canvas' first tokens, behind
+    which padding follows. The tokens at `slots` mean nothing: noise takes their place. All others
+    are pinned.
+    """
+
+    prompt: list[int]
+    canvas: list[int]
+    slots: list[LabelSlot]
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """The reads that are made instead of an answer: how likely each label is at each slot.
+
+    Each read is made with `samples` different noises (1 to MOST_SAMPLES). Each of these canvases
+    has so many denoising `steps` (1 to MOST_STEPS), of which the last one is read. All canvases
+    together have at most MOST_CANVAS_STEPS.
+    """
+
+    reads: list[Read]
+    samples: int = 1
+    steps: int = 1
+
+    @property
+    def canvas_steps(self) -> int:
+        """Returns how many denoising steps all canvases have together."""
+        return len(self.reads) * self.samples * self.steps
+
+
+class SlotResult(msgspec.Struct, frozen=True):
+    """The result of a read at a slot.
+
+    `probabilities` has one entry per label, and their sum is 1. `label_mass` is the share that all
+    labels together have of the probability of the whole vocabulary. Both are at temperature 1.
+    `argmax_is_label`: no other token is likelier than the likeliest label.
+    """
+
+    probabilities: list[float]
+    label_mass: float
+    argmax_is_label: bool
+
+
 class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     """A request for one answer, or for several answers to one prompt.
 
@@ -163,6 +217,10 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     `constraint` is the hash of the answers' constraint, or empty. `lead` holds tokens that every
     answer begins with, fewer than `max_tokens`. They are encoded with the prompt, come with the
     answer's first block, and count as its tokens. The constraint reads them too.
+
+    With a `decision`, nothing is generated: labels are read, and the only `Block` has them in
+    `reads`. `max_tokens` is then the length of the longest read's prompt, and of `sampling` only
+    the seed and the priority count.
     """
 
     id: str
@@ -176,6 +234,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     salt: str = ""
     constraint: str = ""
     lead: list[int] = []
+    decision: Decision | None = None
 
     def choices(self) -> list["GenerateRequest"]:
         """Returns a request for each answer. They share the prompt and its images."""
@@ -245,9 +304,10 @@ class Loading(msgspec.Struct, frozen=True, tag=True):
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """The limits of a worker that has loaded its model.
 
-    Lengths are in tokens. A context is prompt and answer together. `device` is the device's name
-    and `profile` describes the device profile and the options that it set; both are for people.
-    `end_tokens` are those with which the checkpoint ends any answer.
+    Lengths are in tokens. A context is prompt and answer together. `read_tokens` is the most tokens
+    of a read's own prompt. `device` is the device's name and `profile` describes the device profile
+    and the options that it set; both are for people. `end_tokens` are those with which the
+    checkpoint ends any answer.
     """
 
     device: str
@@ -257,6 +317,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     vocab_size: int
     profile: str
     end_tokens: list[int] = []
+    read_tokens: int = 1
 
 
 class Block(msgspec.Struct, frozen=True, tag=True):
@@ -285,6 +346,10 @@ class Block(msgspec.Struct, frozen=True, tag=True):
 
     `finish_reason` marks the answer's last block. It is "stop" if an end token or padding ended the
     answer, and "length" if `max_tokens` did.
+
+    `reads` is what a decision's canvases read: for each read, its samples one after another, and
+    for each of these canvases its slots. `tokens` is then empty, and `denoising_steps` counts the
+    steps of all canvases.
     """
 
     id: str
@@ -299,6 +364,7 @@ class Block(msgspec.Struct, frozen=True, tag=True):
     rerolled: bool = False
     corrections: int = 0
     finish_reason: FinishReason | None = None
+    reads: list[list[SlotResult]] | None = None
 
 
 class Cancelled(msgspec.Struct, frozen=True, tag=True):

@@ -7,6 +7,7 @@ work is done in one thread, so nothing else uses the device.
 
 import logging
 from collections.abc import Iterator
+from collections.abc import Sequence as Several
 from time import monotonic, perf_counter
 from typing import NoReturn
 
@@ -46,8 +47,9 @@ from engine.messages import (
 from engine.model.checkpoint import CheckpointError
 from engine.model.diffusion_gemma import UnsupportedModelError
 from engine.schedule.pass_times import PassTimes
+from engine.schedule.reading import CanvasResult, decision_obstacle, exact_form
 from engine.schedule.scheduler import Scheduler
-from engine.schedule.sequence import Pass, Sequence, StepResult, Work
+from engine.schedule.sequence import Pass, Sequence, StepResult, Work, WorkResult
 from engine.sizing.plan import DoesNotFitError
 
 logger = logging.getLogger(__name__)
@@ -216,16 +218,18 @@ class Worker:
     def _accept(self, request: GenerateRequest) -> list[FromWorker]:
         # The front end has checked all of this with better messages. These checks are a safety net:
         # on a GPU an invalid token id would end the process.
-        choices = request.choices()
         kept = self._constraints.get(request.constraint)  # the front end counts it as used, too
         rules = None if isinstance(kept, str) else kept
         obstacle = self._obstacle(request) or self._constraint_obstacle(request, kept)
         if obstacle is not None:
-            return [Failed(choice.id, obstacle) for choice in choices]
+            return [Failed(choice.id, obstacle) for choice in request.choices()]
         replies: list[FromWorker] = []
+        boundaries, piece = None, self._denoiser.exact_piece
+        if request.decision is not None and piece is not None:
+            request, boundaries = exact_form(request, piece)
         sampler = self._denoiser.sampler
-        first = Sequence.start(request, sampler.end_tokens, sampler.padding)
-        for choice in choices:
+        first = Sequence.start(request, sampler.end_tokens, sampler.padding, boundaries)
+        for choice in request.choices():
             obstacle = self._choice_obstacle(choice, rules)
             if obstacle is None:
                 sequence = first.sibling(choice)
@@ -245,6 +249,13 @@ class Worker:
             return "The prompt has token ids that the model does not have."
         if not self._takes_images(request):
             return "The model cannot take the prompt's images."
+        if request.decision is not None:
+            return decision_obstacle(
+                request.decision,
+                most_tokens=min(request.max_tokens, self._denoiser.read_tokens),
+                canvas_length=self._denoiser.model.dimensions.canvas_length,
+                vocab_size=self._denoiser.vocab_size,
+            )
         return self._sampling_obstacle(request)
 
     def _constraint_obstacle(
@@ -332,14 +343,14 @@ class Worker:
             end = image.end
         return end <= len(request.prompt)
 
-    def _record(self, work: Work, step: StepResult | None) -> Iterator[FromWorker]:
+    def _record(self, work: Work, step: WorkResult) -> Iterator[FromWorker]:
         """Record the result of a pass for one sequence. Yields the messages that result from it."""
         sequence, request_id = work.sequence, work.sequence.request.id
-        if step is not None and not step.finite:
+        if not all(each.finite for each in _steps(step)):
             self._end(sequence, keep=False)  # its cache may be why it failed
             yield Failed(request_id, _NOT_FINITE, "outputs_not_finite")
             return
-        if step is not None and step.fault is not None:
+        if isinstance(step, StepResult) and step.fault is not None:
             self._end(sequence)
             yield Failed(request_id, f"The constraint can be held no longer: {step.fault}")
             return
@@ -359,11 +370,12 @@ class Worker:
             duration_s=now - started,
             cached_tokens=sequence.reused or 0,
             speculations=block.speculations,
-            speculation_won=step is not None and step.next_started,
+            speculation_won=isinstance(step, StepResult) and step.next_started,
             logprobs=block.logprobs,
             rerolled=block.rerolled,
             corrections=block.corrections,
             finish_reason=block.finish_reason,
+            reads=block.reads,
         )
 
     def _end(self, sequence: Sequence, *, keep: bool = True) -> None:
@@ -397,6 +409,7 @@ def serve(address: str, config: EngineConfig) -> NoReturn:
             vocab_size=denoiser.model.dimensions.vocab_size,
             profile=profile,
             end_tokens=sorted(denoiser.sampler.end_tokens),
+            read_tokens=denoiser.read_tokens,
         )
     )
     while True:
@@ -410,6 +423,17 @@ def serve(address: str, config: EngineConfig) -> NoReturn:
             send(answer)
         for answer in worker.stats():
             send(answer)
+
+
+def _steps(result: WorkResult) -> Several[StepResult | CanvasResult]:
+    """Returns the denoising steps that a pass made for one sequence."""
+    match result:
+        case None:
+            return ()
+        case StepResult():
+            return (result,)
+        case _:
+            return result
 
 
 def _out_of_range(sampling: Sampling) -> list[str]:

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from app.arrival import deadline
 from app.dialects.body import checked_size, parse, remember_ignored
-from app.dialects.sampling_fields import SamplingFields
+from app.dialects.sampling_fields import ScheduledFields
 from app.dialects.waiting import disconnect
 from app.errors import DeadlineExceeded
 from app.prompting.conversation import Conversation
@@ -63,7 +63,7 @@ async def incoming(http: Request, schema: type[T]) -> AsyncIterator[Incoming[T]]
                 run = threads.large_prompts.run
         value, ignored = await run(parse, body, schema)
         remember_ignored(http, ignored + _limit_priority(value, http))
-        if isinstance(value, SamplingFields) and value.timeout is not None:
+        if isinstance(value, ScheduledFields) and value.timeout is not None:
             timeout.reschedule(deadline(value.timeout))
         yield Incoming(value, run, services)
 
@@ -71,7 +71,7 @@ async def incoming(http: Request, schema: type[T]) -> AsyncIterator[Incoming[T]]
 def _limit_priority(value: BaseModel, http: Request) -> list[str]:
     """Set a priority that is not better than the API key's. Returns the name of an ignored one."""
     best = client_of(http).priority
-    if not isinstance(value, SamplingFields) or best is None:
+    if not isinstance(value, ScheduledFields) or best is None:
         return []
     given = value.priority
     value.priority = best if given is None else max(best, given)

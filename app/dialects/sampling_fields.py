@@ -20,7 +20,14 @@ MAX_STOP = 1_000  # characters
 MAX_LOGIT_BIAS = 1_024
 
 
-class SamplingFields(RequestFields):
+class ScheduledFields(RequestFields):
+    """Fields that say when an answer is made, in every dialect."""
+
+    priority: Whole | None = Field(default=None, ge=-(2**31), lt=2**31)
+    timeout: float | None = Field(default=None, gt=0, le=86400, description="in seconds")
+
+
+class SamplingFields(ScheduledFields):
     """Fields that control how an answer is drawn, in every dialect.
 
     `temperature`, `top_p` and `seed` are OpenAI's. The others are extensions, which have the same
@@ -51,8 +58,6 @@ class SamplingFields(RequestFields):
         ]
         | None
     ) = None
-    priority: Whole | None = Field(default=None, ge=-(2**31), lt=2**31)
-    timeout: float | None = Field(default=None, gt=0, le=86400, description="in seconds")
     max_denoising_steps: Whole | None = Field(default=None, ge=1, le=MOST_STEPS)
     entropy_bound: float | None = Field(default=None, ge=0, le=MOST_NATS)
     confidence_threshold: float | None = Field(default=None, ge=0, le=MOST_NATS)

@@ -8,7 +8,7 @@ from itertools import groupby
 
 import msgspec
 
-from engine.messages import GenerateRequest, Sampling, Sibling
+from engine.messages import Decision, GenerateRequest, Sampling, Sibling
 
 
 def together(requests: Iterable[GenerateRequest]) -> list[GenerateRequest]:
@@ -20,10 +20,10 @@ def together(requests: Iterable[GenerateRequest]) -> list[GenerateRequest]:
     ]
 
 
-def _common(request: GenerateRequest) -> tuple[int, str, Sampling]:
+def _common(request: GenerateRequest) -> tuple[int, str, Sampling, Decision | None]:
     """Returns what the choices of one prompt have in common, beside the prompt and its images."""
     sampling = msgspec.structs.replace(request.sampling, choice=0)
-    return request.max_tokens, request.constraint, sampling
+    return request.max_tokens, request.constraint, sampling, request.decision
 
 
 def _joined(choices: list[GenerateRequest]) -> GenerateRequest:

@@ -26,6 +26,7 @@ from app.prompting.conversation import (
     characters_of,
 )
 from app.prompting.images import ImageReader, Picture
+from app.prompting.labels import Labels
 from app.prompting.marks import Marks
 from app.prompting.messages import (
     images_of,
@@ -93,6 +94,9 @@ class PromptBuilder:
         self._images = ImageReader.find(model, image_hosts, sees=sees, revision=revision)
         self.vocab_size = read_dimensions(files.file("config.json")).vocab_size  # the model's
         _warn_of_tokens(self.vocabulary, self.vocab_size)
+        self.labels = Labels.find(self.vocabulary, self.vocab_size)
+        # With this token the chat format ends a turn, unless the tokenizer lacks it.
+        self.end_of_turn = next(iter(self.vocabulary.control_ids(ANSWER_ENDS)), None)
 
     def images(self, conversation: Conversation, param: str = "messages") -> list[ImagePart]:
         """Returns the images that the prompt of a conversation has, in their order.

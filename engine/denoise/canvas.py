@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -192,12 +193,23 @@ def new_canvas(
     )
 
 
-def self_conditioning(canvases: list[Canvas], like: Tensor) -> Tensor | None:
+class Conditioned(Protocol):
+    """A canvas of any kind, as far as its self-conditioning is concerned."""
+
+    soft_embeddings: Tensor | None  # [C, D]; None before the first step
+
+    @property
+    def width(self) -> int:
+        """Returns the number of positions, C."""
+
+
+def self_conditioning(canvases: Iterable[Conditioned], like: Tensor) -> Tensor | None:
     """Returns the soft embeddings [R, D] that condition the canvases' next step.
 
     They are zeros for a canvas before its first step. Returns None if that is true of all canvases.
     `like` [D] has the hidden size, dtype and device.
     """
+    canvases = list(canvases)
     if all(canvas.soft_embeddings is None for canvas in canvases):
         return None
     return torch.cat(

@@ -12,15 +12,18 @@ together, D hidden size.
 import dataclasses
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush
 
 import torch
 from torch import Tensor
 
 from engine.denoise.canvas import Canvas, Rules, new_canvas, self_conditioning
+from engine.denoise.decision_pass import read_segments, run_alone
 from engine.denoise.denoising_step import DenoisingStep
 from engine.denoise.graphs import Graphs
+from engine.denoise.reader import CanvasStep, ReadCanvas, Reader
 from engine.denoise.sampler import SamplerConfig
 from engine.device import out_of_memory
 from engine.messages import Image
@@ -29,7 +32,7 @@ from engine.model.kv_cache import KVCache, Snapshot, new_caches
 from engine.model.rows import ImageRows, Segment
 from engine.model.vision import Vision
 from engine.schedule.prefix_cache import Match, PrefixCache, common_prefix
-from engine.schedule.sequence import Pass, PassResult, Sequence, StepResult, Work
+from engine.schedule.sequence import Pass, PassResult, Sequence, StepResult, Work, WorkResult
 from engine.sizing.kv import SLACK_TOKENS, pass_tokens
 
 logger = logging.getLogger(__name__)
@@ -43,6 +46,15 @@ class Slot:
     cache: KVCache
     tokens: list[int]  # those that the cache holds
     canvas: Canvas | None = None
+    reads: dict[int, ReadCanvas] = field(default_factory=dict)  # a decision's, by their numbers
+
+
+@dataclass(frozen=True)
+class Parked:
+    """The unfinished canvases of a parked sequence."""
+
+    canvas: Canvas | None
+    reads: dict[int, ReadCanvas]
 
 
 class Denoiser:
@@ -91,9 +103,14 @@ class Denoiser:
         self._free = list(range(max_active))  # a heap of the slots without a sequence
         self._prefixes: PrefixCache[Snapshot] = PrefixCache(prefix_cache_bytes)
         self._slots: dict[Sequence, Slot] = {}
-        self._parked: dict[Sequence, Canvas] = {}
+        self._parked: dict[Sequence, Parked] = {}
         self._rules: dict[Sequence, Rules] = {}  # of constrained sequences
         self._step = DenoisingStep(model)
+        self._reader = Reader(model)
+        # On a CPU, where a pass for each piece costs little more than one for all.
+        self.exact_piece = min(SLACK_TOKENS, prefill_chunk) if self._device.type == "cpu" else None
+        spare = max(prefill_chunk, model.dimensions.canvas_length)
+        self.read_tokens = min(prefill_chunk, spare - (self.exact_piece or 1) + 1)
         self._graphs: Graphs | None = None
         if cuda_graphs:
             self._graphs = Graphs(model, canvases=max_active, speculate=speculate)
@@ -114,7 +131,7 @@ class Denoiser:
         """Make one pass through the weights for all `works`.
 
         Returns each work's result, or None where nothing was denoised. A pass that runs out of
-        memory can be run again.
+        memory can be run again. Exact decisions have passes of their own.
         """
         # By slots, because a graph is bound to its caches in their order.
         ordered = sorted(works, key=lambda work: self._slots[work.sequence].number)
@@ -123,6 +140,8 @@ class Denoiser:
         speculative: dict[Sequence, Canvas] = {}  # the canvases of next blocks
         for work in ordered:
             slot, ahead = self._slots[work.sequence], len(work.tokens)
+            if work.sequence.boundaries is not None:
+                continue
             if work.tokens:
                 segments.append(self._encoder_segment(slot, work.tokens, work.images))
             if work.denoise:
@@ -137,14 +156,56 @@ class Denoiser:
                 segments.append(self._encoder_segment(slot, work.speculation))
                 start = len(work.speculation)
                 segments.append(Segment(slot.cache, next_canvas.tokens, causal=False, start=start))
-        hidden = self._run_model(segments, canvases)
-        steps = iter(self._step.run(hidden, canvases) if canvases else [])
-        # Sequences change only here, so that a pass that ran out of memory can be run again.
-        results = {
-            work.sequence: self._settle(work, steps, speculative.get(work.sequence))
-            for work in ordered
+        reads: dict[Sequence, list[ReadCanvas]] = {}
+        alone: dict[Sequence, list[Segment]] = {}  # of exact decisions
+        for work in ordered:
+            if work.sequence.reading is None:
+                continue
+            slot = self._slots[work.sequence]
+            read = reads[work.sequence] = self._reader.canvases(work, slot.reads, self.sampler)
+            encode = partial(self._encoder_segment, slot)
+            parts = read_segments(work, read, slot.cache, encode, self.exact_piece)
+            if work.sequence.boundaries is None:
+                segments += parts
+            else:
+                alone[work.sequence] = parts
+        together = [each for key, several in reads.items() if key not in alone for each in several]
+        steps: Iterator[StepResult] = iter(())
+        read_steps: Iterator[CanvasStep] = iter(())
+        if segments:
+            hidden = self._run_model(segments, [*canvases, *together])
+            rows = sum(canvas.width for canvas in canvases)
+            steps = iter(self._step.run(hidden[:rows], canvases) if canvases else [])
+            read_steps = iter(self._reader.read(hidden[rows:], together, self.sampler))
+        exact_steps = {
+            sequence: run_alone(self.model, self._reader, parts, reads[sequence], self.sampler)
+            for sequence, parts in alone.items()
         }
+        # Sequences change only here, so that a pass that ran out of memory can be run again.
+        results: dict[Sequence, WorkResult] = {}
+        for work in ordered:
+            sequence = work.sequence
+            if sequence in reads:
+                own = exact_steps.get(sequence) or [next(read_steps) for _ in reads[sequence]]
+                results[sequence] = self._settle_reads(work, reads[sequence], own)
+            else:
+                results[sequence] = self._settle(work, steps, speculative.get(sequence))
         return [results[work.sequence] for work in works]
+
+    def _settle_reads(
+        self, work: Work, canvases: list[ReadCanvas], steps: list[CanvasStep]
+    ) -> WorkResult:
+        """Update a decision's state by what the pass did for it, and return what it read."""
+        if not all(step.result.finite for step in steps):
+            return [step.result for step in steps]  # nothing of the pass is worth keeping
+        slot = self._slots[work.sequence]
+        self._advance(work.sequence, slot, work.tokens)
+        for number, canvas, step in zip(work.reads, canvases, steps, strict=True):
+            step.apply(canvas)
+            slot.reads[number] = canvas
+            if canvas.step_index == canvas.steps:
+                del slot.reads[number]
+        return [step.result for step in steps] or None
 
     def _new_canvas(self, sequence: Sequence, ahead: list[int] | None = None) -> Canvas:
         dimensions = self.model.dimensions
@@ -159,7 +220,7 @@ class Denoiser:
             kernel=self._step.kernel,
         )
 
-    def _run_model(self, segments: list[Segment], canvases: list[Canvas]) -> Tensor:
+    def _run_model(self, segments: list[Segment], canvases: list[Canvas | ReadCanvas]) -> Tensor:
         """Returns the canvases' hidden states [R, D], from `Graphs` if it can run the pass."""
         hidden = None
         if self._graphs is not None:
@@ -169,14 +230,14 @@ class Denoiser:
         return hidden
 
     def _encoder_segment(
-        self, slot: Slot, tokens: list[int], images: tuple[Image, ...] = ()
+        self, slot: Slot, tokens: list[int], images: tuple[Image, ...] = (), *, start: int = 0
     ) -> Segment:
         rows = tuple(
-            ImageRows(image.start - slot.cache.position, self._embeddings(image))
+            ImageRows(image.start - slot.cache.position - start, self._embeddings(image))
             for image in images
         )
         tensor = torch.tensor(tokens, device=self._device)
-        return Segment(slot.cache, tensor, causal=True, images=rows)
+        return Segment(slot.cache, tensor, causal=True, start=start, images=rows)
 
     def _embeddings(self, image: Image) -> Tensor:
         assert self.vision is not None, "the worker refuses images without a vision tower"
@@ -235,29 +296,30 @@ class Denoiser:
                 common = common_prefix(slot.tokens, tokens)
                 if common >= max(slot.cache.shortest, 1 + (match.length if match else 0)):
                     match = Match(slot.cache.view(), common)
+        if match is not None and sequence.boundaries is not None:
+            common = max((at for at in sequence.boundaries if at <= match.length), default=0)
+            match = Match(match.kept, common) if common >= max(match.kept.shortest, 1) else None
         length = 0 if match is None else match.length
         if match is not None:
             cache.restore(match.kept, length)
-        self._slots[sequence] = Slot(
-            number, cache, tokens[:length], self._parked.pop(sequence, None)
-        )
+        parked = self._parked.pop(sequence, Parked(None, {}))
+        self._slots[sequence] = Slot(number, cache, tokens[:length], parked.canvas, parked.reads)
         return length
 
     def park(self, sequence: Sequence) -> None:
         """Free the KV cache of a sequence that gives way, and keep its contents as a prefix.
 
-        The unfinished canvas is set aside, so that the sequence later continues with the same step.
+        Unfinished canvases are set aside, so that the sequence later continues with the same step.
         """
-        canvas = self._slots[sequence].canvas
+        slot = self._slots[sequence]
         self._free_slot(sequence, keep=True)
-        if canvas is not None:
-            self._parked[sequence] = canvas
+        self._parked[sequence] = Parked(slot.canvas, slot.reads)
 
     def release(self, sequence: Sequence, *, keep: bool = True) -> None:
         """Free the KV cache of a sequence that has ended.
 
         Its contents are kept as a prefix unless `keep` is unset. The sequence need not have
-        started. If it is parked, its canvas is dropped.
+        started. If it is parked, its canvases are dropped.
         """
         self._parked.pop(sequence, None)
         self._rules.pop(sequence, None)

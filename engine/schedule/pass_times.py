@@ -35,6 +35,8 @@ class PassTimes:
 
 def _size(works: Pass) -> Size:
     """Returns the number of canvases, that of tokens to the next power of two, and if it sees."""
-    canvases = sum(work.denoise + (work.speculation is not None) for work in works)
-    tokens = sum(len(work.tokens) + len(work.speculation or ()) for work in works)
+    canvases = sum(
+        work.denoise + (work.speculation is not None) + len(work.reads) for work in works
+    )
+    tokens = sum(work.encoded_tokens + len(work.speculation or ()) for work in works)
     return canvases, tokens.bit_length(), any(work.images for work in works)

@@ -9,6 +9,10 @@ denoising steps. The replaced sequence is parked and loses no work. Only those r
 that have the best priority take part in passes, so a person's request has the device to itself
 while background jobs pause.
 
+A decision is short: it has one pass or a few. So it does not wait for the blocks of answers of its
+own priority: it runs before them, and its tokens and canvases are the first in a pass. It takes
+part in the same pass as these answers, unless it needs the place of one of them.
+
 No sequence starves: one that has not been in a pass for `PATIENCE_S` gets the best priority until
 it has received a block. Each pass encodes at most `prefill_chunk` tokens, so a long prompt does not
 delay the denoising steps of other sequences for long.
@@ -39,6 +43,10 @@ class _Queued:
     @property
     def priority(self) -> int:
         return self.sequence.request.sampling.priority
+
+    @property
+    def is_decision(self) -> bool:
+        return self.sequence.reading is not None
 
     def is_aged(self, now: float) -> bool:
         return now - self.served >= PATIENCE_S
@@ -95,7 +103,13 @@ class Scheduler:
         """Decide which sequences run from now on. Returns what changes."""
         rank = self._ranks(now)
         order = sorted(
-            self._queued.values(), key=lambda p: (rank[p.sequence], not p.running, p.arrival)
+            self._queued.values(),
+            key=lambda p: (
+                rank[p.sequence],
+                not (p.is_decision or p.is_aged(now)),
+                not p.running,
+                p.arrival,
+            ),
         )
         chosen, others = order[: self._max_active], order[self._max_active :]
         changes = Changes(
@@ -124,16 +138,20 @@ class Scheduler:
         rank = self._ranks(now)
         running = [each for each in self._queued.values() if each.running]
         best = min((rank[each.sequence] for each in running), default=0)
+        taking_part = [each for each in running if rank[each.sequence] == best]
         works: Pass = []
         room = self._prefill_chunk
-        for each in running:  # in order of arrival
-            if rank[each.sequence] != best:
-                continue
+        canvases = self._max_active - sum(not each.is_decision for each in taking_part)
+        # Decisions first, then in order of arrival.
+        for each in sorted(taking_part, key=lambda each: not each.is_decision):
             each.serve(now)
-            work = each.sequence.next_work(room, speculate=self._speculate)
+            work = each.sequence.next_work(
+                room, speculate=self._speculate, most_canvases=max(1, canvases)
+            )
             if work is not None:
                 works.append(work)
-                room = max(0, room - len(work.tokens))  # an image may exceed the chunk
+                room = max(0, room - work.encoded_tokens)  # an image may exceed the chunk
+                canvases -= len(work.reads)
         return works
 
     def _ranks(self, now: float) -> dict[Sequence, int]:

@@ -11,7 +11,8 @@ from collections.abc import Set
 from dataclasses import dataclass, field
 from itertools import takewhile
 
-from engine.messages import FinishReason, GenerateRequest, Image, TokenLogprobs
+from engine.messages import FinishReason, GenerateRequest, Image, SlotResult, TokenLogprobs
+from engine.schedule.reading import CanvasResult, Reading
 
 WORTH_KEEPING_TOKENS = 256  # a shorter first turn is not worth a pass that ends with it
 
@@ -30,6 +31,8 @@ class Work:
     this step finishes the current block and leaves it equal to the draft.
 
     `images` are the images whose tokens are in `tokens`. Images are never split.
+
+    `reads` are the numbers of the canvases that a decision reads behind these tokens.
     """
 
     sequence: "Sequence"
@@ -37,6 +40,13 @@ class Work:
     denoise: bool
     speculation: list[int] | None = None
     images: tuple[Image, ...] = ()
+    reads: tuple[int, ...] = ()
+
+    @property
+    def encoded_tokens(self) -> int:
+        """Returns how many tokens the pass encodes of prompts, those of reads included."""
+        reading = self.sequence.reading
+        return len(self.tokens) + (0 if reading is None else reading.tokens(self.reads))
 
 
 Pass = list[Work]
@@ -56,7 +66,10 @@ class StepResult:
     finite: bool = True  # no number behind this result is NaN or infinite; else it means nothing
 
 
-PassResult = list[StepResult | None]  # one per work of the pass; None if it had no denoising step
+# One per work of the pass. It is None if the work had no denoising step. For a decision, it has a
+# result for each of the canvases.
+WorkResult = StepResult | list[CanvasResult] | None
+PassResult = list[WorkResult]
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,7 @@ class FinishedBlock:
     logprobs: list[TokenLogprobs] | None
     rerolled: bool
     corrections: int = 0  # steps after which the constraint changed the canvas
+    reads: list[list[SlotResult]] | None = None  # of a decision
 
 
 @dataclass(eq=False)  # sequences are compared by identity: equal requests are different sequences
@@ -81,6 +95,9 @@ class Sequence:
 
     `checkpoints` are lengths, in tokens from the beginning, at which the KV cache is worth keeping
     for later requests. Encoding pauses at each.
+
+    `reading` is set if the request is a decision. `boundaries` are then the only lengths at which
+    encoding may pause, if the decision is exact.
     """
 
     request: GenerateRequest
@@ -100,6 +117,8 @@ class Sequence:
     answer: list[int] = field(default_factory=list)  # the lead and all finished blocks
     rerolled: bool = False  # the first block was empty and has been started again
     finish_reason: FinishReason | None = field(default=None)
+    reading: Reading | None = None
+    boundaries: tuple[int, ...] | None = None
 
     @classmethod
     def start(
@@ -107,6 +126,7 @@ class Sequence:
         request: GenerateRequest,
         end_tokens: Set[int] = frozenset(),
         padding: int | None = None,
+        boundaries: tuple[int, ...] | None = None,
     ) -> "Sequence":
         """Returns the initial state of a request, given the checkpoint's end tokens and padding.
 
@@ -130,6 +150,8 @@ class Sequence:
             keys,
             block_index=request.delivered_blocks,
             answer=answer,
+            reading=None if request.decision is None else Reading(request.decision),
+            boundaries=boundaries,
         )
 
     def sibling(self, request: GenerateRequest) -> "Sequence":
@@ -145,6 +167,7 @@ class Sequence:
             unencoded=[*request.prompt, *answer] if answer else request.prompt,
             block_index=request.delivered_blocks,
             answer=answer,
+            reading=None if request.decision is None else Reading(request.decision),
         )
 
     @property
@@ -177,20 +200,27 @@ class Sequence:
         self.encoded = 0
         self.draft = None  # only a pass that encodes nothing before the canvas can speculate
 
-    def next_work(self, most_tokens: int, *, speculate: bool = False) -> Work | None:
+    def next_work(
+        self, most_tokens: int, *, speculate: bool = False, most_canvases: int = 1
+    ) -> Work | None:
         """Returns the work for the next pass, or None if tokens must be encoded but none may be.
 
         It encodes at most `most_tokens` tokens. Only a longer image exceeds this, because images
-        are encoded whole.
+        are encoded whole. A decision reads at most `most_canvases` canvases.
         """
         pauses = [at - self.encoded for at in self.checkpoints if at > self.encoded]
         count = self._without_split_image(min([most_tokens, len(self.unencoded), *pauses]))
+        if self.boundaries is not None:
+            count = self._to_boundary(count)
         tokens = self.unencoded[:count]
         denoise = len(tokens) == len(self.unencoded)
-        if not tokens and not denoise:
-            return None
         end = self.encoded + count
         images = tuple(i for i in self.request.images if self.encoded <= i.start < end)
+        if self.reading is not None:
+            reads = self.reading.next(most_tokens - count, most_canvases) if denoise else ()
+            return Work(self, tokens, False, None, images, reads) if tokens or reads else None
+        if not tokens and not denoise:
+            return None
         return Work(self, tokens, denoise, self.draft if speculate else None, images)
 
     def prefix_keys(self, tokens: list[int]) -> list[int]:
@@ -208,7 +238,7 @@ class Sequence:
             keys[0] = _salted(self.request.salt, keys[0])
         return keys
 
-    def record(self, done: Work, step: StepResult | None) -> FinishedBlock | None:
+    def record(self, done: Work, step: WorkResult) -> FinishedBlock | None:
         """Record a pass. Returns the block that it finished, or None.
 
         If an answer's first block is empty, it is started again, once. Now and then a canvas of
@@ -218,6 +248,8 @@ class Sequence:
         self.encoded += len(done.tokens)
         if step is None:
             return None
+        if not isinstance(step, StepResult):
+            return self._record_reads(done, step)
         self.step_index += 1
         self.speculations += done.speculation is not None
         self.corrections += step.corrected
@@ -233,6 +265,38 @@ class Sequence:
             self.unencoded = []
             self.step_index = 1
         return block
+
+    def _record_reads(self, done: Work, results: list[CanvasResult]) -> FinishedBlock | None:
+        """Record what a pass read. Returns the block with all results once they are complete."""
+        assert self.reading is not None
+        self.reading.record(done.reads, results)
+        self.step_index += len(results)
+        if not self.reading.done:
+            return None
+        self.finish_reason = "stop"
+        return FinishedBlock(
+            [],
+            self.step_index,
+            0,
+            self.finish_reason,
+            None,
+            rerolled=False,
+            reads=self.reading.results,
+        )
+
+    def _to_boundary(self, count: int) -> int:
+        """Returns `count` or less, so that the encoding of so many tokens pauses at a boundary.
+
+        A piece that is longer than `count` because of an image is encoded whole.
+        """
+        assert self.boundaries is not None
+        end = self.encoded + count
+        last = max((at for at in self.boundaries if at <= end), default=0)
+        if last > self.encoded or not count:
+            return max(last - self.encoded, 0)
+        following = next(at for at in self.boundaries if at > self.encoded)
+        has_image = any(self.encoded <= i.start < following for i in self.request.images)
+        return following - self.encoded if has_image else 0
 
     def _without_split_image(self, count: int) -> int:
         """Returns `count`, changed if encoding so many tokens would split an image.

@@ -34,6 +34,16 @@ ITEMS = [
     {"type": "function_call_output", "call_id": "a", "output": "b"},
     {"type": "item_reference", "id": "x"},
 ]
+QUESTIONS = [
+    {"type": "predicate", "instructions": [{"type": "input_json", "data": {"a": 1}}]},
+    {"type": "choice", "instructions": "q", "choices": [{"value": True}, {"value": "true"}]},
+    {"type": "score", "name": "s", "instructions": "q", "levels": [{"label": c} for c in "ab"]},
+]
+ASKED = {
+    "n": {"type": "noul", "instructions": "q", "criteria": {"true": "t"}},
+    "c": {"type": "choice", "instructions": {"a": 1}, "criteria": {"a": None, "b": "d"}},
+    "s": {"type": "score", "instructions": "q", "criteria": ["a", "b"]},
+}
 ANTHROPIC_TOOL = {"name": "f", "input_schema": SCHEMA}
 GOOD = [
     (
@@ -53,6 +63,8 @@ GOOD = [
     ),
     ("/v1/messages", {"model": "m", "max_tokens": 1, "messages": TURNS, "tools": [ANTHROPIC_TOOL]}),
     ("/v1/messages/count_tokens", {"model": "m", "messages": TURNS, "speed": "standard"}),
+    ("/v1/decisions", {"input": ITEMS[:3], "questions": QUESTIONS, "prompt_cache_key": "k"}),
+    ("/v1/systemone", {"state": {"a": [1]}, "questions": ASKED, "joint": False}),
     ("/tokenize", {"prompt": "a"}),
     ("/tokenize", {"messages": CHAT, "add_generation_prompt": True}),
     ("/detokenize", {"tokens": [1, 2]}),

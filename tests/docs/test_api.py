@@ -9,8 +9,10 @@ from fastapi.routing import APIRoute
 from app.dialects.anthropic.schema import CountTokensRequest, MessagesRequest
 from app.dialects.chat.schema import ChatCompletionRequest
 from app.dialects.completions.schema import CompletionRequest
+from app.dialects.decisions.schema import DecisionsRequest
 from app.dialects.responses.schema import ResponseRequest
 from app.dialects.sampling_fields import SamplingFields
+from app.dialects.systemone.schema import SystemOneRequest
 from app.routes.tokens_schema import DetokenizeRequest, TokenizeChat, TokenizeText
 from app.server import ENDPOINTS
 
@@ -34,6 +36,8 @@ CHAT = named_in("/v1/chat/completions") | {"model"}
         (ResponseRequest, named_in("/v1/responses") | set(SamplingFields.model_fields)),
         (MessagesRequest, named_in("/v1/messages") | set(SamplingFields.model_fields)),
         (CountTokensRequest, named_in("/v1/messages")),
+        (DecisionsRequest, named_in("/v1/decisions")),
+        (SystemOneRequest, named_in("/v1/systemone")),
         (TokenizeText, named_in("/tokenize")),
         (TokenizeChat, named_in("/tokenize")),
         (DetokenizeRequest, named_in("/tokenize")),

@@ -28,7 +28,7 @@ CHECKS = [
     checks.content_type_conformance,
     checks.response_schema_conformance,
 ]
-LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "samples", "steps")
 
 config = schemathesis.Config.from_dict({"generation": {"mode": "all"}})
 document = schemathesis.openapi.from_dict(create_app(Settings()).openapi(), config=config)
@@ -83,6 +83,8 @@ def mended(value):
                 "role": "user" if role == "tool" else role,
                 "content": content if isinstance(content, str) else "x",
             }
+        case {"input": _, "questions": [*questions]}:
+            return {**value, "input": "x", "questions": [decidable(each) for each in questions]}
         case {"messages": [*messages]}:
             turns = [*mended(messages), {"role": "user", "content": "x"}]
             return {**{k: mended(v) for k, v in value.items()}, "messages": turns}
@@ -91,6 +93,15 @@ def mended(value):
         case list():
             return [mended(each) for each in value]
     return value
+
+
+def decidable(question):
+    """Returns a decision's question without options that are there twice."""
+    question = {**question, "instructions": "x"}
+    for name, key in (("choices", "value"), ("levels", "label")):
+        if name in question:
+            question[name] = [{**each, key: str(i)} for i, each in enumerate(question[name][:9])]
+    return question
 
 
 @pytest.mark.parametrize(

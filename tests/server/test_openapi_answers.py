@@ -42,7 +42,19 @@ GENERATED = [
     ("/v1/messages", {"messages": COUNT, "max_tokens": 100, "stop_sequences": ["7"]}),
     ("/v1/messages", {"messages": QUESTION, "tools": [ANTHROPIC_WEATHER], **ADAPTIVE}),
 ]
+DECISIONS = [
+    {"type": "predicate", "name": "p", "instructions": "Is it blue?"},
+    {"type": "choice", "instructions": "Which?", "choices": [{"value": True}, {"value": "no"}]},
+    {"type": "score", "instructions": "How?", "levels": [{"label": "low"}, {"label": "high"}]},
+]
+ASKED = {
+    "n": {"type": "noul", "instructions": "Is it blue?"},
+    "c": {"type": "choice", "instructions": "Which?", "criteria": {"a": None, "b": "the letter"}},
+    "s": {"type": "score", "instructions": "How?", "criteria": ["low", "high"]},
+}
 OTHERS = [
+    ("POST", "/v1/decisions", {"input": "The sky is blue.", "questions": DECISIONS}),
+    ("POST", "/v1/systemone", {"state": "The sky is blue.", "questions": ASKED}),
     ("POST", "/v1/responses/input_tokens", {"input": "Count to 20"}),
     ("POST", "/v1/messages/count_tokens", {"messages": COUNT}),
     ("POST", "/tokenize", {"prompt": "one"}),

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from app.dialects.responses.items import InputItem, MessageItem
+from app.dialects.items import InputItem, MessageItem
 from app.dialects.responses.store import KeptResponse, response_store
 from app.errors import BadRequest, NotFound, short
 

@@ -19,9 +19,11 @@ from app.answer.request import AnswerRequest, ChatFormat, prepare, unset_seed
 from app.dialects.demands import answer_demand, read_choice
 from app.dialects.fields import quoted
 from app.dialects.incoming import incoming
+from app.dialects.item_turns import conversation, shown_name
+from app.dialects.items import InputItem, ItemReference, sent_back
 from app.dialects.logprobs import token_logprobs
 from app.dialects.responses.events import OutputItems, StreamEvent, item_id
-from app.dialects.responses.items import InputItem, ItemReference, sent_back
+from app.dialects.responses.offered import namespaces, offered_tools
 from app.dialects.responses.schema import (
     FunctionTool,
     InputTokensRequest,
@@ -29,12 +31,6 @@ from app.dialects.responses.schema import (
     ResponseRequest,
 )
 from app.dialects.responses.store import KeptResponse, ResponseStore, response_store
-from app.dialects.responses.turns import (
-    conversation,
-    namespaces,
-    offered_tools,
-    shown_name,
-)
 from app.dialects.waiting import unless_gone
 from app.errors import ApiError, BadRequest, NotFound, error_event, short
 from app.prompting.conversation import Conversation, Turn

@@ -28,7 +28,7 @@ from app.dialects.fields import (
     Whole,
     unsupported,
 )
-from app.dialects.responses.items import AnyItem, InputItem, ItemReference, MessageItem
+from app.dialects.items import AnyItem, InputItem, ItemReference, MessageItem
 from app.dialects.sampling_fields import SamplingFields
 from app.dialects.thinking import Effort, thinks
 from app.dialects.tools import Function, OtherTool, tool_type

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 from fastapi import Request
 
-from app.dialects.responses.items import InputItem
+from app.dialects.items import InputItem
 from app.security import client_of
 
 

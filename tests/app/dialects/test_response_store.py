@@ -1,4 +1,4 @@
-from app.dialects.responses.items import MessageItem
+from app.dialects.items import MessageItem
 from app.dialects.responses.store import KeptResponse, ResponseStore, ResponseStores
 
 ROOM = 2**20

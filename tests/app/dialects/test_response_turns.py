@@ -2,7 +2,8 @@
 
 import pytest
 
-from app.dialects.responses.items import (
+from app.dialects.item_turns import conversation
+from app.dialects.items import (
     FunctionCallItem,
     FunctionCallOutputItem,
     MessageItem,
@@ -10,7 +11,6 @@ from app.dialects.responses.items import (
     ReasoningText,
     SummaryText,
 )
-from app.dialects.responses.turns import conversation
 from app.errors import BadRequest
 from tests.app.shown import shown_messages
 

@@ -6,15 +6,17 @@ import pytest
 from anthropic.types import message_count_tokens_params, message_create_params
 from anthropic.types.beta import message_count_tokens_params as beta_count_tokens_params
 from anthropic.types.beta import message_create_params as beta_message_params
-from openai.types import completion_create_params
+from openai.types import completion_create_params, decision_create_params
 from openai.types.chat import completion_create_params as chat_params
 from openai.types.responses import response_create_params
 
 from app.dialects.anthropic.schema import CountTokensRequest, MessagesRequest
 from app.dialects.chat.schema import ChatCompletionRequest
 from app.dialects.completions.schema import CompletionRequest
+from app.dialects.decisions.schema import DecisionsRequest
 from app.dialects.fields import Fields, RequestFields
 from app.dialects.responses.schema import ResponseRequest
+from app.dialects.systemone.schema import SystemOneRequest
 from app.prompting.vocabulary import Vocabulary
 from app.routes.tokens_schema import DetokenizeRequest, TokenizeChat, TokenizeText
 from engine.config import DEMO_MODEL_PATH
@@ -25,6 +27,8 @@ REQUESTS = [
     MessagesRequest,
     CountTokensRequest,
     ResponseRequest,
+    DecisionsRequest,
+    SystemOneRequest,
     TokenizeChat,
     TokenizeText,
     DetokenizeRequest,
@@ -48,6 +52,7 @@ def all_fields_classes(base=Fields):
         (CountTokensRequest, beta_count_tokens_params.MessageCountTokensParams),
         (ResponseRequest, response_create_params.ResponseCreateParamsBase),
         (ResponseRequest, response_create_params.ResponseCreateParamsStreaming),
+        (DecisionsRequest, decision_create_params.DecisionCreateParams),
     ],
 )
 def test_every_parameter_of_the_official_package_is_known(schema, params):

@@ -6,7 +6,7 @@ import pytest
 from app.answer.request import AnswerRequest, prepare
 from app.engine_client.together import together
 from app.prompting.prompt import Prompt
-from engine.messages import Image, Ready, Sampling, encode
+from engine.messages import Decision, Image, LabelSlot, Read, Ready, Sampling, encode
 
 LIMITS = Ready("cpu", "float32", 100, 8, 4000, "")
 IMAGE = Image(0, 1, 500, 500, bytes(750_000))
@@ -24,6 +24,17 @@ def test_choices_of_a_prompt_are_one_message_that_comes_apart_again(prepared):
     joined = together(prepared)
     assert [len(each.siblings) for each in joined] == [3, 3]
     assert [choice for each in joined for choice in each.choices()] == prepared
+
+
+def test_different_decisions_stay_apart(prepared):
+    first, second, *_ = prepared
+    read = Read([5], [6, 7], [LabelSlot(1, [8, 9])])
+    decisions = [Decision([read]), Decision([read], samples=2)]
+    apart = [
+        msgspec.structs.replace(each, decision=decision)
+        for each, decision in zip((first, second), decisions, strict=True)
+    ]
+    assert together(apart) == apart
 
 
 def test_the_images_of_a_prompt_travel_once(prepared):

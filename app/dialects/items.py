@@ -1,9 +1,12 @@
-"""The items of a Responses conversation, in all the forms in which clients send them.
+"""The items of an OpenAI conversation, in all the forms in which clients send them.
+
+Responses and decisions have them.
 
 Clients write items of their own, and they send back all items of an answer. Items of other types,
 which OpenAI's own tools and other servers made, are kept as far as they are calls and results.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -15,12 +18,13 @@ from app.dialects.fields import (
     ONE_OR_SEVERAL,
     SEVERAL,
     Fields,
+    JsonObject,
     JsonValue,
     unsupported,
 )
 
 
-def _by_type(*names: str, implied: Callable[[Mapping[str, Any]], str] | None = None) -> Any:
+def by_type(*names: str, implied: Callable[[Mapping[str, Any]], str] | None = None) -> Any:
     """Returns a discriminator that selects a union's member by its `type`.
 
     A type that is not among the names selects the member that is tagged "(other)". `implied`
@@ -53,6 +57,17 @@ class InputImage(Fields):
     image_url: str | None = None
 
 
+class InputJson(Fields):
+    """JSON that is shown as text."""
+
+    type: Literal["input_json"]
+    data: JsonObject | list[JsonObject]
+
+    @property
+    def text(self) -> str:
+        return json.dumps(self.data, ensure_ascii=False, separators=(",", ":"))
+
+
 class OutputText(Fields):
     type: Literal["output_text"]
     text: str
@@ -70,9 +85,10 @@ class OtherPart(Fields):
 Part = Annotated[
     Annotated[InputText, Tag("(input_text)")]
     | Annotated[InputImage, Tag("(input_image)")]
+    | Annotated[InputJson, Tag("(input_json)")]
     | Annotated[OutputText, Tag("(output_text)")]
     | Annotated[OtherPart, Tag("(other)")],
-    _by_type("input_text", "input_image", "output_text"),
+    by_type("input_text", "input_image", "input_json", "output_text"),
 ]
 Content = Annotated[
     Annotated[str, ONE]
@@ -187,7 +203,7 @@ AnyItem = Annotated[
     | Annotated[ReasoningItem, Tag("(reasoning)")]
     | Annotated[ItemReference, Tag("(item_reference)")]
     | Annotated[OtherItem, Tag("(other)")],
-    _by_type(
+    by_type(
         "message",
         "function_call",
         "function_call_output",

@@ -1,16 +1,15 @@
-"""The items of a Responses conversation as turns, and its tools."""
+"""The items of an OpenAI conversation as turns."""
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
-from app.dialects.responses.items import (
+from app.dialects.items import (
     FunctionCallItem,
     FunctionCallOutputItem,
     InputImage,
     InputItem,
+    InputJson,
     InputText,
     MessageItem,
     OtherItem,
@@ -18,13 +17,11 @@ from app.dialects.responses.items import (
     OutputText,
     ReasoningItem,
 )
-from app.dialects.responses.schema import FunctionTool, NamespaceTool, ResponseRequest
 from app.prompting import conversation as shared
 from app.prompting.conversation import (
     ImagePart,
     ImageUrl,
     TextPart,
-    Tool,
     ToolCall,
     ToolResult,
     Turn,
@@ -44,10 +41,10 @@ def conversation(earlier: Sequence[InputItem], new: Sequence[InputItem]) -> list
         field = f"input.{index}" if index >= 0 else "previous_response_id"
         match item:
             case FunctionCallOutputItem():
-                content = _content(item.output, f"{field}.output")
+                content = content_of(item.output, f"{field}.output")
                 turns.append(ToolResult(item.call_id, content, f"{field}.call_id", item.name))
             case MessageItem():
-                turns.append(Turn(item.role, _content(item.content, f"{field}.content")))
+                turns.append(Turn(item.role, content_of(item.content, f"{field}.content")))
             case ReasoningItem():
                 turns.append(Turn("assistant", "", thought=item.text))
             case FunctionCallItem():
@@ -69,47 +66,12 @@ def shown_name(namespace: str | None, name: str) -> str:
     return name if namespace is None else f"{namespace}.{name}"
 
 
-def offered_functions(body: ResponseRequest) -> Iterator[tuple[str | None, FunctionTool, str]]:
-    """Yields the functions that the model may call: the namespace, the function, its field.
-
-    There are none if the tool choice forbids them all.
-    """
-    if body.tool_choice == "none":
-        return
-    for index, tool in enumerate(body.tools or []):
-        match tool:
-            case FunctionTool():
-                yield None, tool, f"tools.{index}"
-            case NamespaceTool():
-                for inner, function in enumerate(tool.tools):
-                    if isinstance(function, FunctionTool):
-                        yield tool.name, function, f"tools.{index}.tools.{inner}"
-
-
-def offered_tools(body: ResponseRequest) -> list[Tool]:
-    """Returns the functions that the model may call, under the names by which it knows them."""
-    return [
-        replace(function.tool(field), name=shown_name(namespace, function.name))
-        for namespace, function, field in offered_functions(body)
-    ]
-
-
-def namespaces(body: ResponseRequest) -> dict[str, tuple[str | None, str]]:
-    """Returns the namespace and name of each function, by every name that the model may use for it.
-
-    These are the name by which it knows the function and, if no other has the same, its plain name.
-    """
-    functions = [(namespace, function.name) for namespace, function, _ in offered_functions(body)]
-    plain = Counter(name for _, name in functions)
-    names = {name: (namespace, name) for namespace, name in functions if plain[name] == 1}
-    return names | {shown_name(*each): each for each in functions}
-
-
 def _called(turns: Sequence[Turn | ToolResult]) -> set[str]:
     return {call.id for turn in turns if isinstance(turn, Turn) for call in turn.calls}
 
 
-def _content(content: Any, field: str) -> shared.Content:
+def content_of(content: Any, field: str) -> shared.Content:
+    """Returns an item's content: its text, or its parts. `field` is the field that has it."""
     if content is None or isinstance(content, str):
         return content or ""
     parts: list[shared.Part] = []
@@ -119,6 +81,7 @@ def _content(content: Any, field: str) -> shared.Content:
                 parts.append(ImagePart(ImageUrl(url), f"{field}.{index}.image_url"))
             case (
                 InputText(text=str(text))
+                | InputJson(text=str(text))
                 | OutputText(text=str(text))
                 | OtherPart(text=str(text))
                 | OtherPart(refusal=str(text))

@@ -1,0 +1,1 @@
+"""Decisions, whichever dialect asks: questions, canvases, reads and answers."""

@@ -1,0 +1,1 @@
+"""Decisions in the System One format: `POST /v1/systemone`."""
