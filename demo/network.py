@@ -24,7 +24,7 @@ from transformers import (
 
 from demo.tokenizer import SPECIAL_TOKENS, VOCAB_SIZE
 
-CANVAS = 32
+CANVAS = 64
 
 
 def new_config(*, image_positions: int = 64) -> DiffusionGemmaConfig:
@@ -35,16 +35,16 @@ def new_config(*, image_positions: int = 64) -> DiffusionGemmaConfig:
     layer_types = ["sliding", "sliding", "full", "sliding", "full"]
     text = DiffusionGemmaTextConfig(  # type: ignore[call-arg]  # it does not declare all fields
         vocab_size=VOCAB_SIZE,
-        hidden_size=128,
-        intermediate_size=256,
+        hidden_size=192,
+        intermediate_size=384,
         num_hidden_layers=len(layer_types),
         layer_types=[f"{kind}_attention" for kind in layer_types],
-        num_attention_heads=4,
+        num_attention_heads=6,
         num_key_value_heads=2,
         num_global_key_value_heads=1,
         head_dim=32,
         global_head_dim=64,
-        sliding_window=32,
+        sliding_window=128,
         num_experts=4,
         top_k_experts=2,
         moe_intermediate_size=96,
