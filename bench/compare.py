@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]  # has at least `case`; a comparison also has `ratio` and its spread
 Show = Callable[[str], None]  # shows what is being done now
+Draw = Callable[[str, list[Row], Path], None]  # draws rows under a title into a file
 
 LEAST_ROUNDS = 7
 
@@ -122,11 +123,13 @@ def report(
     output: Output,
     *,
     hide: Callable[[], None] = lambda: None,
+    draw: Draw | None = None,
 ) -> None:
     """Print each case once it is measured, then a table; then write the requested files.
 
     If the terminal is too narrow for all columns, several tables are printed. Columns for which no
-    row has a value are left out. `hide` is called before anything is printed.
+    row has a value are left out. `hide` is called before anything is printed. `draw` makes the
+    plot, by default one of bars.
     """
     console = Console()
     done = []
@@ -149,7 +152,7 @@ def report(
     if output.json:
         output.json.write_text(json.dumps(done, indent=2) + "\n")
     if output.plot:
-        _plot(title, done, output.plot)
+        (draw or _plot)(title, done, output.plot)
 
 
 def _fitting(columns: list[str], rows: list[Row], room: int) -> Iterator[list[str]]:

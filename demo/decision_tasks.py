@@ -40,9 +40,9 @@ class Question:
 Asker = Callable[[Random], Question]
 
 
-def _decide(random: Random, askers: list[Asker], state: str = "") -> Example:
-    """Returns an example of one to eight questions, behind a state if there is one."""
-    number = 1 if random.random() < 0.4 else random.randint(2, 8)
+def _decide(random: Random, askers: list[Asker], state: str = "", most: int = 8) -> Example:
+    """Returns an example of one to `most` questions, behind a state if there is one."""
+    number = 1 if random.random() < 0.4 else random.randint(2, most)
     questions = [random.choice(askers)(random) for _ in range(number)]
     lines = [f"{i}: {question.written}" for i, question in enumerate(questions, 1)]
     prompt = "\n".join([state, *lines] if state else lines)
@@ -55,7 +55,10 @@ def _capital_fact(random: Random) -> Question:
     right = random.random() < 0.5
     wrong = [city for city in CITIES if city != CAPITALS[country]]
     city = CAPITALS[country] if right else random.choice(wrong)
-    wordings = "Is {0} the capital of {1}?|Is the capital of {1} {0}?|Is it true: {0} is the capital of {1}?"
+    wordings = (
+        "Is {0} the capital of {1}?|Is the capital of {1} {0}?|"
+        "Is it true that {0} is the capital of {1}?"
+    )
     text = random.choice(wordings.split("|")).format(city, country)
     return Question(text, _yes(right))
 
@@ -85,13 +88,15 @@ def _word_fact(words: list[str], random: Random) -> Question:
     return Question(f"Is {word} one of the words?", _yes(right))
 
 
-def _capital_choice(random: Random) -> Question:
+def _capital_choice(most: int, random: Random) -> Question:
     country = random.choice(list(CAPITALS))
     wrong = [city for city in CITIES if city != CAPITALS[country]]
-    choices = [CAPITALS[country], *random.sample(wrong, random.randint(1, MOST_CHOICES - 1))]
+    choices = [CAPITALS[country], *random.sample(wrong, random.randint(1, most - 1))]
     random.shuffle(choices)
     label = ascii_uppercase[choices.index(CAPITALS[country])]
-    wordings = "What is the capital of {}?|Which city is the capital of {}?|Choose the capital of {}."
+    wordings = (
+        "What is the capital of {}?|Which city is the capital of {}?|Choose the capital of {}."
+    )
     text = random.choice(wordings.split("|")).format(country)
     return Question(text, label, tuple(choices))
 
@@ -128,7 +133,9 @@ def predicate(random: Random) -> Example:
 
 
 def choose(random: Random) -> Example:
-    return _decide(random, [_capital_choice, _largest_choice])
+    if random.random() < 0.3:
+        return _decide(random, [partial(_capital_choice, MOST_CHOICES)], most=2)
+    return _decide(random, [partial(_capital_choice, 4), _largest_choice], most=6)
 
 
 def score(random: Random) -> Example:

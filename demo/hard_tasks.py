@@ -1,11 +1,10 @@
 """The hard tasks: positions of an answer depend on each other, or on a long way of computing.
 
-A step that commits all positions at once is therefore often wrong. Where an answer contains a random
-choice, every answer that agrees with itself is right, and `Example.accepts` decides.
+A step that commits all positions at once is therefore often wrong. Where an answer contains a
+random choice, every answer that agrees with itself is right, and `Example.accepts` decides.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from random import Random

@@ -46,9 +46,9 @@ COLON = 110 + 256 + 2 + ord(":") - 33
 MODEL_FOLDER = Path(__file__).parent / "model"
 STATE_FOLDER = Path("build/demo-training")
 
-PREFIXES = 32
+PREFIXES = 16
 CANVASES = 4  # per prefix, each with its own noise, because encoding is most of a step's work
-POOL_BATCHES = 16  # whose examples are sorted by length together, so that they need little padding
+POOL_BATCHES = 32  # whose examples are sorted by length together, so that they need little padding
 NARROW_SHARE = 0.65  # of the batches, on canvases no wider than their blocks need
 PURE_NOISE_SHARES = (0.15, 0.6)  # of the canvases with self-conditioning, and of those without
 DRAFT_SHARE = 0.4  # of an edit's canvases that start from the given text
@@ -56,7 +56,7 @@ SLOTS_SHARE = 0.4  # of a decision's canvases in which only the labels are noise
 PADDING_WEIGHT = 0.2  # of the loss at positions behind the end token
 CAUSAL_WEIGHT = 0.1
 BALANCE_WEIGHT = 0.01
-STEPS = 10_000
+STEPS = 13_000
 MUON_RATE, ADAM_RATE = 0.03, 3e-3  # the highest learning rates
 WARMUP_STEPS = 50
 DECAY_SHARE = 0.5  # the last part of the steps, in which the learning rate falls linearly to zero
@@ -171,9 +171,7 @@ def _block(tokenizer: PreTrainedTokenizerFast, random: Random) -> Block:
     return Block(task, prompt + answer[:start], block, draft, slots)
 
 
-def _batch(
-    blocks: list[Block], width: int, vocab_size: int, generator: torch.Generator
-) -> Batch:
+def _batch(blocks: list[Block], width: int, vocab_size: int, generator: torch.Generator) -> Batch:
     tokens = _padded([each.prefix + each.tokens for each in blocks])
     block = _padded([each.tokens for each in blocks], width)
     weights = torch.full(block.shape, PADDING_WEIGHT)
@@ -223,7 +221,10 @@ def _padded(rows: list[list[int]], width: int = 0) -> Tensor:
 
 
 def loss_of(network: Network, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-    """Returns the parts of the loss, whose sum is minimised, and each canvas' denoising loss [N]."""
+    """Returns the parts of the loss and each canvas' denoising loss [N].
+
+    The sum of the parts is minimised.
+    """
     network.balance = torch.zeros(())
     hidden, cache = network.encode(batch.tokens)
     prefix = int(batch.lengths.max())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench.quality import FORMATS, first_logits, released_bytes
+from bench.formats import FORMATS, first_logits, released_bytes
 from bench.sides import demo_prompt
 from engine.config import UNQUANTIZED, EngineConfig, Formats
 from engine.loading import build_denoiser
