@@ -290,10 +290,10 @@ def edit(random: Random) -> Example:
 def _renamed_key(random: Random) -> Example:
     names = ["name", "age", "city", "color", "day", "size", "word", "month", "friend", "item"]
     old, *others, new = random.sample(names, random.randint(4, 7))
-    values: dict[str, str | int] = {
-        key: random.choice([random.randint(1, 99), random.choice(WORDS), random.choice(NAMES)])
-        for key in random.sample([old, *others], 1 + len(others))
-    }
+    values: dict[str, str | int] = {}
+    for key in random.sample([old, *others], 1 + len(others)):
+        choices: list[str | int] = [random.randint(1, 99), random.choice(WORDS)]
+        values[key] = random.choice([*choices, random.choice(NAMES)])
     said = json.dumps(values)
     answer = json.dumps({new if key == old else key: each for key, each in values.items()})
     wordings = (

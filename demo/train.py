@@ -427,6 +427,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)  # of the vision tower, whose weights Transformers makes
     tokenizer, model = build_tokenizer(options.seed), new_model(options.seed)
     training = Training(model, optimisers(model))
     state, unfinished = options.state / "state.pt", options.state / "model"
