@@ -9,6 +9,7 @@ Letters: B examples, P prefix tokens (padded at the right), C canvas, D hidden s
 V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,20 +26,22 @@ from transformers import (
 from demo.tokenizer import SPECIAL_TOKENS, VOCAB_SIZE
 
 CANVAS = 64
+LAYERS = ("sliding", "sliding", "full", "sliding", "full")
 
 
-def new_config(*, image_positions: int = 64) -> DiffusionGemmaConfig:
+def new_config(
+    *, image_positions: int = 64, layers: Sequence[str] = LAYERS
+) -> DiffusionGemmaConfig:
     """Returns the demo model's configuration.
 
     The architecture requires a vision tower, so it has one of the least size.
     """
-    layer_types = ["sliding", "sliding", "full", "sliding", "full"]
     text = DiffusionGemmaTextConfig(  # type: ignore[call-arg]  # it does not declare all fields
         vocab_size=VOCAB_SIZE,
         hidden_size=192,
         intermediate_size=384,
-        num_hidden_layers=len(layer_types),
-        layer_types=[f"{kind}_attention" for kind in layer_types],
+        num_hidden_layers=len(layers),
+        layer_types=[f"{kind}_attention" for kind in layers],
         num_attention_heads=6,
         num_key_value_heads=2,
         num_global_key_value_heads=1,

@@ -5,7 +5,7 @@ import torch
 
 from demo import train
 from demo.examples import Example, user
-from demo.network import CANVAS, new_model
+from demo.network import CANVAS, new_config, new_model
 from demo.tasks import TASKS
 from demo.tokenizer import VOCAB_SIZE, build_tokenizer
 from demo.train import Training, batches, check_forward, optimisers, train_step
@@ -55,7 +55,7 @@ def test_a_training_goes_on_from_its_file_as_if_it_had_not_ended(
 
     def new(seed):
         torch.manual_seed(seed)
-        model = new_model(seed)
+        model = new_model(seed, new_config(layers=("sliding", "full")))
         return Training(model, optimisers(model))
 
     whole = trained(2, new(0))
