@@ -30,7 +30,7 @@ LAYERS = ("sliding", "sliding", "full", "sliding", "full")
 
 
 def new_config(
-    *, image_positions: int = 64, layers: Sequence[str] = LAYERS
+    *, canvas: int = CANVAS, image_positions: int = 64, layers: Sequence[str] = LAYERS
 ) -> DiffusionGemmaConfig:
     """Returns the demo model's configuration.
 
@@ -69,7 +69,7 @@ def new_config(
     return DiffusionGemmaConfig(
         text_config=text,
         vision_config=vision,
-        canvas_length=CANVAS,
+        canvas_length=canvas,
         boi_token_id=SPECIAL_TOKENS["<|image>"],
         image_token_id=SPECIAL_TOKENS["<|image|>"],
         eoi_token_id=SPECIAL_TOKENS["<image|>"],

@@ -18,11 +18,12 @@ import httpx
 import openai
 import pytest
 
-from demo.network import new_model
+from demo.network import new_config, new_model
 from demo.tokenizer import build_tokenizer
 from demo.train import save
 from tests.running_server import Server
 
+CANVAS = 32
 STEPS = 3  # denoising steps a block, because random weights never converge
 
 StartServer = Callable[..., Server]
@@ -32,7 +33,7 @@ StartServer = Callable[..., Server]
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights behind the demo model's real tokenizer and chat template."""
     folder = tmp_path_factory.mktemp("model")
-    save(new_model(0), build_tokenizer(0, examples=4000), folder)
+    save(new_model(0, new_config(canvas=CANVAS)), build_tokenizer(0, examples=4000), folder)
     file = folder / "generation_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "max_denoising_steps": STEPS}))
     return folder
