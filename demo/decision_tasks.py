@@ -59,6 +59,8 @@ def _capital_fact(random: Random) -> Question:
         "Is {0} the capital of {1}?|Is the capital of {1} {0}?|"
         "Is it true that {0} is the capital of {1}?"
     )
+    if random.random() < 0.2:
+        wordings, right = "Is it false that {0} is the capital of {1}?", not right
     text = random.choice(wordings.split("|")).format(city, country)
     return Question(text, _yes(right))
 
@@ -67,7 +69,10 @@ def _sum_fact(random: Random) -> Question:
     a, b = random.randint(0, 20), random.randint(0, 20)
     right = random.random() < 0.5
     shown = a + b if right else max(0, a + b + random.choice([-10, -3, -2, -1, 1, 2, 3, 10]))
-    return Question(f"Is {a} + {b} = {shown}?", _yes(shown == a + b))
+    right, text = shown == a + b, f"Is {a} + {b} = {shown}?"
+    if random.random() < 0.2:
+        right, text = not right, f"Is it false that {a} + {b} = {shown}?"
+    return Question(text, _yes(right))
 
 
 def _order_fact(random: Random) -> Question:
@@ -144,4 +149,25 @@ def score(random: Random) -> Example:
     return _decide(random, [partial(_score, number, colour)], state)
 
 
-DECISION_TASKS: dict[str, Task] = {"predicate": predicate, "choose": choose, "score": score}
+def mixed(random: Random) -> Example:
+    words = random.sample(WORDS, random.randint(3, 8))
+    number, colour = random.randint(1, 99), random.choice(COLOURS)
+    state = f"The words are: {' '.join(words)}\nThe number is {number}. The colour is {colour}."
+    askers = [
+        _capital_fact,
+        _sum_fact,
+        _order_fact,
+        partial(_word_fact, words),
+        partial(_capital_choice, 4),
+        _largest_choice,
+        partial(_score, number, colour),
+    ]
+    return _decide(random, askers, state)
+
+
+DECISION_TASKS: dict[str, Task] = {
+    "predicate": predicate,
+    "choose": choose,
+    "score": score,
+    "mixed": mixed,
+}

@@ -28,6 +28,7 @@ from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache, PreTrain
 from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
     EntropyBoundSamplerConfig,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from demo.muon import Muon
 from demo.network import CANVAS, Network, new_model, text_config
@@ -98,6 +99,7 @@ TASK_WEIGHTS = {
     "predicate": 1.2,
     "choose": 1.0,
     "score": 0.8,
+    "mixed": 0.8,
 }
 
 
@@ -426,6 +428,7 @@ def main() -> None:
         "--save-minutes", type=float, default=5.0, help="minutes between two saved states"
     )
     options = parser.parse_args()
+    disable_progress_bar()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)  # of the vision tower, whose weights Transformers makes
     tokenizer, model = build_tokenizer(options.seed), new_model(options.seed)
