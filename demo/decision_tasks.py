@@ -153,7 +153,7 @@ def mixed(random: Random) -> Example:
     words = random.sample(WORDS, random.randint(3, 8))
     number, colour = random.randint(1, 99), random.choice(COLOURS)
     state = f"The words are: {' '.join(words)}\nThe number is {number}. The colour is {colour}."
-    askers = [
+    askers: list[Asker] = [
         _capital_fact,
         _sum_fact,
         _order_fact,

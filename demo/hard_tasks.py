@@ -14,6 +14,7 @@ from demo.examples import Example, Task, ask
 from demo.sudoku import clues, random_grid, solves, written
 from demo.vocabulary import CAPITALS, CITIES, COLOURS, DAYS, MONTHS, NAMES, WORDS
 
+_NUMBERS = "one two three four five six seven eight".split()
 _SPELLED = [word for word in WORDS if len(word) > 2]
 
 
@@ -129,10 +130,10 @@ def spell_backwards(random: Random) -> Example:
 
 def agree(random: Random) -> Example:
     """Words chosen at random, then the same again."""
-    picks, times = random.randint(1, 4), random.randint(2, 3)
-    words = random.sample(WORDS, random.randint(max(2, picks), 8))
+    picks, times = random.randint(1, len(_NUMBERS)), random.randint(2, 3)
+    words = random.sample(WORDS, random.randint(picks + 1, 12))
     chosen = random.sample(words, picks)
-    number = ["one", "two", "three", "four"][picks - 1]
+    number = _NUMBERS[picks - 1]
     again = {2: "twice", 3: "three times"}[times]
     wordings = (
         "Choose {number} of these words and say it {again}: {said}|"
@@ -163,7 +164,7 @@ def agree(random: Random) -> Example:
 
 
 def shuffle(random: Random) -> Example:
-    words = random.sample(WORDS, random.randint(4, 16))
+    words = random.sample(WORDS, random.randint(6, 20))
     wordings = (
         "Shuffle these words: {said}|Shuffle: {said}|Put these words in a random order: {said}|"
         "Mix up these words: {said}|Say these words in any order: {said}"
@@ -174,7 +175,7 @@ def shuffle(random: Random) -> Example:
 
 
 def dice(random: Random) -> Example:
-    number = random.randint(2, 8)
+    number = random.randint(3, 12)
     rolls = [random.randint(1, 6) for _ in range(number)]
     wordings = (
         "Roll {number} dice and add them.|Throw {number} dice and add them up.|"
@@ -196,9 +197,32 @@ def dice(random: Random) -> Example:
     return replace(example, accepts=right)
 
 
+def coins(random: Random) -> Example:
+    number = random.randint(4, 16)
+    tosses = random.choices(["heads", "tails"], k=number)
+    side = random.choice(["heads", "tails"])
+    wordings = (
+        "Toss {number} coins and count {side}.|Toss a coin {number} times and count the {side}.|"
+        "Flip {number} coins. How often {side}?|Throw a coin {number} times. How many {side}?"
+    )
+
+    def right(text: str) -> bool:
+        said, _, total = text.partition(": ")
+        shown = said.split(" ")
+        return (
+            len(shown) == number
+            and set(shown) <= {"heads", "tails"}
+            and total == f"{shown.count(side)} {side}"
+        )
+
+    answer = f"{' '.join(tosses)}: {tosses.count(side)} {side}"
+    example = ask(random, "I toss coins.", wordings, answer, number=number, side=side)
+    return replace(example, accepts=right)
+
+
 def rising(random: Random) -> Example:
     """Random numbers in rising order between two bounds."""
-    number = random.randint(3, 9)
+    number = random.randint(4, 12)
     low = random.randint(1, 40)
     high = random.randint(low + 2 * number, min(low + 50, 100))
     wordings = (
@@ -330,7 +354,7 @@ def fill_in(random: Random) -> Example:
 
 
 HARD_TASKS: dict[str, Task] = {
-    "sudoku_4x4": partial(sudoku, 4, range(3, 9)),
+    "sudoku_4x4": partial(sudoku, 4, range(2, 8)),
     "sudoku_6x6": partial(sudoku, 6, range(18, 29)),
     "sum": sum_,
     "difference": difference,
@@ -342,6 +366,7 @@ HARD_TASKS: dict[str, Task] = {
     "agree": agree,
     "shuffle": shuffle,
     "dice": dice,
+    "coins": coins,
     "rising": rising,
     "nested_json": nested_json,
     "edit": edit,
