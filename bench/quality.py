@@ -180,6 +180,8 @@ def draw(title: str, rows: list[Row], file: Path) -> None:
         figsize=(2.4 * columns, 2 * lines + 0.5),
         layout="constrained",
         squeeze=False,
+        sharex=True,
+        sharey=True,
     )
     for panel in axes.flat:
         panel.axis("off")

@@ -17,7 +17,7 @@ from rich.table import Table
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from demo.examples import Example
-from demo.tasks import TASKS, held_out
+from demo.tasks import GROUPS, TASKS, held_out
 from demo.tokenizer import encode_example
 from engine.config import DEMO_MODEL, EngineConfig
 from engine.loading import build_denoiser
@@ -58,10 +58,10 @@ class Score:
         return self.tokens / self.denoising_steps
 
 
-def total(scores: list[Score]) -> Score:
-    """Returns the results of all tasks together."""
+def total(scores: list[Score], name: str = "all") -> Score:
+    """Returns the results of these tasks together, under a name."""
     return Score(
-        "all",
+        name,
         sum(s.prompts for s in scores),
         sum(s.right for s in scores),
         sum(s.blocks for s in scores),
@@ -152,8 +152,7 @@ def main() -> None:
         scores.append(answered(task, shown, worker, sampling))
         one_step = msgspec.structs.replace(sampling, max_denoising_steps=1)
         in_one_step.append(answered(task, asked, worker, one_step))
-    scores.append(total(scores))
-    in_one_step.append(total(in_one_step))
+    scores, in_one_step = _with_totals(scores), _with_totals(in_one_step)
     Console().print(_table(scores, in_one_step))
     if options.json:
         rows = [
@@ -167,6 +166,16 @@ def main() -> None:
             for score, single in zip(scores, in_one_step, strict=True)
         ]
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def _with_totals(scores: list[Score]) -> list[Score]:
+    """Returns the scores, and behind them those of each group of tasks and of all."""
+    totals = []
+    for name, group in GROUPS.items():
+        some = [score for score in scores if score.task in group]
+        if some:
+            totals.append(total(some, name))
+    return [*scores, *totals, total(scores)]
 
 
 def _table(scores: list[Score], in_one_step: list[Score]) -> Table:

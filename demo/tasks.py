@@ -17,7 +17,8 @@ from demo.hard_tasks import HARD_TASKS
 
 THINKING_SHARE = 0.08
 
-TASKS: dict[str, Task] = {**EASY_TASKS, **HARD_TASKS, **DECISION_TASKS}
+GROUPS = {"easy": EASY_TASKS, "hard": HARD_TASKS, "decisions": DECISION_TASKS}
+TASKS: dict[str, Task] = {name: task for group in GROUPS.values() for name, task in group.items()}
 
 _SYSTEM_PROMPTS = [
     "You are a helpful assistant.",
