@@ -4,37 +4,48 @@ A question is a predicate (yes or no), a choice (letters), or a score (digits). 
 are single tokens, so that one step can read the probability of each.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from string import ascii_uppercase
+from string import ascii_uppercase, digits
 
 from demo.examples import Example, Task, user
 from demo.vocabulary import CAPITALS, CITIES, COLOURS, WORDS
 
 MOST_CHOICES = 20
+_NUMBERED, _NAMED = ("0", "1", "2", "3"), ("none", "one", "two", "all")
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its right label, and its choices or the levels of its score (by default none)."""
+    """A question, its right label, and what the labels of a choice or a score stand for.
+
+    Without choices and levels the labels are yes and no. Levels without names are numbers.
+    """
 
     text: str
     label: str
     choices: tuple[str, ...] = ()
-    levels: int = 0
+    levels: tuple[str, ...] = ()
 
     @property
     def written(self) -> str:
         """Returns the question with its possible labels behind it."""
         labels = "yes or no"
         if self.choices:
-            each = zip(ascii_uppercase, self.choices, strict=False)
-            labels = " ".join(f"{letter}) {choice}" for letter, choice in each)
+            labels = _labelled(ascii_uppercase, self.choices)
+        elif self.levels == _NUMBERED:
+            labels = f"0 to {len(self.levels) - 1}"
         elif self.levels:
-            labels = f"0 to {self.levels - 1}"
+            labels = _labelled(digits, self.levels)
         return f"{self.text} {labels}"
+
+
+def _labelled(labels: str, meanings: tuple[str, ...]) -> str:
+    pairs = zip(labels, meanings, strict=False)
+    return " ".join(f"{label}) {meaning}" for label, meaning in pairs)
 
 
 Asker = Callable[[Random], Question]
@@ -121,7 +132,20 @@ def _score(number: int, colour: str, random: Random) -> Question:
     parity = random.choice(["even", "odd"])
     holds = [number > bound, number % 2 == (parity == "odd"), colour == asked]
     text = f"How many hold? It is above {bound}. It is {parity}. The colour is {asked}."
-    return Question(text, str(sum(holds)), levels=4)
+    levels = _NUMBERED if random.random() < 0.7 else _NAMED
+    return Question(text, str(sum(holds)), levels=levels)
+
+
+def _state(random: Random, **facts: int | str | list[str]) -> str:
+    """Returns the facts as sentences, or as JSON."""
+    if random.random() < 0.3:
+        return json.dumps(facts)
+    said = {
+        name: " ".join(fact) if isinstance(fact, list) else fact for name, fact in facts.items()
+    }
+    return " ".join(
+        f"The {name} {'are' if name == 'words' else 'is'} {fact}." for name, fact in said.items()
+    )
 
 
 def _yes(right: bool) -> str:
@@ -134,7 +158,7 @@ def predicate(random: Random) -> Example:
     if random.random() < 0.5:
         return _decide(random, facts)
     facts += 3 * [partial(_word_fact, words)]
-    return _decide(random, facts, f"The words are: {' '.join(words)}")
+    return _decide(random, facts, _state(random, words=words))
 
 
 def choose(random: Random) -> Example:
@@ -145,14 +169,14 @@ def choose(random: Random) -> Example:
 
 def score(random: Random) -> Example:
     number, colour = random.randint(1, 99), random.choice(COLOURS)
-    state = f"The number is {number}. The colour is {colour}."
+    state = _state(random, number=number, colour=colour)
     return _decide(random, [partial(_score, number, colour)], state)
 
 
 def mixed(random: Random) -> Example:
     words = random.sample(WORDS, random.randint(3, 8))
     number, colour = random.randint(1, 99), random.choice(COLOURS)
-    state = f"The words are: {' '.join(words)}\nThe number is {number}. The colour is {colour}."
+    state = _state(random, words=words, number=number, colour=colour)
     askers: list[Asker] = [
         _capital_fact,
         _sum_fact,

@@ -151,7 +151,7 @@ def test_a_decision_has_one_token_for_each_label_behind_its_number(task, tokeniz
             (question,) = [line for line in asked if line.startswith(head)]
             if question.endswith("yes or no"):
                 assert label in ("yes", "no")
-            elif question.endswith("0 to 3"):
+            elif question.endswith(("0 to 3", "0) none 1) one 2) two 3) all")):
                 assert label in "0123"
             else:
                 assert f" {label}) " in question
