@@ -23,6 +23,7 @@ from bench.curve import Point, area
 from bench.questions import Line, demo_questions, file_questions
 from demo.evaluate import Question, Score, answered, total
 from engine.config import EngineConfig
+from engine.denoise.denoiser import Denoiser
 from engine.loading import build_denoiser, with_profile
 from engine.messages import Sampling
 from engine.worker import Worker
@@ -131,7 +132,7 @@ def _curves(
     denoiser = build_denoiser(config)
     worker = Worker(denoiser, config)
     tokenizer = AutoTokenizer.from_pretrained(config.model_path, trust_remote_code=False)
-    asked = dict(_asked(tokenizer, lines, prompts, max_tokens, denoiser.sampler.end_tokens))
+    asked = dict(_asked(tokenizer, denoiser, lines, prompts, max_tokens))
     most = denoiser.sampler.max_denoising_steps
     curves: dict[str, list[Point]] = defaultdict(list)
     for limit in [*(limit for limit in LIMITS if limit < most), most]:
@@ -147,14 +148,21 @@ def _curves(
 
 def _asked(
     tokenizer: PreTrainedTokenizerBase,
+    denoiser: Denoiser,
     lines: list[Line] | None,
     prompts: int | None,
     max_tokens: int,
-    ends: frozenset[int],
 ) -> Iterator[tuple[str, list[Question]]]:
     if lines is None:
         return demo_questions(tokenizer, 20 if prompts is None else prompts)
-    return file_questions(lines, tokenizer, prompts=prompts, max_tokens=max_tokens, ends=ends)
+    return file_questions(
+        lines,
+        tokenizer,
+        prompts=prompts,
+        max_tokens=max_tokens,
+        context_length=denoiser.context_length,
+        ends=denoiser.sampler.end_tokens,
+    )
 
 
 def _point(limit: int, score: Score) -> Point:

@@ -7,6 +7,7 @@ either the exact `answer` or a `pattern`, a regular expression that is found in 
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +86,26 @@ def file_questions(
     *,
     prompts: int | None,
     max_tokens: int,
+    context_length: int,
     ends: frozenset[int],
 ) -> Iterator[tuple[str, list[Question]]]:
     """Yield each task of the lines with its first `prompts` questions, by default all.
 
-    `ends` are the tokens that end an answer.
+    An answer has room for `max_tokens`, or what the context leaves of them. `ends` are the tokens
+    that end it. Raises typer.BadParameter, which names a prompt that leaves no room.
     """
     for task in dict.fromkeys(line.task for line in lines):
-        chosen = [line for line in lines if line.task == task][:prompts]
-        yield task, [_question(line, tokenizer, max_tokens, ends) for line in chosen]
+        asked = []
+        for line in [line for line in lines if line.task == task][:prompts]:
+            question = _question(line, tokenizer, max_tokens, ends)
+            left = context_length - len(question.prompt)
+            if left < 1:
+                raise typer.BadParameter(
+                    f"{task}: a prompt has {len(question.prompt)} tokens, but the context has "
+                    f"{context_length}: {str(line.prompt or line.messages)[:60]!r}…"
+                )
+            asked.append(replace(question, room=min(max_tokens, left)))
+        yield task, asked
 
 
 def _question(

@@ -21,7 +21,7 @@ from demo.tasks import GROUPS, TASKS, held_out
 from demo.tokenizer import encode_example
 from engine.config import DEMO_MODEL, EngineConfig
 from engine.loading import build_denoiser
-from engine.messages import Block, GenerateRequest, Sampling
+from engine.messages import Block, Failed, GenerateRequest, Sampling
 from engine.worker import Worker
 
 
@@ -103,7 +103,10 @@ def without_thought(text: str) -> str:
 
 
 def answered(task: str, asked: Iterable[Question], worker: Worker, sampling: Sampling) -> Score:
-    """Answer the questions one after another, each with a seed of its own. Returns the score."""
+    """Answer the questions one after another, each with a seed of its own. Returns the score.
+
+    Raises RuntimeError if the engine fails to answer one.
+    """
     prompts = right = blocks = steps = tokens = 0
     for index, question in enumerate(asked):
         request = GenerateRequest(
@@ -112,7 +115,12 @@ def answered(task: str, asked: Iterable[Question], worker: Worker, sampling: Sam
             question.room,
             msgspec.structs.replace(sampling, seed=index),
         )
-        made = [m for m in worker.generate(request) if isinstance(m, Block)]
+        made = []
+        for message in worker.generate(request):
+            if isinstance(message, Failed):
+                raise RuntimeError(f"{request.id}: {message.message}")
+            if isinstance(message, Block):
+                made.append(message)
         answer = [token for block in made for token in block.tokens]
         prompts += 1
         right += question.is_right(answer)

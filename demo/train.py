@@ -43,7 +43,6 @@ from demo.tokenizer import (
 )
 
 PAD = SPECIAL_TOKENS["<pad>"]
-COLON = 110 + 256 + 2 + ord(":") - 33
 MODEL_FOLDER = Path(__file__).parent / "model"
 STATE_FOLDER = Path("build/demo-training")
 
@@ -170,7 +169,8 @@ def _block(tokenizer: PreTrainedTokenizerFast, random: Random) -> Block:
         draft = [*whole, END_OF_TURN][start : start + CANVAS]
     slots = []
     if example.labels:
-        slots = [i for i, before in enumerate(block[:-1], 1) if before == COLON]
+        colon = tokenizer.convert_tokens_to_ids(":")
+        slots = [i for i, before in enumerate(block[:-1], 1) if before == colon]
     return Block(task, prompt + answer[:start], block, draft, slots)
 
 
@@ -439,9 +439,9 @@ def main() -> None:
     check_forward(model, next(batches(tokenizer, vocab_size, options.seed)))
     if state.exists():
         training.load(state)
-    count = sum(parameter.numel() for parameter in model.parameters())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
-        f"{count:,} parameters, step {training.step} of {options.steps}, "
+        f"{parameters:,} parameters, step {training.step} of {options.steps}, "
         f"{PREFIXES * CANVASES} canvases each",
         flush=True,
     )

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from bench.curve import Point, area
 from bench.quality import COLUMNS, LIMITS, draw, rows, sides
-from bench.questions import Line, read_file
+from bench.questions import Line, file_questions, read_file
 from engine.config import DEMO_MODEL_PATH
 
 
@@ -89,6 +89,22 @@ def test_a_file_without_lines_is_refused(tmp_path):
     file.write_text("\n")
     with pytest.raises(typer.BadParameter, match="has no line"):
         read_file(file)
+
+
+def test_an_answer_has_the_room_that_the_context_leaves_and_a_longer_prompt_is_named():
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL_PATH, trust_remote_code=False)
+
+    def asked(context_length):
+        lines = [Line(task="own", prompt="hello", answer="b")]
+        options = {"prompts": None, "max_tokens": 64, "ends": frozenset()}
+        return dict(file_questions(lines, tokenizer, context_length=context_length, **options))
+
+    (question,) = asked(1000)["own"]
+    size = len(question.prompt)
+    assert question.room == 64
+    assert asked(size + 5)["own"][0].room == 5
+    with pytest.raises(typer.BadParameter, match=f"own: a prompt has {size} tokens, but"):
+        asked(size)
 
 
 def test_an_answer_is_compared_without_its_thought_and_the_space_around_it():
