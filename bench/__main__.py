@@ -265,10 +265,6 @@ def quality_command(
     with ProgressLine(stderr_console(), animated=False) as progress:
         quality, questions = (_imported(name, progress) for name in ("quality", "questions"))
         lines = None if tasks is None else questions.read_file(tasks)
-        if lines is None and model != "demo":
-            raise typer.BadParameter(
-                "is needed for a model other than 'demo'", param_hint="--tasks"
-            )
         compared = quality.sides(model, settings or [])
         with _tidy_interrupt():
             rows = quality.rows(compared, lines, prompts, max_tokens, show=progress.show)

@@ -453,7 +453,7 @@ def main() -> None:
         for name, part in parts.items():
             means.add(name, part)
         for task, loss in zip(batch.tasks * CANVASES, losses, strict=True):
-            tasks.add(task, loss, share=0.003)
+            tasks.add(task, loss, share=0.01)
         training.seconds += time.monotonic() - started
         done = training.step == options.steps
         if training.step % 20 == 0 or done:
