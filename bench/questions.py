@@ -66,7 +66,10 @@ def read_file(file: Path) -> list[Line]:
             fault = error.errors()[0]
             where = "".join(f"{key}: " for key in fault["loc"])
             raise typer.BadParameter(f"{file}, line {number}: {where}{fault['msg']}") from error
-        lines.append(line.model_copy(update={"task": line.task or file.stem}))
+        task = line.task or file.stem
+        if task == "all":
+            raise typer.BadParameter(f"{file}, line {number}: task: 'all' means all tasks")
+        lines.append(line.model_copy(update={"task": task}))
     if not lines:
         raise typer.BadParameter(f"{file} has no line")
     return lines

@@ -74,6 +74,7 @@ def test_a_wrong_setting_is_named(setting, fault):
         ('{"answer": "b"}', "needs either prompt or messages"),
         ('{"prompt": "a", "pattern": "("}', "pattern is no regular expression"),
         ('{"prompt": "a", "answer": "b", "x": 1}', "line 2: x: Extra inputs"),
+        ('{"task": "all", "prompt": "a", "answer": "b"}', "line 2: task: 'all' means all tasks"),
         ('{"prompt": 1, "answer": "b"}', "line 2: prompt: Input should be a valid string"),
     ],
 )
