@@ -219,8 +219,8 @@ def roofline_command(json: Json = None, plot: Plot = None) -> None:
     report(title, roofline.rows(), columns, Output(json, plot))
 
 
-@main.command("quality")
-def quality_command(
+@main.command("formats")
+def formats_command(
     prompts: Annotated[
         int, typer.Option(min=1, help="Held-out prompts to answer for each task.")
     ] = 20,
@@ -229,7 +229,55 @@ def quality_command(
 ) -> None:
     """Compare weight formats: the demo model's answers and logits, the released model's size."""
     columns = ["exact_match", "steps_a_block", "logit_error", "released_gb"]
-    _measure("quality", "Quantised weights", columns, Output(json, plot), prompts=prompts)
+    _measure("formats", "Quantised weights", columns, Output(json, plot), prompts=prompts)
+
+
+@main.command("quality")
+def quality_command(
+    tasks: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="Ask the questions of this file instead of the demo model's. Each line is a JSON "
+            "object with a prompt (or messages), and an answer or a pattern.",
+        ),
+    ] = None,
+    prompts: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Questions to ask for each task. By default 20, or all that a file has."
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="The model, as for the server: 'demo', a folder, or a hub id.")
+    ] = "demo",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Draw a second curve with this option of the worker or the sampler changed. Can "
+            "be given several times.",
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum number of tokens of an answer to a file's question.")
+    ] = 1024,
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """Measure accuracy against denoising steps, by task, and the area under that curve (AUP)."""
+    output = Output(json, plot)
+    with ProgressLine(stderr_console(), animated=False) as progress:
+        quality, questions = (_imported(name, progress) for name in ("quality", "questions"))
+        lines = None if tasks is None else questions.read_file(tasks)
+        compared = quality.sides(model, settings or [])
+        with _tidy_interrupt():
+            rows = quality.rows(compared, lines, prompts, max_tokens, show=progress.show)
+            title = "Accuracy against steps"
+            report(title, rows, quality.COLUMNS, output, hide=progress.hide, draw=quality.draw)
 
 
 @main.command("devices")

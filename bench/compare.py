@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]  # has at least `case`; a comparison also has `ratio` and its spread
 Show = Callable[[str], None]  # shows what is being done now
+Draw = Callable[[str, list[Row], Path], None]  # draws rows under a title into a file
 
 LEAST_ROUNDS = 7
 
@@ -126,13 +127,15 @@ def report(
     output: Output,
     *,
     hide: Callable[[], None] = lambda: None,
+    draw: Draw | None = None,
 ) -> None:
     """Print each case once it is measured, then a table; then draw the requested plot.
 
     The requested JSON file is written again with each row, so that an early end loses none.
 
     If the terminal is too narrow for all columns, several tables are printed. Columns for which no
-    row has a value are left out. `hide` is called before anything is printed.
+    row has a value are left out. `hide` is called before anything is printed. `draw` makes the
+    plot, by default one of bars.
     """
     console = Console(markup=False)  # a case may hold the text of an error
     done = []
@@ -155,7 +158,7 @@ def report(
             table.add_row(row["case"], *(_cell(row, column) for column in some))
         console.print(table)
     if output.plot:
-        _plot(title, done, output.plot)
+        (draw or _plot)(title, done, output.plot)
 
 
 def _fitting(columns: list[str], rows: list[Row], room: int) -> Iterator[list[str]]:

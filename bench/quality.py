@@ -1,121 +1,211 @@
-"""The loss of quality and the savings of memory for each choice of weight formats.
+"""Accuracy against denoising steps: the curve of the released sampler, and that of other settings.
 
-Quality is measured on the demo model in float32, by exact match on its held-out prompts and by the
-relative error of a first denoising step's logits against those of the unquantised weights. The demo
-model's products are 128 to 256 wide, and the released model's are 704 to 8192. So the measurement
-shows whether a scheme works, not how well it does on the released model.
+A curve's points are limits of the steps a block may have. The last one is the checkpoint's own
+limit. The area under the curve is AUP (see `bench/curve.py`), by task and as their mean.
 
-Memory is computed for the released dimensions with the plan's arithmetic.
+Every question has a seed of its own, so a curve is the same each time, and two curves differ by
+their settings only.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import AutoTokenizer
+import msgspec
+import typer
+from pydantic import ValidationError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bench.compare import Row, Show, of_case, silent
-from bench.generate import QUESTIONS
-from bench.passes import decode, encode
-from bench.roofline import released
-from bench.sides import demo_prompt
-from demo.evaluate import evaluate
-from demo.tasks import TASKS
-from engine.config import DEMO_MODEL_PATH, EngineConfig, Formats
+from bench.curve import Point, area
+from bench.questions import Line, demo_questions, file_questions
+from demo.evaluate import Question, Score, answered, total
+from engine.config import EngineConfig
 from engine.denoise.denoiser import Denoiser
-from engine.denoise.noise import block_noise
-from engine.loading import build_denoiser
-from engine.model.embedding import products
-from engine.model.kv_cache import KVCache
-from engine.sizing.weights import weight_bytes
+from engine.loading import build_denoiser, with_profile
+from engine.messages import Sampling
 from engine.worker import Worker
 
-FORMATS = (
-    Formats(),
-    Formats("int8"),
-    Formats("int8", "int8"),
-    Formats("fp8", "fp8"),
-    Formats("int4"),
-    Formats("int4", "int8"),
-    Formats("int4", "int4"),
-    Formats("int4", "int8", "int8"),
-    Formats(rest="int8"),
-    Formats(rest="fp8"),
-)
+LIMITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+COLUMNS = ["exact_match", "in_one_step", "steps_a_block", "tokens_a_step", "aup"]
+
+# The sampler's numbers that a setting can replace.
+_SAMPLER = {
+    "temperature": float,
+    "entropy_bound": float,
+    "confidence_threshold": float,
+    "top_k": int,
+    "top_p": float,
+    "min_p": float,
+}
 
 
-def case_of(formats: Formats) -> str:
-    """Returns the name of these formats in a row."""
-    if not formats.quantized:
-        return "unquantised"
-    named = {kind: "BF16" if name == "none" else name for kind, name in asdict(formats).items()}
-    case = f"experts {named['experts']}, linears {named['linears']}"
-    return case if formats.rest == "none" else f"{case}, rest {formats.rest}"
+@dataclass(frozen=True)
+class Side:
+    """A setting: its name, the worker's options and the sampler's."""
+
+    name: str
+    config: EngineConfig
+    sampling: Sampling
 
 
-def rows(prompts: int, show: Show = silent) -> Iterator[Row]:
-    """Yield one row for each choice of formats, answering `prompts` prompts of each task."""
-    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL_PATH, trust_remote_code=False)
-    expected: list[Tensor] = []
-    for formats in FORMATS:
-        show_case = of_case(show, case_of(formats))
-        show_case("loading the demo model")
-        config = EngineConfig(
-            device="cpu",
-            dtype="float32",
-            threads=1,
-            quantized_cache=False,
-            **formats.options,
-        )
-        denoiser = build_denoiser(config)
-        logits = [first_logits(denoiser, demo_prompt(question)) for question in QUESTIONS]
-        expected = expected or logits
+def sides(model: str, settings: list[str]) -> list[Side]:
+    """Returns the released sampler's side and, if there are settings `NAME=VALUE`, theirs.
+
+    Raises typer.BadParameter, which names the setting that is wrong.
+    """
+    options: dict[str, str] = {}
+    sampler: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--set {setting}: must be NAME=VALUE")
+        if name in _SAMPLER:
+            try:
+                sampler[name] = _SAMPLER[name](value)
+            except ValueError as error:
+                raise typer.BadParameter(f"--set {setting}: {value!r} is no number") from error
+        else:
+            options[name] = value
+    try:
+        changed = EngineConfig.model_validate({"model": model, **options})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        known = ", ".join([*_SAMPLER, *EngineConfig.model_fields])
+        name = str(fault["loc"][0]) if fault["loc"] else ""
+        raise typer.BadParameter(f"--set {name}: {fault['msg']}; known: {known}") from error
+    released = Side("released", EngineConfig(model=model), Sampling(seed=0))
+    if not settings:
+        return [released]
+    return [released, Side(", ".join(settings), changed, Sampling(seed=0, **sampler))]
+
+
+def rows(
+    compared: list[Side],
+    lines: list[Line] | None,
+    prompts: int | None,
+    max_tokens: int,
+    show: Show = silent,
+) -> Iterator[Row]:
+    """Yield a row for each task and side, and at the end one for all tasks of a side.
+
+    `lines` are a file's questions. Without them, the demo model's held-out ones are asked.
+    """
+    curves = [
+        _curves(side, lines, prompts, max_tokens, of_case(show, side.name)) for side in compared
+    ]
+    areas: dict[str, list[float]] = defaultdict(list)
+    for task in curves[0]:
+        best = max(point.accuracy for curve in curves for point in curve[task])
+        for side, curve in zip(compared, curves, strict=True):
+            if task == "all":
+                aup = sum(areas[side.name]) / len(areas[side.name])
+            else:
+                aup = area(curve[task], best)
+                areas[side.name].append(aup)
+            case = task if len(compared) == 1 else f"{task}, {side.name}"
+            yield {"case": case, **_summary(curve[task]), "aup": aup, **_points(curve[task])}
+
+
+def _summary(curve: list[Point]) -> Row:
+    first, last = curve[0], curve[-1]
+    return {
+        "exact_match": last.accuracy,
+        "in_one_step": first.accuracy,
+        "steps_a_block": last.steps_a_block,
+        "tokens_a_step": last.tokens_a_step,
+    }
+
+
+def _points(curve: list[Point]) -> Row:
+    return {"curve": [asdict(point) for point in curve]}
+
+
+def _curves(
+    side: Side, lines: list[Line] | None, prompts: int | None, max_tokens: int, show: Show
+) -> dict[str, list[Point]]:
+    """Returns a side's curve for each task, and for all of them as "all"."""
+    show("loading the model")
+    config, _ = with_profile(side.config)
+    denoiser = build_denoiser(config)
+    worker = Worker(denoiser, config)
+    tokenizer = AutoTokenizer.from_pretrained(config.model_path, trust_remote_code=False)
+    asked = dict(_asked(tokenizer, denoiser, lines, prompts, max_tokens))
+    most = denoiser.sampler.max_denoising_steps
+    curves: dict[str, list[Point]] = defaultdict(list)
+    for limit in [*(limit for limit in LIMITS if limit < most), most]:
+        sampling = msgspec.structs.replace(side.sampling, max_denoising_steps=limit)
         scores = []
-        for number, task in enumerate(TASKS, 1):
-            show_case(f"task {number} of {len(TASKS)}")
-            worker = Worker(denoiser, config)
-            scores.append(evaluate(task, worker, tokenizer, prompts=prompts, temperature=1.0))
-        yield {
-            "case": case_of(formats),
-            "exact_match": sum(s.right for s in scores) / sum(s.prompts for s in scores),
-            "steps_a_block": sum(s.denoising_steps for s in scores) / sum(s.blocks for s in scores),
-            "logit_error": _relative_error(torch.cat(logits), torch.cat(expected)),
-            "released_gb": released_bytes(formats) / 1e9,
-        }
+        for task, each in asked.items():
+            show(f"at most {limit} steps, {task}")
+            scores.append(answered(task, each, worker, sampling))
+        for score in [*scores, total(scores)]:
+            curves[score.task].append(_point(limit, score))
+    return curves
 
 
-@torch.inference_mode()
-def first_logits(denoiser: Denoiser, prompt: list[int]) -> Tensor:
-    """Returns the softcapped logits [C, V] of the first denoising step behind a prompt."""
-    model = denoiser.model
-    canvas = model.dimensions.canvas_length
-    noise = block_noise(
-        0,
-        0,
-        steps=1,
-        canvas_length=canvas,
-        vocab_size=model.dimensions.vocab_size,
-        device=torch.device("cpu"),
+def _asked(
+    tokenizer: PreTrainedTokenizerBase,
+    denoiser: Denoiser,
+    lines: list[Line] | None,
+    prompts: int | None,
+    max_tokens: int,
+) -> Iterator[tuple[str, list[Question]]]:
+    if lines is None:
+        return demo_questions(tokenizer, 20 if prompts is None else prompts)
+    return file_questions(
+        lines,
+        tokenizer,
+        prompts=prompts,
+        max_tokens=max_tokens,
+        context_length=denoiser.context_length,
+        ends=denoiser.sampler.end_tokens,
     )
-    cache = KVCache(
-        model.dimensions.layers,
-        capacity=len(prompt) + canvas,
-        pass_tokens=len(prompt) + canvas,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-        slack=0,
+
+
+def _point(limit: int, score: Score) -> Point:
+    return Point(limit, score.accuracy, score.steps_per_block, score.tokens_per_step)
+
+
+def draw(title: str, rows: list[Row], file: Path) -> None:
+    """Draw the curves of the rows, accuracy against steps a block, one panel for each task."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels: dict[str, list[tuple[str, Row]]] = defaultdict(list)
+    for row in rows:
+        task, _, side = row["case"].partition(", ")
+        panels[task].append((side, row))
+    columns = min(6, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = pyplot.subplots(
+        lines,
+        columns,
+        figsize=(2.4 * columns, 2 * lines + 0.5),
+        layout="constrained",
+        squeeze=False,
+        sharex=True,
+        sharey=True,
     )
-    encode(model, torch.tensor(prompt), cache)
-    hidden = decode(model, noise.canvases[0], None, cache)
-    softcap = model.config.softcap
-    return softcap * torch.tanh(products(hidden, model.embedding) / softcap)
-
-
-def released_bytes(formats: Formats) -> int:
-    """Returns the bytes of the released model's weights, with the unquantised ones in BF16."""
-    return sum(weight_bytes(released(), formats, element_bytes=2).values())
-
-
-def _relative_error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual - expected).norm() / expected.norm())
+    for panel in axes.flat:
+        panel.axis("off")
+    for panel, (task, curves) in zip(axes.flat, panels.items(), strict=False):
+        panel.axis("on")
+        for side, row in curves:
+            steps = [point["steps_a_block"] for point in row["curve"]]
+            accuracies = [100 * point["accuracy"] for point in row["curve"]]
+            panel.plot(steps, accuracies, marker=".", label=side or None)
+        panel.set_title(task, fontsize=9)
+        panel.set_ylim(-4, 104)
+    if any(side for side, _ in next(iter(panels.values()))):
+        handles, labels = axes.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    figure.supxlabel("steps a block")
+    figure.supylabel("exact match, %")
+    figure.suptitle(title)
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)

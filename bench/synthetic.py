@@ -16,7 +16,7 @@ import torch
 
 from bench.blocks import timed_answers
 from bench.compare import LEAST_ROUNDS, Row, Show, of_case, peak_bytes, silent
-from bench.quality import FORMATS, case_of
+from bench.formats import FORMATS, case_of
 from bench.random_weights import network_config, random_network, weights_bytes
 from bench.roofline import CONTEXT, RELEASED_MODEL, TOKENS_A_STEP, find_device, released
 from bench.sides import random_prompt

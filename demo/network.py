@@ -9,6 +9,7 @@ Letters: B examples, P prefix tokens (padded at the right), C canvas, D hidden s
 V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,27 +25,29 @@ from transformers import (
 
 from demo.tokenizer import SPECIAL_TOKENS, VOCAB_SIZE
 
-CANVAS = 32
+CANVAS = 64
+LAYERS = ("sliding", "sliding", "full", "sliding", "full")
 
 
-def new_config(*, image_positions: int = 64) -> DiffusionGemmaConfig:
+def new_config(
+    *, canvas: int = CANVAS, image_positions: int = 64, layers: Sequence[str] = LAYERS
+) -> DiffusionGemmaConfig:
     """Returns the demo model's configuration.
 
     The architecture requires a vision tower, so it has one of the least size.
     """
-    layer_types = ["sliding", "sliding", "full", "sliding", "full"]
     text = DiffusionGemmaTextConfig(  # type: ignore[call-arg]  # it does not declare all fields
         vocab_size=VOCAB_SIZE,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=len(layer_types),
-        layer_types=[f"{kind}_attention" for kind in layer_types],
-        num_attention_heads=4,
+        hidden_size=192,
+        intermediate_size=384,
+        num_hidden_layers=len(layers),
+        layer_types=[f"{kind}_attention" for kind in layers],
+        num_attention_heads=6,
         num_key_value_heads=2,
         num_global_key_value_heads=1,
         head_dim=32,
         global_head_dim=64,
-        sliding_window=32,
+        sliding_window=128,
         num_experts=4,
         top_k_experts=2,
         moe_intermediate_size=96,
@@ -66,7 +69,7 @@ def new_config(*, image_positions: int = 64) -> DiffusionGemmaConfig:
     return DiffusionGemmaConfig(
         text_config=text,
         vision_config=vision,
-        canvas_length=CANVAS,
+        canvas_length=canvas,
         boi_token_id=SPECIAL_TOKENS["<|image>"],
         image_token_id=SPECIAL_TOKENS["<|image|>"],
         eoi_token_id=SPECIAL_TOKENS["<image|>"],

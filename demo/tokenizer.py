@@ -9,14 +9,17 @@ import re
 from collections import Counter
 from pathlib import Path
 from random import Random
+from string import ascii_letters
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from demo.tasks import Example, training_example
+from demo.examples import Example
+from demo.tasks import training_example
+from demo.vocabulary import whole_words
 
-VOCAB_SIZE = 1280
+VOCAB_SIZE = 1536
 SPECIAL_TOKENS = {
     "<pad>": 0,
     "<eos>": 1,
@@ -54,13 +57,17 @@ def build_tokenizer(seed: int = 0, examples: int = 12_000) -> PreTrainedTokenize
     bare = _wrap(Tokenizer(BPE(vocab=_alphabet(), merges=[], byte_fallback=True)))
     random = Random(seed)
     for _ in range(examples):
-        example = training_example(random)
+        _, example = training_example(random)
         for text in special.split(render(bare, example) + answer_text(example)):
             counts.update(re.findall(_PIECE, text.replace(" ", "▁")))
-    # The numbers of the tasks are always whole tokens, however rare they are.
-    for number in range(101):
-        counts[f"▁{number}"] += 10**6
-        counts[str(number)] += 10**6
+    # The numbers and words of the tasks are always whole tokens, however rare they are. So are the
+    # labels of decisions. Larger numbers are written digit by digit.
+    for word in [*map(str, range(101)), *ascii_letters, *whole_words()]:
+        counts[f"▁{word}"] += 10**6
+        counts[word] += 10**6
+    for piece in list(counts):
+        if piece.removeprefix("▁").isdecimal() and counts[piece] < 10**6:
+            del counts[piece]
     vocab = _alphabet()
     free = iter(sorted(set(range(VOCAB_SIZE)) - set(vocab.values())))
     words = [w for w, _ in counts.most_common() if w not in vocab]

@@ -1,21 +1,23 @@
-"""Train the demo model from scratch: `python -m demo.train`, about an hour on one CPU core.
+"""Train the demo model from scratch: `python -m demo.train`, about eight hours on one CPU core.
 
 Each training example is one block of one answer. Everything before the block is encoded causally.
 The block itself is a canvas in which a random share of the tokens is replaced by random ones, and
-the model learns the original tokens. Half of the canvases have self-conditioning from a first
-pass.
+the model learns the original tokens. Half of the canvases have self-conditioning from a first pass,
+which sees more noise: in an answer it is the step before. Short blocks are most often trained on
+narrower canvases, which take less time.
 
 The encoder also learns to predict the answer token by token. This costs little and provides the
 autoregressive baseline of the measurements.
 
-The batches depend on the seed only.
+The batches depend on the seed only. A training that was interrupted goes on from its last state and
+makes the same batches as if it had not been.
 """
 
 import argparse
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from random import Random
 
@@ -26,6 +28,7 @@ from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache, PreTrain
 from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
     EntropyBoundSamplerConfig,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from demo.muon import Muon
 from demo.network import CANVAS, Network, new_model, text_config
@@ -41,90 +44,193 @@ from demo.tokenizer import (
 
 PAD = SPECIAL_TOKENS["<pad>"]
 MODEL_FOLDER = Path(__file__).parent / "model"
+STATE_FOLDER = Path("build/demo-training")
 
-PREFIXES = 32
-CANVASES = 2  # per prefix, each with its own noise, because encoding is most of a step's work
-# Examples that are sorted by length together, so that batches need little padding.
-POOL = 16 * PREFIXES
-PURE_NOISE_SHARE = 0.3
+PREFIXES = 16
+CANVASES = 4  # per prefix, each with its own noise, because encoding is most of a step's work
+POOL_BATCHES = 32  # whose examples are sorted by length together, so that they need little padding
+NARROW_SHARE = 0.65  # of the batches, on canvases no wider than their blocks need
+PURE_NOISE_SHARES = (0.15, 0.6)  # of the canvases with self-conditioning, and of those without
+DRAFT_SHARE = 0.4  # of an edit's canvases that start from the given text
+SLOTS_SHARE = 0.4  # of a decision's canvases in which only the labels are noise
 PADDING_WEIGHT = 0.2  # of the loss at positions behind the end token
 CAUSAL_WEIGHT = 0.1
 BALANCE_WEIGHT = 0.01
+STEPS = 13_000
+MUON_RATE, ADAM_RATE = 0.03, 3e-3  # the highest learning rates
 WARMUP_STEPS = 50
-DECAY_SHARE = 0.65  # the last part of the steps, in which the learning rate falls linearly to zero
-# Fixed answers are learned fast, copied ones more slowly and computed ones most slowly: at a weight
-# of 2, `count` reached 38 % and `add` 68 % in 2,600 steps, when the other tasks reached 98 %.
+DECAY_SHARE = 0.5  # the last part of the steps, in which the learning rate falls linearly to zero
+# Fixed answers are learned fast, copied ones more slowly and computed ones most slowly.
 TASK_WEIGHTS = {
-    "greet": 0.4,
-    "help": 0.2,
-    "series": 0.4,
-    "weather_call": 0.8,
-    "weather_result": 0.8,
-    "weather_refused": 0.2,
-    "remember_name": 0.7,
-    "remember_colour": 0.7,
-    "default": 0.5,
-    "count": 5.0,
-    "echo": 1.5,
-    "repeat": 1.5,
-    "reverse": 1.5,
-    "add": 4.0,
-    "sort": 2.0,
+    "greet": 0.15,
+    "help": 0.1,
+    "count": 2.0,
+    "series": 0.2,
+    "echo": 0.5,
+    "repeat": 0.6,
+    "reverse": 0.6,
+    "add": 1.5,
+    "capital": 0.6,
+    "sort": 0.8,
+    "json": 0.8,
+    "weather_call": 0.5,
+    "weather_result": 0.5,
+    "weather_refused": 0.1,
+    "remember_name": 0.3,
+    "remember_colour": 0.3,
+    "default": 0.3,
+    "sudoku_4x4": 2.0,
+    "sudoku_6x6": 2.5,
+    "sum": 2.0,
+    "difference": 2.0,
+    "chain": 1.5,
+    "sort_numbers": 1.2,
+    "sort_words": 1.2,
+    "distinct": 1.0,
+    "spell_backwards": 0.8,
+    "agree": 0.8,
+    "shuffle": 1.0,
+    "dice": 0.7,
+    "coins": 0.6,
+    "rising": 0.7,
+    "nested_json": 1.0,
+    "edit": 1.2,
+    "fill_in": 0.6,
+    "predicate": 1.2,
+    "choose": 1.0,
+    "score": 0.8,
+    "mixed": 0.8,
 }
 
 
 @dataclass(frozen=True)
-class Batch:
-    """B blocks and the prefixes before them. P varies from batch to batch."""
+class Block:
+    """A block of an answer, as tokens, behind everything before it.
 
-    tokens: Tensor  # [B, P + C] prefixes and clean blocks, padded at the right
-    lengths: Tensor  # [B] of the prefixes
+    `draft` is the same block of the text that the answer starts from, if it starts from one.
+    `slots` are the positions of a decision's labels.
+    """
+
+    task: str
+    prefix: list[int]
+    tokens: list[int]
+    draft: list[int]
+    slots: list[int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B blocks, the prefixes before them, and N = CANVASES * B canvases with noise.
+
+    C, P and T vary from batch to batch.
+    """
+
+    tasks: list[str]  # [B] their names
+    tokens: Tensor  # [B, T] prefixes and clean blocks, padded at the right
+    lengths: Tensor  # [B] of the prefixes, at most P
     block: Tensor  # [B, C] clean blocks, padded behind the end token
     weights: Tensor  # [B, C] of the loss
-    noisy: Tensor  # [CANVASES * B, C] all blocks with noise, CANVASES times with different noise
+    noisy: Tensor  # [N, C] all blocks with noise, CANVASES times with different noise
+    noisier: Tensor  # [N // 2, C] the first half of these with more noise, as in an earlier step
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, vocab_size: int, seed: int) -> Iterator[Batch]:
-    """Yield random batches without end."""
-    random, generator = Random(seed), torch.Generator().manual_seed(seed)
-    while True:
-        pool = []
-        for _ in range(POOL):
-            prompt, answer = encode_example(tokenizer, training_example(random, TASK_WEIGHTS))
-            start = random.randrange(0, len(answer), CANVAS)
-            pool.append((prompt + answer[:start], answer[start : start + CANVAS]))
-        pool.sort(key=lambda pair: len(pair[0]))
-        parts = [pool[i : i + PREFIXES] for i in range(0, POOL, PREFIXES)]
+def batches(
+    tokenizer: PreTrainedTokenizerFast, vocab_size: int, seed: int, start: int = 0
+) -> Iterator[Batch]:
+    """Yield the random batches of the steps from `start` on, without end."""
+    for number in count(start // POOL_BATCHES):
+        random = Random(f"{seed}/{number}")
+        generator = torch.Generator().manual_seed(random.getrandbits(63))
+        pool = [_block(tokenizer, random) for _ in range(POOL_BATCHES * PREFIXES)]
+        pool.sort(key=lambda block: (_width(len(block.tokens)), len(block.prefix)))
+        parts = [pool[i : i + PREFIXES] for i in range(0, len(pool), PREFIXES)]
         random.shuffle(parts)
-        for part in parts:
-            yield _batch(part, vocab_size, generator)
+        for index, part in enumerate(parts, number * POOL_BATCHES):
+            narrow = random.random() < NARROW_SHARE
+            width = max(_width(len(block.tokens)) for block in part) if narrow else CANVAS
+            batch = _batch(part, width, vocab_size, generator)
+            if index >= start:
+                yield batch
 
 
-def _batch(
-    pairs: list[tuple[list[int], list[int]]], vocab_size: int, generator: torch.Generator
-) -> Batch:
-    longest = max(len(prefix) for prefix, _ in pairs)
-    tokens = torch.full((len(pairs), longest + CANVAS), PAD)
-    block = torch.full((len(pairs), CANVAS), PAD)
-    weights = torch.full((len(pairs), CANVAS), PADDING_WEIGHT)
-    for row, (prefix, answer) in enumerate(pairs):
-        tokens[row, : len(prefix) + len(answer)] = torch.tensor(prefix + answer)
-        block[row, : len(answer)] = torch.tensor(answer)
-        weights[row, : len(answer)] = 1.0
+def _width(length: int) -> int:
+    """Returns the width of the narrowest canvas for a block of this length."""
+    return min(CANVAS, 16 * (length // 16 + 1))
+
+
+def _block(tokenizer: PreTrainedTokenizerFast, random: Random) -> Block:
+    task, example = training_example(random, TASK_WEIGHTS)
+    prompt, answer = encode_example(tokenizer, example)
+    start = random.randrange(0, len(answer), CANVAS)
+    block = answer[start : start + CANVAS]
+    draft: list[int] = []
+    if example.draft is not None and not example.thinking:
+        whole = tokenizer.encode(example.draft, add_special_tokens=False)
+        draft = [*whole, END_OF_TURN][start : start + CANVAS]
+    slots = []
+    if example.labels:
+        colon = tokenizer.convert_tokens_to_ids(":")
+        slots = [i for i, before in enumerate(block[:-1], 1) if before == colon]
+    return Block(task, prompt + answer[:start], block, draft, slots)
+
+
+def _batch(blocks: list[Block], width: int, vocab_size: int, generator: torch.Generator) -> Batch:
+    tokens = _padded([each.prefix + each.tokens for each in blocks])
+    block = _padded([each.tokens for each in blocks], width)
+    weights = torch.full(block.shape, PADDING_WEIGHT)
+    for row, each in enumerate(blocks):
+        weights[row, : len(each.tokens)] = 1.0
     clean = block.repeat(CANVASES, 1)
-    level = torch.rand(len(clean), 1, generator=generator)
-    level[torch.rand(len(clean), 1, generator=generator) < PURE_NOISE_SHARE] = 1.0
-    noise = torch.randint(0, vocab_size, clean.shape, generator=generator)
-    replaced = torch.rand(clean.shape, generator=generator) < level
-    lengths = torch.tensor([len(prefix) for prefix, _ in pairs])
-    return Batch(tokens, lengths, block, weights, torch.where(replaced, noise, clean))
+
+    def uniform(*size: int) -> Tensor:
+        return torch.rand(*size, generator=generator)
+
+    def noise() -> Tensor:
+        return torch.randint(0, vocab_size, clean.shape, generator=generator)
+
+    level = uniform(len(clean), 1)
+    # A canvas without self-conditioning is most often the first one of a block: all noise.
+    half = len(clean) // 2
+    pure = torch.where(torch.arange(len(clean)) < half, *PURE_NOISE_SHARES)
+    level[uniform(len(clean)) < pure] = 1.0
+    fixed = torch.zeros(clean.shape, dtype=torch.bool)
+    for row in range(len(clean)):
+        each = blocks[row % len(blocks)]
+        if each.draft and uniform(1) < DRAFT_SHARE:
+            clean[row] = _padded([each.draft[:width]], width)
+            level[row] *= 0.5 * uniform(1)
+        if each.slots and uniform(1) < SLOTS_SHARE:
+            fixed[row] = True
+            fixed[row, each.slots] = False
+            level[row] = 1.0
+    replaced = (uniform(*clean.shape) < level) & ~fixed
+    more = (uniform(*clean.shape) < uniform(len(clean), 1)) & ~fixed
+    return Batch(
+        [each.task for each in blocks],
+        tokens,
+        torch.tensor([len(each.prefix) for each in blocks]),
+        block,
+        weights,
+        torch.where(replaced, noise(), clean),
+        # The sampler draws new noise in each step.
+        torch.where(replaced | more, noise(), clean)[:half],
+    )
 
 
-def loss_of(network: Network, batch: Batch) -> dict[str, Tensor]:
-    """Returns the parts of the loss. Their sum is minimised."""
+def _padded(rows: list[list[int]], width: int = 0) -> Tensor:
+    """Returns the rows in one tensor of this width, or of the longest row's if that is more."""
+    width = max([width, *map(len, rows)])
+    return torch.tensor([row + [PAD] * (width - len(row)) for row in rows])
+
+
+def loss_of(network: Network, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+    """Returns the parts of the loss and each canvas' denoising loss [N].
+
+    The sum of the parts is minimised.
+    """
     network.balance = torch.zeros(())
     hidden, cache = network.encode(batch.tokens)
-    prefix = batch.tokens.shape[1] - CANVAS
+    prefix = int(batch.lengths.max())
     cache = [
         (
             keys[:, :, :prefix].repeat(CANVASES, 1, 1, 1),
@@ -133,39 +239,41 @@ def loss_of(network: Network, batch: Batch) -> dict[str, Tensor]:
         for keys, values in cache
     ]
     lengths = batch.lengths.repeat(CANVASES)
-    soft = _self_conditioning(network, batch.noisy, lengths, cache)
+    soft = _self_conditioning(network, batch, lengths, cache)
     logits = network.decode(batch.noisy, lengths, cache, soft)
     clean, weights = batch.block.repeat(CANVASES, 1), batch.weights.repeat(CANVASES, 1)
     each = F.cross_entropy(logits.transpose(1, 2), clean, reduction="none")
-    denoising = (each * weights).sum() / weights.sum()
+    weighted = each * weights
+    denoising = weighted.sum() / weights.sum()
     # Each token of the block is predicted by the hidden state before it.
-    rows = torch.arange(len(batch.lengths))[:, None]
-    before = hidden[rows, batch.lengths[:, None] - 1 + torch.arange(CANVAS)]
-    counted = batch.weights == 1.0
-    causal = F.cross_entropy(network.logits(before[counted]), batch.block[counted])
+    rows, positions = (batch.weights == 1.0).nonzero(as_tuple=True)
+    before = hidden[rows, batch.lengths[rows] - 1 + positions]
+    causal = F.cross_entropy(network.logits(before), batch.block[rows, positions])
     balance = network.balance / (2 * len(cache))
-    return {
+    parts = {
         "denoising": denoising,
         "causal": CAUSAL_WEIGHT * causal,
         "balance": BALANCE_WEIGHT * balance,
     }
+    return parts, weighted.detach().sum(1) / weights.sum(1)
 
 
 def _self_conditioning(
-    network: Network, noisy: Tensor, lengths: Tensor, cache: list[tuple[Tensor, Tensor]]
+    network: Network, batch: Batch, lengths: Tensor, cache: list[tuple[Tensor, Tensor]]
 ) -> Tensor:
     """Returns soft embeddings [N, C, D] for N canvases.
 
-    The first half comes from a first pass, and the second half is zeros.
+    The first half comes from a first pass over the same canvases with more noise. The second half
+    is zeros.
     """
-    half = len(noisy) // 2
-    soft = torch.zeros(*noisy.shape, network.text.hidden_size)
+    half = len(batch.noisier)
+    soft = torch.zeros(*batch.noisy.shape, network.text.hidden_size)
     with torch.no_grad():
         balance = network.balance
         first = [(keys[:half], values[:half]) for keys, values in cache]
-        logits = network.decode(noisy[:half], lengths[:half], first, None)
+        logits = network.decode(batch.noisier, lengths[:half], first, None)
         network.balance = balance
-        temperature = 0.4 + 0.6 * torch.rand(half, 1, 1)
+        temperature = 0.4 + 0.4 * torch.rand(half, 1, 1)
         soft[:half] = network.soft_embeddings(logits, temperature)
     return soft
 
@@ -184,8 +292,8 @@ def optimisers(
         inner = parameter.dim() >= 2 and "embed_tokens" not in name and "router" not in name
         (matrices if inner else others).append(parameter)
     return [
-        Muon(matrices, lr=0.03, momentum=0.95),
-        torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0),
+        Muon(matrices, lr=MUON_RATE, momentum=0.95),
+        torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
@@ -239,50 +347,123 @@ def save(
     save_tokenizer(tokenizer, folder)
 
 
+@dataclass
+class Training:
+    """What a training needs to go on: the model, its optimisers, and the steps done so far."""
+
+    model: DiffusionGemmaForBlockDiffusion
+    steppers: list[torch.optim.Optimizer]
+    step: int = 0
+    seconds: float = 0.0
+
+    def save(self, file: Path) -> None:
+        """Write all of it to a file. One that is there stays whole until the new one is."""
+        state = {
+            "model": self.model.state_dict(),
+            "steppers": [stepper.state_dict() for stepper in self.steppers],
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new = file.with_suffix(".new")
+        torch.save(state, new)
+        new.replace(file)
+
+    def load(self, file: Path) -> None:
+        """Read all of it from a file that `save` wrote."""
+        state = torch.load(file, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        for stepper, each in zip(self.steppers, state["steppers"], strict=True):
+            stepper.load_state_dict(each)
+        self.step, self.seconds = state["step"], state["seconds"]
+
+
+class Means:
+    """Running means of numbers by name."""
+
+    def __init__(self) -> None:
+        self._means: dict[str, float] = {}
+
+    def add(self, name: str, number: float, share: float = 0.03) -> None:
+        self._means[name] = self._means.get(name, number) * (1 - share) + share * number
+
+    def __str__(self) -> str:
+        return "  ".join(f"{name} {mean:.4f}" for name, mean in self._means.items())
+
+
+def train_step(
+    training: Training, batch: Batch, *, steps: int, seed: int
+) -> tuple[dict[str, float], list[float]]:
+    """Make one of `steps` steps. Returns the parts of the loss, and each canvas' denoising loss."""
+    network, peaks = Network(training.model), [MUON_RATE, ADAM_RATE]
+    torch.manual_seed(hash((seed, training.step)))
+    for stepper, peak in zip(training.steppers, peaks, strict=True):
+        stepper.param_groups[0]["lr"] = peak * learning_rate_share(training.step, steps)
+        stepper.zero_grad()
+    parts, each = loss_of(network, batch)
+    torch.stack(list(parts.values())).sum().backward()
+    torch.nn.utils.clip_grad_norm_(training.model.parameters(), 1.0)
+    for stepper in training.steppers:
+        stepper.step()
+    training.step += 1
+    return {name: part.item() for name, part in parts.items()}, each.tolist()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=3600, help="number of training steps")
+    parser.add_argument("--steps", type=int, default=STEPS, help="number of training steps")
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the weights, examples and noise"
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads to use")
     parser.add_argument(
-        "--out", type=Path, default=MODEL_FOLDER, help="folder to write the checkpoint to"
+        "--out", type=Path, default=MODEL_FOLDER, help="folder to write the trained checkpoint to"
     )
     parser.add_argument(
-        "--save-every", type=int, default=200, help="number of steps between checkpoints"
+        "--state",
+        type=Path,
+        default=STATE_FOLDER,
+        help="folder of the training's state, from which it goes on, and of unfinished checkpoints",
+    )
+    parser.add_argument(
+        "--save-minutes", type=float, default=5.0, help="minutes between two saved states"
     )
     options = parser.parse_args()
+    disable_progress_bar()
     torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
+    torch.manual_seed(options.seed)  # of the vision tower, whose weights Transformers makes
     tokenizer, model = build_tokenizer(options.seed), new_model(options.seed)
-    data = batches(tokenizer, text_config(model).vocab_size, options.seed)
-    check_forward(model, next(data))
-    network, steppers = Network(model), optimisers(model)
-    peaks = [stepper.param_groups[0]["lr"] for stepper in steppers]
-    count = sum(parameter.numel() for parameter in model.parameters())
+    training = Training(model, optimisers(model))
+    state, unfinished = options.state / "state.pt", options.state / "model"
+    vocab_size = text_config(model).vocab_size
+    check_forward(model, next(batches(tokenizer, vocab_size, options.seed)))
+    if state.exists():
+        training.load(state)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
-        f"{count:,} parameters, {options.steps} steps of {PREFIXES * CANVASES} canvases", flush=True
+        f"{parameters:,} parameters, step {training.step} of {options.steps}, "
+        f"{PREFIXES * CANVASES} canvases each",
+        flush=True,
     )
-    started, means = time.monotonic(), dict.fromkeys(["denoising", "causal", "balance"], math.nan)
-    for step in range(options.steps):
-        for stepper, peak in zip(steppers, peaks, strict=True):
-            stepper.param_groups[0]["lr"] = peak * learning_rate_share(step, options.steps)
-            stepper.zero_grad()
-        parts = loss_of(network, next(data))
-        torch.stack(list(parts.values())).sum().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for stepper in steppers:
-            stepper.step()
+    means, tasks, saved = Means(), Means(), time.monotonic()
+    data = batches(tokenizer, vocab_size, options.seed, start=training.step)
+    while training.step < options.steps:
+        started, batch = time.monotonic(), next(data)
+        parts, losses = train_step(training, batch, steps=options.steps, seed=options.seed)
         for name, part in parts.items():
-            last = means[name]
-            means[name] = part.item() if math.isnan(last) else 0.97 * last + 0.03 * part.item()
-        if step % 20 == 19 or step + 1 == options.steps:
-            shown = "  ".join(f"{name} {mean:.4f}" for name, mean in means.items())
-            minutes = (time.monotonic() - started) / 60
-            print(f"step {step + 1}/{options.steps}  {shown}  {minutes:.1f} min", flush=True)
-        if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
-            save(model, tokenizer, options.out)
+            means.add(name, part)
+        for task, loss in zip(batch.tasks * CANVASES, losses, strict=True):
+            tasks.add(task, loss, share=0.01)
+        training.seconds += time.monotonic() - started
+        done = training.step == options.steps
+        if training.step % 20 == 0 or done:
+            minutes = training.seconds / 60
+            print(f"step {training.step}/{options.steps}  {means}  {minutes:.1f} min", flush=True)
+        if done or time.monotonic() - saved > 60 * options.save_minutes:
+            print(f"denoising by task: {tasks}", flush=True)
+            training.save(state)
+            save(model, tokenizer, options.out if done else unfinished)
+            saved = time.monotonic()
 
 
 if __name__ == "__main__":

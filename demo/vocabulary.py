@@ -102,3 +102,9 @@ ODDITIES = (
     "Do you love me?|How old are you?|Where do you live?|Recommend a book|"
     "What should I eat today?|Guess my age|Prove that pi is irrational|Make me a sandwich"
 ).split("|")
+
+
+def whole_words() -> list[str]:
+    """Returns the words that answers consist of, each once."""
+    named = " ".join([*CAPITALS, *CITIES, *MONTHS, *DAYS, *CONDITIONS]).split()
+    return list(dict.fromkeys([*WORDS, *NAMES, *named, "yes", "no"]))

@@ -20,12 +20,14 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+import torch
 
-from demo.network import new_model
-from demo.tokenizer import build_tokenizer
+from demo.network import new_config, new_model
+from demo.tokenizer import END_OF_CALL, END_OF_TURN, SPECIAL_TOKENS, build_tokenizer
 from demo.train import save
 from tests.running_server import Server
 
+CANVAS = 32
 STEPS = 3  # denoising steps a block, because random weights never converge
 
 StartServer = Callable[..., Server]
@@ -33,9 +35,15 @@ StartServer = Callable[..., Server]
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights behind the demo model's real tokenizer and chat template."""
-    folder = tmp_path_factory.mktemp("model")
-    save(new_model(0), build_tokenizer(0, examples=4000), folder)
+    """Random weights behind the demo model's real tokenizer and chat template.
+
+    Their logits of tokens that end an answer are zero, so an answer never ends by chance.
+    """
+    folder, model = tmp_path_factory.mktemp("model"), new_model(0, new_config(canvas=CANVAS))
+    ends = [SPECIAL_TOKENS["<eos>"], END_OF_TURN, END_OF_CALL, SPECIAL_TOKENS["<pad>"]]
+    with torch.no_grad():
+        model.model.decoder.embed_tokens.weight[ends] = 0.0
+    save(model, build_tokenizer(0, examples=4000), folder)
     file = folder / "generation_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "max_denoising_steps": STEPS}))
     return folder

@@ -12,7 +12,7 @@ from bench import synthetic
 from bench.__main__ import main
 from bench.blocks import timed_answers
 from bench.compare import Output, peak_bytes, report
-from bench.quality import FORMATS, case_of, first_logits
+from bench.formats import FORMATS, case_of, first_logits
 from bench.random_weights import LOGITS_STD, network_config, random_network, weights_bytes
 from bench.roofline import find_device, released
 from bench.roofline import rows as roofline_rows

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from demo.tasks import GREETING
+from demo.easy_tasks import GREETING
 
 
 @pytest.fixture(scope="module")

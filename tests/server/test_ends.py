@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from demo.tasks import GREETING
+from demo.easy_tasks import GREETING
 from demo.tokenizer import END_OF_CALL, END_OF_TURN, SPECIAL_TOKENS
 from engine.config import DEMO_MODEL_PATH
 from tests.polling import wait_until

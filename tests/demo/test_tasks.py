@@ -1,0 +1,175 @@
+"""The demo model's tasks: their right answers, what else they accept, and what is held out."""
+
+from itertools import islice, pairwise, product
+from random import Random
+
+import pytest
+
+from demo.decision_tasks import DECISION_TASKS
+from demo.easy_tasks import EASY_TASKS
+from demo.hard_tasks import HARD_TASKS
+from demo.sudoku import clues, random_grid, solves, written
+from demo.tasks import TASKS, held_out, training_example
+from demo.tokenizer import build_tokenizer, encode_example
+
+# Tasks whose answers contain a random choice.
+RANDOM = {"sudoku_4x4", "sudoku_6x6", "agree", "shuffle", "dice", "coins", "rising"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer(0, examples=4000)
+
+
+def examples(task, count=100):
+    random = Random(0)
+    return [TASKS[task](random) for _ in range(count)]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_held_out_prompts_are_never_in_training(task):
+    held = {str(e.messages[-1]["content"]) for e in held_out(task, 20)}
+    random, only = Random(1), {name: float(name == task) for name in TASKS}
+    trained = [training_example(random, only) for _ in range(300)]
+    assert {name for name, _ in trained} == {task}
+    if not task.startswith(("weather", "remember")):  # their last message alone decides nothing
+        assert held.isdisjoint(str(e.messages[-1]["content"]) for _, e in trained)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_answer_survives_the_tokenizer(task, tokenizer):
+    for example in held_out(task, 10):
+        _, answer = encode_example(tokenizer, example)
+        text = tokenizer.decode(answer[:-1])
+        assert text.endswith(example.answer)
+        assert 3 not in answer  # <unk>
+
+
+@pytest.mark.parametrize("task", HARD_TASKS)
+def test_a_hard_task_accepts_other_answers_only_if_it_has_a_random_choice(task):
+    accepts = [example.accepts for example in examples(task)]
+    assert all(accepts) if task in RANDOM else not any(accepts)
+
+
+@pytest.mark.parametrize("task", sorted(RANDOM))
+def test_an_answer_with_a_random_choice_is_accepted_and_a_damaged_one_is_not(task):
+    for example in examples(task):
+        assert example.accepts(example.answer)
+        assert not example.accepts("")
+        assert not example.accepts(example.answer + " apple")
+        assert not example.accepts(example.answer[:-1])
+
+
+def accepted(task, wanted):
+    """Returns `accepts` of an example of the task whose question contains `wanted`."""
+    return next(
+        e.accepts for e in examples(task, 2000) if wanted in e.messages[-1]["content"].lower()
+    )
+
+
+def test_rolled_dice_must_agree_with_their_sum():
+    accepts = accepted("dice", "roll 3 dice")
+    assert accepts("1 + 6 + 2 = 9")
+    assert not accepts("1 + 6 + 2 = 10")
+    assert not accepts("1 + 7 + 2 = 10")
+    assert not accepts("1 + 6 = 7")
+
+
+def test_tossed_coins_must_agree_with_their_count():
+    accepts = accepted("coins", "4 coins and count heads")
+    assert accepts("heads tails tails heads: 2 heads")
+    assert not accepts("heads tails tails heads: 3 heads")
+    assert not accepts("heads tails tails heads: 2 tails")
+    assert not accepts("heads tails heads: 2 heads")
+
+
+def test_words_chosen_at_random_must_be_the_same_each_time():
+    example = next(e for e in examples("agree") if e.answer.count(",") == 2 and " " in e.answer)
+    first, *others = example.answer.split(", ")
+    assert example.accepts(", ".join([first, *others]))
+    changed = " ".join(reversed(first.split(" ")))
+    if changed != first:
+        assert not example.accepts(", ".join([first, *others[1:], changed]))
+    assert not example.accepts(", ".join([first, *others, first]))
+
+
+@pytest.mark.parametrize("side", [4, 6])
+def test_a_sudoku_accepts_every_grid_that_obeys_the_rules_and_the_clues(side):
+    random = Random(0)
+    for _ in range(50):
+        grid = random_grid(side, random)
+        given = clues(grid, side, random)
+        assert sum(n > 0 for row in given for n in row) == side
+        assert solves(written(grid), given)
+        i, j = random.choice([*product(range(side), repeat=2)])
+        wrong = [row.copy() for row in grid]
+        wrong[i][j] = wrong[i][j] % side + 1
+        assert not solves(written(wrong), given)
+        assert not solves(written(wrong), [[0] * side] * side)
+        other = random_grid(side, random)
+        assert solves(written(other), [[0] * side] * side)
+        assert solves(written(other), given) == all(
+            given[i][j] in (0, other[i][j]) for i, j in product(range(side), repeat=2)
+        )
+
+
+@pytest.mark.parametrize("task", ["sum", "difference"])
+def test_long_sums_and_differences_are_right_and_have_up_to_six_digits(task):
+    for example in examples(task):
+        left, _, right = example.answer.partition(" = ")
+        assert eval(left) == int(right)  # of two numbers that this test made
+        sizes = [len(number) for number in left.replace("-", "+").split(" + ")]
+        assert all(3 <= size <= 6 for size in sizes)
+
+
+def test_every_line_of_a_chain_goes_on_from_the_one_before():
+    for example in examples("chain"):
+        steps = example.thought if example.thinking else example.answer
+        lines = [line.split(" = ") for line in steps.split("\n")]
+        assert all(eval(left) == int(right) for left, right in lines)
+        for (_, before), (left, _) in pairwise(lines):
+            assert left.startswith(f"{before} ")
+        if example.thinking:
+            assert example.answer == lines[-1][1]
+
+
+def test_an_edit_starts_from_a_draft_that_differs_from_the_answer():
+    for example in examples("edit"):
+        assert example.draft in example.messages[-1]["content"]
+        assert example.draft != example.answer
+
+
+@pytest.mark.parametrize("task", DECISION_TASKS)
+def test_a_decision_has_one_token_for_each_label_behind_its_number(task, tokenizer):
+    for example in examples(task):
+        assert example.labels
+        for number, line in enumerate(example.answer.split("\n"), 1):
+            head, label = line.split(" ")
+            assert head == f"{number}:"
+            assert len(tokenizer.tokenize(line)) == 1 + len(tokenizer.tokenize(head))
+            asked = example.messages[-1]["content"].split("\n")
+            (question,) = [line for line in asked if line.startswith(head)]
+            if question.endswith("yes or no"):
+                assert label in ("yes", "no")
+            elif question.endswith(("0 to 3", "0) none 1) one 2) two 3) all")):
+                assert label in "0123"
+            else:
+                assert f" {label}) " in question
+
+
+def test_the_vocabulary_has_every_label_as_one_token(tokenizer):
+    labels = [*"ABCDEFGHIJKLMNOPQRSTUVWXYZ", "yes", "no", *"0123456789"]
+    assert {len(tokenizer.tokenize(f"1: {label}")) for label in labels} == {3}
+
+
+def test_numbers_above_a_hundred_are_written_digit_by_digit(tokenizer):
+    assert tokenizer.tokenize("4821 + 100") == ["4", "8", "2", "1", "▁+", "▁100"]
+
+
+def test_there_are_as_many_hard_tasks_as_easy_ones():
+    assert len(EASY_TASKS) == 17
+    assert len(HARD_TASKS) >= 17
+    assert [*TASKS] == [*EASY_TASKS, *HARD_TASKS, *DECISION_TASKS]
+    assert [e.answer for e in islice(held_out("sum", 3), 3)] == [
+        e.answer for e in held_out("sum", 3)
+    ]

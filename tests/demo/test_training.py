@@ -1,0 +1,106 @@
+"""The demo model's training: its batches, and that it goes on as if it had not been interrupted."""
+
+import pytest
+import torch
+
+from demo import train
+from demo.examples import Example, user
+from demo.network import CANVAS, new_config, new_model
+from demo.tasks import TASKS
+from demo.tokenizer import VOCAB_SIZE, build_tokenizer
+from demo.train import Training, batches, check_forward, optimisers, train_step
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer(0, examples=4000)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Two prefixes a batch and four batches a pool, so that a step is quick."""
+    monkeypatch.setattr(train, "PREFIXES", 2)
+    monkeypatch.setattr(train, "POOL_BATCHES", 4)
+
+
+def some(data, count):
+    return [next(data) for _ in range(count)]
+
+
+def tensors(batch):
+    return [batch.tokens, batch.lengths, batch.block, batch.weights, batch.noisy, batch.noisier]
+
+
+@pytest.mark.parametrize("start", [1, 4, 6])
+def test_batches_are_the_same_from_whatever_step_they_start(tokenizer, few, start):
+    whole = some(batches(tokenizer, VOCAB_SIZE, 0), 9)
+    later = some(batches(tokenizer, VOCAB_SIZE, 0, start=start), 9 - start)
+    for one, other in zip(whole[start:], later, strict=True):
+        assert one.tasks == other.tasks
+        for a, b in zip(tensors(one), tensors(other), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_training_goes_on_from_its_file_as_if_it_had_not_ended(
+    tokenizer, few, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(train, "PREFIXES", 1)
+    monkeypatch.setattr(train, "NARROW_SHARE", 1.0)
+
+    def trained(steps, training):
+        data = batches(tokenizer, VOCAB_SIZE, 0, start=training.step)
+        while training.step < steps:
+            train_step(training, next(data), steps=2, seed=0)
+        return training
+
+    def new(seed):
+        torch.manual_seed(seed)
+        model = new_model(seed, new_config(layers=("sliding", "full")))
+        return Training(model, optimisers(model))
+
+    whole = trained(2, new(0))
+    trained(1, new(0)).save(tmp_path / "state.pt")
+    resumed = new(1)
+    resumed.load(tmp_path / "state.pt")
+    assert resumed.step == 1
+    trained(2, resumed)
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+
+
+def test_the_training_forward_is_that_of_transformers(tokenizer, few):
+    check_forward(new_model(0), next(batches(tokenizer, VOCAB_SIZE, 0)))
+
+
+def test_a_decision_is_also_trained_with_all_but_its_labels_known(tokenizer, few, monkeypatch):
+    monkeypatch.setattr(train, "TASK_WEIGHTS", dict.fromkeys(TASKS, 0.0) | {"choose": 1.0})
+    monkeypatch.setattr(train, "SLOTS_SHARE", 1.0)
+    for batch in some(batches(tokenizer, VOCAB_SIZE, 0), 8):
+        for row, noisy in enumerate(batch.noisy):
+            clean = batch.block[row % len(batch.block)]
+            colons = (clean[:-1] == tokenizer.convert_tokens_to_ids(":")).nonzero() + 1
+            (changed,) = (noisy != clean).nonzero(as_tuple=True)
+            assert set(changed.tolist()) <= set(colons.flatten().tolist())
+
+
+def test_an_edit_is_also_trained_from_the_text_before_it(tokenizer, few, monkeypatch):
+    edit = Example([user("Replace")], "red tea " * 20, "", draft="red sun " * 20)
+    monkeypatch.setattr(train, "training_example", lambda *_: ("edit", edit))
+    monkeypatch.setattr(train, "DRAFT_SHARE", 1.0)
+    monkeypatch.setattr(train, "PURE_NOISE_SHARES", (0.0, 0.0))
+    batch = next(batches(tokenizer, VOCAB_SIZE, 0))
+    sun = tokenizer.encode(" sun", add_special_tokens=False)
+    # Noise replaces a share of the draft, which is a half at most. The model learns the answer.
+    assert (batch.noisy == sun[0]).sum() > len(batch.noisy) * 20 / 2
+    assert sun[0] not in batch.block
+
+
+def test_a_narrow_canvas_has_room_for_the_end_and_none_is_too_wide(tokenizer, few):
+    widths = set()
+    for batch in some(batches(tokenizer, VOCAB_SIZE, 0), 40):
+        width = batch.block.shape[1]
+        widths.add(width)
+        assert width % 16 == 0
+        assert width <= CANVAS
+        assert batch.noisy.shape == (len(batch.block) * train.CANVASES, width)
+    assert min(widths) < CANVAS in widths
