@@ -34,6 +34,7 @@ def _no_harm(server):
 def good(model_folder):
     """A valid request of each endpoint as JSON, with a `%s` where further members can follow."""
     chat = f'"messages":[{json.dumps(USER)}]'
+    decided = '"questions":[{"type":"predicate","instructions":"x"}]'
     return {
         "/v1/chat/completions": f'{{"max_tokens":1,{chat}%s}}',
         "/v1/completions": '{"max_tokens":1,"prompt":"x"%s}',
@@ -43,6 +44,8 @@ def good(model_folder):
         "/v1/messages/count_tokens": f'{{"model":"{model_folder.name}",{chat}%s}}',
         "/tokenize": f"{{{chat}%s}}",
         "/detokenize": '{"tokens":[5]%s}',
+        "/v1/decisions": f'{{"model":"{model_folder.name}","input":"x",{decided}%s}}',
+        "/v1/systemone": '{"state":"x","questions":{"a":{"type":"noul","instructions":"x"}}%s}',
     }
 
 
@@ -73,7 +76,8 @@ def tools(path, schema):
     return f',"tools":[{tool}]'
 
 
-WITH_TOOLS = [path for path in BODIES if path not in ("/v1/completions", "/detokenize")]
+WITHOUT_TOOLS = ("/v1/completions", "/detokenize", "/v1/decisions", "/v1/systemone")
+WITH_TOOLS = [path for path in BODIES if path not in WITHOUT_TOOLS]
 NUMBERS = ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "9" * 400, "9" * 5000, "1e-400"]
 FIELDS = [
     *("temperature", "top_p", "top_k", "seed", "min_tokens", "priority", "timeout", "n"),
