@@ -85,6 +85,11 @@ def mended(value):
             }
         case {"input": _, "questions": [*questions]}:
             return {**value, "input": "x", "questions": [decidable(each) for each in questions]}
+        case {"state": _, "questions": {**questions}}:
+            few = list(questions.items())[:3]
+            asked = {f"q{i}": decidable(each) for i, (_, each) in enumerate(few)}
+            kept = {k: v for k, v in value.items() if k not in ("images", "chat_template_kwargs")}
+            return {**kept, "state": "x", "questions": asked}
         case {"messages": [*messages]}:
             turns = [*mended(messages), {"role": "user", "content": "x"}]
             return {**{k: mended(v) for k, v in value.items()}, "messages": turns}
@@ -101,6 +106,11 @@ def decidable(question):
     for name, key in (("choices", "value"), ("levels", "label")):
         if name in question:
             question[name] = [{**each, key: str(i)} for i, each in enumerate(question[name][:9])]
+    match question.get("criteria"):
+        case [*levels]:
+            question["criteria"] = [str(i) for i in range(len(levels[:9]))]
+        case {**choices} if question["type"] == "choice":
+            question["criteria"] = {str(i): None for i in range(len(list(choices)[:9]))}
     return question
 
 
