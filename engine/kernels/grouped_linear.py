@@ -46,10 +46,13 @@ _TILES: dict[Scheme, Tile] = {
     "int4": Tile(64, 64, 128, 4, 4),
     "nvfp4": Tile(64, 64, 128, 4, 4),
 }
-# Quantised weights on compute capability 9.x and 10.x, whose products read the weights from shared
-# memory. They have at least 64 rows, of which those that do not exist are not loaded. A program
-# writes dequantised weights there, so it loads their codes in the order of memory. With 3.5 to 4
-# instructions a weight instead of 6, and at most 112 KiB, so that two programs run together.
+# Quantised weights on compute capability 9.x and 10.x, whose products of at least 64 rows read the
+# weights from shared memory. Rows that do not exist are not loaded. A program writes dequantised
+# weights there, so it loads their codes in the order of memory. On 9.x that takes 3.5 to 4
+# instructions a weight instead of 6, and at most 112 KiB, so that two programs run together. On
+# 10.x it takes 6 to 8.5, because results are in a memory of their own. So it is better there only
+# if a tile has 64 rows anyway: Triton 3.7 takes 6.3 to 11.4 with the other tile then, and 6 with
+# fewer rows.
 _HOPPER_TILE = Tile(64, 128, 128, 4, 3)
 # One canvas in a linear: each weight is dequantised once for its 256 rows, with 7.6 instructions
 # instead of four times 3.5. It makes only a quarter of the programs. So the outputs have to be so
@@ -68,13 +71,13 @@ def choose_tile(
     outputs: int,
 ) -> Tile:
     """Returns the tile for a product of this size, in this type and on this GPU."""
-    if scheme != "dense" and uses_ptx(dtype, target) and _has_large_products(target):
+    # 1.5 times the average group, so that most groups are one tile and few rows are padding.
+    fitting = min(64, max(16, triton.next_power_of_2(3 * rows // (2 * groups))))
+    if scheme != "dense" and uses_ptx(dtype, target) and _has_large_products(target, fitting):
         if groups == 1 and rows > 128 and outputs >= _HOPPER_LINEAR_OUTPUTS:
             return _HOPPER_LINEAR_TILE
         return _HOPPER_TILE
     tile = _TILES[scheme]
-    # 1.5 times the average group, so that most groups are one tile and few rows are padding.
-    fitting = min(64, max(16, triton.next_power_of_2(3 * rows // (2 * groups))))
     if dtype == torch.float32:  # a tile of rows has twice the bytes
         return tile._replace(block_m=fitting, block_k=tile.block_k // 2, stages=2)
     return tile._replace(block_m=fitting)
@@ -85,8 +88,11 @@ def uses_ptx(dtype: torch.dtype, target: Target | None) -> bool:
     return dtype == torch.bfloat16 and target is not None and target.capability >= (8, 9)
 
 
-def _has_large_products(target: Target | None) -> bool:
-    return target is not None and target.capability[0] in (9, 10)
+def _has_large_products(target: Target | None, rows: int) -> bool:
+    """Returns whether a tile of so many rows is better off with products of 64 rows."""
+    if target is None:
+        return False
+    return target.capability[0] == 9 or (target.capability[0] == 10 and rows == 64)
 
 
 def grouped_linear(
