@@ -5,7 +5,6 @@ merged into each shape. Whatever cannot be expressed so raises NoWayError with i
 that refers to itself is followed a limited number of times, and stands for nothing after that.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -70,7 +69,7 @@ class Shape:
         """Returns the types that are written. If none are named, the other keywords tell."""
         if self.types is not None:
             return self.types
-        if self.properties or self.required or self.additional is not None:
+        if self.properties or self.required or self.additional is not None or self.closed:
             return frozenset(("object",))
         if self.patterns_of_names or self.least_members or self.most_members is not None:
             return frozenset(("object",))
@@ -81,6 +80,16 @@ class Shape:
         if self.least or self.most or self.multiples:
             return frozenset(("number",))
         return frozenset(TYPES)
+
+    @property
+    def writes_others(self) -> bool:
+        """Returns whether members that are not listed are written."""
+        if self.closed:
+            return False
+        if self.additional is None:
+            return bool(self.patterns_of_names) or not (self.properties or self.required)
+        forbidden = any(schema.value is False for schema in self.additional)
+        return bool(self.patterns_of_names) or not forbidden
 
 
 class Shapes:
@@ -138,7 +147,18 @@ class Shapes:
             shapes = self._products(shapes, branches, schema.path)
         if "oneOf" in value:
             shapes = self._one_of(schema, shapes)
+        if value.get("unevaluatedProperties", True) is not True:
+            path = f"{schema.path}/unevaluatedProperties"
+            shapes = [self._evaluated(shape, path) for shape in shapes]
         return shapes
+
+    def _evaluated(self, shape: Shape, path: str) -> Shape:
+        """Returns the shape without the members that `unevaluatedProperties` limits."""
+        if shape.additional is not None:
+            return shape
+        if not shape.properties.keys() >= set(shape.required):
+            raise NoWayError("a member is required that properties do not name", path)
+        return replace(shape, closed=shape.closed or not shape.patterns_of_names)
 
     def _one_of(self, schema: Schema, shapes: list[Shape]) -> list[Shape]:
         """Returns the shapes merged with those of `oneOf`, if no value can have two of them."""
@@ -193,8 +213,7 @@ class Shapes:
             for name, schemas in written.properties.items()
             if all(schema.value is not False for schema in schemas)
         }
-        open_names = written.additional or written.patterns_of_names
-        if not open_names and any(
+        if not written.writes_others and any(
             name not in names and name not in written.required for name in other.required
         ):
             return True
@@ -395,11 +414,15 @@ def type_of(value: Any) -> str:
 
 def same(first: Any, second: Any) -> bool:
     """Returns whether two JSON values are equal. True is not 1."""
-    if first == second:
-        return json.dumps(first, sort_keys=True).lower() == json.dumps(
-            second, sort_keys=True
-        ).lower() or (isinstance(first, int | float) and type_of(first) == type_of(second))
-    return False
+    match first, second:
+        case list(), list():
+            return len(first) == len(second) and all(map(same, first, second))
+        case dict(), dict():
+            return first.keys() == second.keys() and all(
+                same(value, second[name]) for name, value in first.items()
+            )
+        case _:
+            return bool(first == second) and type_of(first) == type_of(second)
 
 
 def has_type(value: Any, types: frozenset[str] | None) -> bool:
