@@ -108,7 +108,6 @@ class _Writer:
     """Writes the parts of one schema."""
 
     def __init__(self, root: Any, text: Text, depths: Depths, effort: Effort) -> None:
-        self._root = root
         self._text = text
         self._depths = depths
         self._effort = effort

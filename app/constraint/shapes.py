@@ -101,12 +101,11 @@ class Shapes:
         self._effort = effort
         self._level = 0
 
-    def of(self, schema: Schema) -> list[Shape]:
-        """Returns the shapes of a schema, none of them if nothing is valid."""
-        return self.of_all((schema,))
-
     def of_all(self, schemas: Iterable[Schema]) -> list[Shape]:
-        """Returns the shapes of the values that are valid by each of these schemas."""
+        """Returns the shapes of the values that are valid by each of these schemas.
+
+        There are none if nothing is valid.
+        """
         shapes: list[Shape] | None = None
         for schema in schemas:
             own = self._of(schema)
