@@ -216,7 +216,6 @@ def answer_demand(
     choice: Choice,
     *,
     parallel: bool,
-    text_field: str = "response_format",
 ) -> Demand | None:
     """Returns what a chat's answer must be, or None if it may be anything.
 
@@ -229,7 +228,7 @@ def answer_demand(
     most = None if parallel and not choice.single else 1
     if choice.mode == "required":
         if text is not None:
-            raise _bad_choice(f"a call cannot be required together with {text_field}")
+            raise _bad_choice(f"a call cannot be required together with {text.field}")
         if not named:
             raise _bad_choice("a call cannot be required without tools")
         return Demand(kinds.Calls(_callables(named), 1, most), "tools")
