@@ -28,12 +28,14 @@ from app.constraint.expressions import (
     word,
 )
 from app.constraint.formats import PATTERNS, UNSUPPORTED
+from app.constraint.keywords import Schema, Shape
 from app.constraint.limits import MOST_STATES, ConstraintError, Effort, NoWayError
 from app.constraint.machines import Machine, complement, intersection, machine
 from app.constraint.numbers import NUMBER, integers, numbers
 from app.constraint.patterns import search, whole_match
-from app.constraint.shapes import Schema, Shape, Shapes, has_type, type_of
+from app.constraint.shapes import Shapes
 from app.constraint.texts import Text, any_string, literal
+from app.constraint.values import has_type, type_of
 
 MOST_LENGTH = 100_000  # characters of a string that has a bound
 _UNROLLED_LENGTH = 4  # a string with so few characters is not counted

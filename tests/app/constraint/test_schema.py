@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 from app.constraint.compiling import compiled
 from app.constraint.kinds import Constraint, JsonObject, JsonSchema
 from app.constraint.limits import ConstraintError
-from app.constraint.shapes import same
+from app.constraint.values import same
 from engine.constraint.automaton import Automaton
 from tests.app.constraint.answers import END, allows, an_answer, text_of, tokens_of, toy_trie
 from tests.app.constraint.schemas import schemas
