@@ -10,6 +10,7 @@ from app.constraint import kinds
 from app.constraint.characters import utf8
 from app.constraint.classes import FIRST_CONTROL, automaton
 from app.constraint.expressions import (
+    NEVER,
     Embedded,
     Expression,
     any_of,
@@ -29,6 +30,7 @@ from engine.constraint.automaton import UNREACHABLE, Automaton
 from engine.constraint.grammar import grammar_fault, lark_grammar, schema_grammar
 
 _MOST_FORCED = 10_000  # bytes of one text
+_ANY_OBJECT = '{"additionalProperties": true}'
 OBJECT_DEPTH = 5  # of `json_object`
 # The first of these that makes an automaton which is not too large.
 _DEPTHS = (Depths(6, 3, 4_000), Depths(6, 1), Depths(2, 1))
@@ -95,7 +97,7 @@ def compiled(constraint: kinds.Constraint, trie: TokenTrie, ends: Sequence[int])
             fault: NoWayError = error
         except AmbiguousError as error:
             fault = error
-            attempts = [replace(depths, counted=False)] if depths.counted else []
+            attempts = [replace(each, counted=False) for each in (depths, *attempts)]
         except NoWayError as error:
             fault = error
             break
@@ -103,7 +105,21 @@ def compiled(constraint: kinds.Constraint, trie: TokenTrie, ends: Sequence[int])
         grammar = schema_grammar(kind.schema)
         if grammar_fault(grammar) is None:
             return _by_grammar(grammar)
+    loose = _loosened(kind)
+    if loose != kind:
+        return compiled(replace(constraint, kind=loose), trie, ends)
     raise fault
+
+
+def _loosened(kind: kinds.Kind) -> kinds.Kind:
+    """Returns the kind with any object as the arguments of tools that are not strict."""
+    if not isinstance(kind, kinds.Calls | kinds.TextOrCalls):
+        return kind
+    tools = tuple(
+        tool if tool.strict or tool.schema is None else replace(tool, schema=_ANY_OBJECT)
+        for tool in kind.tools
+    )
+    return replace(kind, tools=tools)
 
 
 def _by_grammar(grammar: str) -> Compiled:
@@ -165,15 +181,20 @@ def _expression(
 def _call(
     tool: kinds.Callable, controls: Mapping[str, int], depths: Depths, effort: Effort
 ) -> Expression:
-    """Returns a call of a tool with valid arguments."""
+    """Returns a call of a tool with valid arguments, or any if its schema has no way.
+
+    Raises ConstraintError if the tool is strict and has no way, and TooLargeError in any case.
+    """
     text = CallText(controls)
     try:
         arguments = _arguments(tool, text, depths, effort)
     except TooLargeError:
         raise
-    except NoWayError:
+    except ConstraintError:
         if tool.strict:
             raise
+        arguments = NEVER
+    if arguments is NEVER and not tool.strict:
         arguments = object_expression(text, depths.values)
     head = word(b"call:" + tool.name.encode())
     return sequence(control(CALL, controls), head, arguments, control(CALL_END, controls))

@@ -7,7 +7,7 @@ valid.
 """
 
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR
 from typing import Any
 
 from jsonschema_rs import FancyRegexOptions, Registry, validator_for
@@ -28,14 +28,16 @@ from app.constraint.expressions import (
     word,
 )
 from app.constraint.formats import PATTERNS, UNSUPPORTED
+from app.constraint.keywords import Schema, Shape
 from app.constraint.limits import MOST_STATES, ConstraintError, Effort, NoWayError
 from app.constraint.machines import Machine, complement, intersection, machine
 from app.constraint.numbers import NUMBER, integers, numbers
 from app.constraint.patterns import search, whole_match
-from app.constraint.shapes import Schema, Shape, Shapes, has_type, type_of
+from app.constraint.shapes import Shapes
 from app.constraint.texts import Text, any_string, literal
+from app.constraint.values import has_type, type_of
 
-MOST_LENGTH = 100_000  # characters of a string that has an upper bound
+MOST_LENGTH = 100_000  # characters of a string that has a bound
 _UNROLLED_LENGTH = 4  # a string with so few characters is not counted
 _MOST_VALUES = 10_000  # of enums in one schema
 _PRINTABLE = repeated(symbols([(0x20, 0x7E)]), 0, None)
@@ -108,7 +110,6 @@ class _Writer:
     """Writes the parts of one schema."""
 
     def __init__(self, root: Any, text: Text, depths: Depths, effort: Effort) -> None:
-        self._root = root
         self._text = text
         self._depths = depths
         self._effort = effort
@@ -203,7 +204,7 @@ class _Writer:
         for each in shape.multiples:
             if each <= 0:
                 raise ConstraintError("multipleOf is not above 0")
-            whole = Decimal(1) % each == 0
+            whole = each.as_integer_ratio()[0] == 1  # it divides 1
             if not whole and each != int(each):
                 raise NoWayError("multiples of fractions are not supported")
             each_whole = 1 if whole else int(each)
@@ -225,6 +226,8 @@ class _Writer:
         least, most = shape.least_length, shape.most_length
         if most is not None and most < least:
             return NEVER
+        if least > MOST_LENGTH:
+            raise NoWayError(f"minLength above {MOST_LENGTH} is not supported")
         if most is not None:
             most = max(least, min(most, MOST_LENGTH))
         key = (least, most, shape.patterns, shape.formats)
@@ -295,14 +298,18 @@ class _Writer:
         parts: list[tuple[Expression, bool]] = []
         names = dict.fromkeys((*shape.properties, *shape.required))
         for name in names:
-            schemas = shape.properties.get(name, shape.additional) or ()
             if shape.patterns_of_names and not name.isascii():
                 raise NoWayError("names beyond ASCII are not supported beside patternProperties")
-            schemas += tuple(
+            schemas = tuple(
                 schema
                 for pattern, schema in shape.patterns_of_names
                 if self._names(pattern).accepts(map(ord, name))
             )
+            if name in shape.properties:
+                schemas += shape.properties[name]
+            elif shape.closed or not schemas:
+                # Only if it is not closed, the patterns are those of the same schema.
+                schemas += shape.additional or ()
             value = self.value(schemas) if schemas else anything(text, self._depths.values)
             may_be_left_out = name not in shape.required
             if value is not NEVER:
@@ -342,7 +349,7 @@ class _Writer:
 
     def _more_members(self, shape: Shape, names: list[str]) -> Expression:
         """Returns a member that is not listed, or NEVER if none may be written."""
-        if shape.closed:
+        if not shape.writes_others:
             return NEVER
         text = self._text
         listed: Machine | None = None

@@ -5,82 +5,17 @@ merged into each shape. Whatever cannot be expressed so raises NoWayError with i
 that refers to itself is followed a limited number of times, and stands for nothing after that.
 """
 
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from decimal import Decimal
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
 
+from app.constraint.keywords import Schema, Shape, list_of, plain_shape
 from app.constraint.limits import ConstraintError, Effort, NoWayError, TooLargeError
+from app.constraint.values import common_types, same, type_of
 
-TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 _MOST_SHAPES = 300  # of one schema
 _MOST_LEVELS = 60  # of combinations in combinations
-
-_REFUSED = frozenset(
-    {"not", "if", "contains", "dependencies", "dependentRequired", "dependentSchemas"}
-    | {"propertyNames", "unevaluatedItems", "$dynamicRef", "$recursiveRef"}
-)
-
-
-@dataclass(frozen=True)
-class Schema:
-    """A part of a schema, where it stands, and the references through which it was reached."""
-
-    value: Any
-    path: str
-    references: tuple[str, ...] = ()
-
-    def inner(self, value: Any, *keys: str | int) -> "Schema":
-        """Returns a part of this part."""
-        path = "".join(f"/{str(key).replace('~', '~0').replace('/', '~1')}" for key in keys)
-        return Schema(value, self.path + path, self.references)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What a value must fulfil. Fields that are None or empty demand nothing."""
-
-    path: str
-    types: frozenset[str] | None = None
-    values: tuple[Any, ...] | None = None  # the only values, if there are only some
-    least: tuple[Decimal, bool] | None = None  # with True, the bound itself is excluded
-    most: tuple[Decimal, bool] | None = None
-    multiples: tuple[Decimal, ...] = ()
-    least_length: int = 0
-    most_length: int | None = None
-    patterns: tuple[str, ...] = ()
-    formats: tuple[str, ...] = ()
-    properties: Mapping[str, tuple[Schema, ...]] = field(default_factory=dict)
-    required: tuple[str, ...] = ()
-    patterns_of_names: tuple[tuple[str, Schema], ...] = ()
-    additional: tuple[Schema, ...] | None = None  # None: nothing is said about other members
-    closed: bool = False  # members that are not listed are not written
-    least_members: int = 0
-    most_members: int | None = None
-    prefix: tuple[tuple[Schema, ...], ...] = ()
-    items: tuple[Schema, ...] = ()
-    least_items: int = 0
-    most_items: int | None = None
-    unique: bool = False
-
-    @property
-    def emitted_types(self) -> frozenset[str]:
-        """Returns the types that are written. If none are named, the other keywords tell."""
-        if self.types is not None:
-            return self.types
-        if self.properties or self.required or self.additional is not None:
-            return frozenset(("object",))
-        if self.patterns_of_names or self.least_members or self.most_members is not None:
-            return frozenset(("object",))
-        if self.items or self.prefix or self.least_items or self.most_items is not None:
-            return frozenset(("array",))
-        if self.patterns or self.formats or self.least_length or self.most_length is not None:
-            return frozenset(("string",))
-        if self.least or self.most or self.multiples:
-            return frozenset(("number",))
-        return frozenset(TYPES)
 
 
 class Shapes:
@@ -92,12 +27,11 @@ class Shapes:
         self._effort = effort
         self._level = 0
 
-    def of(self, schema: Schema) -> list[Shape]:
-        """Returns the shapes of a schema, none of them if nothing is valid."""
-        return self.of_all((schema,))
-
     def of_all(self, schemas: Iterable[Schema]) -> list[Shape]:
-        """Returns the shapes of the values that are valid by each of these schemas."""
+        """Returns the shapes of the values that are valid by each of these schemas.
+
+        There are none if nothing is valid.
+        """
         shapes: list[Shape] | None = None
         for schema in schemas:
             own = self._of(schema)
@@ -122,30 +56,41 @@ class Shapes:
             return []
         if not isinstance(value, dict):
             raise ConstraintError("a schema is neither an object nor true or false", schema.path)
-        shapes = [self._plain(schema)]
+        shapes = [plain_shape(schema)]
         if "$ref" in value:
             target = self._target(schema, value["$ref"])
             shapes = self._products(shapes, [] if target is None else self._of(target), schema.path)
-        for index, each in enumerate(_list(schema, "allOf")):
+        for index, each in enumerate(list_of(schema, "allOf")):
             own = self._of(schema.inner(each, "allOf", index))
             shapes = self._products(shapes, own, schema.path)
         if "anyOf" in value:
             branches = [
                 shape
-                for index, each in enumerate(_list(schema, "anyOf"))
+                for index, each in enumerate(list_of(schema, "anyOf"))
                 for shape in self._of(schema.inner(each, "anyOf", index))
             ]
             shapes = self._products(shapes, branches, schema.path)
         if "oneOf" in value:
             shapes = self._one_of(schema, shapes)
+        if value.get("unevaluatedProperties", True) is not True:
+            path = f"{schema.path}/unevaluatedProperties"
+            shapes = [self._evaluated(shape, path) for shape in shapes]
         return shapes
+
+    def _evaluated(self, shape: Shape, path: str) -> Shape:
+        """Returns the shape without the members that `unevaluatedProperties` limits."""
+        if shape.additional is not None:
+            return shape
+        if not shape.properties.keys() >= set(shape.required):
+            raise NoWayError("a member is required that properties do not name", path)
+        return replace(shape, closed=shape.closed or not shape.patterns_of_names)
 
     def _one_of(self, schema: Schema, shapes: list[Shape]) -> list[Shape]:
         """Returns the shapes merged with those of `oneOf`, if no value can have two of them."""
         path = f"{schema.path}/oneOf"
         branches = [
             self._of(schema.inner(each, "oneOf", index))
-            for index, each in enumerate(_list(schema, "oneOf"))
+            for index, each in enumerate(list_of(schema, "oneOf"))
         ]
         merged = [self._products(shapes, branch, path) for branch in branches]
         exclusive = []
@@ -179,22 +124,21 @@ class Shapes:
             types = frozenset(map(type_of, written.values))
         else:
             types = written.emitted_types
-        if other.types is not None and not _common_types(types, other.types):
+        if other.types is not None and not common_types(types, other.types):
             return True
         if written.values is not None and other.values is not None:
             return not any(same(mine, each) for mine in written.values for each in other.values)
         if types != {"object"} or written.values is not None or other.values is not None:
             return (
                 other.values is not None
-                and _common_types(types, frozenset(map(type_of, other.values))) == frozenset()
+                and common_types(types, frozenset(map(type_of, other.values))) == frozenset()
             )
         names = {
             name
             for name, schemas in written.properties.items()
             if all(schema.value is not False for schema in schemas)
         }
-        open_names = written.additional or written.patterns_of_names
-        if not open_names and any(
+        if not written.writes_others and any(
             name not in names and name not in written.required for name in other.required
         ):
             return True
@@ -222,7 +166,7 @@ class Shapes:
         self._effort.take()
         types = second.types
         if first.types is not None:
-            types = first.types if types is None else _common_types(first.types, types)
+            types = first.types if types is None else common_types(first.types, types)
         values = second.values
         if first.values is not None:
             values = first.values
@@ -279,77 +223,6 @@ class Shapes:
             first.unique or second.unique,
         )
 
-    def _plain(self, schema: Schema) -> Shape:
-        """Returns the shape of the keywords that are no combinations."""
-        value = schema.value
-        for keyword in value.keys() & _REFUSED:
-            if keyword != "if" or "then" in value or "else" in value:
-                raise NoWayError(f"{keyword} is not supported", f"{schema.path}/{keyword}")
-        if schema.path and isinstance(value.get("$id"), str) and value["$id"][:1] != "#":
-            raise NoWayError("a part with an $id of its own is not supported", schema.path)
-        types = None
-        if "type" in value:
-            names = value["type"] if isinstance(value["type"], list) else [value["type"]]
-            if not all(name in TYPES for name in names):
-                raise ConstraintError(f"{value['type']!r} is no type", f"{schema.path}/type")
-            types = frozenset(names)
-            if "number" in types:
-                types -= {"integer"}
-        values = None
-        if "enum" in value:
-            values = tuple(_list(schema, "enum"))
-        if "const" in value:
-            kept = values is None or any(same(value["const"], each) for each in values)
-            values = (value["const"],) if kept else ()
-        least, most = _bounds(schema)
-        multiples = _number(schema, "multipleOf")
-        properties = {
-            name: (schema.inner(each, "properties", name),)
-            for name, each in _object(schema, "properties").items()
-        }
-        additional = None
-        if "additionalProperties" in value:
-            additional = (schema.inner(value["additionalProperties"], "additionalProperties"),)
-        prefix, items = self._items(schema)
-        return Shape(
-            schema.path,
-            types,
-            values,
-            least,
-            most,
-            () if multiples is None else (multiples,),
-            _count(schema, "minLength") or 0,
-            _count(schema, "maxLength"),
-            _texts(schema, "pattern"),
-            _texts(schema, "format"),
-            properties,
-            _required(schema),
-            tuple(
-                (name, schema.inner(each, "patternProperties", name))
-                for name, each in _object(schema, "patternProperties").items()
-            ),
-            additional,
-            False,
-            _count(schema, "minProperties") or 0,
-            _count(schema, "maxProperties"),
-            prefix,
-            items,
-            _count(schema, "minItems") or 0,
-            _count(schema, "maxItems"),
-            value.get("uniqueItems") is True,
-        )
-
-    def _items(self, schema: Schema) -> tuple[tuple[tuple[Schema, ...], ...], tuple[Schema, ...]]:
-        value = schema.value
-        keyword, more = "prefixItems", "items"
-        if isinstance(value.get("items"), list):
-            keyword, more = "items", "additionalItems"
-        prefix = tuple(
-            (schema.inner(each, keyword, index),)
-            for index, each in enumerate(_list(schema, keyword) if keyword in value else [])
-        )
-        return prefix, (schema.inner(value[more], more),) if more in value else ()
-
     def _target(self, schema: Schema, reference: Any) -> Schema | None:
         """Returns the schema that a reference names, or None if it has named it too often."""
         path = f"{schema.path}/$ref"
@@ -374,118 +247,5 @@ class Shapes:
         return Schema(value, reference[1:], (*schema.references, reference))
 
 
-def type_of(value: Any) -> str:
-    """Returns the type of a JSON value. A number without a fraction is an integer."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "boolean"
-        case int():
-            return "integer"
-        case float():
-            return "integer" if value.is_integer() else "number"
-        case str():
-            return "string"
-        case list():
-            return "array"
-        case _:
-            return "object"
-
-
-def same(first: Any, second: Any) -> bool:
-    """Returns whether two JSON values are equal. True is not 1."""
-    if first == second:
-        return json.dumps(first, sort_keys=True).lower() == json.dumps(
-            second, sort_keys=True
-        ).lower() or (isinstance(first, int | float) and type_of(first) == type_of(second))
-    return False
-
-
-def has_type(value: Any, types: frozenset[str] | None) -> bool:
-    """Returns whether a value has one of the types."""
-    return types is None or bool(_common_types(frozenset((type_of(value),)), types))
-
-
-def _common_types(first: frozenset[str], second: frozenset[str]) -> frozenset[str]:
-    both = first & second
-    for one, other in ((first, second), (second, first)):
-        if "integer" in one and "number" in other:
-            both |= {"integer"}
-    return both - {"integer"} if "number" in both else both
-
-
 def _least(first: int | None, second: int | None) -> int | None:
     return min((each for each in (first, second) if each is not None), default=None)
-
-
-def _bounds(
-    schema: Schema,
-) -> tuple[tuple[Decimal, bool] | None, tuple[Decimal, bool] | None]:
-    value = schema.value
-    bounds: list[tuple[Decimal, bool] | None] = []
-    for keyword, exclusive, sign in (
-        ("minimum", "exclusiveMinimum", 1),
-        ("maximum", "exclusiveMaximum", -1),
-    ):
-        found = []
-        bound = _number(schema, keyword)
-        if bound is not None:
-            found.append((bound, value.get(exclusive) is True))  # draft 4 has true here
-        if not isinstance(value.get(exclusive), bool):
-            excluded = _number(schema, exclusive)
-            if excluded is not None:
-                found.append((excluded, True))
-        bounds.append(max(found, key=lambda each: (sign * each[0], each[1]), default=None))
-    return bounds[0], bounds[1]
-
-
-def _number(schema: Schema, keyword: str) -> Decimal | None:
-    number = schema.value.get(keyword)
-    if number is None:
-        return None
-    if isinstance(number, bool) or not isinstance(number, int | float):
-        raise ConstraintError(f"{keyword} is not a number", f"{schema.path}/{keyword}")
-    return Decimal(str(number))
-
-
-def _count(schema: Schema, keyword: str) -> int | None:
-    number = _number(schema, keyword)
-    if number is None:
-        return None
-    if number < 0 or number != int(number):
-        raise ConstraintError(f"{keyword} is not a count", f"{schema.path}/{keyword}")
-    return int(number)
-
-
-def _list(schema: Schema, keyword: str) -> list[Any]:
-    value = schema.value.get(keyword, [])
-    if not isinstance(value, list):
-        raise ConstraintError(f"{keyword} is not a list", f"{schema.path}/{keyword}")
-    return value
-
-
-def _object(schema: Schema, keyword: str) -> dict[str, Any]:
-    value = schema.value.get(keyword, {})
-    if not isinstance(value, dict):
-        raise ConstraintError(f"{keyword} is not an object", f"{schema.path}/{keyword}")
-    return value
-
-
-def _texts(schema: Schema, keyword: str) -> tuple[str, ...]:
-    value = schema.value.get(keyword)
-    if value is None:
-        return ()
-    if not isinstance(value, str):
-        raise ConstraintError(f"{keyword} is not a text", f"{schema.path}/{keyword}")
-    return (value,)
-
-
-def _required(schema: Schema) -> tuple[str, ...]:
-    value = schema.value.get("required", ())
-    if isinstance(value, bool):  # draft 3, which has it in the property
-        raise NoWayError("required is not a list", f"{schema.path}/required")
-    names = _list(schema, "required")
-    if not all(isinstance(name, str) for name in names):
-        raise ConstraintError("required is not a list of names", f"{schema.path}/required")
-    return tuple(names)

@@ -147,4 +147,5 @@ def _between(
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+    # A surrogate without its other half is no character, but JSON can hold it as an escape.
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")

@@ -216,7 +216,6 @@ def answer_demand(
     choice: Choice,
     *,
     parallel: bool,
-    text_field: str = "response_format",
 ) -> Demand | None:
     """Returns what a chat's answer must be, or None if it may be anything.
 
@@ -227,17 +226,18 @@ def answer_demand(
         return text
     named = _named(tools, choice)
     most = None if parallel and not choice.single else 1
-    callable_ = tuple(_callable(tool) for tool in named)
     if choice.mode == "required":
         if text is not None:
-            raise _bad_choice(f"a call cannot be required together with {text_field}")
-        if not callable_:
+            raise _bad_choice(f"a call cannot be required together with {text.field}")
+        if not named:
             raise _bad_choice("a call cannot be required without tools")
-        return Demand(kinds.Calls(callable_, 1, most), "tools")
+        return Demand(kinds.Calls(_callables(named), 1, most), "tools")
     if text is not None:
-        return Demand(kinds.TextOrCalls(text.kind, callable_, most), text.field) if named else text
+        if not named:
+            return text
+        return Demand(kinds.TextOrCalls(text.kind, _callables(named), most), text.field)
     if choice.names is not None or any(tool.strict for tool in named):
-        return Demand(kinds.TextAndCalls(callable_, most), "tools")
+        return Demand(kinds.TextAndCalls(_callables(named), most), "tools")
     return None
 
 
@@ -251,9 +251,15 @@ def _named(tools: Sequence[Tool], choice: Choice) -> Sequence[Tool]:
     return [known[name] for name in dict.fromkeys(choice.names)]
 
 
-def _callable(tool: Tool) -> kinds.Callable:
-    schema = None if tool.parameters is None else json.dumps(tool.parameters)
-    return kinds.Callable(tool.name, schema, tool.strict)
+def _callables(tools: Sequence[Tool]) -> tuple[kinds.Callable, ...]:
+    return tuple(
+        kinds.Callable(
+            tool.name,
+            None if tool.parameters is None else json.dumps(tool.parameters),
+            tool.strict,
+        )
+        for tool in tools
+    )
 
 
 def _bad_choice(why: str) -> BadRequest:

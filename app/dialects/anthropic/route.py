@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from fastapi import APIRouter, Request, Response
 
-from app.answer.constraint import constrained
+from app.answer.constraint import Demand, constrained
 from app.answer.request import AnswerRequest, ChatFormat, prepare, unset_seed
 from app.dialects.anthropic.events import MessagesAnswer
 from app.dialects.anthropic.schema import CountTokensRequest, MessagesRequest
@@ -38,13 +38,7 @@ async def messages(http: Request, admit: Admission) -> Response:
         with _recognisable(limits):
             pictures = await arriving.pictures(turns)
             request = await arriving.run(answer_request, services, body, turns, pictures, limits)
-            demand = answer_demand(
-                body.text_demand,
-                offered_tools(body),
-                body.choice,
-                parallel=request.format is None or request.format.parallel_calls,
-                text_field="output_config.format",
-            )
+            demand = await arriving.run(_demand, body)
             request = await constrained(services, request, demand, limits, thinks=body.thinks)
             prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
     head = {
@@ -79,7 +73,6 @@ def answer_request(
     limits: Ready,
 ) -> AnswerRequest:
     """Returns the dialect-independent request. Raises BadRequest if no prompt can be made of it."""
-    choice = body.tool_choice
     prompt = _prompt(services, body, turns, pictures, limits.context_length)
     return AnswerRequest(
         [prompt],
@@ -90,9 +83,16 @@ def answer_request(
         stops=tuple(body.stop_sequences or ()),
         format=ChatFormat(
             calls=bool(body.offered),
-            parallel_calls=choice is None or not choice.disable_parallel_tool_use,
+            parallel_calls=body.parallel_calls,
             whole_calls=True,
         ),
+    )
+
+
+def _demand(body: MessagesRequest) -> Demand | None:
+    """Returns what the request demands of its answer."""
+    return answer_demand(
+        body.text_demand, offered_tools(body), body.choice, parallel=body.parallel_calls
     )
 
 

@@ -313,6 +313,11 @@ class CountTokensRequest(RequestFields):
         return Choice("auto") if self.tool_choice is None else self.tool_choice.choice
 
     @property
+    def parallel_calls(self) -> bool:
+        """Returns whether an answer may have several calls."""
+        return self.tool_choice is None or not self.tool_choice.disable_parallel_tool_use
+
+    @property
     def offered(self) -> list[tuple[int, ClientTool]]:
         """Returns the tools that the model may call, with their indices in the request."""
         if self.tool_choice is not None and self.tool_choice.type == "none":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from app.answer.constraint import constrained
+from app.answer.constraint import Demand, constrained
 from app.answer.request import AnswerRequest, ChatFormat, prepare, unset_seed
 from app.dialects.chat.events import ChatAnswer
 from app.dialects.chat.schema import ChatCompletionRequest
@@ -34,12 +34,7 @@ async def chat_completions(http: Request, admit: Admission) -> Response:
         turns = await arriving.run(conversation, body.messages)
         pictures = await arriving.pictures(turns)
         request = await arriving.run(answer_request, services, body, turns, pictures, limits)
-        demand = answer_demand(
-            body.text_demand,
-            offered_tools(body),
-            body.choice,
-            parallel=body.parallel_tool_calls is not False,
-        )
+        demand = await arriving.run(_demand, body)
         request = await constrained(services, request, demand, limits, thinks=body.thinks)
         prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
     head = {
@@ -51,6 +46,16 @@ async def chat_completions(http: Request, admit: Admission) -> Response:
     if body.stream:
         return answer.stream()
     return await unless_gone(http, answer.whole())
+
+
+def _demand(body: ChatCompletionRequest) -> Demand | None:
+    """Returns what the request demands of its answer."""
+    return answer_demand(
+        body.text_demand,
+        offered_tools(body),
+        body.choice,
+        parallel=body.parallel_tool_calls is not False,
+    )
 
 
 def answer_request(

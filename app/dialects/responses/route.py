@@ -65,7 +65,8 @@ async def create_response(http: Request, admit: Admission) -> Response:
         turns = await arriving.run(_turns, body, earlier, new)
         pictures = await arriving.pictures(turns, "input")
         request = await arriving.run(answer_request, services, body, turns, pictures, limits)
-        request = await constrained(services, request, _demand(body), limits, thinks=body.thinking)
+        demand = await arriving.run(_demand, body)
+        request = await constrained(services, request, demand, limits, thinks=body.thinking)
         prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
         head = await arriving.run(_head, model, body)
     wanted = Wanted(body, [*earlier, *new], request, prepared)
@@ -175,7 +176,6 @@ def _demand(body: ResponseRequest) -> Demand | None:
         offered_tools(body),
         choice,
         parallel=body.parallel_tool_calls is not False,
-        text_field="text.format",
     )
 
 

@@ -93,6 +93,7 @@ def _branches(inner: st.SearchStrategy) -> st.SearchStrategy:
             "patternProperties": st.dictionaries(_PATTERNS, inner, max_size=2),
             "minProperties": st.integers(0, 3),
             "maxProperties": st.integers(0, 4),
+            "unevaluatedProperties": inner,
         },
     )
     arrays = st.fixed_dictionaries(

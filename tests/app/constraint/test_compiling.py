@@ -167,11 +167,21 @@ def test_grammars_with_faults_are_refused():
         _compiled(Grammar("start: b"))
 
 
-def test_arguments_that_cannot_be_enforced_are_refused_for_strict_tools_only():
-    schema = json.dumps({"properties": {"a": {"not": {}}}})
-    with pytest.raises(NoWayError, match="not is not supported") as refused:
+@pytest.mark.parametrize(
+    ("parameter", "why", "path"),
+    [
+        ({"not": {}}, "not is not supported", "/properties/a/not"),
+        ({"pattern": "(a|b)*a(a|b){15}"}, "has more than", "/properties/a"),
+        ({"type": "text"}, "'text' is no type", "/properties/a/type"),
+        (False, "nothing is valid", ""),
+    ],
+    ids=["keyword", "size", "type", "nothing"],
+)
+def test_arguments_that_cannot_be_enforced_are_refused_for_strict_tools_only(parameter, why, path):
+    schema = json.dumps({"properties": {"a": parameter}, "required": ["a"]})
+    with pytest.raises(ConstraintError, match=why) as refused:
         _compiled(Calls((Callable("f", schema, True),)))
-    assert refused.value.path == "/properties/a/not"
+    assert refused.value.path == path
     automaton = _compiled(Calls((Callable("f", schema, False),), 1, 1)).automaton
     (call,) = _calls(an_answer(automaton, random.Random(0), 60))
     assert isinstance(json.loads(call.arguments), dict)

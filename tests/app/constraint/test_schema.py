@@ -4,11 +4,12 @@ import random
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from jsonschema import Draft202012Validator, FormatChecker
+from jsonschema import Draft202012Validator
 
 from app.constraint.compiling import compiled
 from app.constraint.kinds import Constraint, JsonObject, JsonSchema
 from app.constraint.limits import ConstraintError
+from app.constraint.values import same
 from engine.constraint.automaton import Automaton
 from tests.app.constraint.answers import END, allows, an_answer, text_of, tokens_of, toy_trie
 from tests.app.constraint.schemas import schemas
@@ -46,7 +47,7 @@ def test_every_answer_is_valid_and_within_its_budget(schema, chosen):
     automaton = constraint.automaton
     if automaton is None:
         return
-    validator = Draft202012Validator(schema, format_checker=FormatChecker())
+    validator = Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
     for more in (0, 3, 40, 200):
         budget = automaton.least_tokens + more
         tokens = an_answer(automaton, chosen, budget)
@@ -192,6 +193,75 @@ def test_alternatives_of_one_of_are_allowed_if_they_exclude_each_other():
     assert _allowed(either, {"a": None}, {"b": None}, {"a": None, "b": None}, {}) == [
         True, True, False, False,
     ]  # fmt: skip
+
+
+def test_other_members_count_as_written_when_alternatives_of_one_of_are_compared():
+    inner = {"properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    open_object = {
+        "oneOf": [
+            {
+                "properties": {"p": {"type": "object"}, "r": {"type": "integer"}},
+                "required": ["p", "r"],
+            },
+            {"properties": {"p": {"type": "object", **inner}}, "required": ["p"]},
+        ]
+    }
+    with pytest.raises(ConstraintError, match="two alternatives of oneOf"):
+        _automaton(open_object)
+    pair = {"a": {"type": "integer"}, "b": {"type": "integer"}}
+    closed = {
+        "oneOf": [
+            {**inner, "type": "object", "additionalProperties": False},
+            {"properties": pair, "required": ["a", "b"], "additionalProperties": False},
+        ]
+    }
+    assert _allowed(closed, {"a": 1}, {"a": 1, "b": 2}, {"b": 2}) == [True, True, False]
+
+
+def test_members_that_are_not_evaluated_are_not_written():
+    for types in ({"type": "object"}, {}):
+        nothing = {**types, "unevaluatedProperties": False}
+        assert _allowed(nothing, {}, {"a": 1}) == [True, False]
+    listed = {
+        "allOf": [{"properties": {"a": {"type": "integer"}}}],
+        "required": ["a"],
+        "unevaluatedProperties": False,
+    }
+    assert _allowed(listed, {"a": 1}, {"a": 1, "b": 1}) == [True, False]
+    patterns = {"patternProperties": {"^a": {"type": "null"}}, "unevaluatedProperties": False}
+    assert _allowed(patterns, {"a": None}, {"b": None}) == [True, False]
+    with pytest.raises(ConstraintError, match="properties do not name"):
+        _automaton({**listed, "required": ["a", "c"]})
+
+
+def test_a_required_name_with_a_pattern_is_not_an_additional_one():
+    schema = {
+        "type": "object",
+        "patternProperties": {"^a": {"type": "integer"}},
+        "required": ["a1"],
+        "additionalProperties": False,
+    }
+    assert _allowed(schema, {"a1": 1}, {"a1": 1, "a2": 2}, {"a1": None}) == [True, True, False]
+    del schema["additionalProperties"]
+    both = {"allOf": [schema, {"additionalProperties": {"minimum": 5}}]}
+    assert _allowed(both, {"a1": 5}, {"a1": 4}) == [True, False]
+
+
+def test_numbers_and_lengths_of_any_size_are_read():
+    assert _allowed({"type": "integer", "multipleOf": 1e-30}, "7", "-1") == [True, True]
+    with pytest.raises(ConstraintError, match="minLength above"):
+        _automaton({"type": "string", "minLength": 5_000_000_000})
+
+
+def test_values_are_equal_if_json_says_so():
+    for one, other in (([1.0], [1]), ({"a": {"b": 2.0}}, {"a": {"b": 2}}), (1.0, 1)):
+        assert same(one, other)
+    for one, other in ((True, 1), ([True], [1]), ({"a": 0}, {"a": False}), ([1], [1, 2])):
+        assert not same(one, other)
+
+
+def test_half_a_surrogate_pair_is_written_as_an_escape():
+    assert _allowed({"enum": ["\ud800x"]}, '"\\ud800x"', '"?x"') == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,12 @@ def test_a_form_or_calls_are_demanded_if_a_form_comes_with_tools():
     assert demand == Demand(kind, "response_format")
 
 
+def test_a_call_and_a_form_that_are_both_demanded_are_both_named():
+    form = Demand(kinds.JsonObject(), "guided_json")
+    with pytest.raises(BadRequest, match=r"^tool_choice: .* together with guided_json\.$"):
+        answer_demand(form, [tool("f")], Choice("required"), parallel=True)
+
+
 @pytest.mark.parametrize(
     ("form", "tools", "choice"),
     [

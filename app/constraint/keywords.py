@@ -1,0 +1,231 @@
+"""The keywords of one part of a JSON schema, as the shape of the values that they allow.
+
+Combinations of several parts are merged in `shapes`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from app.constraint.limits import ConstraintError, NoWayError
+from app.constraint.values import TYPES, same
+
+_REFUSED = frozenset(
+    {"not", "if", "contains", "dependencies", "dependentRequired", "dependentSchemas"}
+    | {"propertyNames", "unevaluatedItems", "$dynamicRef", "$recursiveRef"}
+)
+
+
+@dataclass(frozen=True)
+class Schema:
+    """A part of a schema, where it stands, and the references through which it was reached."""
+
+    value: Any
+    path: str
+    references: tuple[str, ...] = ()
+
+    def inner(self, value: Any, *keys: str | int) -> "Schema":
+        """Returns a part of this part."""
+        path = "".join(f"/{str(key).replace('~', '~0').replace('/', '~1')}" for key in keys)
+        return Schema(value, self.path + path, self.references)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a value must fulfil. Fields that are None or empty demand nothing."""
+
+    path: str
+    types: frozenset[str] | None = None
+    values: tuple[Any, ...] | None = None  # the only values, if there are only some
+    least: tuple[Decimal, bool] | None = None  # with True, the bound itself is excluded
+    most: tuple[Decimal, bool] | None = None
+    multiples: tuple[Decimal, ...] = ()
+    least_length: int = 0
+    most_length: int | None = None
+    patterns: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
+    properties: Mapping[str, tuple[Schema, ...]] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
+    patterns_of_names: tuple[tuple[str, Schema], ...] = ()
+    additional: tuple[Schema, ...] | None = None  # None: nothing is said about other members
+    closed: bool = False  # members that are not listed are not written
+    least_members: int = 0
+    most_members: int | None = None
+    prefix: tuple[tuple[Schema, ...], ...] = ()
+    items: tuple[Schema, ...] = ()
+    least_items: int = 0
+    most_items: int | None = None
+    unique: bool = False
+
+    @property
+    def emitted_types(self) -> frozenset[str]:
+        """Returns the types that are written. If none are named, the other keywords tell."""
+        if self.types is not None:
+            return self.types
+        if self.properties or self.required or self.additional is not None or self.closed:
+            return frozenset(("object",))
+        if self.patterns_of_names or self.least_members or self.most_members is not None:
+            return frozenset(("object",))
+        if self.items or self.prefix or self.least_items or self.most_items is not None:
+            return frozenset(("array",))
+        if self.patterns or self.formats or self.least_length or self.most_length is not None:
+            return frozenset(("string",))
+        if self.least or self.most or self.multiples:
+            return frozenset(("number",))
+        return frozenset(TYPES)
+
+    @property
+    def writes_others(self) -> bool:
+        """Returns whether members that are not listed are written."""
+        if self.closed:
+            return False
+        if self.additional is None:
+            return bool(self.patterns_of_names) or not (self.properties or self.required)
+        forbidden = any(schema.value is False for schema in self.additional)
+        return bool(self.patterns_of_names) or not forbidden
+
+
+def plain_shape(schema: Schema) -> Shape:
+    """Returns the shape of the keywords that are no combinations."""
+    value = schema.value
+    for keyword in value.keys() & _REFUSED:
+        if keyword != "if" or "then" in value or "else" in value:
+            raise NoWayError(f"{keyword} is not supported", f"{schema.path}/{keyword}")
+    if schema.path and isinstance(value.get("$id"), str) and value["$id"][:1] != "#":
+        raise NoWayError("a part with an $id of its own is not supported", schema.path)
+    types = None
+    if "type" in value:
+        names = value["type"] if isinstance(value["type"], list) else [value["type"]]
+        if not all(name in TYPES for name in names):
+            raise ConstraintError(f"{value['type']!r} is no type", f"{schema.path}/type")
+        types = frozenset(names)
+        if "number" in types:
+            types -= {"integer"}
+    values = None
+    if "enum" in value:
+        values = tuple(list_of(schema, "enum"))
+    if "const" in value:
+        kept = values is None or any(same(value["const"], each) for each in values)
+        values = (value["const"],) if kept else ()
+    least, most = _bounds(schema)
+    multiples = _number(schema, "multipleOf")
+    properties = {
+        name: (schema.inner(each, "properties", name),)
+        for name, each in _object(schema, "properties").items()
+    }
+    additional = None
+    if "additionalProperties" in value:
+        additional = (schema.inner(value["additionalProperties"], "additionalProperties"),)
+    prefix, items = _items(schema)
+    return Shape(
+        schema.path,
+        types,
+        values,
+        least,
+        most,
+        () if multiples is None else (multiples,),
+        _count(schema, "minLength") or 0,
+        _count(schema, "maxLength"),
+        _texts(schema, "pattern"),
+        _texts(schema, "format"),
+        properties,
+        _required(schema),
+        tuple(
+            (name, schema.inner(each, "patternProperties", name))
+            for name, each in _object(schema, "patternProperties").items()
+        ),
+        additional,
+        False,
+        _count(schema, "minProperties") or 0,
+        _count(schema, "maxProperties"),
+        prefix,
+        items,
+        _count(schema, "minItems") or 0,
+        _count(schema, "maxItems"),
+        value.get("uniqueItems") is True,
+    )
+
+
+def _items(schema: Schema) -> tuple[tuple[tuple[Schema, ...], ...], tuple[Schema, ...]]:
+    value = schema.value
+    keyword, more = "prefixItems", "items"
+    if isinstance(value.get("items"), list):
+        keyword, more = "items", "additionalItems"
+    prefix = tuple(
+        (schema.inner(each, keyword, index),)
+        for index, each in enumerate(list_of(schema, keyword) if keyword in value else [])
+    )
+    return prefix, (schema.inner(value[more], more),) if more in value else ()
+
+
+def _bounds(
+    schema: Schema,
+) -> tuple[tuple[Decimal, bool] | None, tuple[Decimal, bool] | None]:
+    value = schema.value
+    bounds: list[tuple[Decimal, bool] | None] = []
+    for keyword, exclusive, sign in (
+        ("minimum", "exclusiveMinimum", 1),
+        ("maximum", "exclusiveMaximum", -1),
+    ):
+        found = []
+        bound = _number(schema, keyword)
+        if bound is not None:
+            found.append((bound, value.get(exclusive) is True))  # draft 4 has true here
+        if not isinstance(value.get(exclusive), bool):
+            excluded = _number(schema, exclusive)
+            if excluded is not None:
+                found.append((excluded, True))
+        bounds.append(max(found, key=lambda each: (sign * each[0], each[1]), default=None))
+    return bounds[0], bounds[1]
+
+
+def _number(schema: Schema, keyword: str) -> Decimal | None:
+    number = schema.value.get(keyword)
+    if number is None:
+        return None
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise ConstraintError(f"{keyword} is not a number", f"{schema.path}/{keyword}")
+    return Decimal(str(number))
+
+
+def _count(schema: Schema, keyword: str) -> int | None:
+    number = _number(schema, keyword)
+    if number is None:
+        return None
+    if number < 0 or number != int(number):
+        raise ConstraintError(f"{keyword} is not a count", f"{schema.path}/{keyword}")
+    return int(number)
+
+
+def list_of(schema: Schema, keyword: str) -> list[Any]:
+    value = schema.value.get(keyword, [])
+    if not isinstance(value, list):
+        raise ConstraintError(f"{keyword} is not a list", f"{schema.path}/{keyword}")
+    return value
+
+
+def _object(schema: Schema, keyword: str) -> dict[str, Any]:
+    value = schema.value.get(keyword, {})
+    if not isinstance(value, dict):
+        raise ConstraintError(f"{keyword} is not an object", f"{schema.path}/{keyword}")
+    return value
+
+
+def _texts(schema: Schema, keyword: str) -> tuple[str, ...]:
+    value = schema.value.get(keyword)
+    if value is None:
+        return ()
+    if not isinstance(value, str):
+        raise ConstraintError(f"{keyword} is not a text", f"{schema.path}/{keyword}")
+    return (value,)
+
+
+def _required(schema: Schema) -> tuple[str, ...]:
+    value = schema.value.get("required", ())
+    if isinstance(value, bool):  # draft 3, which has it in the property
+        raise NoWayError("required is not a list", f"{schema.path}/required")
+    names = list_of(schema, "required")
+    if not all(isinstance(name, str) for name in names):
+        raise ConstraintError("required is not a list of names", f"{schema.path}/required")
+    return tuple(names)
