@@ -236,6 +236,17 @@ def test_a_decision_after_a_kept_prefix_takes_exactly_one_pass(folder, exact):
     assert passes(worker, request("e", steps=3)) == 3
 
 
+@pytest.mark.parametrize("prefill_chunk", [1, 8, 12, 16, 33])
+def test_the_longest_read_is_made_whatever_the_size_of_a_chunk(folder, prefill_chunk):
+    options = {**CONFIG, "prefill_chunk": prefill_chunk}
+    denoiser = build_denoiser(EngineConfig(model=folder, **options))
+    worker = Worker(denoiser, EngineConfig(**options))
+    for length in range(50, 60):
+        worker.handle(request("a", read(tail=denoiser.read_tokens), prompt=PROMPT[:length]))
+        messages = [message for _ in range(2 * length) for message in worker.step()]
+        assert [message.finish_reason for message in messages] == ["stop"]
+
+
 def test_all_slots_of_a_canvas_are_read_in_one_pass(worker):
     list(worker.generate(request()))
     full = read(slots=[(at, (40, 41)) for at in range(9)])
