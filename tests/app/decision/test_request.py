@@ -165,6 +165,13 @@ def test_more_than_ten_levels_have_letters(prompts):
     assert canvas.startswith("1: A")
 
 
+def test_levels_that_are_numbers_are_shown_with_their_letters(prompts):
+    asked = question("How many?", "score", [str(i) for i in range(11)])
+    ((prompt, canvas),) = shown(request(asked), prompts)
+    assert "1: How many? A) 0 B) 1 " in prompt
+    assert canvas.startswith("1: A")
+
+
 def test_permuted_choices_are_shown_in_other_orders(prompts):
     choice = question("Which?", "choice", ("x", "y", "z"))
     asked = request(question(), choice, permute=True)
