@@ -145,9 +145,7 @@ class Scheduler:
         # Decisions first, then in order of arrival.
         for each in sorted(taking_part, key=lambda each: not each.is_decision):
             each.serve(now)
-            work = each.sequence.next_work(
-                room, speculate=self._speculate, most_canvases=1 + spare
-            )
+            work = each.sequence.next_work(room, speculate=self._speculate, most_canvases=1 + spare)
             if work is not None:
                 works.append(work)
                 room = max(0, room - work.encoded_tokens)  # an image may exceed the chunk

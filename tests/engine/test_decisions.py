@@ -379,3 +379,8 @@ def test_a_wrong_decision_fails_before_it_reaches_the_device(worker, changes):
     (failed,) = worker.handle(msgspec.structs.replace(asked, max_tokens=300, decision=decision))
     assert isinstance(failed, Failed)
     assert worker.idle
+
+
+def test_a_decision_with_a_seed_out_of_range_fails(worker):
+    (failed,) = worker.handle(request(seed=2**64))
+    assert failed.message == "seed is out of range."
