@@ -110,6 +110,12 @@ def test_each_canvas_has_the_prompt_that_the_template_makes(prompts):
         assert [*one.request.prompt, *read.prompt] == whole.tokens
 
 
+def test_a_question_has_the_same_prompt_alone_as_behind_others_however_it_ends(prompts):
+    asked = question("Which?", "choice", ("a", "b "))
+    (alone,) = shown(request(asked), prompts)
+    assert shown(request(question(), asked, question(), joint=False), prompts)[1] == alone
+
+
 def test_the_shared_prompt_ends_where_the_questions_begin(prompts):
     (one,) = prepared(request(question()), prompts)
     assert prompts.vocabulary.decode(one.request.prompt).endswith("The sky is blue.")
