@@ -26,8 +26,6 @@ from engine.device import DeviceError, device_name, out_of_memory
 from engine.loading import build_denoiser, with_profile
 from engine.messages import (
     HEARTBEAT_S,
-    MOST_NATS,
-    MOST_STEPS,
     Block,
     Cancel,
     Cancelled,
@@ -37,7 +35,6 @@ from engine.messages import (
     GenerateRequest,
     Heartbeat,
     Ready,
-    Sampling,
     Stats,
     Texts,
     ToWorker,
@@ -46,8 +43,9 @@ from engine.messages import (
 )
 from engine.model.checkpoint import CheckpointError
 from engine.model.diffusion_gemma import UnsupportedModelError
+from engine.obstacles import choice_obstacle, constraint_obstacle, request_obstacle
 from engine.schedule.pass_times import PassTimes
-from engine.schedule.reading import CanvasResult, decision_obstacle, exact_form
+from engine.schedule.reading import CanvasResult, exact_form
 from engine.schedule.scheduler import Scheduler
 from engine.schedule.sequence import Pass, Sequence, StepResult, Work, WorkResult
 from engine.sizing.plan import DoesNotFitError
@@ -63,10 +61,6 @@ REFUSALS = (
     UnsupportedSamplerError,
 )
 
-_MOST_BIAS = 1e4  # nats: stays far below the limit of float32 even at the lowest temperature
-_MOST_REPETITION_PENALTY = 1e4  # biased logits stay as far below that limit
-_MOST_COUNT = 2**31 - 1  # fits the integers of every tensor
-_MOST_TEMPERATURE = 1e4  # up to here a banned token's probability is still zero in float32
 _NOT_FINITE = (
     "The model's outputs are not finite (NaN or infinite). Its weights may be damaged, or the "
     "dtype may not suit them."
@@ -216,11 +210,10 @@ class Worker:
         return [Failed(alone.sequence.request.id, "The device is out of memory.", "out_of_memory")]
 
     def _accept(self, request: GenerateRequest) -> list[FromWorker]:
-        # The front end has checked all of this with better messages. These checks are a safety net:
-        # on a GPU an invalid token id would end the process.
         kept = self._constraints.get(request.constraint)  # the front end counts it as used, too
         rules = None if isinstance(kept, str) else kept
-        obstacle = self._obstacle(request) or self._constraint_obstacle(request, kept)
+        obstacle = request_obstacle(request, self._denoiser)
+        obstacle = obstacle or constraint_obstacle(request, kept, self._denoiser)
         if obstacle is not None:
             return [Failed(choice.id, obstacle) for choice in request.choices()]
         replies: list[FromWorker] = []
@@ -230,7 +223,7 @@ class Worker:
         sampler = self._denoiser.sampler
         first = Sequence.start(request, sampler.end_tokens, sampler.padding, boundaries)
         for choice in request.choices():
-            obstacle = self._choice_obstacle(choice, rules)
+            obstacle = choice_obstacle(choice, rules, self._denoiser)
             if obstacle is None:
                 sequence = first.sibling(choice)
                 if rules is not None:
@@ -239,64 +232,6 @@ class Worker:
             else:
                 replies.append(Failed(choice.id, obstacle))
         return replies
-
-    def _obstacle(self, request: GenerateRequest) -> str | None:
-        """Returns why none of the request's choices can be made, or None if they can."""
-        room = self._denoiser.context_length - len(request.prompt)
-        if not request.prompt or not 1 <= request.max_tokens <= room:
-            return "The prompt and max_tokens do not fit the context."
-        if not self._has_tokens(request.prompt):
-            return "The prompt has token ids that the model does not have."
-        if not self._takes_images(request):
-            return "The model cannot take the prompt's images."
-        if request.decision is not None:
-            return decision_obstacle(
-                request.decision,
-                most_tokens=min(request.max_tokens, self._denoiser.read_tokens),
-                canvas_length=self._denoiser.model.dimensions.canvas_length,
-                vocab_size=self._denoiser.vocab_size,
-            )
-        return self._sampling_obstacle(request)
-
-    def _constraint_obstacle(
-        self, request: GenerateRequest, rules: Rules | str | None
-    ) -> str | None:
-        """Returns why the request's constraint cannot be held, or None if it can."""
-        if not request.constraint:
-            return None
-        if rules is None:
-            return "The constraint is not known."
-        if isinstance(rules, str):
-            return rules
-        sampling = request.sampling
-        if rules.vocab_size != self._denoiser.vocab_size:
-            return "The constraint is for another vocabulary."
-        ends = sampling.ends(self._denoiser.sampler.end_tokens)
-        if sampling.suffix or not ends.issuperset(rules.end_tokens):
-            return "A constraint excludes a suffix, and ends with tokens that end the answer."
-        return None
-
-    def _choice_obstacle(self, choice: GenerateRequest, rules: Rules | None) -> str | None:
-        """Returns why this choice of a request cannot be made, or None if it can."""
-        if not 0 <= choice.sampling.choice <= _MOST_COUNT:
-            return "choice is out of range."
-        if not 0 <= choice.delivered_blocks <= _MOST_COUNT:
-            return "delivered_blocks is out of range."
-        answer = choice.delivered or choice.lead
-        if answer and not self._has_tokens(answer):
-            return "The answer has token ids that the model does not have."
-        if len(answer) >= choice.max_tokens:
-            return "The whole answer was delivered before."
-        if rules is not None:
-            try:
-                needed = rules.needed_tokens(answer)
-            except ValueError as error:
-                return f"The constraint cannot be held: {error}"
-            if needed is None:
-                return "The answer's beginning breaks its constraint."
-            if needed > choice.max_tokens - len(answer):
-                return "max_tokens is too small for the constraint."
-        return None
 
     def _rules(self, constraint: Constraint) -> Rules | str:
         """Returns the constraint in the form in which it is applied, or why it has none."""
@@ -309,39 +244,6 @@ class Worker:
             return GrammarRules(self._vocabularies[ends], constraint.grammar, constraint.thought)
         except ValueError as error:
             return f"The constraint cannot be held: {error}"
-
-    def _has_tokens(self, tokens: list[int]) -> bool:
-        return 0 <= min(tokens) <= max(tokens) < self._denoiser.vocab_size
-
-    def _sampling_obstacle(self, request: GenerateRequest) -> str | None:
-        """Returns why the request's sampling options cannot be used, or None if they can.
-
-        The front end has already checked them.
-        """
-        sampling, vocab_size = request.sampling, self._denoiser.vocab_size
-        if sampling.suffix:
-            length = request.max_tokens + len(sampling.suffix)
-            room = self._denoiser.context_length - len(request.prompt)
-            if length > min(self._denoiser.model.dimensions.canvas_length, room):
-                return "suffix and max_tokens together do not fit one canvas behind the prompt."
-        for name in ("suffix", "logit_bias", "banned_tokens", "stop_token_ids"):
-            if any(not 0 <= token < vocab_size for token in getattr(sampling, name)):
-                return f"{name} has token ids that the model does not have."
-        invalid = _out_of_range(sampling)
-        return f"{invalid[0]} is out of range." if invalid else None
-
-    def _takes_images(self, request: GenerateRequest) -> bool:
-        """Returns whether the model can take the request's images.
-
-        It can if it has a vision tower that each image fits, and if the images lie within the
-        prompt, in order and without overlapping.
-        """
-        vision, end = self._denoiser.vision, 0
-        for image in request.images:
-            if vision is None or not vision.fits(image) or image.start < end:
-                return False
-            end = image.end
-        return end <= len(request.prompt)
 
     def _record(self, work: Work, step: WorkResult) -> Iterator[FromWorker]:
         """Record the result of a pass for one sequence. Yields the messages that result from it."""
@@ -434,35 +336,6 @@ def _steps(result: WorkResult) -> Several[StepResult | CanvasResult]:
             return (result,)
         case _:
             return result
-
-
-def _out_of_range(sampling: Sampling) -> list[str]:
-    """Returns the names of all options that are outside of their range. NaN is in no range."""
-    biases, steps = sampling.logit_bias.values(), sampling.max_denoising_steps
-    bound, threshold = sampling.entropy_bound, sampling.confidence_threshold
-    checks = {
-        "seed": 0 <= sampling.seed < 2**64,
-        "temperature": 0 <= sampling.temperature <= _MOST_TEMPERATURE,
-        "top_p": 0 < sampling.top_p <= 1,
-        "top_k": 0 <= sampling.top_k <= _MOST_COUNT,
-        "min_p": 0 <= sampling.min_p <= 1,
-        "logit_bias": all(abs(bias) <= _MOST_BIAS for bias in biases),
-        "presence_penalty": abs(sampling.presence_penalty) <= _MOST_BIAS,
-        "frequency_penalty": abs(sampling.frequency_penalty) <= _MOST_BIAS,
-        "repetition_penalty": (
-            1 / _MOST_REPETITION_PENALTY <= sampling.repetition_penalty <= _MOST_REPETITION_PENALTY
-        ),
-        # The checkpoint may name end tokens beyond its vocabulary.
-        "end_tokens": all(0 <= token <= _MOST_COUNT for token in sampling.end_tokens),
-        "min_tokens": 0 <= sampling.min_tokens <= _MOST_COUNT,
-        "max_denoising_steps": steps is None or 1 <= steps <= MOST_STEPS,
-        "entropy_bound": bound is None or 0 <= bound <= MOST_NATS,
-        "confidence_threshold": threshold is None or 0 <= threshold <= MOST_NATS,
-        "top_logprobs": (
-            sampling.top_logprobs is None or 0 <= sampling.top_logprobs <= _MOST_COUNT
-        ),
-    }
-    return [name for name, is_valid in checks.items() if not is_valid]
 
 
 def _inbox(socket: "zmq.Socket[bytes]", *, wait: bool) -> Iterator[ToWorker]:

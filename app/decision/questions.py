@@ -54,8 +54,8 @@ class Question:
         described = any(option.description for option in options)
         if self.kind == "predicate" and not described:
             return " or ".join(labels.texts)
-        numbers = [str(index) for index in range(len(options))]
-        if self.kind == "score" and not described and [o.text for o in options] == numbers:
+        numbers = tuple(str(index) for index in range(len(options)))
+        if labels.texts == numbers == tuple(option.text for option in options) and not described:
             return f"0 to {len(options) - 1}"
         between = "\n" if described or any("\n" in option.text for option in options) else " "
         shown = between.join(

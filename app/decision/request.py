@@ -219,12 +219,16 @@ class _Writer:
         head, tail = bare[:before], bare[before:]
         return (whole, head, tail) if whole.tokens == [*head, *tokens, *tail] else None
 
-    def _text(self, asked: Sequence[Asked]) -> str:
-        """Returns the questions as they follow the conversation's last turn."""
+    def _text(self, asked: Sequence[Asked]) -> str | None:
+        """Returns the questions as they follow the conversation's last turn.
+
+        Returns None if they end in white space, which templates cut off.
+        """
         content = ending_with_user(self._request.conversation)[-1].content
         (followed,) = with_questions([Turn("user", "." if content else "")], asked)
         assert isinstance(followed.content, str)
-        return followed.content[1:] if content else followed.content
+        text = followed.content[1:] if content else followed.content
+        return text if text == text.rstrip() else None
 
     def _encoded(self, text: str) -> list[int]:
         return self._prompts.vocabulary.encode_literally(text)

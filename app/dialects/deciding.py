@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Discriminator, Field
 
 from app.decision.questions import Question
 from app.decision.reading import Answers, answers
@@ -14,6 +14,7 @@ from app.dialects.fields import Whole
 from app.dialects.incoming import Incoming
 from app.dialects.sampling_fields import ScheduledFields
 from app.dialects.waiting import unless_gone
+from app.engine_client.worker import Admit
 from app.prompting.conversation import Conversation
 from app.prompting.images import Picture
 from app.services import Services, prefix_salt
@@ -23,6 +24,22 @@ MOST_QUESTIONS = 400
 MOST_OPTIONS = 255
 
 B = TypeVar("B", bound=BaseModel)
+
+
+def by_question_type(*names: str) -> Any:
+    """Returns a discriminator that selects a question's class by its `type`, one of the names."""
+
+    def tag(value: Any) -> str | None:
+        kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
+        return f"({kind})" if isinstance(kind, str) else None
+
+    *others, last = map(repr, names)
+    allowed = f"{', '.join(others)} or {last}"
+    return Discriminator(
+        tag,
+        custom_error_type="question",
+        custom_error_message=f"Input should be an object with type {allowed}",
+    )
 
 
 class DecidingFields(ScheduledFields):
@@ -59,9 +76,13 @@ class DecidingFields(ScheduledFields):
 
 
 async def prepared(
-    http: Request, arriving: Incoming[B], request: DecisionRequest, limits: Ready
+    http: Request, admit: Admit, arriving: Incoming[B], request: DecisionRequest, limits: Ready
 ) -> list[Prepared]:
-    """Returns the request in the worker's form. Raises BadRequest or ContextLengthExceeded."""
+    """Returns the request in the worker's form, all of whose messages are admitted.
+
+    One of them was admitted before, with `limits`. Raises BadRequest or ContextLengthExceeded if no
+    prompt can be made of the request, and what `admit` raises.
+    """
     services, field = arriving.services, request.prompt_field
     prompts = services.prompts
     asked = await arriving.run(canvases, request, prompts, limits)
@@ -70,7 +91,11 @@ async def prepared(
         if each.has_images:
             whole = with_questions(request.conversation, each.asked)
             pictures[number] = await arriving.pictures(whole, field)
-    return await arriving.run(prepare, request, asked, pictures, prompts, limits, prefix_salt(http))
+    salt = prefix_salt(http)
+    given = await arriving.run(prepare, request, asked, pictures, prompts, limits, salt)
+    if len(given) > 1:
+        admit(len(given) - 1, priority=request.priority, param="questions")
+    return given
 
 
 async def respond(

@@ -108,9 +108,10 @@ class Denoiser:
         self._step = DenoisingStep(model)
         self._reader = Reader(model)
         # On a CPU, where a pass for each piece costs little more than one for all.
-        self.exact_piece = min(SLACK_TOKENS, prefill_chunk) if self._device.type == "cpu" else None
-        spare = max(prefill_chunk, model.dimensions.canvas_length)
-        self.read_tokens = min(prefill_chunk, spare - (self.exact_piece or 1) + 1)
+        piece = min(SLACK_TOKENS, (prefill_chunk + 1) // 2)
+        self.exact_piece = piece if self._device.type == "cpu" else None
+        # A read's prompt is encoded in one pass, behind what of an exact prompt is no whole piece.
+        self.read_tokens = prefill_chunk - (self.exact_piece or 1) + 1
         self._graphs: Graphs | None = None
         if cuda_graphs:
             self._graphs = Graphs(model, canvases=max_active, speculate=speculate)

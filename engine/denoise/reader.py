@@ -9,7 +9,7 @@ all canvases together, D hidden size.
 """
 
 from collections.abc import Sequence as Several
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -142,6 +142,9 @@ class Reader:
         )
         if canvas.step_index + 1 == canvas.steps:
             return CanvasStep(_result(canvas.read, hidden, read), canvas.tokens, None)
+        # More steps than a block's have their temperatures between the same two.
+        most_steps = max(canvas.steps, sampler.max_denoising_steps)
+        sampler = replace(sampler, max_denoising_steps=most_steps)
         temperatures = hidden.new_full(
             (hidden.shape[0],), sampler.temperature(canvas.step_index), dtype=torch.float32
         )

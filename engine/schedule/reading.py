@@ -15,16 +15,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from engine.messages import (
-    MOST_CANVAS_STEPS,
-    MOST_SAMPLES,
-    MOST_STEPS,
-    Decision,
-    GenerateRequest,
-    Image,
-    Read,
-    SlotResult,
-)
+from engine.messages import Decision, GenerateRequest, Image, Read, SlotResult
 
 
 @dataclass(frozen=True)
@@ -89,33 +80,6 @@ class Reading:
         for canvas, result in zip(canvases, results, strict=True):
             self.steps_left[canvas] -= 1
             self.results[canvas] = result.slots
-
-
-def decision_obstacle(
-    decision: Decision, *, most_tokens: int, canvas_length: int, vocab_size: int
-) -> str | None:
-    """Returns why a decision cannot be made, or None if it can.
-
-    A read's prompt has at most `most_tokens` tokens. The front end has already checked all of it.
-    """
-    if not (1 <= decision.samples <= MOST_SAMPLES and 1 <= decision.steps <= MOST_STEPS):
-        return "samples or steps is out of range."
-    if not 1 <= decision.canvas_steps <= MOST_CANVAS_STEPS:
-        return "The decision has no canvas, or too many with all of their steps."
-    for read in decision.reads:
-        positions = [slot.position for slot in read.slots]
-        tokens = [*read.prompt, *read.canvas, *(t for slot in read.slots for t in slot.labels)]
-        if not 1 <= len(read.prompt) <= most_tokens:
-            return "A read's prompt is empty or too long."
-        if not (positions and 0 <= min(positions) <= max(positions) < len(read.canvas)):
-            return "A read has no slots, or slots that are not in its canvas."
-        if len(set(positions)) < len(positions) or len(read.canvas) > canvas_length:
-            return "A read's canvas is too long, or has two slots at one position."
-        if not all(slot.labels for slot in read.slots):
-            return "A slot has no labels."
-        if not 0 <= min(tokens) <= max(tokens) < vocab_size:
-            return "A read has token ids that the model does not have."
-    return None
 
 
 def exact_form(request: GenerateRequest, piece: int) -> tuple[GenerateRequest, tuple[int, ...]]:

@@ -141,17 +141,15 @@ class Scheduler:
         taking_part = [each for each in running if rank[each.sequence] == best]
         works: Pass = []
         room = self._prefill_chunk
-        canvases = self._max_active - sum(not each.is_decision for each in taking_part)
+        spare = self._max_active - len(taking_part)  # each sequence may have one canvas
         # Decisions first, then in order of arrival.
         for each in sorted(taking_part, key=lambda each: not each.is_decision):
             each.serve(now)
-            work = each.sequence.next_work(
-                room, speculate=self._speculate, most_canvases=max(1, canvases)
-            )
+            work = each.sequence.next_work(room, speculate=self._speculate, most_canvases=1 + spare)
             if work is not None:
                 works.append(work)
                 room = max(0, room - work.encoded_tokens)  # an image may exceed the chunk
-                canvases -= len(work.reads)
+                spare -= max(0, len(work.reads) - 1)
         return works
 
     def _ranks(self, now: float) -> dict[Sequence, int]:

@@ -1,5 +1,6 @@
 """Decisions in the worker: what is read, in how many passes, and that results never change."""
 
+import dataclasses
 import math
 from collections import Counter
 
@@ -94,6 +95,8 @@ def results(worker, *requests):
 def plain(denoiser, asked, each, sample=0, steps=1):
     """Returns each slot's label probabilities and mass, from the network and the whole logits."""
     model, sampler = denoiser.model, denoiser.sampler
+    most_steps = max(steps, sampler.max_denoising_steps)
+    sampler = dataclasses.replace(sampler, max_denoising_steps=most_steps)
     cache = filled_cache(denoiser, [*asked.prompt, *each.prompt])
     noise = block_noise(
         asked.sampling.seed,
@@ -145,7 +148,7 @@ def assert_plain(denoiser, asked, each, slots, **options):
         assert math.isclose(sum(slot.probabilities), 1, abs_tol=1e-9)
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", [1, 3, 13])  # the last are more than an answer's block has
 @pytest.mark.parametrize("samples", [1, 2])
 def test_a_read_equals_a_plain_computation(denoiser, worker, steps, samples):
     asked = request("a", read(), read(50), steps=steps, samples=samples)
@@ -234,6 +237,17 @@ def test_a_decision_after_a_kept_prefix_takes_exactly_one_pass(folder, exact):
     # More canvases than the batch has.
     assert passes(worker, request("d", *(read(30 + i) for i in range(9)))) == 3
     assert passes(worker, request("e", steps=3)) == 3
+
+
+@pytest.mark.parametrize("prefill_chunk", [1, 8, 12, 16, 33])
+def test_the_longest_read_is_made_whatever_the_size_of_a_chunk(folder, prefill_chunk):
+    options = {**CONFIG, "prefill_chunk": prefill_chunk}
+    denoiser = build_denoiser(EngineConfig(model=folder, **options))
+    worker = Worker(denoiser, EngineConfig(**options))
+    for length in range(50, 60):
+        worker.handle(request("a", read(tail=denoiser.read_tokens), prompt=PROMPT[:length]))
+        messages = [message for _ in range(2 * length) for message in worker.step()]
+        assert [message.finish_reason for message in messages] == ["stop"]
 
 
 def test_all_slots_of_a_canvas_are_read_in_one_pass(worker):
@@ -368,3 +382,8 @@ def test_a_wrong_decision_fails_before_it_reaches_the_device(worker, changes):
     (failed,) = worker.handle(msgspec.structs.replace(asked, max_tokens=300, decision=decision))
     assert isinstance(failed, Failed)
     assert worker.idle
+
+
+def test_a_decision_with_a_seed_out_of_range_fails(worker):
+    (failed,) = worker.handle(request(seed=2**64))
+    assert failed.message == "seed is out of range."

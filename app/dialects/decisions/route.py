@@ -30,9 +30,7 @@ async def decisions(http: Request, admit: Admission) -> Response:
         limits = admit(priority=body.priority or 0, param="questions")
         turns = await arriving.run(conversation, [], body.items)
         request = body.request(turns, body.asked, "input", {})
-        given = await prepared(http, arriving, request, limits)
-        if len(given) > 1:
-            admit(len(given) - 1, priority=body.priority or 0, param="questions")
+        given = await prepared(http, admit, arriving, request, limits)
     least = services.settings.least_label_mass
 
     def shown(answers: Answers) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """The body of `POST /v1/decisions`."""
 
 import json
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, Tag, model_validator
 
 from app.decision.questions import Option, Question
-from app.dialects.deciding import MOST_OPTIONS, MOST_QUESTIONS, DecidingFields
+from app.dialects.deciding import MOST_OPTIONS, MOST_QUESTIONS, DecidingFields, by_question_type
 from app.dialects.fields import (
     MAX_MESSAGES,
     MAX_NAME,
@@ -139,20 +138,11 @@ class ScoreQuestion(_Question):
         return Question("score", self.parts(field), options, field, f"{field}.levels")
 
 
-def _question_type(value: Any) -> str | None:
-    kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
-    return f"({kind})" if isinstance(kind, str) else None
-
-
 AnyQuestion = Annotated[
     Annotated[PredicateQuestion, Tag("(predicate)")]
     | Annotated[ChoiceQuestion, Tag("(choice)")]
     | Annotated[ScoreQuestion, Tag("(score)")],
-    Discriminator(
-        _question_type,
-        custom_error_type="question",
-        custom_error_message="Input should be an object with type 'predicate', 'choice' or 'score'",
-    ),
+    by_question_type("predicate", "choice", "score"),
 ]
 
 

@@ -30,9 +30,7 @@ async def systemone(http: Request, admit: Admission) -> Response:
         model = services.model_name(body.model)
         limits = admit(priority=body.priority or 0, param="questions")
         request = body.request(body.conversation, body.asked, "state", body.template_options)
-        given = await prepared(http, arriving, request, limits)
-        if len(given) > 1:
-            admit(len(given) - 1, priority=body.priority or 0, param="questions")
+        given = await prepared(http, admit, arriving, request, limits)
 
     def shown(answers: Answers) -> dict[str, Any]:
         each = dict(zip(body.questions, answers.answers, strict=True))

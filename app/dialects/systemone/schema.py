@@ -3,10 +3,10 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import ConfigDict, Field, Tag, field_validator, model_validator
 
 from app.decision.questions import Option, Question
-from app.dialects.deciding import MOST_OPTIONS, MOST_QUESTIONS, DecidingFields
+from app.dialects.deciding import MOST_OPTIONS, MOST_QUESTIONS, DecidingFields, by_question_type
 from app.dialects.fields import MAX_NAME, Fields, JsonObject, JsonValue, quoted, unsupported
 from app.prompting.conversation import (
     Conversation,
@@ -99,20 +99,11 @@ class ScoreQuestion(_Question):
         return Question("score", self.parts, options, field, f"{field}.criteria")
 
 
-def _question_type(value: Any) -> str | None:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return f"({kind})" if isinstance(kind, str) else None
-
-
 AnyQuestion = Annotated[
     Annotated[NoulQuestion, Tag("(noul)")]
     | Annotated[ChoiceQuestion, Tag("(choice)")]
     | Annotated[ScoreQuestion, Tag("(score)")],
-    Discriminator(
-        _question_type,
-        custom_error_type="question",
-        custom_error_message="Input should be an object with type 'noul', 'choice' or 'score'",
-    ),
+    by_question_type("noul", "choice", "score"),
 ]
 
 

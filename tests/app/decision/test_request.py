@@ -110,6 +110,12 @@ def test_each_canvas_has_the_prompt_that_the_template_makes(prompts):
         assert [*one.request.prompt, *read.prompt] == whole.tokens
 
 
+def test_a_question_has_the_same_prompt_alone_as_behind_others_however_it_ends(prompts):
+    asked = question("Which?", "choice", ("a", "b "))
+    (alone,) = shown(request(asked), prompts)
+    assert shown(request(question(), asked, question(), joint=False), prompts)[1] == alone
+
+
 def test_the_shared_prompt_ends_where_the_questions_begin(prompts):
     (one,) = prepared(request(question()), prompts)
     assert prompts.vocabulary.decode(one.request.prompt).endswith("The sky is blue.")
@@ -162,6 +168,13 @@ def test_more_than_ten_levels_have_letters(prompts):
         request(question("How?", "score", [f"l{i}" for i in range(11)])), prompts
     )
     assert f"{prompts.labels.letters.texts[10]}) l10" in prompt
+    assert canvas.startswith("1: A")
+
+
+def test_levels_that_are_numbers_are_shown_with_their_letters(prompts):
+    asked = question("How many?", "score", [str(i) for i in range(11)])
+    ((prompt, canvas),) = shown(request(asked), prompts)
+    assert "1: How many? A) 0 B) 1 " in prompt
     assert canvas.startswith("1: A")
 
 

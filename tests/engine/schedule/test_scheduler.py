@@ -2,7 +2,7 @@ from statistics import median
 
 import pytest
 
-from engine.messages import GenerateRequest, Image, Sampling
+from engine.messages import Decision, GenerateRequest, Image, LabelSlot, Read, Sampling
 from engine.schedule.scheduler import PATIENCE_S, Changes, Scheduler
 from engine.schedule.sequence import Sequence, StepResult
 
@@ -224,6 +224,21 @@ def test_a_pass_encodes_at_most_one_chunk_for_all_requests_together():
         {"a": 0, "b": 0, "c": 1},
         {"a": 0, "b": 0, "c": 0},
     ]
+
+
+def deciding(name, reads):
+    read = Read([3], [1], [LabelSlot(0, [1, 2])])
+    decision = Decision([read] * reads)
+    return Sequence.start(GenerateRequest(name, [1], 1, Sampling(seed=0), decision=decision))
+
+
+def test_a_pass_has_at_most_one_canvas_for_each_place_of_the_batch():
+    sequences = [*(deciding(f"d{i}", reads=9) for i in range(3)), sequence("a")]
+    scheduler = Scheduler(prefill_chunk=100, max_active=6)
+    for each in sequences:
+        scheduler.add(each, now=0)
+    works = next_pass(scheduler)
+    assert [len(work.reads) or work.denoise for work in works] == [3, 1, 1, True]
 
 
 def test_a_long_prompt_does_not_delay_the_steps_of_another_request():
