@@ -327,7 +327,7 @@ class Worker:
         for name in ("suffix", "logit_bias", "banned_tokens", "stop_token_ids"):
             if any(not 0 <= token < vocab_size for token in getattr(sampling, name)):
                 return f"{name} has token ids that the model does not have."
-        invalid = _out_of_range(sampling)
+        invalid = out_of_range(sampling)
         return f"{invalid[0]} is out of range." if invalid else None
 
     def _takes_images(self, request: GenerateRequest) -> bool:
@@ -436,7 +436,7 @@ def _steps(result: WorkResult) -> Several[StepResult | CanvasResult]:
             return result
 
 
-def _out_of_range(sampling: Sampling) -> list[str]:
+def out_of_range(sampling: Sampling) -> list[str]:
     """Returns the names of all options that are outside of their range. NaN is in no range."""
     biases, steps = sampling.logit_bias.values(), sampling.max_denoising_steps
     bound, threshold = sampling.entropy_bound, sampling.confidence_threshold
