@@ -212,10 +212,13 @@ def draw(title: str, rows: list[Row], file: Path) -> None:
         sharex=True,
         sharey=True,
     )
-    for panel in axes.flat:
+    for panel in axes.flat[len(panels) :]:
         panel.axis("off")
+    # A label of the whole figure would be drawn over by the legend.
+    for panel in axes.flat[max(0, len(panels) - columns) : len(panels)]:
+        panel.tick_params(labelbottom=True)
+        panel.set_xlabel("steps a block")
     for panel, (task, curves) in zip(axes.flat, panels.items(), strict=False):
-        panel.axis("on")
         for row in curves:
             steps = [point["steps_a_block"] for point in row["curve"]]
             accuracies = [100 * point["accuracy"] for point in row["curve"]]
@@ -225,7 +228,6 @@ def draw(title: str, rows: list[Row], file: Path) -> None:
     if any(len(curves) > 1 for curves in panels.values()):
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
-    figure.supxlabel("steps a block")
     figure.supylabel("exact match, %")
     figure.suptitle(title)
     figure.savefig(file, dpi=110)

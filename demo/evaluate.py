@@ -1,6 +1,6 @@
 """Measures the demo model on held-out prompts of each task, on Easel's engine.
 
-`python -m demo.evaluate` prints the table of demo/README.md. The same options always give the same
+`python -m demo.evaluate` prints a table like that of demo/README.md. The same options give the same
 answers, so the table shows the effect of any change to the sampler or the engine.
 """
 
