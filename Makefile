@@ -66,7 +66,7 @@ lock: ## Write the newest versions that pyproject.toml allows to constraints.txt
 	{ sed -n '/^#/p' $(CONSTRAINTS); $(LOCK)/bin/pip freeze --exclude-editable | sed 's/+cpu$$//'; } > $(LOCK)/new
 	mv $(LOCK)/new $(CONSTRAINTS) && rm -rf $(LOCK)
 
-demo-accuracy: $(VENV)/.installed ## Measure the demo model's accuracy per task (demo/README.md)
+demo-accuracy: $(VENV)/.installed ## Measure the demo model's accuracy per task, of which it knows the easy ones (demo/README.md)
 	$(BIN)/python -m demo.evaluate
 
 clean: ## Remove the virtual environments and every cache

@@ -29,8 +29,6 @@ Rounds = Annotated[
     int, typer.Option(min=1, help="Pairs of runs to measure. The results are medians.")
 ]
 
-_SIDES = ["easel_ms", "transformers_ms", "ratio"]
-
 
 @main.callback(invoke_without_command=True)
 def bench(
@@ -90,8 +88,11 @@ def _measure_synthetic(size: str, layers: int | None, rounds: int | None, output
             report(title, rows, synthetic.COLUMNS, output, hide=progress.hide)
 
 
-def _measure(name: str, title: str, columns: list[str], output: Output, **options: Any) -> None:
-    """Run the measurement `bench/NAME.py` on one thread. `options` are its own."""
+def _measure(name: str, title: str, output: Output, **options: Any) -> None:
+    """Run the measurement `bench/NAME.py` on one thread. `options` are its own.
+
+    Its `rows` and `COLUMNS` are what is reported.
+    """
     # The line is not animated, because a thread that draws would take part in what is measured.
     with ProgressLine(stderr_console(), animated=False) as progress:
         measurement = _imported(name, progress)
@@ -100,7 +101,7 @@ def _measure(name: str, title: str, columns: list[str], output: Output, **option
         torch.set_num_threads(1)
         with _tidy_interrupt():
             rows = measurement.rows(**options, show=progress.show)
-            report(title, rows, columns, output, hide=progress.hide)
+            report(title, rows, measurement.COLUMNS, output, hide=progress.hide)
 
 
 def _imported(name: str, progress: ProgressLine) -> ModuleType:
@@ -132,47 +133,31 @@ def _tidy_interrupt() -> Iterator[None]:
 @main.command("tail")
 def tail_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
     """Compare the vocabulary tail with Transformers' operations, at V = 262144."""
-    _measure("tail", "Vocabulary tail", [*_SIDES, "bound"], Output(json, plot), rounds=rounds)
+    _measure("tail", "Vocabulary tail", Output(json, plot), rounds=rounds)
 
 
 @main.command("step")
 def step_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
     """Compare a whole denoising step with Transformers'."""
-    _measure("step", "Denoising step", _SIDES, Output(json, plot), rounds=rounds)
+    _measure("step", "Denoising step", Output(json, plot), rounds=rounds)
 
 
 @main.command("graphs")
 def graphs_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
     """Compare a denoising step in fixed shapes, on a GPU a CUDA graph, with a dynamic one."""
-    columns = ["fixed_ms", "dynamic_ms", "ratio"]
-    output = Output(json, plot)
-    _measure("graphs", "Fixed shapes", columns, output, rounds=rounds)
+    _measure("graphs", "Fixed shapes", Output(json, plot), rounds=rounds)
 
 
 @main.command("generate")
 def generate_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
     """Compare whole answers of the demo model, and a step's memory, with Transformers'."""
-    columns = [
-        "easel_tokens_s",
-        "transformers_tokens_s",
-        "easel_mib",
-        "transformers_mib",
-        "ratio",
-    ]
-    _measure("generate", "Whole answers", columns, Output(json, plot), rounds=rounds)
+    _measure("generate", "Whole answers", Output(json, plot), rounds=rounds)
 
 
 @main.command("turns")
 def turns_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
     """Time ten turns of a conversation, with and without kept prefixes."""
-    columns = [
-        "encoded_kept",
-        "encoded_not_kept",
-        "first_block_kept_ms",
-        "first_block_not_kept_ms",
-        "ratio",
-    ]
-    _measure("turns", "Turns of a conversation", columns, Output(json, plot), rounds=rounds)
+    _measure("turns", "Turns of a conversation", Output(json, plot), rounds=rounds)
 
 
 @main.command("interactive")
@@ -180,15 +165,13 @@ def interactive_command(
     rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None
 ) -> None:
     """Time the first block of a request while four jobs run, and on an idle worker."""
-    columns = ["idle_ms", "busy_ms", "step_ms", "target_ms", "ratio"]
-    _measure("interactive", "First block among jobs", columns, Output(json, plot), rounds=rounds)
+    _measure("interactive", "First block among jobs", Output(json, plot), rounds=rounds)
 
 
 @main.command("decisions")
 def decisions_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
     """Time decisions behind a kept prefix against passes, each other and an answer."""
-    columns = ["decision_ms", "other_ms", "decisions_s", "ratio"]
-    _measure("decisions", "Decisions", columns, Output(json, plot), rounds=rounds)
+    _measure("decisions", "Decisions", Output(json, plot), rounds=rounds)
 
 
 @main.command("versus-autoregressive")
@@ -196,27 +179,14 @@ def autoregressive_command(
     rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None
 ) -> None:
     """Compare block diffusion with token-by-token decoding by the same weights."""
-    columns = [
-        "diffusion_tokens_s",
-        "autoregressive_tokens_s",
-        "diffusion_passes",
-        "autoregressive_passes",
-        "ratio",
-    ]
-    _measure("autoregressive", "Blocks against tokens", columns, Output(json, plot), rounds=rounds)
+    _measure("autoregressive", "Blocks against tokens", Output(json, plot), rounds=rounds)
 
 
 @main.command("roofline")
 def roofline_command(json: Json = None, plot: Plot = None) -> None:
     """Compute the least time of a step of the released model on each device."""
-    columns = [
-        "step_ms",
-        "bound",
-        *(f"tokens_s_at_{n}" for n in roofline.TOKENS_A_STEP),
-        "compute_bound_from",
-    ]
     title = f"Roofline of a step, 256 rows behind {roofline.CONTEXT:,} tokens"
-    report(title, roofline.rows(), columns, Output(json, plot))
+    report(title, roofline.rows(), roofline.COLUMNS, Output(json, plot))
 
 
 @main.command("formats")
@@ -228,8 +198,7 @@ def formats_command(
     plot: Plot = None,
 ) -> None:
     """Compare weight formats: the demo model's answers and logits, the released model's size."""
-    columns = ["exact_match", "steps_a_block", "logit_error", "released_gb"]
-    _measure("formats", "Quantised weights", columns, Output(json, plot), prompts=prompts)
+    _measure("formats", "Quantised weights", Output(json, plot), prompts=prompts)
 
 
 @main.command("quality")
@@ -373,8 +342,7 @@ def _of_names(given: str, allowed: Collection[str], option: str) -> list[str]:
 @main.command("counts")
 def counts_command(json: Json = None, plot: Plot = None) -> None:
     """Count the launches, syncs and vocabulary-sized tensors of a step, and an answer's passes."""
-    columns = ["launches", "syncs", "vocab_tensors", "blocks", "steps", "passes"]
-    _measure("counts", "Counts", columns, Output(json, plot))
+    _measure("counts", "Counts", Output(json, plot))
 
 
 @main.command("sass")
@@ -420,9 +388,8 @@ def schemas_command(
     plot: Plot = None,
 ) -> None:
     """Compile the schemas of JSONSchemaBench, and judge their instances, in MaskBench's columns."""
-    columns = import_module("bench.schemas").COLUMNS
     options = {"folder": folder, "tokenizer": tokenizer, "limit": limit, "seed": seed}
-    _measure("schemas", "Schemas", columns, Output(json, plot), **options)
+    _measure("schemas", "Schemas", Output(json, plot), **options)
 
 
 @main.command("constraint")
@@ -435,9 +402,8 @@ def constraint_command(
     plot: Plot = None,
 ) -> None:
     """Time what a constraint costs: once, and in a step that corrects a draft."""
-    columns = import_module("bench.constraint").COLUMNS
     output = Output(json, plot)
-    _measure("constraint", "Constraints", columns, output, tokenizer=tokenizer, rounds=rounds)
+    _measure("constraint", "Constraints", output, tokenizer=tokenizer, rounds=rounds)
 
 
 if __name__ == "__main__":

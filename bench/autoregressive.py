@@ -18,6 +18,13 @@ from engine.messages import Block, GenerateRequest, Sampling
 from engine.model.kv_cache import KVCache
 from engine.worker import Worker
 
+COLUMNS = [
+    "diffusion_tokens_s",
+    "autoregressive_tokens_s",
+    "diffusion_passes",
+    "autoregressive_passes",
+    "ratio",
+]
 QUESTIONS = {
     "a short answer": "hello",
     "a sentence": "What is the capital of Norway?",

@@ -27,6 +27,7 @@ Show = Callable[[str], None]  # shows what is being done now
 Draw = Callable[[str, list[Row], Path], None]  # draws rows under a title into a file
 
 LEAST_ROUNDS = 7
+COMPARED = ["easel_ms", "transformers_ms", "ratio"]  # the columns of what `alternate` returns
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from engine.messages import Block, GenerateRequest, Sampling
 from engine.sizing.chunks import VOCAB_CHUNK
 from engine.worker import Worker
 
+COLUMNS = ["launches", "syncs", "vocab_tensors", "blocks", "steps", "passes"]
 # Calls that make the host wait for the device: they read a result or send a tensor there.
 _SYNCS = {
     Tensor.tolist,

@@ -21,6 +21,7 @@ from engine.loading import build_denoiser
 from engine.messages import Cancel, Decision, GenerateRequest, LabelSlot, Read, Sampling
 from engine.worker import Worker
 
+COLUMNS = ["decision_ms", "other_ms", "decisions_s", "ratio"]
 CONTEXT, QUESTION_TOKENS, LINE_TOKENS, LABELS = 1024, 12, 5, 4
 JOINT, AT_ONCE = 20, 8
 SHAPE = Shape(

@@ -32,6 +32,7 @@ from engine.model.kv_cache import KVCache
 from engine.sizing.weights import weight_bytes
 from engine.worker import Worker
 
+COLUMNS = ["exact_match", "steps_a_block", "logit_error", "released_gb"]
 FORMATS = (
     Formats(),
     Formats("int8"),

@@ -15,6 +15,13 @@ from engine.denoise.denoiser import Denoiser
 from engine.messages import Block, GenerateRequest, Sampling
 from engine.worker import Worker
 
+COLUMNS = [
+    "easel_tokens_s",
+    "transformers_tokens_s",
+    "easel_mib",
+    "transformers_mib",
+    "ratio",
+]
 QUESTIONS = (
     "hello",
     "What can you do?",

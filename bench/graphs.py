@@ -16,6 +16,7 @@ from engine.config import DEMO_MODEL_PATH, EngineConfig
 from engine.denoise.graphs import Graphs
 from engine.loading import build_denoiser
 
+COLUMNS = ["fixed_ms", "dynamic_ms", "ratio"]
 _CASES = (
     "demo model",
     "30 layers x 128 experts",

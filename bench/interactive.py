@@ -11,6 +11,7 @@ from engine.loading import build_denoiser
 from engine.messages import Block, Cancel, GenerateRequest, Sampling
 from engine.worker import Worker
 
+COLUMNS = ["idle_ms", "busy_ms", "step_ms", "target_ms", "ratio"]
 JOBS, JOB_TOKENS, PROMPT_TOKENS = 4, 1500, 120
 
 

@@ -9,6 +9,7 @@ their settings only.
 
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from engine.config import EngineConfig
 from engine.denoise.denoiser import Denoiser
 from engine.loading import build_denoiser, with_profile
 from engine.messages import Sampling
-from engine.worker import Worker
+from engine.obstacles import out_of_range
+from engine.worker import REFUSALS, Worker
 
 LIMITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 COLUMNS = ["exact_match", "in_one_step", "steps_a_block", "tokens_a_step", "aup"]
@@ -44,7 +46,7 @@ _SAMPLER = {
 
 @dataclass(frozen=True)
 class Side:
-    """A setting: its name, the worker's options and the sampler's."""
+    """A setting: its name, the worker's options with the device's profile, and the sampler's."""
 
     name: str
     config: EngineConfig
@@ -76,10 +78,24 @@ def sides(model: str, settings: list[str]) -> list[Side]:
         known = ", ".join([*_SAMPLER, *EngineConfig.model_fields])
         name = str(fault["loc"][0]) if fault["loc"] else ""
         raise typer.BadParameter(f"--set {name}: {fault['msg']}; known: {known}") from error
-    released = Side("released", EngineConfig(model=model), Sampling(seed=0))
-    if not settings:
-        return [released]
-    return [released, Side(", ".join(settings), changed, Sampling(seed=0, **sampler))]
+    sampling = Sampling(seed=0, **sampler)
+    if invalid := out_of_range(sampling):
+        name = invalid[0]
+        raise typer.BadParameter(f"--set {name}: {sampler[name]} is out of range")
+    with _refusals_reported():
+        released = Side("released", with_profile(EngineConfig(model=model))[0], Sampling(seed=0))
+        if not settings:
+            return [released]
+        return [released, Side(", ".join(settings), with_profile(changed)[0], sampling)]
+
+
+@contextmanager
+def _refusals_reported() -> Iterator[None]:
+    """Turn a model or a device that the worker refuses into a typer.BadParameter."""
+    try:
+        yield
+    except REFUSALS as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def rows(
@@ -91,7 +107,8 @@ def rows(
 ) -> Iterator[Row]:
     """Yield a row for each task and side, and at the end one for all tasks of a side.
 
-    `lines` are a file's questions. Without them, the demo model's held-out ones are asked.
+    `lines` are a file's questions. Without them, the demo model's held-out ones are asked. Raises
+    typer.BadParameter if a model can't be loaded or a prompt is too long for it.
     """
     curves = [
         _curves(side, lines, prompts, max_tokens, of_case(show, side.name)) for side in compared
@@ -106,7 +123,14 @@ def rows(
                 aup = area(curve[task], best)
                 areas[side.name].append(aup)
             case = task if len(compared) == 1 else f"{task}, {side.name}"
-            yield {"case": case, **_summary(curve[task]), "aup": aup, **_points(curve[task])}
+            yield {
+                "case": case,
+                "task": task,
+                "setting": side.name,
+                **_summary(curve[task]),
+                "aup": aup,
+                "curve": [asdict(point) for point in curve[task]],
+            }
 
 
 def _summary(curve: list[Point]) -> Row:
@@ -119,19 +143,18 @@ def _summary(curve: list[Point]) -> Row:
     }
 
 
-def _points(curve: list[Point]) -> Row:
-    return {"curve": [asdict(point) for point in curve]}
-
-
 def _curves(
     side: Side, lines: list[Line] | None, prompts: int | None, max_tokens: int, show: Show
 ) -> dict[str, list[Point]]:
     """Returns a side's curve for each task, and for all of them as "all"."""
     show("loading the model")
-    config, _ = with_profile(side.config)
-    denoiser = build_denoiser(config)
+    config = side.config
+    with _refusals_reported():
+        denoiser = build_denoiser(config)
     worker = Worker(denoiser, config)
-    tokenizer = AutoTokenizer.from_pretrained(config.model_path, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(
+        config.model_path, revision=config.revision or "main", trust_remote_code=False
+    )
     asked = dict(_asked(tokenizer, denoiser, lines, prompts, max_tokens))
     most = denoiser.sampler.max_denoising_steps
     curves: dict[str, list[Point]] = defaultdict(list)
@@ -176,10 +199,9 @@ def draw(title: str, rows: list[Row], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    panels: dict[str, list[tuple[str, Row]]] = defaultdict(list)
+    panels: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        task, _, side = row["case"].partition(", ")
-        panels[task].append((side, row))
+        panels[row["task"]].append(row)
     columns = min(6, len(panels))
     lines = -(-len(panels) // columns)
     figure, axes = pyplot.subplots(
@@ -191,20 +213,22 @@ def draw(title: str, rows: list[Row], file: Path) -> None:
         sharex=True,
         sharey=True,
     )
-    for panel in axes.flat:
+    for panel in axes.flat[len(panels) :]:
         panel.axis("off")
+    # A label of the whole figure would be drawn over by the legend.
+    for panel in axes.flat[max(0, len(panels) - columns) : len(panels)]:
+        panel.tick_params(labelbottom=True)
+        panel.set_xlabel("steps a block")
     for panel, (task, curves) in zip(axes.flat, panels.items(), strict=False):
-        panel.axis("on")
-        for side, row in curves:
+        for row in curves:
             steps = [point["steps_a_block"] for point in row["curve"]]
             accuracies = [100 * point["accuracy"] for point in row["curve"]]
-            panel.plot(steps, accuracies, marker=".", label=side or None)
+            panel.plot(steps, accuracies, marker=".", label=row["setting"])
         panel.set_title(task, fontsize=9)
         panel.set_ylim(-4, 104)
-    if any(side for side, _ in next(iter(panels.values()))):
+    if any(len(curves) > 1 for curves in panels.values()):
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
-    figure.supxlabel("steps a block")
     figure.supylabel("exact match, %")
     figure.suptitle(title)
     figure.savefig(file, dpi=110)

@@ -14,6 +14,12 @@ from engine.sizing.roofline import StepCost, step_cost
 
 CONTEXT = 8192
 TOKENS_A_STEP = (10, 15, 20)
+COLUMNS = [
+    "step_ms",
+    "bound",
+    *(f"tokens_s_at_{n}" for n in TOKENS_A_STEP),
+    "compute_bound_from",
+]
 RELEASED_MODEL = "google/diffusiongemma-26B-A4B-it"
 
 

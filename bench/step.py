@@ -4,11 +4,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.compare import Row, Show, alternate, of_case, silent
+from bench.compare import COMPARED, Row, Show, alternate, of_case, silent
 from bench.random_model import Shape, write_random_model
 from bench.sides import easel_step, load_both, random_prompt, transformers_step
 from engine.config import DEMO_MODEL_PATH
 
+COLUMNS = COMPARED
 _WIDE = {"canvas": 256, "window": 1024, "positions": 8192, "steps": 48}
 
 

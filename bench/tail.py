@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.compare import Row, Show, alternate, of_case, silent
+from bench.compare import COMPARED, Row, Show, alternate, of_case, silent
 from bench.random_model import Shape, new_random_model
 from bench.sides import STEP, transformers_step, transformers_tail
 from engine.denoise.sampler import SamplerConfig, accept
 from engine.sizing.chunks import VOCAB_CHUNK
 from engine.tail.vocab_tail import draw, vocab_tail
 
+COLUMNS = [*COMPARED, "bound"]
 CANVAS, VOCAB, SOFTCAP = 256, 262144, 30.0
 WIDTHS = (256, 512, 2816)
 

@@ -14,6 +14,13 @@ from engine.loading import build_denoiser
 from engine.messages import Block, GenerateRequest, Sampling
 from engine.worker import Worker
 
+COLUMNS = [
+    "encoded_kept",
+    "encoded_not_kept",
+    "first_block_kept_ms",
+    "first_block_not_kept_ms",
+    "ratio",
+]
 TURNS, TURN_TOKENS = 10, 300
 SHAPE = Shape(
     layers="sssssf" * 2,

@@ -1,6 +1,6 @@
 """Measures the demo model on held-out prompts of each task, on Easel's engine.
 
-`python -m demo.evaluate` prints the table of demo/README.md. The same options always give the same
+`python -m demo.evaluate` prints a table like that of demo/README.md. The same options give the same
 answers, so the table shows the effect of any change to the sampler or the engine.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from demo.examples import Example
@@ -188,7 +188,12 @@ def _with_totals(scores: list[Score]) -> list[Score]:
 
 def _table(scores: list[Score], in_one_step: list[Score]) -> Table:
     table = Table(
-        "task", "prompts", "exact match", "blocks an answer", "steps a block", "in one step"
+        Column("task", no_wrap=True),  # several names differ at their ends only
+        "prompts",
+        "exact match",
+        "blocks an answer",
+        "steps a block",
+        "in one step",
     )
     for score, single in zip(scores, in_one_step, strict=True):
         table.add_row(

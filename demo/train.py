@@ -9,17 +9,14 @@ narrower canvases, which take less time.
 The encoder also learns to predict the answer token by token. This costs little and provides the
 autoregressive baseline of the measurements.
 
-The batches depend on the seed only. A training that was interrupted goes on from its last state and
-makes the same batches as if it had not been.
+Batches and noise depend on the seed and the step only. A training that was interrupted goes on from
+its last state as if it had not been.
 """
 
 import argparse
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
-from random import Random
 
 import torch
 from torch import Tensor, nn
@@ -30,197 +27,26 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from demo.batches import CANVASES, PAD, PREFIXES, Batch, batches
 from demo.muon import Muon
-from demo.network import CANVAS, Network, new_model, text_config
-from demo.tasks import training_example
+from demo.network import Network, new_model, text_config
 from demo.tokenizer import (
     END_OF_CALL,
     END_OF_TURN,
     SPECIAL_TOKENS,
     build_tokenizer,
-    encode_example,
     save_tokenizer,
 )
 
-PAD = SPECIAL_TOKENS["<pad>"]
 MODEL_FOLDER = Path(__file__).parent / "model"
 STATE_FOLDER = Path("build/demo-training")
 
-PREFIXES = 16
-CANVASES = 4  # per prefix, each with its own noise, because encoding is most of a step's work
-POOL_BATCHES = 32  # whose examples are sorted by length together, so that they need little padding
-NARROW_SHARE = 0.65  # of the batches, on canvases no wider than their blocks need
-PURE_NOISE_SHARES = (0.15, 0.6)  # of the canvases with self-conditioning, and of those without
-DRAFT_SHARE = 0.4  # of an edit's canvases that start from the given text
-SLOTS_SHARE = 0.4  # of a decision's canvases in which only the labels are noise
-PADDING_WEIGHT = 0.2  # of the loss at positions behind the end token
 CAUSAL_WEIGHT = 0.1
 BALANCE_WEIGHT = 0.01
 STEPS = 13_000
 MUON_RATE, ADAM_RATE = 0.03, 3e-3  # the highest learning rates
 WARMUP_STEPS = 50
 DECAY_SHARE = 0.5  # the last part of the steps, in which the learning rate falls linearly to zero
-# Fixed answers are learned fast, copied ones more slowly and computed ones most slowly.
-TASK_WEIGHTS = {
-    "greet": 0.15,
-    "help": 0.1,
-    "count": 2.0,
-    "series": 0.2,
-    "echo": 0.5,
-    "repeat": 0.6,
-    "reverse": 0.6,
-    "add": 1.5,
-    "capital": 0.6,
-    "sort": 0.8,
-    "json": 0.8,
-    "weather_call": 0.5,
-    "weather_result": 0.5,
-    "weather_refused": 0.1,
-    "remember_name": 0.3,
-    "remember_colour": 0.3,
-    "default": 0.3,
-    "sudoku_4x4": 2.0,
-    "sudoku_6x6": 2.5,
-    "sum": 2.0,
-    "difference": 2.0,
-    "chain": 1.5,
-    "sort_numbers": 1.2,
-    "sort_words": 1.2,
-    "distinct": 1.0,
-    "spell_backwards": 0.8,
-    "agree": 0.8,
-    "shuffle": 1.0,
-    "dice": 0.7,
-    "coins": 0.6,
-    "rising": 0.7,
-    "nested_json": 1.0,
-    "edit": 1.2,
-    "fill_in": 0.6,
-    "predicate": 1.2,
-    "choose": 1.0,
-    "score": 0.8,
-    "mixed": 0.8,
-}
-
-
-@dataclass(frozen=True)
-class Block:
-    """A block of an answer, as tokens, behind everything before it.
-
-    `draft` is the same block of the text that the answer starts from, if it starts from one.
-    `slots` are the positions of a decision's labels.
-    """
-
-    task: str
-    prefix: list[int]
-    tokens: list[int]
-    draft: list[int]
-    slots: list[int]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B blocks, the prefixes before them, and N = CANVASES * B canvases with noise.
-
-    C, P and T vary from batch to batch.
-    """
-
-    tasks: list[str]  # [B] their names
-    tokens: Tensor  # [B, T] prefixes and clean blocks, padded at the right
-    lengths: Tensor  # [B] of the prefixes, at most P
-    block: Tensor  # [B, C] clean blocks, padded behind the end token
-    weights: Tensor  # [B, C] of the loss
-    noisy: Tensor  # [N, C] all blocks with noise, CANVASES times with different noise
-    noisier: Tensor  # [N // 2, C] the first half of these with more noise, as in an earlier step
-
-
-def batches(
-    tokenizer: PreTrainedTokenizerFast, vocab_size: int, seed: int, start: int = 0
-) -> Iterator[Batch]:
-    """Yield the random batches of the steps from `start` on, without end."""
-    for number in count(start // POOL_BATCHES):
-        random = Random(f"{seed}/{number}")
-        generator = torch.Generator().manual_seed(random.getrandbits(63))
-        pool = [_block(tokenizer, random) for _ in range(POOL_BATCHES * PREFIXES)]
-        pool.sort(key=lambda block: (_width(len(block.tokens)), len(block.prefix)))
-        parts = [pool[i : i + PREFIXES] for i in range(0, len(pool), PREFIXES)]
-        random.shuffle(parts)
-        for index, part in enumerate(parts, number * POOL_BATCHES):
-            narrow = random.random() < NARROW_SHARE
-            width = max(_width(len(block.tokens)) for block in part) if narrow else CANVAS
-            batch = _batch(part, width, vocab_size, generator)
-            if index >= start:
-                yield batch
-
-
-def _width(length: int) -> int:
-    """Returns the width of the narrowest canvas for a block of this length."""
-    return min(CANVAS, 16 * (length // 16 + 1))
-
-
-def _block(tokenizer: PreTrainedTokenizerFast, random: Random) -> Block:
-    task, example = training_example(random, TASK_WEIGHTS)
-    prompt, answer = encode_example(tokenizer, example)
-    start = random.randrange(0, len(answer), CANVAS)
-    block = answer[start : start + CANVAS]
-    draft: list[int] = []
-    if example.draft is not None and not example.thinking:
-        whole = tokenizer.encode(example.draft, add_special_tokens=False)
-        draft = [*whole, END_OF_TURN][start : start + CANVAS]
-    slots = []
-    if example.labels:
-        colon = tokenizer.convert_tokens_to_ids(":")
-        slots = [i for i, before in enumerate(block[:-1], 1) if before == colon]
-    return Block(task, prompt + answer[:start], block, draft, slots)
-
-
-def _batch(blocks: list[Block], width: int, vocab_size: int, generator: torch.Generator) -> Batch:
-    tokens = _padded([each.prefix + each.tokens for each in blocks])
-    block = _padded([each.tokens for each in blocks], width)
-    weights = torch.full(block.shape, PADDING_WEIGHT)
-    for row, each in enumerate(blocks):
-        weights[row, : len(each.tokens)] = 1.0
-    clean = block.repeat(CANVASES, 1)
-
-    def uniform(*size: int) -> Tensor:
-        return torch.rand(*size, generator=generator)
-
-    def noise() -> Tensor:
-        return torch.randint(0, vocab_size, clean.shape, generator=generator)
-
-    level = uniform(len(clean), 1)
-    # A canvas without self-conditioning is most often the first one of a block: all noise.
-    half = len(clean) // 2
-    pure = torch.where(torch.arange(len(clean)) < half, *PURE_NOISE_SHARES)
-    level[uniform(len(clean)) < pure] = 1.0
-    fixed = torch.zeros(clean.shape, dtype=torch.bool)
-    for row in range(len(clean)):
-        each = blocks[row % len(blocks)]
-        if each.draft and uniform(1) < DRAFT_SHARE:
-            clean[row] = _padded([each.draft[:width]], width)
-            level[row] *= 0.5 * uniform(1)
-        if each.slots and uniform(1) < SLOTS_SHARE:
-            fixed[row] = True
-            fixed[row, each.slots] = False
-            level[row] = 1.0
-    replaced = (uniform(*clean.shape) < level) & ~fixed
-    more = (uniform(*clean.shape) < uniform(len(clean), 1)) & ~fixed
-    return Batch(
-        [each.task for each in blocks],
-        tokens,
-        torch.tensor([len(each.prefix) for each in blocks]),
-        block,
-        weights,
-        torch.where(replaced, noise(), clean),
-        # The sampler draws new noise in each step.
-        torch.where(replaced | more, noise(), clean)[:half],
-    )
-
-
-def _padded(rows: list[list[int]], width: int = 0) -> Tensor:
-    """Returns the rows in one tensor of this width, or of the longest row's if that is more."""
-    width = max([width, *map(len, rows)])
-    return torch.tensor([row + [PAD] * (width - len(row)) for row in rows])
 
 
 def loss_of(network: Network, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
@@ -396,6 +222,8 @@ def train_step(
 ) -> tuple[dict[str, float], list[float]]:
     """Make one of `steps` steps. Returns the parts of the loss, and each canvas' denoising loss."""
     network, peaks = Network(training.model), [MUON_RATE, ADAM_RATE]
+    # CPython randomises only the hashes of strings and bytes. That of two integers is the same in
+    # every process. It is kept, so that a saved state goes on to the same weights.
     torch.manual_seed(hash((seed, training.step)))
     for stepper, peak in zip(training.steppers, peaks, strict=True):
         stepper.param_groups[0]["lr"] = peak * learning_rate_share(training.step, steps)

@@ -120,7 +120,7 @@ def _sampling_obstacle(request: GenerateRequest, denoiser: Denoiser) -> str | No
     for name in ("suffix", "logit_bias", "banned_tokens", "stop_token_ids"):
         if any(not 0 <= token < vocab_size for token in getattr(sampling, name)):
             return f"{name} has token ids that the model does not have."
-    invalid = _out_of_range(sampling)
+    invalid = out_of_range(sampling)
     return f"{invalid[0]} is out of range." if invalid else None
 
 
@@ -143,7 +143,7 @@ def _has_tokens(tokens: list[int], denoiser: Denoiser) -> bool:
     return 0 <= min(tokens) <= max(tokens) < denoiser.vocab_size
 
 
-def _out_of_range(sampling: Sampling) -> list[str]:
+def out_of_range(sampling: Sampling) -> list[str]:
     """Returns the names of all options that are outside of their range. NaN is in no range."""
     biases, steps = sampling.logit_bias.values(), sampling.max_denoising_steps
     bound, threshold = sampling.entropy_bound, sampling.confidence_threshold

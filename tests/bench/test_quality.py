@@ -58,6 +58,8 @@ def test_settings_change_the_worker_or_the_sampler_of_a_second_side():
         ("entropy_bound=low", "'low' is no number"),
         ("earlyend=true", "earlyend: Extra inputs are not permitted; known: temperature"),
         ("max_active=0", "max_active: Input should be greater than or equal to 1"),
+        ("top_p=9", "top_p: 9.0 is out of range"),
+        ("model=/no/such/folder", "model '/no/such/folder': there is no such folder"),
     ],
 )
 def test_a_wrong_setting_is_named(setting, fault):
@@ -158,6 +160,26 @@ def test_a_setting_that_needs_more_steps_has_a_smaller_area(measured):
     assert steps["greet, confidence_threshold=0"] == 48 > steps["greet, released"]
     assert areas["own, released"] == 0
     assert areas["all, released"] == pytest.approx(areas["greet, released"] / 2)
+
+
+def test_a_model_that_cannot_be_loaded_is_named_before_anything_is_measured():
+    with pytest.raises(typer.BadParameter, match="model '/no/such/folder': there is no such"):
+        sides("/no/such/folder", [])
+
+
+def test_tasks_whose_names_have_commas_have_panels_of_their_own(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from matplotlib import pyplot
+
+    monkeypatch.setattr(pyplot, "close", lambda _figure: None)
+    point = {"steps_a_block": 1.0, "accuracy": 1.0}
+    tasks = ["sums, small", "sums, large"]
+    rows = [{"case": task, "task": task, "setting": "released", "curve": [point]} for task in tasks]
+    draw("A title", rows, tmp_path / "plot.png")
+    figure = pyplot.gcf()
+    monkeypatch.undo()
+    pyplot.close(figure)
+    assert [panel.get_title() for panel in figure.axes] == tasks
 
 
 def test_the_curves_are_drawn_into_a_file(measured, tmp_path):

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from demo import train
+from demo.batches import CANVASES, batches
 from demo.examples import Example, user
 from demo.network import CANVAS, new_config, new_model
 from demo.tasks import TASKS
 from demo.tokenizer import VOCAB_SIZE, build_tokenizer
-from demo.train import Training, batches, check_forward, optimisers, train_step
+from demo.train import Training, check_forward, optimisers, train_step
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +19,8 @@ def tokenizer():
 @pytest.fixture
 def few(monkeypatch):
     """Two prefixes a batch and four batches a pool, so that a step is quick."""
-    monkeypatch.setattr(train, "PREFIXES", 2)
-    monkeypatch.setattr(train, "POOL_BATCHES", 4)
+    monkeypatch.setattr("demo.batches.PREFIXES", 2)
+    monkeypatch.setattr("demo.batches.POOL_BATCHES", 4)
 
 
 def some(data, count):
@@ -44,8 +44,8 @@ def test_batches_are_the_same_from_whatever_step_they_start(tokenizer, few, star
 def test_a_training_goes_on_from_its_file_as_if_it_had_not_ended(
     tokenizer, few, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(train, "PREFIXES", 1)
-    monkeypatch.setattr(train, "NARROW_SHARE", 1.0)
+    monkeypatch.setattr("demo.batches.PREFIXES", 1)
+    monkeypatch.setattr("demo.batches.NARROW_SHARE", 1.0)
 
     def trained(steps, training):
         data = batches(tokenizer, VOCAB_SIZE, 0, start=training.step)
@@ -73,8 +73,8 @@ def test_the_training_forward_is_that_of_transformers(tokenizer, few):
 
 
 def test_a_decision_is_also_trained_with_all_but_its_labels_known(tokenizer, few, monkeypatch):
-    monkeypatch.setattr(train, "TASK_WEIGHTS", dict.fromkeys(TASKS, 0.0) | {"choose": 1.0})
-    monkeypatch.setattr(train, "SLOTS_SHARE", 1.0)
+    monkeypatch.setattr("demo.batches.TASK_WEIGHTS", dict.fromkeys(TASKS, 0.0) | {"choose": 1.0})
+    monkeypatch.setattr("demo.batches.SLOTS_SHARE", 1.0)
     for batch in some(batches(tokenizer, VOCAB_SIZE, 0), 8):
         for row, noisy in enumerate(batch.noisy):
             clean = batch.block[row % len(batch.block)]
@@ -85,9 +85,9 @@ def test_a_decision_is_also_trained_with_all_but_its_labels_known(tokenizer, few
 
 def test_an_edit_is_also_trained_from_the_text_before_it(tokenizer, few, monkeypatch):
     edit = Example([user("Replace")], "red tea " * 20, "", draft="red sun " * 20)
-    monkeypatch.setattr(train, "training_example", lambda *_: ("edit", edit))
-    monkeypatch.setattr(train, "DRAFT_SHARE", 1.0)
-    monkeypatch.setattr(train, "PURE_NOISE_SHARES", (0.0, 0.0))
+    monkeypatch.setattr("demo.batches.training_example", lambda *_: ("edit", edit))
+    monkeypatch.setattr("demo.batches.DRAFT_SHARE", 1.0)
+    monkeypatch.setattr("demo.batches.PURE_NOISE_SHARES", (0.0, 0.0))
     batch = next(batches(tokenizer, VOCAB_SIZE, 0))
     sun = tokenizer.encode(" sun", add_special_tokens=False)
     # Noise replaces a share of the draft, which is a half at most. The model learns the answer.
@@ -102,5 +102,5 @@ def test_a_narrow_canvas_has_room_for_the_end_and_none_is_too_wide(tokenizer, fe
         widths.add(width)
         assert width % 16 == 0
         assert width <= CANVAS
-        assert batch.noisy.shape == (len(batch.block) * train.CANVASES, width)
+        assert batch.noisy.shape == (len(batch.block) * CANVASES, width)
     assert min(widths) < CANVAS in widths
