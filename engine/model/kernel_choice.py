@@ -380,8 +380,9 @@ def _trial_ends(groups: int, rows: Tensor) -> Tensor:
 def _try_attention(heads: int, shape: LayerShape, device: torch.device, dtype: torch.dtype) -> None:
     """Compare Triton's attention with PyTorch's, for queries over a longer cache.
 
-    Three ways are tried: without some entries at both ends, with all entries, and causal. Raises
-    ArithmeticError if the results differ, or whatever the kernel raises.
+    It is tried without some entries at both ends, with all entries, and causal, each way for one
+    segment, and for two segments together in one slot of several. Raises ArithmeticError if the
+    results differ, or whatever the kernel raises.
     """
     # Imported here because triton is slow to import, and not installed everywhere.
     from engine.kernels.prefix_attention import prefix_attention
@@ -392,15 +393,27 @@ def _try_attention(heads: int, shape: LayerShape, device: torch.device, dtype: t
     queries = others[:, :_QUERIES].repeat(heads // shape.kv_heads, 1, 1)
     span = torch.full((2,), 3, device=device)
     span[1] = _ENTRIES - 5
+    whole = torch.zeros_like(span)
+    whole[1] = _ENTRIES
     seen = torch.zeros(_ENTRIES, dtype=torch.bool, device=device)
     seen[3:-5] = True
-    actual = prefix_attention(queries, keys, values, span)
-    _compare(actual, bidirectional_attention(queries, keys, values, seen))
-    actual = prefix_attention(queries, keys, values)
-    _compare(actual, bidirectional_attention(queries, keys, values))
-    actual = prefix_attention(queries, keys, values, causal=True, window=shape.window)
     mask = causal_mask(_ENTRIES - _QUERIES, _QUERIES, shape.window, device)
-    _compare(actual, causal_attention(queries, keys, values, mask))
+    of_span = bidirectional_attention(queries, keys, values, seen)
+    of_all = bidirectional_attention(queries, keys, values)
+    of_causal = causal_attention(queries, keys, values, mask)
+    causal: Any = {"causal": True, "window": shape.window}
+    _compare(prefix_attention(queries, keys, values, span), of_span)
+    _compare(prefix_attention(queries, keys, values), of_all)
+    _compare(prefix_attention(queries, keys, values, **causal), of_causal)
+
+    slots = torch.ones_like(span)  # both segments see the same cache, which is not the first one
+    both = queries.repeat(1, 2, 1)
+    keys, values = (torch.stack([torch.zeros_like(each), each]) for each in (keys, values))
+    actual = prefix_attention(both, keys, values, torch.stack([span, whole]), slots=slots)
+    _compare(actual, torch.cat([of_span, of_all], dim=1))
+    spans = torch.stack([whole, whole])
+    actual = prefix_attention(both, keys, values, spans, slots=slots, **causal)
+    _compare(actual, of_causal.repeat(1, 2, 1))
 
 
 @torch.inference_mode()

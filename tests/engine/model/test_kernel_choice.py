@@ -232,10 +232,21 @@ def zeros_if_causal(queries, *args, causal=False, **options):
     return torch.zeros_like(attended) if causal else attended
 
 
+def first_slot(*args, slots=None, **options):
+    slots = None if slots is None else torch.zeros_like(slots)
+    return attend(*args, slots=slots, **options)
+
+
+def same_span(*args, slots=None, **options):
+    if slots is not None and not options:
+        args = (*args[:3], args[3][:1].expand(2, 2).contiguous())
+    return attend(*args, slots=slots, **options)
+
+
 attend = prefix_attention.prefix_attention
 
 
-@pytest.mark.parametrize("broken", [raising, zeros, zeros_if_causal])
+@pytest.mark.parametrize("broken", [raising, zeros, zeros_if_causal, first_slot, same_span])
 def test_attention_that_fails_or_computes_wrong_results_is_not_chosen(monkeypatch, broken):
     kernel_choice._try_attention(4, LAYERS[0], CPU, torch.float32)
     monkeypatch.setattr(prefix_attention, "prefix_attention", broken)
