@@ -80,7 +80,7 @@ class DenoisingStep:
             [canvas.temperature for canvas in canvases], hidden.device
         )  # [R]
         biases = _shifted_biases(canvases, rows)
-        tail = self._vocab_tail(hidden, temperatures, canvases, biases)
+        tail = self._vocab_tail(hidden, temperatures, canvases, rows, biases)
         self._fix_tokens(tail, canvases, rows)
         argmax, entropy = rows.padded(tail.argmax, -1), rows.padded(tail.entropy, 0.0)
         counted = counted_positions(argmax, samplers)
@@ -159,6 +159,7 @@ class DenoisingStep:
         hidden: Tensor,
         temperatures: Tensor,
         canvases: list[Canvas],
+        rows: CanvasRows,
         biases: list[Bias],
     ) -> TailResult:
         """Returns the statistics of all rows, whatever their canvases' requests ask for."""
@@ -167,7 +168,7 @@ class DenoisingStep:
         if self._kernels:
             least = [
                 (span, canvas.temperature)
-                for span, canvas in zip(CanvasRows.of(canvases).slices, canvases, strict=True)
+                for span, canvas in zip(rows.slices, canvases, strict=True)
             ]
             return triton_vocab_tail(
                 hidden,

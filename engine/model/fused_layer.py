@@ -3,7 +3,7 @@
 By PyTorch's operations they are some fifty launches a layer, most of which take longer to start
 than to run. Here they are four behind attention, one before it, and one before the first layer. The
 plain forms are the modules of `engine/model/diffusion_gemma.py`, to which
-`engine/model/kernel_choice.py` compares these. Triton is slow to import and not installed
+`engine/model/kernel_trials.py` compares these. Triton is slow to import and not installed
 everywhere, so this module is imported where it is needed.
 
 Letters: N segments of a pass, R rows, D hidden size, H query heads, d head size, B caches.

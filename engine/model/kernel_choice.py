@@ -21,20 +21,27 @@ fifty launches a layer. On a GPU Triton's kernels are taken if they work, which 
 
 import dataclasses
 import logging
-import math
 import statistics
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from engine.device import DeviceError, device_name
-from engine.model.attention import bidirectional_attention, causal_attention, causal_mask
-from engine.model.diffusion_gemma import Attention, DiffusionGemma, Layer
+from engine.model.attention import bidirectional_attention
+from engine.model.diffusion_gemma import DiffusionGemma
 from engine.model.experts import Experts
+from engine.model.kernel_trials import (
+    CANVAS,
+    in_full,
+    is_experts,
+    try_attention,
+    try_layer,
+    try_product,
+    try_quantized_product,
+)
 from engine.model.products import grouped_mm, quantized_product
 from engine.sizing.dimensions import LayerShape
 from engine.weights.quantization import Kernel, QuantizedWeight, StackedWeight, Weight, flattened
@@ -46,14 +53,9 @@ Clock = Callable[[Work], float]  # returns the milliseconds that some work takes
 
 # GPU generations with a grouped_mm for bfloat16 (_grouped_mm_cuda in PyTorch's GroupedBlas.cpp).
 _FAST_GENERATIONS = (9, 10)
-_FEW = 3  # rows of a trial's first group
-_ROWS = (5, 16, 22)  # average rows of a trial's groups: our kernel's tiles are 16, 32 and 64 rows
-# The attention's trial: more queries than a tile has, and a multiple of a mask's alignment.
-_QUERIES, _ENTRIES = 70, 144
-_ROUTED_ROWS = (40, 1030)  # the routing's kernel has two forms, for few rows and for many
-_CANVAS, _CONTEXT = 256, 8192  # queries of the timed attention, and the entries before them
+_EXPERT_ROWS = 16  # of a canvas, on average, in the timed product of experts
+_CONTEXT = 8192  # entries before the canvas of the timed attention
 _WARM_UP, _TIMED = 3, 9  # runs of a kernel before it is timed, and those of which the median counts
-_TOLERANCE = 0.02  # relative to the largest result; bfloat16 has 8 bits
 
 
 def choose_product_kernels(model: nn.Module, dtype: torch.dtype) -> bool:
@@ -81,7 +83,7 @@ def choose_attention_kernel(
     distinct = dict.fromkeys(shapes)
     try:
         for shape in distinct:
-            _try_attention(heads, shape, device, dtype)
+            try_attention(heads, shape, device, dtype)
     except Exception:  # a compiler, a driver or a missing package may raise anything
         logger.warning(
             "triton's attention can't be used here, torch's is used instead", exc_info=True
@@ -109,7 +111,7 @@ def choose_layer_kernel(model: DiffusionGemma) -> None:
     kinds = dict(zip(model.dimensions.layers, layers, strict=True))
     try:
         for layer in kinds.values():
-            _try_layer(layer, model.device, model.dtype)
+            try_layer(layer, model.device, model.dtype)
     except Exception:  # a compiler, a driver or a missing package may raise anything
         logger.warning(
             "triton's norms, routing and sums can't be used here, torch's are used instead",
@@ -120,7 +122,7 @@ def choose_layer_kernel(model: DiffusionGemma) -> None:
     for layer in layers:
         layer.kernel = "triton"
         if isinstance(layer.router.proj, QuantizedWeight):
-            layer.router.proj = nn.Parameter(_in_full(layer.router.proj, model.dtype))
+            layer.router.proj = nn.Parameter(in_full(layer.router.proj, model.dtype))
 
 
 def _choose_for_dense(experts: list[Experts]) -> bool:
@@ -138,7 +140,7 @@ def _choose_for_dense(experts: list[Experts]) -> bool:
         try:
             if len(kernels) > 1:
                 for weights in distinct.values():
-                    _try_product(kernel, weights)
+                    try_product(kernel, weights)
         except Exception:  # a compiler, a driver or a missing package may raise anything
             logger.warning("%s's grouped product can't be used here", kernel, exc_info=True)
             continue
@@ -174,7 +176,7 @@ def _choose_for_quantized(model: nn.Module, dtype: torch.dtype) -> bool:
     kernels = _kernels_of(distinct, dtype)
     for module, name, whole in held:
         setattr(module, name, _with_kernels(whole, kernels))
-    return all(kernels[key] == "triton" for key, part in distinct.items() if _is_experts(part))
+    return all(kernels[key] == "triton" for key, part in distinct.items() if is_experts(part))
 
 
 def _kernels_of(
@@ -190,11 +192,11 @@ def _kernels_of(
         if "triton" not in _candidates(weight.device, dtype):
             continue
         try:
-            _try_quantized_product(weight, dtype)
+            try_quantized_product(weight, dtype)
         except Exception as error:  # a compiler, a driver or a missing package may raise anything
             failures.setdefault(_name(weight), error)
             continue
-        with_both: tuple[Kernel, ...] = ("triton",) if _is_experts(weight) else ("triton", "torch")
+        with_both: tuple[Kernel, ...] = ("triton",) if is_experts(weight) else ("triton", "torch")
         kernels[key], times = _fastest(
             {kernel: partial(_linear_of_canvas, kernel, weight, dtype) for kernel in with_both},
             _clock(weight.device),
@@ -273,13 +275,9 @@ def _key(weight: QuantizedWeight) -> Hashable:
     return weight.shape, *weight.layout
 
 
-def _is_experts(weight: QuantizedWeight) -> bool:
-    return weight.codes.ndim == 3
-
-
 def _name(weight: QuantizedWeight) -> str:
     groups = f" in groups of {weight.group_size}" if weight.scales.shape[-1] > 1 else ""
-    return f"{weight.scheme} {'experts' if _is_experts(weight) else 'linears'}{groups}"
+    return f"{weight.scheme} {'experts' if is_experts(weight) else 'linears'}{groups}"
 
 
 def _with_kernels(weight: Weight, kernels: Mapping[Hashable, Kernel]) -> Weight:
@@ -293,47 +291,17 @@ def _with_kernels(weight: Weight, kernels: Mapping[Hashable, Kernel]) -> Weight:
             return weight
 
 
-@torch.inference_mode()
-def _try_product(kernel: Kernel, weights: Tensor) -> None:
-    """Compare a grouped product with plain ones.
-
-    The first expert has a few rows, the last one has all others, and those in between have none.
-    Raises ArithmeticError if the results differ, or whatever the kernel raises.
-    """
-    groups, _, inputs = weights.shape
-    for rows in _trial_rows(groups, inputs, weights.device, weights.dtype):
-        actual = grouped_mm(rows, weights, _trial_ends(groups, rows), kernel)
-        expected = F.linear(rows, weights[-1])
-        if groups > 1:
-            expected[:_FEW] = F.linear(rows[:_FEW], weights[0])
-        _compare(actual, expected)
-
-
-@torch.inference_mode()
-def _try_quantized_product(weight: QuantizedWeight, dtype: torch.dtype) -> None:
-    """Compare Triton's product with the plain one. Experts have rows as in `_try_product`.
-
-    Raises ArithmeticError if the results differ, or whatever the kernel raises.
-    """
-    groups = weight.shape[0] if _is_experts(weight) else 1
-    with_triton = dataclasses.replace(weight, kernel="triton")
-    for rows in _trial_rows(groups, weight.shape[-1], weight.device, dtype):
-        ends = _trial_ends(groups, rows) if _is_experts(weight) else None
-        actual = quantized_product(rows, with_triton, ends)
-        _compare(actual, quantized_product(rows, weight, ends))
-
-
 def _product_of_canvas(kernel: Kernel, weights: Tensor) -> Tensor:
     """Returns a grouped product with as many rows as a canvas has on average for each expert."""
     groups, _, inputs = weights.shape
-    rows = torch.ones(_ROWS[1] * groups, inputs, device=weights.device, dtype=weights.dtype)
-    ends = torch.arange(1, groups + 1, device=weights.device, dtype=torch.int32) * _ROWS[1]
+    rows = torch.ones(_EXPERT_ROWS * groups, inputs, device=weights.device, dtype=weights.dtype)
+    ends = torch.arange(1, groups + 1, device=weights.device, dtype=torch.int32) * _EXPERT_ROWS
     return grouped_mm(rows, weights, ends, kernel)
 
 
 def _linear_of_canvas(kernel: Kernel, weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
     """Returns the product of a canvas with a quantised linear."""
-    rows = torch.ones(_CANVAS, weight.shape[-1], device=weight.device, dtype=dtype)
+    rows = torch.ones(CANVAS, weight.shape[-1], device=weight.device, dtype=dtype)
     return quantized_product(rows, dataclasses.replace(weight, kernel=kernel), None)
 
 
@@ -345,9 +313,9 @@ def _timed_attention(
     from engine.kernels.prefix_attention import prefix_attention
 
     stored = min(_CONTEXT, (shape.window or _CONTEXT + 1) - 1)
-    entries = stored + _CANVAS
+    entries = stored + CANVAS
     keys = torch.ones(shape.kv_heads, entries, shape.head_size, device=device, dtype=dtype)
-    queries = torch.ones(heads, _CANVAS, shape.head_size, device=device, dtype=dtype)
+    queries = torch.ones(heads, CANVAS, shape.head_size, device=device, dtype=dtype)
     span = torch.zeros(2, device=device, dtype=torch.int64)
     span[1] = entries
     seen = torch.ones(entries, device=device, dtype=torch.bool)
@@ -358,181 +326,3 @@ def _timed_attention(
         return bidirectional_attention(queries, keys, keys, seen)
 
     return attend
-
-
-def _trial_rows(
-    groups: int, inputs: int, device: torch.device, dtype: torch.dtype
-) -> Iterator[Tensor]:
-    # A linear has tiles of its own for a canvas.
-    for average in _ROWS if groups > 1 else (*_ROWS, _CANVAS):
-        count = _FEW + average * groups
-        numbers = torch.arange(count * inputs, dtype=torch.int32, device=device)
-        yield numbers.view(count, inputs).sin().to(dtype)
-
-
-def _trial_ends(groups: int, rows: Tensor) -> Tensor:
-    ends = torch.full((groups,), _FEW, dtype=torch.int32, device=rows.device)
-    ends[-1] = rows.shape[0]
-    return ends
-
-
-@torch.inference_mode()
-def _try_attention(heads: int, shape: LayerShape, device: torch.device, dtype: torch.dtype) -> None:
-    """Compare Triton's attention with PyTorch's, for queries over a longer cache.
-
-    Three ways are tried: without some entries at both ends, with all entries, and causal. Raises
-    ArithmeticError if the results differ, or whatever the kernel raises.
-    """
-    # Imported here because triton is slow to import, and not installed everywhere.
-    from engine.kernels.prefix_attention import prefix_attention
-
-    sizes = (3 * shape.kv_heads, _ENTRIES, shape.head_size)
-    numbers = torch.arange(math.prod(sizes), device=device).view(sizes)
-    keys, values, others = numbers.sin().to(dtype).chunk(3)
-    queries = others[:, :_QUERIES].repeat(heads // shape.kv_heads, 1, 1)
-    span = torch.full((2,), 3, device=device)
-    span[1] = _ENTRIES - 5
-    seen = torch.zeros(_ENTRIES, dtype=torch.bool, device=device)
-    seen[3:-5] = True
-    actual = prefix_attention(queries, keys, values, span)
-    _compare(actual, bidirectional_attention(queries, keys, values, seen))
-    actual = prefix_attention(queries, keys, values)
-    _compare(actual, bidirectional_attention(queries, keys, values))
-    actual = prefix_attention(queries, keys, values, causal=True, window=shape.window)
-    mask = causal_mask(_ENTRIES - _QUERIES, _QUERIES, shape.window, device)
-    _compare(actual, causal_attention(queries, keys, values, mask))
-
-
-@torch.inference_mode()
-def _try_layer(layer: Layer, device: torch.device, dtype: torch.dtype) -> None:
-    """Compare Triton's kernels for a layer of this kind with the same in PyTorch in float32.
-
-    Each is compared on its own, because rounding decides between experts with nearly equal scores.
-    Raises ArithmeticError if the results differ, or whatever a kernel raises.
-    """
-    size = layer.router.scale.shape[0]
-    _try_write_heads(layer.attention, device, dtype)
-    for rows in _ROUTED_ROWS:
-        _try_route(layer, _waves(rows, size, device=device, dtype=dtype))
-    _try_experts(layer, _waves(_ROUTED_ROWS[0], size, device=device, dtype=dtype))
-
-
-def _try_write_heads(own: Attention, device: torch.device, dtype: torch.dtype) -> None:
-    # Imported here because triton is slow to import, and not installed everywhere.
-    from engine.kernels.write_heads import plain_write_heads, write_heads
-
-    rows, size = 2 * _FEW, own.head_size
-    angles = torch.arange(rows * size // 2, device=device).view(rows, -1).repeat(1, 2)
-    inputs: Any = (
-        _waves(rows, own.qkv.shape[0], device=device, dtype=dtype),
-        own.q_norm.weight,
-        own.k_norm.weight,
-        (angles.cos().to(dtype), angles.sin().to(dtype)),
-    )
-    cache = torch.zeros(2, 2, own.kv_heads, rows, size, dtype=dtype, device=device)
-    slots = torch.tensor([1, 0], device=device)  # the second canvas is one entry further behind
-    options: Any = {"query_heads": own.query_heads, "eps": own.q_norm.eps}
-    inputs = (*inputs, cache, slots, slots.flip(0))
-    plain_inputs = _wide((*inputs[:4], cache.clone(), *inputs[5:]))
-    _compare(write_heads(*inputs, **options), plain_write_heads(*plain_inputs, **options))
-    _compare(cache, plain_inputs[4])
-
-
-def _try_route(layer: Layer, x: Tensor) -> None:
-    # Imported here because triton is slow to import, and not installed everywhere.
-    from engine.kernels.route import plain_route, route
-
-    router, eps = layer.router, layer.router_eps
-    inputs: Any = (
-        x,
-        x.flip(0),
-        layer.post_attention_norm.weight,
-        layer.mlp_norm.weight,
-        layer.experts_norm.weight,
-        router.scale,
-        _in_full(router.proj, x.dtype),
-        torch.ones_like(router.per_expert_scale),
-    )
-    routed = route(*inputs, per_token=router.per_token, eps=eps)
-    every = plain_route(*_wide(inputs), per_token=router.proj.shape[0], eps=eps)
-    shares = torch.zeros_like(every.shares).scatter_(1, every.experts.long(), every.shares)
-    shares = shares.gather(1, routed.experts.long())
-    best = every.shares[:, : router.per_token]
-    _compare(routed.shares, best / best.sum(1, keepdim=True))
-    _compare(shares / shares.sum(1, keepdim=True), routed.shares)
-    for actual, expected in zip(routed[:3], every[:3], strict=True):
-        _compare(actual, expected)
-
-
-def _try_experts(layer: Layer, x: Tensor) -> None:
-    # Imported here because triton is slow to import, and not installed everywhere.
-    from engine.kernels.combine import combine, plain_combine
-    from engine.kernels.condition import condition, plain_condition
-    from engine.kernels.dispatch import dispatch, plain_dispatch
-    from engine.kernels.gated import gated, plain_gated
-
-    experts, eps = layer.router.proj.shape[0], layer.router_eps
-    rows, per_token = x.shape[0], layer.router.per_token
-    choices = torch.arange(rows * per_token, dtype=torch.int32, device=x.device)
-    choices = (7 * choices % experts).view(rows, per_token)
-    sent, plain_sent = dispatch(x, choices, experts), plain_dispatch(x, choices, experts)
-    for actual, expected in zip(sent, plain_sent, strict=True):
-        _compare(actual, expected)
-
-    products = x.repeat(1, 2), sent.rows.repeat(1, 2)
-    inner = gated(*products)
-    for actual, product in zip(inner, products, strict=True):
-        _compare(actual, plain_gated(product.float()))
-
-    shares = choices.float() / experts
-    ends: Any = (
-        *(x, *inner, sent.indices, shares),
-        (
-            layer.post_mlp_norm.weight,
-            layer.post_experts_norm.weight,
-            layer.post_feedforward_norm.weight,
-            layer.attention_norm.weight,
-        ),
-        (layer.encoder_scalar, layer.decoder_scalar),
-        _FEW,
-        eps,
-    )
-    for actual, expected in zip(combine(*ends), plain_combine(*_wide(ends)), strict=True):
-        _compare(actual, expected)
-
-    begins: Any = (x, x.flip(0), layer.attention_norm.weight)
-    scale = x.shape[1] ** 0.5
-    for actual, expected in zip(
-        condition(*begins, scale=scale, eps=eps),
-        plain_condition(*_wide(begins), scale=scale, eps=eps),
-        strict=True,
-    ):
-        _compare(actual, expected)
-
-
-def _waves(rows: int, size: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.arange(rows * size, device=device).view(rows, size).sin().to(dtype)
-
-
-def _wide(inputs: Any) -> Any:
-    """Returns arguments with the numbers of all tensors of floats in 32 bits."""
-    if isinstance(inputs, tuple):
-        return tuple(map(_wide, inputs))
-    if isinstance(inputs, Tensor) and inputs.is_floating_point():
-        return inputs.float()
-    return inputs
-
-
-def _in_full(weight: Weight, dtype: torch.dtype) -> Tensor:
-    """Returns a weight in this dtype, dequantised if it is quantised."""
-    if isinstance(weight, QuantizedWeight):
-        return weight.dequantize(dtype)
-    assert isinstance(weight, Tensor)
-    return weight
-
-
-def _compare(actual: Tensor, expected: Tensor) -> None:
-    error = float((actual.float() - expected.float()).abs().max())
-    largest = float(expected.abs().max())
-    if not error <= _TOLERANCE * largest:
-        raise ArithmeticError(f"off by {error} where the largest result is {largest}")

@@ -37,6 +37,8 @@ Sees = Callable[[Tensor, Tensor, int, int | None, Sequence[bool]], list[Tensor]]
 # Queries, keys, values, what `Sees` returned for the segment, the layer's window (None if the
 # segment is a canvas), and whether the segment is causal.
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor, int | None, bool], Tensor]
+# By window: the indices of each segment's own entries, [C], and what `Sees` returned for it.
+Indices = dict[int | None, list[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -192,12 +194,12 @@ class StaticPass:
         encoded = self._canvas * sum(form.causal for form in forms)  # rows
         x, normed = self._begin(self._tokens[:count].flatten(), encoded)
         attend = self._attend_together if self._together(forms) else self._attend_in_turn
-        seen: dict[int | None, list[Tensor]] = {}  # by window
+        indices: Indices = {}
         layers, norms = model.each_layer(), model.norms
         for index, layer in enumerate(layers):
             # The last layer computes only keys and values of encoded rows.
             skipped = encoded if layer is layers[-1] else 0
-            attended = attend(index, layer, normed, forms, length, seen, skipped)
+            attended = attend(index, layer, normed, forms, length, indices, skipped)
             x, normed = layer.finish(x[skipped:], attended, encoded - skipped, norms[index + 1])
         return normed
 
@@ -226,7 +228,7 @@ class StaticPass:
         normed: Tensor,
         forms: Forms,
         _length: int,
-        _seen: dict[int | None, list[Tensor]],
+        _indices: Indices,
         skipped: int,
     ) -> Tensor:
         """Returns one layer's attention [T, D], given its normed input [T, D].
@@ -261,21 +263,18 @@ class StaticPass:
         normed: Tensor,
         forms: Forms,
         length: int,
-        seen: dict[int | None, list[Tensor]],
+        indices: Indices,
         skipped: int,
     ) -> Tensor:
         """Returns the same as `_attend_together` for segments that may have the same entries.
 
         Each writes its keys and values and attends before the next one does, in the order of
-        `forms`. Unseen entries have to be finite, and they are: caches start with zeros. `seen`
-        keeps what `Sees` returned for the layers of each window.
+        `forms`. Unseen entries have to be finite, and they are: caches start with zeros. `indices`
+        is filled by the first layer of each window.
         """
         count, window = len(forms), self._model.dimensions.layers[index].window
         rope = [each[:count].flatten(0, 1) for each in self._ropes[window is not None]]
         projected = layer.attention.project(normed, (rope[0], rope[1]))
-        behind = self._behind[window][:count, None] + torch.arange(
-            self._canvas, device=normed.device
-        )
         ordered = encoded_first(forms)
         rows = {form: number for number, form in enumerate(ordered)}
         reach = self._canvas + max(form.start for form in forms)
@@ -285,16 +284,21 @@ class StaticPass:
             span = slice(number * self._canvas, (number + 1) * self._canvas)
             queries, new_keys, new_values = (each[:, span] for each in projected)
             keys, values = form.cache.entries(index, length, reach)
-            keys.index_copy_(1, behind[number], new_keys)
-            values.index_copy_(1, behind[number], new_values)
-            if window not in seen:
+            if window not in indices:
+                behind = self._behind[window][:count, None] + torch.arange(
+                    self._canvas, device=normed.device
+                )
                 causal = [each.causal for each in ordered]
                 spans = self._spans[window][:count]
-                seen[window] = self._sees(behind, spans, keys.shape[1], window, causal)
+                sees = self._sees(behind, spans, keys.shape[1], window, causal)
+                indices[window] = list(zip(behind, sees, strict=True))
+            own, seen = indices[window][number]
+            keys.index_copy_(1, own, new_keys)
+            values.index_copy_(1, own, new_values)
             if span.start >= skipped:
                 own_window = window if form.causal else None
                 attended[number] = self._attention(
-                    queries, keys, values, seen[window][number], own_window, form.causal
+                    queries, keys, values, seen, own_window, form.causal
                 )
         ordered_attended = [attended[number] for number in sorted(attended)]
         return layer.attention.merge(torch.cat(ordered_attended, dim=1))

@@ -81,7 +81,8 @@ def rope_elements(dimensions: Dimensions) -> int:
 def split_bytes(dimensions: Dimensions) -> int:
     """Returns the bytes of the sums that a GPU's attention writes for one canvas, in 32 bits.
 
-    Passes with more rows have tiles enough for all processors, so that nothing is split.
+    Larger passes need no more in the released model. There are sums only while all programs, each
+    with 64 rows of a head, are at most as many as the processors: 256 would reach this size.
     """
     d = dimensions
     widest = max(layer.head_size for layer in d.layers)

@@ -29,6 +29,9 @@ def test_the_first_pass_of_a_block_has_few_launches():
 def test_without_the_kernels_of_the_layers_there_are_five_times_as_many():
     launches = step_launches(released(), canvases=1, product="triton", layer_kernel="torch")
     assert launches.total() > 4.5 * MOST
+    # Where the canvas' own entries are is computed once for all layers of a window. Each layer
+    # numbers the experts.
+    assert launches["aten.arange"] == 2 + 30
 
 
 def test_operations_count_for_what_their_cuda_code_launches():

@@ -124,6 +124,28 @@ def test_split_entries_of_the_released_head_sizes_have_the_same_result(monkeypat
         check(*random_inputs(heads, kv_heads, 16, 205, size, dtype))
 
 
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"causal": True, "window": 9}], ids=str)
+@pytest.mark.parametrize("count", [1, 20])
+def test_segments_attend_to_their_slots_as_each_would_alone(monkeypatch, count, options, splits):
+    monkeypatch.setattr(module, "choose_splits", lambda *_: splits)
+    spans, slots = [[0, 40], [3, 90], [60, 90]], [3, 0, 2]
+    queries = random_inputs(6, 2, 3 * count, 1, 32)[0]
+    caches = torch.full((4, 2, 2, 90, 32), torch.nan)  # keys before values
+    expected = []
+    for number, (slot, (first, end)) in enumerate(zip(slots, spans, strict=True)):
+        _, keys, values = random_inputs(6, 2, number, 90, 32)
+        caches[slot, 0, :, first:end] = keys[:, first:end]
+        caches[slot, 1, :, first:end] = values[:, first:end]
+        own = queries[:, number * count : (number + 1) * count]
+        doubles = (each.double() for each in (own, keys, values))
+        expected.append(plain_prefix_attention(*doubles, torch.tensor([first, end]), **options))
+    actual = prefix_attention(
+        queries, *caches.unbind(1), torch.tensor(spans), slots=torch.tensor(slots), **options
+    )
+    torch.testing.assert_close(actual.double(), torch.cat(expected, 1), rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize("target", [ADA, HOPPER])
 def test_a_canvas_keeps_most_processors_busy_with_tiles_of_64_rows(target):
     for heads, size in ((16, 256), (16, 512)):

@@ -19,7 +19,7 @@ from engine.kernels import (
     write_heads,
 )
 from engine.loading import build_denoiser
-from engine.model import kernel_choice
+from engine.model import kernel_choice, kernel_trials
 from engine.model.diffusion_gemma import DiffusionGemma
 from engine.model.experts import Experts, Routing
 from engine.model.kernel_choice import (
@@ -131,7 +131,7 @@ def test_of_two_attentions_the_one_that_is_faster_in_all_layers_is_taken(
     caplog.set_level(logging.INFO)
     timed = kernel_choice._timed_attention
     monkeypatch.setattr(kernel_choice, "_CONTEXT", 40)
-    monkeypatch.setattr(kernel_choice, "_try_attention", lambda *_: None)
+    monkeypatch.setattr(kernel_choice, "try_attention", lambda *_: None)
     monkeypatch.setattr(
         kernel_choice,
         "_timed_attention",
@@ -170,7 +170,7 @@ def test_a_kernel_that_fails_or_computes_wrong_results_is_passed_over(
 
 def test_an_error_is_raised_if_no_kernel_runs(experts, monkeypatch):
     monkeypatch.setattr(kernel_choice, "_candidates", lambda *_: ("triton", "torch"))
-    monkeypatch.setattr(kernel_choice, "grouped_mm", raising)
+    monkeypatch.setattr(kernel_trials, "grouped_mm", raising)
     with pytest.raises(DeviceError, match="cpu"):
         choose(experts)
 
@@ -213,8 +213,8 @@ def test_attention_on_a_gpu_is_that_of_triton_if_it_runs_in_all_kinds_of_layers(
         tried.append((heads, shape))
         try_attention(heads, shape, CPU, dtype)
 
-    try_attention = kernel_choice._try_attention
-    monkeypatch.setattr(kernel_choice, "_try_attention", on_the_cpu)
+    try_attention = kernel_trials.try_attention
+    monkeypatch.setattr(kernel_choice, "try_attention", on_the_cpu)
     monkeypatch.setattr(kernel_choice, "_timed_attention", lambda *_: None)
     monkeypatch.setattr(kernel_choice, "_clock", lambda _device: None)
     assert choose_attention_kernel(LAYERS, 4, CUDA, torch.float32) == "triton"
@@ -232,19 +232,30 @@ def zeros_if_causal(queries, *args, causal=False, **options):
     return torch.zeros_like(attended) if causal else attended
 
 
+def first_slot(*args, slots=None, **options):
+    slots = None if slots is None else torch.zeros_like(slots)
+    return attend(*args, slots=slots, **options)
+
+
+def same_span(*args, slots=None, **options):
+    if slots is not None and not options:
+        args = (*args[:3], args[3][:1].expand(2, 2).contiguous())
+    return attend(*args, slots=slots, **options)
+
+
 attend = prefix_attention.prefix_attention
 
 
-@pytest.mark.parametrize("broken", [raising, zeros, zeros_if_causal])
+@pytest.mark.parametrize("broken", [raising, zeros, zeros_if_causal, first_slot, same_span])
 def test_attention_that_fails_or_computes_wrong_results_is_not_chosen(monkeypatch, broken):
-    kernel_choice._try_attention(4, LAYERS[0], CPU, torch.float32)
+    kernel_trials.try_attention(4, LAYERS[0], CPU, torch.float32)
     monkeypatch.setattr(prefix_attention, "prefix_attention", broken)
     with pytest.raises((RuntimeError, ArithmeticError)):
-        kernel_choice._try_attention(4, LAYERS[0], CPU, torch.float32)
+        kernel_trials.try_attention(4, LAYERS[0], CPU, torch.float32)
 
 
 def test_a_warning_is_logged_if_the_attention_of_triton_cannot_run(caplog, monkeypatch):
-    monkeypatch.setattr(kernel_choice, "_try_attention", raising)
+    monkeypatch.setattr(kernel_choice, "try_attention", raising)
     assert choose_attention_kernel(LAYERS, 4, CUDA, torch.float32) == "torch"
     (line,) = caplog.records
     assert line.levelno == logging.WARNING
@@ -259,10 +270,10 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def on_a_gpu(folder, monkeypatch):
     """Returns a model that says that it is on a GPU. The kernels are tried on the CPU."""
-    monkeypatch.setattr(kernel_choice, "_ROUTED_ROWS", (5,))
-    try_layer = kernel_choice._try_layer
+    monkeypatch.setattr(kernel_trials, "_ROUTED_ROWS", (5,))
+    try_layer = kernel_trials.try_layer
     monkeypatch.setattr(
-        kernel_choice, "_try_layer", lambda layer, _device, dtype: try_layer(layer, CPU, dtype)
+        kernel_choice, "try_layer", lambda layer, _device, dtype: try_layer(layer, CPU, dtype)
     )
 
     def load(**options):

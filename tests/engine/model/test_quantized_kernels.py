@@ -14,7 +14,7 @@ from bench.random_model import Shape, write_random_model
 from engine.config import EngineConfig
 from engine.kernels import grouped_linear
 from engine.loading import use_cuda_graphs
-from engine.model import kernel_choice
+from engine.model import kernel_choice, kernel_trials
 from engine.model.kernel_choice import choose_product_kernels
 from engine.model.kv_cache import KVCache
 from engine.model.rows import Segment
@@ -132,13 +132,13 @@ def test_each_layout_is_tried_once_and_one_log_line_names_those_that_work(
     int4_and_int8, monkeypatch, caplog
 ):
     caplog.set_level(logging.INFO)
-    tried, try_product = [], kernel_choice._try_quantized_product
+    tried, try_product = [], kernel_trials.try_quantized_product
 
     def counted(weight, dtype):
         tried.append((weight.scheme, *weight.shape))
         try_product(weight, dtype)
 
-    monkeypatch.setattr(kernel_choice, "_try_quantized_product", counted)
+    monkeypatch.setattr(kernel_choice, "try_quantized_product", counted)
     assert choose(int4_and_int8)
     distinct = {(part.scheme, *part.shape) for part in quantized_parts(int4_and_int8)}
     assert sorted(map(str, tried)) == sorted(map(str, distinct))
@@ -154,8 +154,8 @@ def test_a_trial_has_tiles_of_every_height_so_that_no_request_compiles_one(kind,
     monkeypatch.setattr(grouped_linear, "_kernel", grouped_linear._kernel)  # so that they are
     monkeypatch.setattr(grouped_linear, "target_of", grouped_linear.target_of)  # restored
     launches = Launches(grouped_linear)
-    monkeypatch.setattr(kernel_choice, "_compare", lambda *_: None)  # nothing is computed
-    kernel_choice._try_quantized_product(weight, torch.float32)
+    monkeypatch.setattr(kernel_trials, "_compare", lambda *_: None)  # nothing is computed
+    kernel_trials.try_quantized_product(weight, torch.float32)
     heights = [args[-3] for args, _options in launches.calls]
     assert heights == ([16, 32, 64] if kind == "experts" else [16, 32, 64, 64])
 
