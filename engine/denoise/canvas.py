@@ -48,8 +48,7 @@ class Canvas:
     suffix: Tensor | None  # [S] int64, the last tokens if the request fixes them
     constraint: CanvasConstraint | FrontierConstraint | None
     tokens: Tensor  # [C] int64
-    draft: list[int] | None = None  # [C] the argmax canvas; None before the first step
-    stable_steps: int = 0  # the number of steps for which the draft has stayed the same
+    figures: StepFigures | None = None  # of the last step; None before the first one
     soft_embeddings: Tensor | None = None  # [C, D] self-conditioning; None before the first step
     step_index: int = 0  # the number of denoising steps so far
 
@@ -80,7 +79,7 @@ class Canvas:
         factor = max(self.sampling.temperature or 1.0, LEAST_TEMPERATURE)
         return self.sampler.temperature(self.step_index) * factor
 
-    def figures(self, draft: list[int], entropies: list[float]) -> StepFigures:
+    def next_figures(self, draft: list[int], entropies: list[float]) -> StepFigures:
         """Returns the figures of a step that gave this draft and these entropies [C].
 
         With the option `early_end`, the positions behind the first end token may change, and have
@@ -90,10 +89,13 @@ class Canvas:
         """
         length = first_end(draft, self.sampler.end_tokens)
         counted = length if self.sampler.early_end else self.width
-        is_stable = self.draft is not None and draft[:counted] == self.draft[:counted]
+        last, stable_steps = self.figures, 0
+        if last is not None and draft[:counted] == last.draft[:counted]:
+            stable_steps = last.stable_steps + 1
         return StepFigures(
+            draft,
             steps=self.step_index + 1,
-            stable_steps=self.stable_steps + 1 if is_stable else 0,
+            stable_steps=stable_steps,
             entropies=[*entropies[:counted], *[0.0] * (self.width - counted)],
             length=length,
         )

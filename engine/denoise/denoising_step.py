@@ -93,7 +93,7 @@ class DenoisingStep:
             draft = [int(token) for token in numbers[: canvas.width]]
             entropies = numbers[argmax.shape[1] :][: canvas.width]
             is_last = canvas.step_index + 1 == canvas.sampler.max_denoising_steps
-            seen = canvas.figures(draft, entropies) if is_finite else None
+            seen = canvas.next_figures(draft, entropies) if is_finite else None
             figures.append(seen)
             rule = canvas.sampler.stopping_rule
             stopped: StopReason | None = None if seen is None else rule.reason(seen)
@@ -137,16 +137,14 @@ class DenoisingStep:
         if not all(step.done for step in steps):
             each_canvas = zip(
                 canvases,
-                steps,
                 figures,
                 torch.split(next_tokens() if moved is None else moved, rows.widths),
                 torch.split(tail.soft_embeddings, rows.widths),
                 strict=True,
             )
-            for canvas, step, seen, tokens, soft_embeddings in each_canvas:
+            for canvas, seen, tokens, soft_embeddings in each_canvas:
+                canvas.figures = seen
                 canvas.tokens, canvas.soft_embeddings = tokens, soft_embeddings
-                canvas.draft = step.draft
-                canvas.stable_steps = 0 if seen is None else seen.stable_steps
                 canvas.step_index += 1
         for canvas, correction in fixes:
             self._corrections.fix(canvas, correction)

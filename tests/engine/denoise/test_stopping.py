@@ -38,10 +38,9 @@ def new_canvas(sampler=SamplerConfig(), width=CANVAS):  # noqa: B008  # it is fr
 
 def step(canvas, draft, entropies):
     """Returns the figures of a canvas' step, and advances the canvas."""
-    figures = canvas.figures(draft, entropies)
-    canvas.draft, canvas.stable_steps = draft, figures.stable_steps
+    canvas.figures = canvas.next_figures(draft, entropies)
     canvas.step_index += 1
-    return figures
+    return canvas.figures
 
 
 def history(seed):
@@ -112,7 +111,7 @@ def test_a_rule_stops_where_a_plain_one_does(name):
 
 
 def figures(*, steps=9, stable_steps=0, entropies=(0.0, 0.0), length=2):
-    return StepFigures(steps, stable_steps, entropies, length)
+    return StepFigures((1, 2), steps, stable_steps, entropies, length)
 
 
 def test_a_reason_is_that_of_the_rule_that_held():
@@ -158,7 +157,7 @@ def test_each_quality_stops_no_later_than_the_one_before_it():
     exact = stopping_rule("exact", **numbers)
     assert exact == AllOf((Stable(1), Confident(0.005)))
     rules = [exact, stopping_rule("balanced", **numbers), stopping_rule("fast", **numbers)]
-    fewer = [0, 0]
+    earlier = [0, 0]
     for seed in range(60):
         argmax, entropy = history(seed)
         canvas = new_canvas(SamplerConfig(end_tokens=frozenset({END})))
@@ -168,9 +167,9 @@ def test_each_quality_stops_no_later_than_the_one_before_it():
             for rule in rules
         ]
         assert stops[0] >= stops[1] >= stops[2], seed
-        fewer[0] += stops[0] > stops[1]
-        fewer[1] += stops[1] > stops[2]
-    assert min(fewer) > 5
+        earlier[0] += stops[1] < stops[0]
+        earlier[1] += stops[2] < stops[1]
+    assert min(earlier) > 5
 
 
 def test_a_request_chooses_its_quality_and_its_confidence_threshold_wins():
