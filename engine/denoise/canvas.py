@@ -87,17 +87,17 @@ class Canvas:
         if all positions counted. (When they were left out of the average it fired later: after 2.63
         steps a block of the demo model instead of 2.47.)
         """
-        length = first_end(draft, self.sampler.end_tokens)
-        counted = length if self.sampler.early_end else self.width
-        last, stable_steps = self.figures, 0
-        if last is not None and draft[:counted] == last.draft[:counted]:
-            stable_steps = last.stable_steps + 1
+        last, ends, counted = self.figures, self.sampler.end_tokens, self.width
+        if self.sampler.early_end:
+            counted = first_end(draft, ends)
+            entropies = [*entropies[:counted], *[0.0] * (self.width - counted)]
+        is_stable = last is not None and draft[:counted] == last.draft[:counted]
         return StepFigures(
             draft,
             steps=self.step_index + 1,
-            stable_steps=stable_steps,
-            entropies=[*entropies[:counted], *[0.0] * (self.width - counted)],
-            length=length,
+            stable_steps=last.stable_steps + 1 if last is not None and is_stable else 0,
+            entropies=entropies,
+            ends=ends,
         )
 
 

@@ -90,7 +90,7 @@ class DenoisingStep:
         figures: list[StepFigures | None] = []  # None if the canvas' outputs are not finite
         fixes: list[tuple[Canvas, Correction]] = []
         for canvas, span, (is_finite, *numbers) in zip(canvases, rows.slices, report, strict=True):
-            draft = [int(token) for token in numbers[: canvas.width]]
+            draft = list(map(int, numbers[: canvas.width]))
             entropies = numbers[argmax.shape[1] :][: canvas.width]
             is_last = canvas.step_index + 1 == canvas.sampler.max_denoising_steps
             seen = canvas.next_figures(draft, entropies) if is_finite else None
@@ -126,9 +126,7 @@ class DenoisingStep:
                     draft,
                     stopped,
                     nearly=is_nearly,
-                    logprobs=None
-                    if stopped is None
-                    else self._logprobs(hidden, tail, canvas, span),
+                    logprobs=self._logprobs(hidden, tail, canvas, span) if stopped else None,
                     finite=bool(is_finite),
                     corrected=correction is not None and correction.canvas is not None,
                     fault=fault,

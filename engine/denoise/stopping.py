@@ -10,8 +10,9 @@ No rule limits the number of steps: the caller ends a block at its last step.
 Letter: C positions of the canvas.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import fsum
 from typing import Protocol
 
@@ -32,16 +33,17 @@ class StepFigures:
     steps: int  # the canvas' steps so far, with this one
     stable_steps: int  # the number of steps for which the draft has stayed the same
     entropies: Sequence[float]  # [C] nats
-    length: int  # positions up to the draft's first end token and with it, or C
+    ends: frozenset[int] = frozenset()  # the tokens that end the answer
 
-    @property
+    # Each is computed at most once, and only for a rule that asks: the device waits meanwhile.
+    @cached_property
     def mean_entropy(self) -> float:
         return fsum(self.entropies) / len(self.entropies)
 
-    @property
+    @cached_property
     def highest_entropy(self) -> float:
-        """Returns the highest entropy of a position that can be part of the answer."""
-        return max(self.entropies[: self.length])
+        """Returns the highest entropy of a position up to the first end token and with it."""
+        return max(self.entropies[: first_end(self.draft, self.ends)])
 
 
 class Rule(Protocol):
@@ -146,6 +148,8 @@ def stopping_rule(quality: Quality, *, stability_steps: int, confidence_nats: fl
             return AnyOf((exact, Certain(0.3), Stable(2), Confident(0.05, least_steps=4)))
 
 
-def first_end(draft: Sequence[int], ends: Set[int]) -> int:
+def first_end(draft: Sequence[int], ends: frozenset[int]) -> int:
     """Returns how many positions a draft has up to its first end token and with it, or all."""
-    return next((index + 1 for index, token in enumerate(draft) if token in ends), len(draft))
+    if ends.isdisjoint(draft):
+        return len(draft)
+    return next(index + 1 for index, token in enumerate(draft) if token in ends)

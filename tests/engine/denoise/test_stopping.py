@@ -110,8 +110,8 @@ def test_a_rule_stops_where_a_plain_one_does(name):
         assert len(set(stops)) > 1, "the rule decides differently"
 
 
-def figures(*, steps=9, stable_steps=0, entropies=(0.0, 0.0), length=2):
-    return StepFigures((1, 2), steps, stable_steps, entropies, length)
+def figures(*, draft=(1, 2), steps=9, stable_steps=0, entropies=(0.0, 0.0)):
+    return StepFigures(draft, steps, stable_steps, entropies, frozenset({END}))
 
 
 def test_a_reason_is_that_of_the_rule_that_held():
@@ -130,7 +130,7 @@ def test_the_bound_itself_is_neither_confident_nor_certain():
 
 
 def test_a_position_behind_the_end_need_not_be_certain_but_counts_for_confidence():
-    behind = figures(entropies=(0.0, 9.0), length=1)
+    behind = figures(draft=(END, 2), entropies=(0.0, 9.0))
     assert Certain(0.1).reason(behind) == "certain"
     assert Confident(0.1).reason(behind) is None
 
