@@ -145,7 +145,7 @@ def stopping_rule(quality: Quality, *, stability_steps: int, confidence_nats: fl
         case "balanced":
             return AnyOf((exact, Certain(0.1), AllOf((Confident(0.1), Stable(4)))))
         case "fast":
-            return AnyOf((exact, Certain(0.3), Stable(2), Confident(0.05, least_steps=4)))
+            return AnyOf((exact, Certain(0.3), Stable(2), Confident(0.01, least_steps=8)))
 
 
 def first_end(draft: Sequence[int], ends: frozenset[int]) -> int:

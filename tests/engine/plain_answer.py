@@ -135,7 +135,7 @@ def plain_early_stop(
     mean = float(entropy.mean())
     if quality == "balanced":
         return highest < 0.1 or (stable >= 4 and mean < 0.1)
-    return highest < 0.3 or stable >= 2 or (step >= 3 and mean < 0.05)
+    return highest < 0.3 or stable >= 2 or (step >= 7 and mean < 0.01)
 
 
 def filled_cache(denoiser: Denoiser, tokens: list[int]) -> KVCache:
