@@ -39,7 +39,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Their logits of tokens that end an answer are zero, so an answer never ends by chance.
     """
-    folder, model = tmp_path_factory.mktemp("model"), new_model(0, new_config(canvas=CANVAS))
+    folder = tmp_path_factory.mktemp("random-weights", numbered=False)  # also the model's name
+    model = new_model(0, new_config(canvas=CANVAS))
     ends = [SPECIAL_TOKENS["<eos>"], END_OF_TURN, END_OF_CALL, SPECIAL_TOKENS["<pad>"]]
     with torch.no_grad():
         model.model.decoder.embed_tokens.weight[ends] = 0.0
