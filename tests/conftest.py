@@ -14,6 +14,7 @@ import torch
 os.environ["TRITON_INTERPRET"] = "0" if torch.cuda.is_available() else "1"
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from demo.network import new_config, new_model
 from demo.tokenizer import END_OF_CALL, END_OF_TURN, SPECIAL_TOKENS, build_tokenizer
 from demo.train import save
 from tests.running_server import Server
+
+# A shell's background jobs ignore SIGINT, and so would the processes that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CANVAS = 32
 STEPS = 3  # denoising steps a block, because random weights never converge
