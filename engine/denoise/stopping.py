@@ -133,10 +133,10 @@ class AnyOf:
 def stopping_rule(quality: Quality, *, stability_steps: int, confidence_nats: float) -> Rule:
     """Returns the rule of a quality, given the numbers of the checkpoint or the request.
 
-    The other qualities stop wherever "exact" does, or earlier. They look at each position, because
-    a few positions with two good tokens hold the mean above its bound. They let a canvas that stays
-    the same stop with those positions open. And "fast" does not wait until two such tokens have
-    stopped taking turns. docs/quality.md has what they cost.
+    The other qualities stop wherever "exact" does, or earlier. Many positions that are a little
+    unsure can hold the mean above its bound although each is `Certain`. A few positions with two
+    good tokens can do so too: then the draft is `Stable`, or the two tokens take turns, for which
+    "fast" does not wait. docs/quality.md says what the qualities cost.
     """
     exact = AllOf((Stable(stability_steps), Confident(confidence_nats)))
     match quality:
