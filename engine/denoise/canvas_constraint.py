@@ -67,12 +67,12 @@ class CanvasConstraint:
     def right_tokens(self, draft: Sequence[int]) -> int:
         """Returns how many of the draft's first tokens an allowed answer can begin with.
 
-        They are all `positions` if the draft may stay as it is.
+        They are all of the draft's, but no more than `positions`, if it may stay as it is.
         """
         automaton = self.projector.automaton
         states = self.projector.states(self.start, draft[: self.positions])
         if states and states[-1] == automaton.end:
-            return self.positions
+            return min(len(draft), self.positions)
         # Completing the answer takes the fewer tokens the fewer of the draft's tokens are kept.
         for right, state in enumerate(states):
             if automaton.need[state] > self.positions - 1 - right + self.tokens_left:

@@ -46,20 +46,23 @@ class Corrections:
         tail: TailResult,
         rows: slice,
         draft: list[int],
+        cut: list[int] | None = None,
         *,
         converged: bool,
         last: bool,
     ) -> Correction | None:
         """Returns what to do about a draft, or None if the constraint allows it.
 
-        hidden is [R, D], and `rows` are the canvas' rows of it and of the tail. `converged` says
-        that the block would be finished, and `last` that it has no further step. Raises ValueError
+        hidden is [R, D], and `rows` are the canvas' rows of it and of the tail. If a thought is
+        closed in the draft, only `cut` would become the block. `converged` says that the block
+        would be finished, and `last` that it has no further step. Raises ValueError
         if the constraint has become too complex. Waits for the device if the draft is not allowed.
         """
         constraint = canvas.constraint
         assert constraint is not None
-        right = constraint.right_tokens(draft)
-        if right == constraint.positions:
+        block = draft if cut is None else cut
+        right = constraint.right_tokens(block)
+        if right >= min(len(block), constraint.positions):
             return None
         known = len(constraint.fixed)
         # It is as sure as the sampler must be, which accepts tokens up to this sum of entropies.

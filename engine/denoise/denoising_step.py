@@ -112,10 +112,11 @@ class DenoisingStep:
             is_last = canvas.step_index + 1 == canvas.sampler.max_denoising_steps
             is_done, is_nearly, is_finite = map(bool, (is_done, is_nearly, is_finite))
             correction = fault = None
+            cut = None if canvas.cut is None else canvas.cut(draft)
             if canvas.constraint is not None and is_finite:
                 try:
                     correction = self._corrections.correction(
-                        canvas, hidden, tail, span, draft, converged=is_done, last=is_last
+                        canvas, hidden, tail, span, draft, cut, converged=is_done, last=is_last
                     )
                 except ValueError as error:
                     fault = str(error)
@@ -123,19 +124,26 @@ class DenoisingStep:
                 is_done = is_nearly = False
                 if is_last and correction.canvas is not None:
                     draft = correction.canvas
+                    cut = None if canvas.cut is None else canvas.cut(draft)
                     tail.argmax[span] = torch.tensor(draft, device=hidden.device)
                 elif correction.canvas is not None:
                     fixes.append((canvas, correction))
+            elif cut is not None:
+                # A block of nothing but a closing mark does not depend on the canvas.
+                is_done, is_nearly = is_done or len(cut) == 1, False
             is_done = is_done or is_last
+            if cut is not None and is_done and canvas.sampling.top_logprobs is not None:
+                tail.argmax[span][len(cut) - 1] = cut[-1]
             steps.append(
                 StepResult(
-                    draft,
+                    draft if cut is None else cut,
                     done=is_done,
                     nearly=is_nearly,
                     logprobs=self._logprobs(hidden, tail, canvas, span) if is_done else None,
                     finite=is_finite,
                     corrected=correction is not None and correction.canvas is not None,
                     fault=fault,
+                    thought_closed=cut is not None,
                 )
             )
         if not all(step.done for step in steps):
