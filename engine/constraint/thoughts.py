@@ -83,22 +83,22 @@ class Thoughts:
         spoken = spoken or outside < len(tokens)
         return replace(state, open=is_open, spent=spent, spoken=spoken, started=True)
 
-    def cut(self, state: ThoughtState, draft: Sequence[int]) -> list[int] | None:
-        """Returns the draft up to the end of a thought that has no tokens left, or None.
+    def cut(self, state: ThoughtState, draft: list[int]) -> tuple[list[int], bool]:
+        """Returns the draft up to the end of a thought that then has no tokens left.
 
-        The last of the returned tokens is the closing mark. It takes the place of the first token
-        for which there is no room.
+        Returns also whether there is such a thought. The last token is then its closing mark, in
+        the place of a token for which there is no room. Without one, the draft itself is returned.
         """
         if self._limit is None:
-            return None
+            return draft, False
         spent = state.spent
         for part in self._parts(state, draft):
             last = max(part.body, part.first + self._limit - spent - 1)
             close = len(draft) if part.close is None else part.close
             if last < close:
-                return [*draft[:last], self._marks.close]
+                return [*draft[:last], self._marks.close], True
             spent += close + 1 - part.first
-        return None
+        return draft, False
 
     def _parts(self, state: ThoughtState, tokens: Sequence[int]) -> Iterator[_Part]:
         """Yields the thoughts in the tokens behind a state, in order."""

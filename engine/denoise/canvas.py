@@ -52,8 +52,8 @@ class Canvas:
     stable: Tensor  # [] int64, the number of steps for which argmax has stayed the same
     soft_embeddings: Tensor | None = None  # [C, D] self-conditioning; None before the first step
     step_index: int = 0  # the number of denoising steps so far
-    # Returns a draft that is cut where a thought has no tokens left, or None if none is cut.
-    cut: Callable[[list[int]], list[int] | None] | None = None
+    # Returns a draft up to where a thought has no tokens left, and whether it has one.
+    cut: Callable[[list[int]], tuple[list[int], bool]] | None = None
 
     @property
     def width(self) -> int:

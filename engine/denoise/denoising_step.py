@@ -109,41 +109,44 @@ class DenoisingStep:
             canvases, rows.slices, report, strict=True
         ):
             draft = padded[: canvas.width]
+            block, closes = draft, False
             is_last = canvas.step_index + 1 == canvas.sampler.max_denoising_steps
             is_done, is_nearly, is_finite = map(bool, (is_done, is_nearly, is_finite))
             correction = fault = None
-            cut = None if canvas.cut is None else canvas.cut(draft)
+            if canvas.cut is not None:
+                block, closes = canvas.cut(draft)
             if canvas.constraint is not None and is_finite:
                 try:
                     correction = self._corrections.correction(
-                        canvas, hidden, tail, span, draft, cut, converged=is_done, last=is_last
+                        canvas, hidden, tail, span, block, converged=is_done, last=is_last
                     )
                 except ValueError as error:
                     fault = str(error)
             if correction is not None:
                 is_done = is_nearly = False
                 if is_last and correction.canvas is not None:
-                    draft = correction.canvas
-                    cut = None if canvas.cut is None else canvas.cut(draft)
-                    tail.argmax[span] = torch.tensor(draft, device=hidden.device)
+                    block = correction.canvas
+                    if canvas.cut is not None:
+                        block, cuts = canvas.cut(block)
+                        closes = closes or cuts
                 elif correction.canvas is not None:
                     fixes.append((canvas, correction))
-            elif cut is not None:
+            elif closes:
                 # A block of nothing but a closing mark does not depend on the canvas.
-                is_done, is_nearly = is_done or len(cut) == 1, False
+                is_done, is_nearly = is_done or len(block) == 1, False
             is_done = is_done or is_last
-            if cut is not None and is_done and canvas.sampling.top_logprobs is not None:
-                tail.argmax[span][len(cut) - 1] = cut[-1]
+            if is_done and block is not draft:
+                tail.argmax[span][: len(block)] = torch.tensor(block, device=hidden.device)
             steps.append(
                 StepResult(
-                    draft if cut is None else cut,
+                    block,
                     done=is_done,
                     nearly=is_nearly,
                     logprobs=self._logprobs(hidden, tail, canvas, span) if is_done else None,
                     finite=is_finite,
                     corrected=correction is not None and correction.canvas is not None,
                     fault=fault,
-                    thought_closed=cut is not None,
+                    thought_closed=closes,
                 )
             )
         if not all(step.done for step in steps):

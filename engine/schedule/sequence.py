@@ -71,7 +71,7 @@ class StepResult:
     next_started: bool = False  # speculation won: the block is committed, the next has had a step
     corrected: bool = False  # the constraint did not allow the draft and has changed it
     fault: str | None = None  # why the constraint can be held no longer; the answer then fails
-    thought_closed: bool = False  # the draft ends with a thought that had no tokens left
+    thought_closed: bool = False  # the draft may end with a thought that had no tokens left
     finite: bool = True  # no number behind this result is NaN or infinite; else it means nothing
 
 
@@ -387,8 +387,10 @@ class Sequence:
             corrections=self.corrections,
         )
         if self.thoughts is not None:
+            had_open = self.thoughts.after(self.thought, tokens[:-1]).open
             self.thought = self.thoughts.after(self.thought, tokens)
-            if step.thought_closed and end is None and len(tokens) == len(canvas):
+            closes = had_open and not self.thought.open and len(tokens) == len(canvas)
+            if step.thought_closed and closes:
                 block = dataclasses.replace(block, thought_closed=self.thoughts.closed_by)
         self.answer += tokens
         self.unencoded = canvas

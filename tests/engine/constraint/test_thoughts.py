@@ -15,11 +15,18 @@ def thoughts(budget=None, *, max_tokens=100, reserve=0, begun=False):
     return Thoughts(mark, max_tokens)
 
 
+def cut_of(thinks, state, draft):
+    """Returns the cut draft, or None if it is not cut."""
+    block, closes = thinks.cut(state, draft)
+    assert closes == (block is not draft)
+    return block if closes else None
+
+
 def cuts(thinks, blocks):
     """Returns how the drafts come out one after another, each behind what came before it."""
     state, made = thinks.start, []
     for draft in blocks:
-        cut = thinks.cut(state, draft)
+        cut = cut_of(thinks, state, draft)
         made.append(cut)
         state = thinks.after(state, draft if cut is None else cut)
     return made, state
@@ -28,13 +35,13 @@ def cuts(thinks, blocks):
 @pytest.mark.parametrize("budget", [None, 8, 100])
 def test_a_thought_within_its_budget_is_not_cut(budget):
     draft = [*HEAD, 1, 2, 3, CLOSE, 4, 5]  # its thought has seven tokens, and then one is left
-    assert thoughts(budget).cut(thoughts().start, draft) is None
+    assert cut_of(thoughts(budget), thoughts().start, draft) is None
 
 
 def test_a_thought_that_ends_exactly_at_its_budget_is_not_cut_and_is_the_last():
     draft = [*HEAD, 1, 2, 3, CLOSE, 4, 5]
     thinks = thoughts(7)
-    assert thinks.cut(thinks.start, draft) is None
+    assert cut_of(thinks, thinks.start, draft) is None
     assert thinks.is_over(thinks.after(thinks.start, draft))
     assert not thoughts(8).is_over(thinks.after(thinks.start, draft))
 
@@ -43,22 +50,22 @@ def test_a_thought_that_ends_exactly_at_its_budget_is_not_cut_and_is_the_last():
 def test_a_thought_has_as_many_tokens_as_its_budget_with_its_marks(budget):
     thinks = thoughts(budget)
     draft = [*HEAD, *range(20)]
-    cut = thinks.cut(thinks.start, draft)
+    cut = cut_of(thinks, thinks.start, draft)
     assert cut == [*draft[: budget - 1], CLOSE]
     assert thinks.after(thinks.start, cut).spent == budget
 
 
 @pytest.mark.parametrize("budget", range(5))
 def test_a_thought_keeps_its_header_however_small_its_budget_is(budget):
-    assert thoughts(budget).cut(thoughts().start, [*HEAD, 1, 2, 3]) == [*HEAD, CLOSE]
+    assert cut_of(thoughts(budget), thoughts().start, [*HEAD, 1, 2, 3]) == [*HEAD, CLOSE]
 
 
 def test_a_thought_that_the_prompt_has_begun_may_have_only_its_closing_mark():
     for budget in (0, 1):
         begun = thoughts(budget, begun=True)
-        assert begun.cut(begun.start, [1, 2, 3]) == [CLOSE]
+        assert cut_of(begun, begun.start, [1, 2, 3]) == [CLOSE]
     begun = thoughts(2, begun=True)
-    assert begun.cut(begun.start, [1, 2, 3]) == [1, CLOSE]
+    assert cut_of(begun, begun.start, [1, 2, 3]) == [1, CLOSE]
 
 
 @pytest.mark.parametrize(
@@ -83,20 +90,20 @@ def test_a_budget_holds_across_blocks(budget, expected):
 def test_tokens_outside_of_thoughts_are_not_counted():
     thinks = thoughts(9)
     draft = [1, 2, *HEAD, 3, CLOSE, 4, 5, 6, OPEN, *HEADER, 7, 8, 9]
-    cut = thinks.cut(thinks.start, draft)  # the first thought has five tokens: four are left
+    cut = cut_of(thinks, thinks.start, draft)  # the first thought has five tokens: four are left
     assert cut == [1, 2, *HEAD, 3, CLOSE, 4, 5, 6, *HEAD, CLOSE]
 
 
 def test_an_answer_that_begins_with_a_header_begins_with_a_thought():
     thinks = thoughts(6)
-    assert thinks.cut(thinks.start, [*HEADER, 1, 2, 3, 4, 5]) == [*HEADER, 1, 2, 3, CLOSE]
+    assert cut_of(thinks, thinks.start, [*HEADER, 1, 2, 3, 4, 5]) == [*HEADER, 1, 2, 3, CLOSE]
     behind = thinks.after(thinks.start, [1])
-    assert thinks.cut(behind, [*HEADER, 1, 2, 3, 4, 5]) is None
+    assert cut_of(thinks, behind, [*HEADER, 1, 2, 3, 4, 5]) is None
 
 
 def test_the_tokens_that_a_form_needs_bound_a_thought_too():
     thinks = thoughts(max_tokens=12, reserve=5)
-    assert thinks.cut(thinks.start, [*HEAD, *range(20)]) == [*HEAD, 0, 1, 2, CLOSE]
+    assert cut_of(thinks, thinks.start, [*HEAD, *range(20)]) == [*HEAD, 0, 1, 2, CLOSE]
     assert thinks.closed_by == "form"
     assert thoughts(6, max_tokens=12, reserve=5).closed_by == "budget"
     assert thoughts(8, max_tokens=12, reserve=5).closed_by == "form"
@@ -105,10 +112,10 @@ def test_the_tokens_that_a_form_needs_bound_a_thought_too():
 def test_a_thought_that_is_ended_gets_no_further_token():
     thinks = thoughts()
     state = thinks.after(thinks.start, [*HEAD, 1, 2])
-    assert thinks.cut(state, [3, 4, CLOSE, 5]) is None
+    assert cut_of(thinks, state, [3, 4, CLOSE, 5]) is None
     thinks.end()
-    assert thinks.cut(state, [3, 4, CLOSE, 5]) == [CLOSE]
-    assert thinks.cut(state, [CLOSE, 5]) is None
+    assert cut_of(thinks, state, [3, 4, CLOSE, 5]) == [CLOSE]
+    assert cut_of(thinks, state, [CLOSE, 5]) is None
     assert thinks.closed_by == "client"
     assert thinks.is_over(thinks.after(state, [CLOSE]))
 

@@ -312,8 +312,8 @@ def test_choices_have_thoughts_of_their_own():
     first = thinking()
     other = first.sibling(first.request)
     first.end_thought()
-    assert first.thoughts.cut(first.thought, [*HEAD, 7]) == [*HEAD, CLOSE]
-    assert other.thoughts.cut(other.thought, [*HEAD, 7]) is None
+    assert first.thoughts.cut(first.thought, [*HEAD, 7]) == ([*HEAD, CLOSE], True)
+    assert other.thoughts.cut(other.thought, [*HEAD, 7]) == ([*HEAD, 7], False)
 
 
 def test_ignored_end_tokens_neither_end_nor_cut_nor_retry_a_block():
