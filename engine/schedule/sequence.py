@@ -18,6 +18,7 @@ from engine.messages import (
     GenerateRequest,
     Image,
     SlotResult,
+    StopReason,
     TokenLogprobs,
 )
 from engine.schedule.reading import CanvasResult, Reading
@@ -65,7 +66,7 @@ class StepResult:
     """The result of a denoising step of one canvas."""
 
     draft: list[int]  # the argmax canvas, up to where it is cut if a thought is closed
-    done: bool  # the draft is the finished block
+    stopped: StopReason | None = None  # why the draft is the finished block; None if it is not
     nearly: bool = False  # the canvas is likely to be done after the next step
     logprobs: list[TokenLogprobs] | None = None  # of the draft, if it is done and the request asks
     next_started: bool = False  # speculation won: the block is committed, the next has had a step
@@ -73,6 +74,11 @@ class StepResult:
     fault: str | None = None  # why the constraint can be held no longer; the answer then fails
     thought_closed: bool = False  # the draft may end with a thought that had no tokens left
     finite: bool = True  # no number behind this result is NaN or infinite; else it means nothing
+
+    @property
+    def done(self) -> bool:
+        """Returns whether the draft is the finished block."""
+        return self.stopped is not None
 
 
 # One per work of the pass. It is None if the work had no denoising step. For a decision, it has a
@@ -91,6 +97,7 @@ class FinishedBlock:
     finish_reason: FinishReason | None  # None if the answer continues
     logprobs: list[TokenLogprobs] | None
     rerolled: bool
+    stopped: StopReason | None = None  # why it had no further step; None for a decision
     corrections: int = 0  # steps after which the constraint changed the canvas
     thought_closed: ClosedBy | None = None  # why the thought at its end had no tokens left
     reads: list[list[SlotResult]] | None = None  # of a decision
@@ -384,6 +391,7 @@ class Sequence:
             self.finish_reason,
             logprobs=None if step.logprobs is None else step.logprobs[: len(tokens)],
             rerolled=self.rerolled,
+            stopped=step.stopped,
             corrections=self.corrections,
         )
         if self.thoughts is not None:
