@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.schedule.sequence import Sequence, StepResult
+from engine.schedule.sequence import StepResult
 from engine.schedule.settling import Settling
 from tests.engine.schedule.test_sequence import start
 
@@ -36,7 +36,7 @@ def watched(draft, **result):
     return StepResult(draft, done=False, accepted=[True] * len(draft), **result)
 
 
-def steps(sequence: Sequence, *drafts):
+def steps(sequence, *drafts):
     for draft in drafts:
         block = sequence.record(sequence.next_work(1000), draft)
     return block
