@@ -1,8 +1,12 @@
 """Drafts in streams of a real server."""
 
 import json
+import socket
+from contextlib import closing
 
 import pytest
+
+from tests.polling import wait_until
 
 CHAT = "/v1/chat/completions"
 COUNT = {
@@ -128,3 +132,35 @@ def test_an_option_out_of_its_range_is_refused_by_name(demo_server, options):
     answer = demo_server.http.post(CHAT, json=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == f"stream_options.{next(iter(options))}"
+
+
+LONG = {**COUNT, "max_tokens": 320, "max_denoising_steps": 16, "ignore_eos": True}
+
+
+def test_a_client_that_does_not_read_misses_drafts_but_no_content(demo_server):
+    """It reads when the whole answer is made, and finds few drafts in front of the content."""
+    http = demo_server.http
+    whole = http.post(CHAT, json=LONG).json()
+    dropped = demo_server.metrics()[("easel_drafts_dropped_total",)]
+    body = json.dumps({**LONG, "stream": True, **drafts()}).encode()
+    with closing(socket.socket()) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", int(demo_server.port)))
+        head = f"POST {CHAT} HTTP/1.0\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        ended = sum(demo_server.ended().values())
+        connection.sendall(head.encode() + body)
+        wait_until(lambda: sum(demo_server.ended().values()) > ended, 60)
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+    events = [line for line in received.decode().split("\n") if line.startswith("data: {")]
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+    assert text(chunks) == whole["choices"][0]["message"]["content"]
+    blocks, steps = (whole["diffusion"][name] for name in ("blocks", "denoising_steps"))
+    finished = [frame for frame in frames(chunks) if "settled" in frame]
+    assert len(finished) == blocks
+    shown = len(frames(chunks)) - blocks
+    assert (
+        demo_server.metrics()[("easel_drafts_dropped_total",)] - dropped == steps - blocks - shown
+    )
+    sizes = [len(event) for event in events if is_frame(json.loads(event.removeprefix("data: ")))]
+    assert (steps - blocks) * min(sizes) > 2**16
+    assert shown * max(sizes) < 2**15
