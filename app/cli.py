@@ -1,4 +1,4 @@
-"""The command line `easel`, with the commands `serve`, `plan`, `bench` and `version`.
+"""The command line `easel`, with the commands `serve`, `chat`, `plan`, `bench` and `version`.
 
 What takes long to import is imported by the command that needs it, so that help texts come at once.
 """
@@ -7,6 +7,7 @@ import difflib
 import inspect
 import json
 import runpy
+import signal
 import sys
 from collections.abc import Iterable
 from typing import Annotated, Any, NoReturn
@@ -17,12 +18,15 @@ from pydantic.fields import FieldInfo
 from rich.console import Console
 
 from app.plan_report import PlanError, device_names, make_report, print_report, report_json
-from app.settings import PREFIX, Settings, unknown_variables
+from app.settings import PREFIX, Settings, server_url, unknown_variables
 from app.terminal import stderr_console
 from engine.config import EngineConfig
 
 main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = stderr_console()
+
+_EVERYWHERE = ("0.0.0.0", "::")  # addresses to listen on that nobody can connect to
+_LOOPBACK = "127.0.0.1"
 
 
 def _print_version(requested: bool = True) -> None:
@@ -121,6 +125,41 @@ _plan_command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  
     ]
 )
 main.command("plan")(_plan_command)
+
+
+@main.command()
+def chat(
+    url: Annotated[
+        str,
+        typer.Option(
+            help="The server's address. By default the one at which `easel serve` listens with the "
+            "same environment."
+        ),
+    ] = "",
+    system: Annotated[str, typer.Option(help="Instructions for the model.")] = "",
+    drafts: Annotated[bool, typer.Option(help="Show blocks while they are made.")] = True,
+) -> None:
+    """Chat in the terminal with a running server, and watch blocks denoise.
+
+    Without a terminal, each line of stdin is a message, and its answer is printed. The environment
+    variable EASEL_API_KEY has the API key if the server needs one.
+    """
+    from app.security import KeysUnreadableError, api_keys
+    from app.terminal_chat.chat import Chat
+    from app.terminal_chat.running_server import RunningServer, ServerError
+
+    settings = _settings({})
+    host = _LOOPBACK if settings.host in _EVERYWHERE else settings.host
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it stops an answer, not the chat
+    try:
+        key = next(iter(api_keys(settings)), "")
+        server = RunningServer(url or server_url(host, settings.port), key)
+        code = Chat(server, Console(), system=system, drafts=drafts).run()
+    except (KeysUnreadableError, ServerError) as error:
+        _refuse(str(error))
+    except KeyboardInterrupt:
+        code = 130
+    raise typer.Exit(code)
 
 
 @main.command(

@@ -19,7 +19,7 @@ from rich.markup import escape
 
 from app.listening_socket import ListeningSocket
 from app.logs import configure_logs
-from app.settings import PREFIX, Settings
+from app.settings import PREFIX, Settings, server_url
 from app.stderr import unblocked_stderr
 from app.terminal import ProgressLine
 from engine.messages import Loading, Ready
@@ -55,7 +55,7 @@ def _serve(settings: Settings, console: Console) -> int:
     if settings.log_format == "json":
         console.file = _LogLines()
     listening = listen(settings)
-    url = _url(settings.host, listening.getsockname()[1])
+    url = server_url(settings.host, listening.getsockname()[1])
     console.print(f"easel: listening on {url}; loading the model {settings.model}", markup=False)
     with ProgressLine(console, animated=True, first_s=_QUIET_S) as progress:
         progress.show(f"loading the model {settings.model}")
@@ -186,10 +186,6 @@ def announcer(settings: Settings, url: str, console: Console, progress: Progress
             show(state)
 
     return announce
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def banner(settings: Settings, url: str, ready: Ready) -> str:
