@@ -315,8 +315,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     Lengths are in tokens. A context is prompt and answer together. `read_tokens` is the most tokens
     of a read's own prompt. `device` is the device's name, and `profile` describes the device
     profile and the options that it set. `used_bytes` and `free_bytes` are of the device's memory,
-    once the model is loaded. All of these are for people. `end_tokens` are those with which the checkpoint
-    ends any answer.
+    once the model is loaded. All of these are for people. `end_tokens` are those with which the
+    checkpoint ends any answer.
     """
 
     device: str
