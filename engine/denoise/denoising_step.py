@@ -78,16 +78,17 @@ class DenoisingStep:
         tail = self._vocab_tail(hidden, temperatures, canvases, rows, biases)
         self._fix_tokens(tail, canvases, rows)
         argmax, entropy = rows.padded(tail.argmax, -1), rows.padded(tail.entropy, 0.0)
-        accepted = accept(entropy, samplers)
+        has_drafts = any(canvas.sampling.drafts_every for canvas in canvases)
+        accepted = accept(entropy, samplers) if self._draws_ahead or has_drafts else None
 
         def next_tokens() -> Tensor:
-            flat = rows.flat(accepted)
+            flat = rows.flat(accept(entropy, samplers) if accepted is None else accepted)
             return self._draw(tail, hidden, temperatures, flat, canvases, rows, biases)
 
         moved = next_tokens() if self._draws_ahead else None
         # float64 holds token ids exactly.
         columns = [_finite(hidden, tail, rows)[:, None].double(), argmax, entropy]
-        if any(canvas.sampling.drafts_every for canvas in canvases):
+        if has_drafts and accepted is not None:
             columns.append(accepted)
         report = to_host(torch.cat(columns, dim=1))
         widest = argmax.shape[1]
