@@ -22,6 +22,7 @@ _IPV6 = (
     )
     + rf"|::(({_GROUP}:){{0,6}}{_GROUP})?)"
 )
+_SHORT_LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,30}[A-Za-z0-9])?"
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _URI_CHARACTER = r"([A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})"
 _AUTHORITY = r"//([A-Za-z0-9._~-]+@)?([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?)(:\d{1,4})?"
@@ -37,7 +38,7 @@ PATTERNS = {
     "date": _DATE,
     "time": _DAY_TIME,
     "duration": rf"P({_DURATION_DAY}({_DURATION_TIME})?|{_DURATION_TIME}|\d+W)",
-    "email": rf"{_ATOM}(\.{_ATOM})*@{_LABEL}(\.{_LABEL})+",
+    "email": rf"{_ATOM}(\.{_ATOM})*@{_SHORT_LABEL}(\.{_SHORT_LABEL})+",
     "hostname": rf"{_LABEL}(\.{_LABEL})*",
     "ipv4": _IPV4,
     "ipv6": _IPV6,
