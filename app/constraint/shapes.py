@@ -42,6 +42,8 @@ class Shapes:
         self._depth = depth
         self._effort = effort
         self._level = 0
+        # By the identities of values, which the schemas that are kept too hold alive.
+        self._plain: dict[tuple[tuple[int, bool], ...], tuple[tuple[Schema, ...], list[Shape]]] = {}
 
     def of_all(self, schemas: Iterable[Schema]) -> list[Shape]:
         """Returns the shapes of the values that are valid by each of these schemas.
@@ -291,10 +293,24 @@ class Shapes:
             properties[name] += second.additional or ()
         for name, schemas in second.properties.items():
             both = properties.get(name, first.additional or ()) + schemas
-            if len(both) > len(schemas) and _is_plain(both) and not self.of_all(both):
+            if len(both) > len(schemas) and _is_plain(both) and not self._plain_shapes(both):
                 both = (Schema(False, schemas[0].path),)
             properties[name] = both
         return properties
+
+    def _plain_shapes(self, schemas: tuple[Schema, ...]) -> list[Shape]:
+        """Returns the shapes of values that are valid by each of some plain schemas.
+
+        They are kept, because such lists grow by one schema at a time.
+        """
+        key = tuple((id(schema.value), schema.negated) for schema in schemas)
+        if key not in self._plain:
+            shapes = self._of(schemas[-1])
+            if len(schemas) > 1:
+                before = self._plain_shapes(schemas[:-1])
+                shapes = self._products(before, shapes, schemas[-1].path)
+            self._plain[key] = (schemas, shapes)
+        return self._plain[key][1]
 
     def _target(self, schema: Schema, reference: Any) -> Schema | None:
         """Returns the schema that a reference names, or None if it has named it too often."""
