@@ -24,12 +24,15 @@ _IPV6 = (
 )
 _SHORT_LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,30}[A-Za-z0-9])?"
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_EMAIL = rf"{_ATOM}(\.{_ATOM})*@{_SHORT_LABEL}(\.{_SHORT_LABEL})+"
 _URI_CHARACTER = r"([A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})"
 _AUTHORITY = r"//([A-Za-z0-9._~-]+@)?([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?)(:\d{1,4})?"
 _SEGMENT = r"([A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
 _PATH = rf"(/{_SEGMENT}*)*"
 _TAIL = rf"(\?({_URI_CHARACTER}|\?)*)?(#({_URI_CHARACTER}|\?)*)?"
 _URI = rf"[A-Za-z][A-Za-z0-9+.-]*:({_AUTHORITY}{_PATH}|/?{_SEGMENT}+{_PATH}){_TAIL}"
+_URI_REFERENCE = rf"({_URI}|{_PATH}{_TAIL}|[A-Za-z0-9._~-]+{_PATH}{_TAIL})"
+_POINTER = r"(/([^~/]|~[01])*)*"
 _DURATION_TIME = r"T(\d+H(\d+M(\d+S)?)?|\d+M(\d+S)?|\d+S)"
 _DURATION_DAY = r"(\d+Y(\d+M(\d+D)?)?|\d+M(\d+D)?|\d+D)"
 
@@ -38,17 +41,19 @@ PATTERNS = {
     "date": _DATE,
     "time": _DAY_TIME,
     "duration": rf"P({_DURATION_DAY}({_DURATION_TIME})?|{_DURATION_TIME}|\d+W)",
-    "email": rf"{_ATOM}(\.{_ATOM})*@{_SHORT_LABEL}(\.{_SHORT_LABEL})+",
+    "email": _EMAIL,
     "hostname": rf"{_LABEL}(\.{_LABEL})*",
     "ipv4": _IPV4,
     "ipv6": _IPV6,
     "uuid": r"[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}",
     "uri": _URI,
-    "uri-reference": rf"({_URI}|{_PATH}{_TAIL}|[A-Za-z0-9._~-]+{_PATH}{_TAIL})",
-    "json-pointer": r"(/([^~/]|~[01])*)*",
+    "uri-reference": _URI_REFERENCE,
+    "json-pointer": _POINTER,
+    "relative-json-pointer": rf"(0|[1-9]\d{{0,8}})(#|{_POINTER})",
+    # Of these, what is ASCII is written.
+    "idn-email": _EMAIL,
+    "iri": _URI,
+    "iri-reference": _URI_REFERENCE,
 }
 # Validators check these, and no pattern here describes them.
-UNSUPPORTED = frozenset(
-    {"idn-email", "idn-hostname", "iri", "iri-reference", "uri-template", "regex"}
-    | {"relative-json-pointer"}
-)
+UNSUPPORTED = frozenset({"idn-hostname", "uri-template", "regex"})

@@ -13,22 +13,16 @@ from typing import Any
 
 from jsonschema_rs import FancyRegexOptions, Registry, validator_for
 
-from app.constraint.characters import ANY_CHARACTER
 from app.constraint.expressions import (
     EMPTY,
     NEVER,
-    Counted,
-    Embedded,
     Expression,
     Listed,
     any_of,
     optional,
     repeated,
     sequence,
-    symbols,
-    word,
 )
-from app.constraint.formats import PATTERNS, UNSUPPORTED
 from app.constraint.keywords import Schema, Shape, higher, lower
 from app.constraint.limits import (
     MOST_STATES,
@@ -37,20 +31,15 @@ from app.constraint.limits import (
     NoWayError,
     TooLargeError,
 )
-from app.constraint.machines import Machine, complement, intersection, machine
+from app.constraint.machines import Machine
 from app.constraint.numbers import NUMBER, integers, numbers
-from app.constraint.patterns import search, whole_match
 from app.constraint.shapes import Shapes
+from app.constraint.strings import Strings
 from app.constraint.texts import Text, any_string, literal
 from app.constraint.values import has_type, same, type_of
 
-MOST_LENGTH = 100_000  # characters of a string that has a bound
-_UNROLLED_LENGTH = 4  # a string with so few characters is not counted
-_MOST_LIMITED = 10_000  # states of strings with a length and a pattern, or a format
 _MOST_VALUES = 10_000  # of enums in one schema
 _MOST_REORDERED = 6  # values that unique items have in any order
-_CHARACTERS = (0, 0x10FFFF)
-_PRINTABLE = repeated(symbols([(0x20, 0x7E)]), 0, None)
 _PATTERN_OPTIONS = FancyRegexOptions(size_limit=2**20)
 
 
@@ -125,8 +114,7 @@ class _Writer:
         self._effort = effort
         self._shapes = Shapes(root, depths.references, effort)
         self._values_left = _MOST_VALUES
-        self._contents: dict[tuple[Any, ...], Expression] = {}
-        self._name_machines: dict[str, Machine] = {}
+        self._strings = Strings(text.character, depths.counted, effort)
 
     def value(self, schemas: tuple[Schema, ...]) -> Expression:
         """Returns the values that are valid by each of the schemas."""
@@ -154,7 +142,7 @@ class _Writer:
             case "number":
                 return any_of([self._number(each) for each in _between_excluded(shape)])
             case "string":
-                content = self._string(shape)
+                content = self._strings.content(shape)
                 return NEVER if content is NEVER else self._text.string(content)
             case "array":
                 return self._array(_not_empty(shape, [], least_items=1))
@@ -237,65 +225,6 @@ class _Writer:
             return self._integer(shape)
         least, most = shape.least or (None, False), shape.most or (None, False)
         return numbers(least[0], most[0], least[1], most[1], self._effort)
-
-    def _string(self, shape: Shape) -> Expression:
-        """Returns the content of a string, or NEVER."""
-        least, most = shape.least_length, shape.most_length
-        if most is not None and most < least:
-            return NEVER
-        if least > MOST_LENGTH:
-            raise NoWayError(f"minLength above {MOST_LENGTH} is not supported")
-        if most is not None:
-            most = max(least, min(most, MOST_LENGTH))
-        texts = tuple(each for each in shape.excluded if isinstance(each, str))
-        key = (least, most, shape.patterns, shape.formats, texts, shape.excluded_patterns)
-        if key not in self._contents:
-            self._contents[key] = self._content(shape, least, most)
-        return self._contents[key]
-
-    def _content(self, shape: Shape, least: int, most: int | None) -> Expression:
-        machines = self._machines(shape)
-        character = self._text.character(ANY_CHARACTER)
-        if not machines:
-            if least == 0 and most is None:
-                return repeated(character, 0, None)
-            if not self._depths.counted or (most is not None and most <= _UNROLLED_LENGTH):
-                return repeated(character, least, most)
-            return Counted(character, least, most)
-        return self._limited(machines, least, most)
-
-    def _machines(self, shape: Shape) -> list[Machine]:
-        """Returns automata of characters. A string has the shape if all of them accept it.
-
-        They know nothing of its length.
-        """
-        machines = [search(pattern, self._effort) for pattern in shape.patterns]
-        for name in shape.formats:
-            if name in UNSUPPORTED:
-                raise NoWayError(f"the format {name!r} is not supported")
-            if name in PATTERNS:
-                machines.append(whole_match(PATTERNS[name], self._effort))
-        texts = [word(map(ord, each)) for each in shape.excluded if isinstance(each, str)]
-        excluded = [machine(any_of(texts), self._effort)] if texts else []
-        excluded += [search(pattern, self._effort) for pattern in shape.excluded_patterns]
-        if shape.excluded_patterns:
-            # Dialects of patterns differ beyond ASCII, and in what is no printable character.
-            machines.append(machine(_PRINTABLE, self._effort))
-        return [*machines, *(complement(each, _CHARACTERS) for each in excluded)]
-
-    def _limited(self, machines: list[Machine], least: int, most: int | None) -> Expression:
-        """Returns the strings that all machines accept, with a length between the bounds."""
-        both = machines[0]
-        for each in machines[1:]:
-            both = intersection(both, each, self._effort)
-        if both.accepts_nothing:
-            return NEVER
-        if most is not None:
-            most = min(most, max(least, _MOST_LIMITED // len(both.edges)))
-        if not _lengths_within(both, least, most):
-            lengths = repeated(symbols(ANY_CHARACTER), least, most)
-            both = intersection(both, machine(lengths, self._effort), self._effort)
-        return NEVER if both.accepts_nothing else Embedded(both, self._text.character)
 
     def _array(self, shape: Shape) -> Expression:
         least, most = shape.least_items, shape.most_items
@@ -403,7 +332,7 @@ class _Writer:
             schemas = tuple(
                 schema
                 for pattern, schema in shape.patterns_of_names
-                if self._names(pattern).accepts(map(ord, name))
+                if self._strings.with_match(pattern).accepts(map(ord, name))
             )
             if name in shape.properties:
                 schemas += shape.properties[name]
@@ -426,7 +355,9 @@ class _Writer:
         """Yields shapes with a listed member that is not one of those that `others_than` names."""
         (names, patterns), *more = shape.others_than
         for name in dict.fromkeys((*shape.properties, *shape.required)):
-            if name in names or any(self._names(each).accepts(map(ord, name)) for each in patterns):
+            if name in names or any(
+                self._strings.with_match(each).accepts(map(ord, name)) for each in patterns
+            ):
                 continue
             # Dialects of patterns differ beyond ASCII.
             if name.isascii() or not patterns:
@@ -437,23 +368,14 @@ class _Writer:
         """Returns the names that `propertyNames` allows, or None if it is not there."""
         if not shape.names:
             return None
-        names = []
+        kinds = []
         for each in self._shapes.of_all(shape.names):
-            if each.types is not None and "string" not in each.types:
-                continue
             if each.values is not None:
-                names += [
-                    word(map(ord, value))
-                    for value in self._values(each)
-                    if type_of(value) == "string"
-                ]
-                continue
-            lengths = repeated(symbols(ANY_CHARACTER), each.least_length, each.most_length)
-            right = machine(lengths, self._effort)
-            for one in self._machines(each):
-                right = intersection(right, one, self._effort)
-            names.append(NEVER if right.accepts_nothing else Embedded(right, symbols))
-        return machine(any_of(names), self._effort)
+                texts = [value for value in self._values(each) if isinstance(value, str)]
+                kinds.append(self._strings.listed(texts))
+            elif each.types is None or "string" in each.types:
+                kinds.append(self._strings.of_shape(each))
+        return self._strings.either(kinds)
 
     def _members(
         self, shape: Shape, parts: list[tuple[Expression, bool]], more: Expression
@@ -486,24 +408,25 @@ class _Writer:
         text = self._text
         listed: Machine | None = None
         if names:
-            listed = machine(any_of([word(map(ord, name)) for name in names]), self._effort)
-        others = {pattern: self._names(pattern) for pattern, _ in shape.patterns_of_names}
+            listed = self._strings.listed(names)
+        others = {
+            pattern: self._strings.with_match(pattern) for pattern, _ in shape.patterns_of_names
+        }
         members = []
         for pattern, schema in shape.patterns_of_names:
             excluded = [each for other, each in others.items() if other != pattern]
             allowed = [others[pattern]]
             allowed += [] if right_names is None else [right_names]
-            allowed += [machine(_PRINTABLE, self._effort)] if excluded else []
-            name = self._name(allowed, [*excluded, *([listed] if listed else [])])
+            allowed += [self._strings.printable()] if excluded else []
+            name = self._strings.name(allowed, [*excluded, *([listed] if listed else [])])
             members.append(sequence(text.any_key(name), self.value((schema,))))
         if shape.additional is not None or not (shape.lists_members or members):
             excluded = [*others.values(), *([listed] if listed else [])]
-            # Dialects of patterns differ beyond ASCII, and in what is no printable character.
             allowed = [] if right_names is None else [right_names]
-            allowed += [machine(_PRINTABLE, self._effort)] if others else []
+            allowed += [self._strings.printable()] if others else []
             name = any_string(text)
             if allowed or excluded:
-                name = self._name(allowed, excluded)
+                name = self._strings.name(allowed, excluded)
             value = (
                 anything(text, self._depths.values)
                 if shape.additional is None
@@ -511,19 +434,6 @@ class _Writer:
             )
             members.append(sequence(text.any_key(name), value))
         return any_of(members)
-
-    def _names(self, pattern: str) -> Machine:
-        """Returns the names that a pattern of `patternProperties` stands for."""
-        if pattern not in self._name_machines:
-            self._name_machines[pattern] = search(pattern, self._effort)
-        return self._name_machines[pattern]
-
-    def _name(self, allowed: list[Machine], excluded: list[Machine]) -> Expression:
-        """Returns the content of the names that all allowed machines accept, and no other one."""
-        kept = machine(repeated(symbols(ANY_CHARACTER), 0, None), self._effort)
-        for each in (*allowed, *(complement(each, _CHARACTERS) for each in excluded)):
-            kept = intersection(kept, each, self._effort)
-        return NEVER if kept.accepts_nothing else Embedded(kept, self._text.character)
 
 
 def _any_order(
@@ -567,20 +477,3 @@ def _not_empty(shape: Shape, empty: Any, **least: int) -> Shape:
         if excluded
         else shape
     )
-
-
-def _lengths_within(of: Machine, least: int, most: int | None) -> bool:
-    """Returns whether all texts of a machine have a length between the bounds anyway."""
-    if least == 0 and most is None:
-        return True
-    states = {0}
-    for length in range(len(of.edges) + 1):
-        accepts = any(of.accepting[state] for state in states)
-        if accepts and (length < least or (most is not None and length > most)):
-            return False
-        if most is None and length >= least:
-            return True
-        states = {target for state in states for _, _, target in of.edges[state]}
-        if not states:
-            return True
-    return False

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from jsonschema_rs import validator_for
 
 from app.constraint.compiling import compiled
+from app.constraint.formats import PATTERNS
 from app.constraint.kinds import Constraint, JsonObject, JsonSchema
 from app.constraint.limits import ConstraintError
 from app.constraint.values import same
@@ -446,6 +448,23 @@ def test_listed_members_are_counted():
 def test_a_format_leaves_room_below_any_limit_of_length():
     schema = {"type": "object", "properties": {"e": {"format": "email", "maxLength": 1024}}}
     assert _allowed(schema, {"e": "someone.else@mail.example.org"}, {"e": "a@b"}) == [True, False]
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_what_is_written_for_a_format_has_it(name):
+    schema = {"type": "string", "format": name}
+    automaton = _automaton(schema)
+    validator = validator_for(schema, validate_formats=True)
+    for seed in range(12):
+        budget = automaton.least_tokens + seed * 4
+        text = text_of(an_answer(automaton, random.Random(seed), budget))
+        assert validator.is_valid(json.loads(text)), text
+
+
+def test_a_long_pattern_is_written_below_a_limit_of_length():
+    schema = {"type": "string", "pattern": "^a{300,}$", "maxLength": 500}
+    assert _allowed(schema, "a") == [False]
+    assert _allowed(schema, '"' + 300 * "a" + '"', '"' + 299 * "a" + '"') == [True, False]
 
 
 def test_members_of_an_opposite_are_not_taken_as_evaluated():
