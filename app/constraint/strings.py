@@ -130,10 +130,10 @@ class Strings:
             both = intersection(both, each, self._effort)
         if both.accepts_nothing:
             return NEVER
-        if most is not None:
-            room = _shortest(both) + _MOST_LIMITED // len(both.edges)
-            most = min(most, max(least, room))
         if not _lengths_within(both, least, most):
+            if most is not None:
+                room = _shortest(both) + _MOST_LIMITED // len(both.edges)
+                most = min(most, max(least, room))
             lengths = repeated(symbols(ANY_CHARACTER), least, most)
             both = intersection(both, machine(lengths, self._effort), self._effort)
         return NEVER if both.accepts_nothing else Embedded(both, self._character)

@@ -456,7 +456,7 @@ def test_what_is_written_for_a_format_has_it(name):
     automaton = _automaton(schema)
     validator = validator_for(schema, validate_formats=True)
     for seed in range(12):
-        budget = automaton.least_tokens + seed * 4
+        budget = automaton.least_tokens + seed * 40
         text = text_of(an_answer(automaton, random.Random(seed), budget))
         assert validator.is_valid(json.loads(text)), text
 
