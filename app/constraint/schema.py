@@ -299,6 +299,7 @@ class _Writer:
         wanted = self.value((*shape.items, *shape.contained))
         item = self.value(shape.items) if shape.items else anything(text, self._depths.values)
         before = least if most is None else most
+        self._effort.take(before)
 
         def others(least: int, most: int | None) -> Expression:
             return repeated(sequence(text.comma, item), max(least, 0), most)
@@ -397,6 +398,8 @@ class _Writer:
             parts = [*parts, (_separated(more, 1, None, self._text), True)]
         if len(parts) < least or (most is not None and most < max(needed, least)):
             return NEVER
+        if most is not None and most >= len(parts):
+            most = None
         return Listed(tuple(parts), self._text.comma, least, most)
 
     def _more_members(

@@ -445,6 +445,13 @@ def test_listed_members_are_counted():
     assert _allowed(more, {"b": None, "x": None}, {"b": None}) == [True, False]
 
 
+def test_limits_of_any_size_cost_nothing():
+    members = {"properties": {"a": {"type": "null"}, "b": {}}, "maxProperties": 10**12}
+    assert _allowed(members, {"a": None, "b": 1}, {"a": 1}) == [True, False]
+    with pytest.raises(ConstraintError, match="states and steps"):
+        _automaton({"type": "array", "contains": {"type": "null"}, "maxItems": 10**12})
+
+
 def test_a_format_leaves_room_below_any_limit_of_length():
     schema = {"type": "object", "properties": {"e": {"format": "email", "maxLength": 1024}}}
     assert _allowed(schema, {"e": "someone.else@mail.example.org"}, {"e": "a@b"}) == [True, False]
