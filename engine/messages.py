@@ -118,6 +118,16 @@ class Sampling(msgspec.Struct, frozen=True):
         return frozenset(ends.union(self.stop_token_ids))
 
 
+class Prediction(msgspec.Struct, frozen=True):
+    """The tokens that an answer is expected to have. At least one, and no more than a context.
+
+    If `behind` is set, something else comes first, such as a thought, which ends with this token.
+    """
+
+    tokens: list[int]
+    behind: int | None = None
+
+
 class Image(msgspec.Struct, frozen=True):
     """A picture in a prompt. It replaces `tokens` placeholder tokens from position `start` on.
 
@@ -218,6 +228,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     answer begins with, fewer than `max_tokens`. They are encoded with the prompt, come with the
     answer's first block, and count as its tokens. The constraint reads them too.
 
+    With a `prediction`, a block's canvas starts from the predicted tokens that follow the answer so
+    far, and from noise only where there are none.
+
     With a `decision`, nothing is generated: labels are read, and the only `Block` has them in
     `reads`. `max_tokens` is then the length of the longest read's prompt, and of `sampling` only
     the seed and the priority count.
@@ -235,6 +248,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     constraint: str = ""
     lead: list[int] = []
     decision: Decision | None = None
+    prediction: Prediction | None = None
 
     def choices(self) -> list["GenerateRequest"]:
         """Returns a request for each answer. They share the prompt and its images."""
@@ -344,6 +358,9 @@ class Block(msgspec.Struct, frozen=True, tag=True):
 
     `corrections` is the number of steps after which the request's constraint changed the canvas.
 
+    `predicted_tokens` is the number of tokens of the request's prediction that the answer has so
+    far, this block included.
+
     `finish_reason` marks the answer's last block. It is "stop" if an end token or padding ended the
     answer, and "length" if `max_tokens` did.
 
@@ -363,6 +380,7 @@ class Block(msgspec.Struct, frozen=True, tag=True):
     logprobs: list[TokenLogprobs] | None = None
     rerolled: bool = False
     corrections: int = 0
+    predicted_tokens: int = 0
     finish_reason: FinishReason | None = None
     reads: list[list[SlotResult]] | None = None
 

@@ -228,6 +228,8 @@ class Worker:
                 sequence = first.sibling(choice)
                 if rules is not None:
                     self._denoiser.constrain(sequence, rules)
+                if choice.prediction is not None:
+                    self._denoiser.predict(sequence, choice.prediction)
                 self._scheduler.add(sequence, monotonic())
             else:
                 replies.append(Failed(choice.id, obstacle))
@@ -262,6 +264,7 @@ class Worker:
             return
         started, now = self._block_started[request_id], perf_counter()
         self._block_started[request_id] = now
+        predicted_tokens = self._denoiser.predicted_tokens(sequence)
         if block.finish_reason is not None:
             self._end(sequence)
         yield Block(
@@ -276,6 +279,7 @@ class Worker:
             logprobs=block.logprobs,
             rerolled=block.rerolled,
             corrections=block.corrections,
+            predicted_tokens=predicted_tokens,
             finish_reason=block.finish_reason,
             reads=block.reads,
         )

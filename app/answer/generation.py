@@ -147,6 +147,8 @@ async def _choice_events(
     started = time.monotonic()
     output = _output(services, request, prompt)
     figures = Figures(len(prompt.tokens))
+    if prepared.prediction is not None:
+        figures.prediction_tokens = len(prepared.prediction.tokens)
     reason: FinishReason | None = None
 
     def deltas(events: list[Event]) -> Iterator[Delta]:
@@ -167,6 +169,7 @@ async def _choice_events(
                         figures.blocks += 1
                         figures.denoising_steps += message.denoising_steps
                         figures.corrections += message.corrections
+                        figures.accepted_prediction_tokens = message.predicted_tokens
                         events = output.feed(message.tokens, message.logprobs or ())
                         figures.completion_tokens = output.tokens
                         figures.thinking_tokens = output.thinking_tokens

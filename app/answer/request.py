@@ -13,7 +13,7 @@ from app.constraint.enforced import Enforced
 from app.errors import BadRequest
 from app.prompting.prompt import Prompt, answer_room
 from app.prompting.vocabulary import Vocabulary
-from engine.messages import GenerateRequest, Ready, Sampling
+from engine.messages import GenerateRequest, Prediction, Ready, Sampling
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class AnswerRequest:
     format: ChatFormat | None = None
     limit_field: str = "max_tokens"
     constraint: AnswerConstraint | None = None
+    prediction: Prediction | None = None
 
     @property
     def choices(self) -> int:
@@ -126,6 +127,7 @@ def prepare(
                     salt=salt,
                     constraint="" if constraint is None else constraint.enforced.hash,
                     lead=lead,
+                    prediction=request.prediction,
                 )
             )
     return prepared

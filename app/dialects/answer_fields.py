@@ -39,12 +39,19 @@ class ReasoningTokens(Sent):
     reasoning_tokens: int
 
 
+class CompletionTokens(ReasoningTokens):
+    """The details of an answer's tokens, with those of its prediction if it has one."""
+
+    accepted_prediction_tokens: int = optional(int)
+    rejected_prediction_tokens: int = optional(int)
+
+
 class Usage(Sent):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: CachedTokens
-    completion_tokens_details: ReasoningTokens
+    completion_tokens_details: CompletionTokens
 
 
 class LikelyToken(Sent):

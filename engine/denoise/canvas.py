@@ -22,6 +22,7 @@ from engine.constraint.rules import GrammarRules
 from engine.denoise.canvas_constraint import CanvasConstraint
 from engine.denoise.frontier_constraint import FrontierConstraint
 from engine.denoise.noise import BlockNoise, block_noise
+from engine.denoise.prediction import PredictedAnswer
 from engine.denoise.sampler import SamplerConfig
 from engine.messages import GenerateRequest, Sampling
 from engine.schedule.sequence import Sequence
@@ -47,7 +48,7 @@ class Canvas:
     suffix: Tensor | None  # [S] int64, the last tokens if the request fixes them
     constraint: CanvasConstraint | FrontierConstraint | None
     tokens: Tensor  # [C] int64
-    argmax: Tensor  # [C] int64; -1 before the first step
+    argmax: Tensor  # [C] int64; before the first step -1, or what is predicted
     stable: Tensor  # [] int64, the number of steps for which argmax has stayed the same
     soft_embeddings: Tensor | None = None  # [C, D] self-conditioning; None before the first step
     step_index: int = 0  # the number of denoising steps so far
@@ -140,14 +141,19 @@ def new_canvas(
     vocab_size: int,
     device: torch.device,
     rules: Rules | None = None,
+    prediction: PredictedAnswer | None = None,
     ahead: list[int] | None = None,
     kernel: Kernel = "torch",
 ) -> Canvas:
     """Returns a new canvas for the sequence's current block. `kernel` makes its random numbers.
 
-    `rules` are the request's constraint, if it has one. With `ahead`, the current block's draft,
-    the canvas is for the next block. A canvas that ends with the request's suffix is
-    exactly as wide as the remaining answer and the suffix.
+    `rules` and `prediction` are the request's constraint and its predicted answer, if it has them.
+    With `ahead`, the current block's draft, the canvas is for the next block. A canvas that ends
+    with the request's suffix is exactly as wide as the remaining answer and the suffix.
+
+    Predicted tokens stand in the canvas instead of noise, and as the argmax of the step before. So
+    a block that is predicted to its end is finished by the first step that confirms all of it. An
+    empty first block is made again from noise alone.
     """
     sampling, block = sequence.request.sampling, sequence.block_index + bool(ahead)
     answer = [*sequence.answer, *(ahead or [])]
@@ -169,9 +175,19 @@ def new_canvas(
         kernel=kernel,
     )
     start, suffix = noise.canvases[0], None
+    predicted: list[int] = []
+    if prediction is not None and not (sequence.rerolled and block == 0):
+        room = width - len(sampling.suffix)
+        predicted = prediction.following(sequence.answer, ahead or [])[:room]
+    if predicted:
+        start = torch.cat([torch.tensor(predicted, device=device), start[len(predicted) :]])
     if sampling.suffix:
         suffix = torch.tensor(sampling.suffix, device=device)
         start = torch.cat([start[: -len(suffix)], suffix])
+    argmax = torch.full_like(start, -1)
+    if predicted:
+        argmax[: len(predicted)] = start[: len(predicted)]
+        argmax[width - len(sampling.suffix) :] = start[width - len(sampling.suffix) :]
     room = sequence.request.max_tokens - len(answer)
     constraint: CanvasConstraint | FrontierConstraint | None = None
     match rules:
@@ -188,7 +204,7 @@ def new_canvas(
         suffix=suffix,
         constraint=constraint,
         tokens=start,
-        argmax=torch.full_like(start, -1),
+        argmax=argmax,
         stable=torch.zeros((), dtype=torch.int64, device=device),
     )
 

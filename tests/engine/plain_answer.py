@@ -15,6 +15,7 @@ from torch import Tensor
 from bench.passes import decode, encode
 from engine.denoise.denoiser import Denoiser
 from engine.denoise.noise import block_noise
+from engine.denoise.prediction import PredictedAnswer
 from engine.messages import GenerateRequest
 from engine.model.kv_cache import KVCache
 
@@ -85,6 +86,10 @@ def plain_block(
     embedding = model.embedding.double()  # type: ignore[union-attr]  # it is not quantised
     canvas = torch.cat([noise.canvases[0][:free], suffix])
     previous, stable, soft = None, 0, None
+    if request.prediction is not None and not stream:
+        known = PredictedAnswer(request.prediction.tokens).following(answer)[:free]
+        canvas[: len(known)] = torch.tensor(known, dtype=torch.int64)
+        previous = canvas if len(known) == free else None
     for step in range(steps):
         hidden = decode(model, canvas, soft, cache).double()
         raw = model.config.softcap * (hidden @ embedding.T / model.config.softcap).tanh()

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.answer.constraint import Demand, constrained
 from app.answer.request import AnswerRequest, ChatFormat, prepare, unset_seed
+from app.chat_format.gemma import CHANNEL_END
 from app.dialects.chat.events import ChatAnswer
 from app.dialects.chat.schema import ChatCompletionRequest
 from app.dialects.chat.turns import chat_prompt, conversation, offered_tools
@@ -17,6 +18,7 @@ from app.dialects.incoming import incoming
 from app.dialects.waiting import unless_gone
 from app.prompting.conversation import Conversation
 from app.prompting.images import Picture
+from app.prompting.prompt import Prompt
 from app.services import Admission, Services, prefix_salt, services_of
 from engine.messages import Ready
 
@@ -83,4 +85,12 @@ def answer_request(
             calls=bool(body.offered), parallel_calls=body.parallel_tool_calls is not False
         ),
         limit_field=body.limit_field,
+        prediction=body.predicted(services.prompts, limits, _thought_end(services, body, prompt)),
     )
+
+
+def _thought_end(services: Services, body: ChatCompletionRequest, prompt: Prompt) -> int | None:
+    """Returns the token that ends the thought before the answer, or None if there is no thought."""
+    if not (prompt.thinking or body.thinks):
+        return None
+    return next(iter(services.prompts.vocabulary.control_ids((CHANNEL_END,))), None)

@@ -62,6 +62,7 @@ def answer_request(services: Services, body: CompletionRequest, limits: Ready) -
         timeout_s=body.timeout,
         n=body.n or 1,
         stops=body.stops,
+        prediction=body.predicted(services.prompts, limits),
     )
 
 
