@@ -2,6 +2,8 @@
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
+from importlib.metadata import version
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -14,6 +16,7 @@ from app.prompting.prompt import PromptBuilder
 from app.security import client_of
 from app.settings import Settings
 from app.threads import Threads
+from engine.messages import Ready
 
 _PROVIDER = "openai/"
 
@@ -36,6 +39,15 @@ class Services:
         the model's names.
         """
         return model_name(wanted, self.settings.model_names)
+
+    def fingerprint(self, limits: Ready) -> str:
+        """Returns OpenAI's `system_fingerprint`.
+
+        It is the same as long as the model, Easel's version and all settings that change an answer
+        are. `limits` are those of the worker.
+        """
+        parts = f"{version('easel-server')} {limits.fingerprint} {self.prompts.digest}"
+        return f"fp_{blake2b(parts.encode(), digest_size=5).hexdigest()}"
 
 
 def services_of(request: Request) -> Services:

@@ -321,7 +321,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     Lengths are in tokens. A context is prompt and answer together. `read_tokens` is the most tokens
     of a read's own prompt. `device` is the device's name and `profile` describes the device profile
     and the options that it set; both are for people. `end_tokens` are those with which the
-    checkpoint ends any answer.
+    checkpoint ends any answer. Workers with the same `fingerprint` give the same answers.
     """
 
     device: str
@@ -332,6 +332,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     profile: str
     end_tokens: list[int] = []
     read_tokens: int = 1
+    fingerprint: str = ""
 
 
 class Block(msgspec.Struct, frozen=True, tag=True):

@@ -23,6 +23,7 @@ from engine.denoise.canvas import Rules
 from engine.denoise.denoiser import Denoiser
 from engine.denoise.sampler import UnsupportedSamplerError
 from engine.device import DeviceError, device_name, out_of_memory
+from engine.fingerprint import fingerprint
 from engine.loading import build_denoiser, with_profile
 from engine.messages import (
     HEARTBEAT_S,
@@ -316,6 +317,7 @@ def serve(address: str, config: EngineConfig) -> NoReturn:
             profile=profile,
             end_tokens=sorted(denoiser.sampler.end_tokens),
             read_tokens=denoiser.read_tokens,
+            fingerprint=fingerprint(denoiser, config),
         )
     )
     while True:

@@ -61,7 +61,7 @@ def usage(figures: Sequence[Figures], n: int) -> dict[str, Any]:
     }
 
 
-def diffusion(figures: Sequence[Figures]) -> dict[str, float]:
+def diffusion(figures: Sequence[Figures]) -> dict[str, Any]:
     """Returns the extra object `diffusion`, which SDKs ignore. Speed is tokens over wall time."""
     tokens = sum(each.completion_tokens for each in figures)
     steps = sum(each.denoising_steps for each in figures)

@@ -41,12 +41,21 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class MadeBlock:
+    """A block as the worker made it, with tokens that may be no part of the text."""
+
+    tokens: list[int]
+    denoising_steps: int
+
+
+@dataclass(frozen=True)
 class Finished:
-    """The end of a choice. `stop_string` is the stop string that ended it, if one did."""
+    """The end of a choice, and its blocks. `stop_string` is the one that ended it, if one did."""
 
     choice: int
     reason: Reason
     figures: Figures
+    blocks: list[MadeBlock]
     stop_string: str | None = None
     # Those that no delta had.
     logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -149,6 +158,7 @@ async def _choice_events(
     figures = Figures(len(prompt.tokens))
     if prepared.prediction is not None:
         figures.prediction_tokens = len(prepared.prediction.tokens)
+    blocks: list[MadeBlock] = []
     reason: FinishReason | None = None
 
     def deltas(events: list[Event]) -> Iterator[Delta]:
@@ -166,6 +176,7 @@ async def _choice_events(
                         if figures.blocks == 0:
                             figures.time_to_first_block_s = time.monotonic() - started
                             figures.cached_tokens = message.cached_tokens
+                        blocks.append(MadeBlock(message.tokens, message.denoising_steps))
                         figures.blocks += 1
                         figures.denoising_steps += message.denoising_steps
                         figures.corrections += message.corrections
@@ -193,6 +204,7 @@ async def _choice_events(
             choice,
             "tool_calls" if called else "stop" if output.ended else reason,
             figures,
+            blocks,
             output.stop_string,
             output.take_logprobs(),
             output.take_tokens(),

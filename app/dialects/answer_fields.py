@@ -20,6 +20,28 @@ def optional(kind: type = dict) -> Any:
     return Field(default_factory=kind)
 
 
+class RecordedBlock(Sent):
+    token_ids: list[int]
+    denoising_steps: int
+
+
+class RecordedChoice(Sent):
+    index: int
+    prompt_token_ids: list[int]
+    blocks: list[RecordedBlock]
+    finish_reason: str
+
+
+class Record(Sent):
+    """What `easel replay` needs to make an answer again, and to compare it."""
+
+    version: str
+    fingerprint: str
+    endpoint: str
+    request: dict[str, Any]
+    choices: list[RecordedChoice]
+
+
 class Diffusion(Sent):
     """Figures of the answer that only block-diffusion models have."""
 
@@ -29,6 +51,7 @@ class Diffusion(Sent):
     tokens_per_step: float
     time_to_first_block_s: float
     tokens_per_second: float
+    record: Record = optional()
 
 
 class CachedTokens(Sent):

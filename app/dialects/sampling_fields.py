@@ -146,6 +146,12 @@ class PredictedContent(Fields):
         return "".join(part.text for part in self.content)
 
 
+class DiffusionOptions(Fields):
+    """Easel's own options. `record`: the answer says what is needed to make it again."""
+
+    record: bool | None = None
+
+
 class ApiRequest(DemandFields, SamplingFields):
     """The fields that OpenAI's chat completions and raw completions share.
 
@@ -200,6 +206,7 @@ class ApiRequest(DemandFields, SamplingFields):
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
     prediction: PredictedContent | None = None
+    diffusion: DiffusionOptions | None = None
 
     @field_validator("stop")
     @classmethod
@@ -248,6 +255,11 @@ class ApiRequest(DemandFields, SamplingFields):
                 param="prediction",
             )
         return Prediction(tokens, behind) if tokens else None
+
+    @property
+    def recorded(self) -> bool:
+        """Returns whether the answer shall have a record with which it can be made again."""
+        return self.diffusion is not None and bool(self.diffusion.record)
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from app.dialects.chat.turns import chat_prompt, conversation, offered_tools
 from app.dialects.demands import answer_demand
 from app.dialects.incoming import incoming
 from app.dialects.waiting import unless_gone
+from app.errors import UNSUPPORTED, BadRequest
 from app.prompting.conversation import Conversation
 from app.prompting.images import Picture
 from app.prompting.prompt import Prompt
@@ -35,6 +36,12 @@ async def chat_completions(http: Request, admit: Admission) -> Response:
         limits = admit(body.n or 1, priority=body.priority or 0)
         turns = await arriving.run(conversation, body.messages)
         pictures = await arriving.pictures(turns)
+        if pictures and body.recorded:
+            raise BadRequest(
+                "diffusion.record: an answer to images cannot be recorded.",
+                param="diffusion.record",
+                code=UNSUPPORTED,
+            )
         request = await arriving.run(answer_request, services, body, turns, pictures, limits)
         demand = await arriving.run(_demand, body)
         request = await constrained(services, request, demand, limits, thinks=body.thinks)
@@ -43,6 +50,7 @@ async def chat_completions(http: Request, admit: Admission) -> Response:
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),
         "model": model,
+        "system_fingerprint": services.fingerprint(limits),
     }
     answer = ChatAnswer(services, request, prepared, head, body)
     if body.stream:

@@ -40,6 +40,7 @@ async def completions(http: Request, admit: Admission) -> Response:
         "id": f"cmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),
         "model": model,
+        "system_fingerprint": services.fingerprint(limits),
     }
     answer = CompletionAnswer(services, request, prepared, head, body)
     if body.stream:
