@@ -20,7 +20,14 @@ from app.chat_format.gemma import AnswerParser
 from app.errors import DeadlineExceeded, GenerationFailed
 from app.prompting.prompt import Prompt
 from app.services import Services
-from engine.messages import Block, Failed, FinishReason, GenerateRequest, TokenLogprobs
+from engine.messages import (
+    Block,
+    Failed,
+    FinishReason,
+    GenerateRequest,
+    StopReason,
+    TokenLogprobs,
+)
 
 Reason = Literal["stop", "length", "tool_calls"]
 
@@ -46,6 +53,7 @@ class MadeBlock:
 
     tokens: list[int]
     denoising_steps: int
+    stopped: StopReason | None  # why it had no further step
 
 
 @dataclass(frozen=True)
@@ -176,7 +184,9 @@ async def _choice_events(
                         if figures.blocks == 0:
                             figures.time_to_first_block_s = time.monotonic() - started
                             figures.cached_tokens = message.cached_tokens
-                        blocks.append(MadeBlock(message.tokens, message.denoising_steps))
+                        blocks.append(
+                            MadeBlock(message.tokens, message.denoising_steps, message.stopped)
+                        )
                         figures.blocks += 1
                         figures.denoising_steps += message.denoising_steps
                         figures.corrections += message.corrections

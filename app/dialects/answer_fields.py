@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from engine.messages import StopReason
+
 
 class Sent(BaseModel):
     """An object of an answer. It has no other fields than these."""
@@ -23,6 +25,7 @@ def optional(kind: type = dict) -> Any:
 class RecordedBlock(Sent):
     token_ids: list[int]
     denoising_steps: int
+    stopped: StopReason
 
 
 class RecordedChoice(Sent):

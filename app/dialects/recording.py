@@ -36,7 +36,11 @@ def record(
                 "index": end.choice,
                 "prompt_token_ids": prepared[end.choice].prompt,
                 "blocks": [
-                    {"token_ids": block.tokens, "denoising_steps": block.denoising_steps}
+                    {
+                        "token_ids": block.tokens,
+                        "denoising_steps": block.denoising_steps,
+                        "stopped": block.stopped,
+                    }
                     for block in end.blocks
                 ],
                 "finish_reason": end.reason,

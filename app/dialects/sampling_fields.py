@@ -19,6 +19,7 @@ from app.dialects.fields import (
 from app.errors import UNSUPPORTED, BadRequest, short
 from app.prompting.prompt import PromptBuilder
 from app.prompting.vocabulary import Vocabulary
+from engine.config import Quality
 from engine.messages import MOST_NATS, MOST_STEPS, Prediction, Ready, Sampling
 
 MAX_STOPS = 64
@@ -71,6 +72,9 @@ class SamplingFields(ScheduledFields):
     max_denoising_steps: Whole | None = Field(default=None, ge=1, le=MOST_STEPS)
     entropy_bound: float | None = Field(default=None, ge=0, le=MOST_NATS)
     confidence_threshold: float | None = Field(default=None, ge=0, le=MOST_NATS)
+    quality: Quality | None = Field(
+        default=None, description="when a block is final; confidence_threshold overrides it"
+    )
 
     def sampling(self, seed: int, vocabulary: Vocabulary) -> Sampling:
         """Returns the fields in the worker's form. `seed` is used if the request has none.
@@ -92,6 +96,7 @@ class SamplingFields(ScheduledFields):
             max_denoising_steps=self.max_denoising_steps,
             entropy_bound=self.entropy_bound,
             confidence_threshold=self.confidence_threshold,
+            quality=self.quality,
         )
 
 
