@@ -34,6 +34,9 @@ from engine.weights.quantization import Kernel
 # is NaN, and far below the point at which exp underflows at any temperature.
 _BANNED = -1e9
 Rules = Projector | GrammarRules  # the constraint of a request's answers
+# The share of the predicted tokens that noise hides. A model trusts a canvas that has none, also
+# where it is wrong. Where it has to find a hidden token itself, it notices what does not fit.
+PREDICTION_NOISE = 0.25
 LEAST_TEMPERATURE = 1e-3  # lower ones are raised to it: in float32 they make no difference
 
 
@@ -172,9 +175,9 @@ def new_canvas(
     With `ahead`, the current block's draft, the canvas is for the next block. A canvas that ends
     with the request's suffix is exactly as wide as the remaining answer and the suffix.
 
-    Predicted tokens stand in the canvas instead of noise, and as the argmax of the step before. So
-    a block that is predicted to its end is finished by the first step that confirms all of it. An
-    empty first block is made again from noise alone.
+    Predicted tokens stand in the canvas instead of most of the noise, and count as the argmax of
+    the step before. So a block that is predicted to its end is finished by the first step that
+    confirms all of it. An empty first block is made again from noise alone.
     """
     sampling, block = sequence.request.sampling, sequence.block_index + bool(ahead)
     answer = [*sequence.answer, *(ahead or [])]
@@ -201,7 +204,10 @@ def new_canvas(
         room = width - len(sampling.suffix)
         predicted = prediction.following(sequence.answer, ahead or [])[:room]
     if predicted:
-        start = torch.cat([torch.tensor(predicted, device=device), start[len(predicted) :]])
+        known, fresh = torch.tensor(predicted, device=device), start[: len(predicted)]
+        # No step uses the last row of the noise: the last step of a block renoises nothing.
+        kept = noise.canvases[-1][: len(predicted)] >= int(PREDICTION_NOISE * vocab_size)
+        start = torch.cat([known.where(kept, fresh), start[len(predicted) :]])
     if sampling.suffix:
         suffix = torch.tensor(sampling.suffix, device=device)
         start = torch.cat([start[: -len(suffix)], suffix])
