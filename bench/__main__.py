@@ -238,6 +238,14 @@ def quality_command(
             "be given several times.",
         ),
     ] = None,
+    predict: Annotated[
+        bool,
+        typer.Option(
+            "--predict",
+            help="Draw one more curve for answers that are predicted, and ask only questions that "
+            "have a prediction: the demo model's edits, or the lines of a file with one.",
+        ),
+    ] = False,
     max_tokens: MaxTokens = 1024,
     json: Json = None,
     plot: Plot = None,
@@ -248,6 +256,8 @@ def quality_command(
         quality, questions = (_imported(name, progress) for name in ("quality", "questions"))
         lines = None if tasks is None else questions.read_file(tasks)
         compared = quality.sides(model, settings or [])
+        if predict:
+            compared = quality.predicted(compared)
         with _tidy_interrupt():
             rows = quality.rows(compared, lines, prompts, max_tokens, show=progress.show)
             title = "Accuracy against steps"
