@@ -36,6 +36,12 @@ def request_obstacle(request: GenerateRequest, denoiser: Denoiser) -> str | None
         return "The prediction is empty or longer than the context."
     if predicted and not _has_tokens(predicted, denoiser):
         return "The prediction has token ids that the model does not have."
+    thought = request.thought
+    if thought is not None:
+        if not _has_tokens([thought.open, thought.close, *thought.header], denoiser):
+            return "The marks of thoughts are token ids that the model does not have."
+        if min(thought.budget or 0, thought.reserve) < 0:
+            return "budget or reserve is out of range."
     obstacle = None
     if request.decision is not None:
         obstacle = _decision_obstacle(request.decision, request.max_tokens, denoiser)

@@ -31,6 +31,7 @@ from engine.messages import (
     Cancel,
     Cancelled,
     Constraint,
+    EndThought,
     Failed,
     FromWorker,
     GenerateRequest,
@@ -104,6 +105,11 @@ class Worker:
                 return []
             case Constraint():
                 self._constraints.add(message.hash, self._rules(message))
+                return []
+            case EndThought(id=request_id):
+                sequence = self._scheduler.find(request_id)
+                if sequence is not None:
+                    sequence.end_thought()
                 return []
             case Cancel(id=request_id):
                 sequence = self._scheduler.find(request_id)
@@ -282,6 +288,7 @@ class Worker:
             rerolled=block.rerolled,
             corrections=block.corrections,
             predicted_tokens=predicted_tokens,
+            thought_closed=block.thought_closed,
             finish_reason=block.finish_reason,
             reads=block.reads,
         )

@@ -8,8 +8,9 @@ together, D hidden size.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Protocol
 
@@ -55,6 +56,8 @@ class Canvas:
     figures: StepFigures | None = None  # of the last step, or before the first of a prediction
     soft_embeddings: Tensor | None = None  # [C, D] self-conditioning; None before the first step
     step_index: int = 0  # the number of denoising steps so far
+    # Returns a draft up to where a thought has no tokens left, and whether it has one.
+    cut: Callable[[list[int]], tuple[list[int], bool]] | None = None
 
     @property
     def width(self) -> int:
@@ -177,7 +180,7 @@ def new_canvas(
 
     Predicted tokens stand in the canvas instead of most of the noise, and count as the argmax of
     the step before. So a block that is predicted to its end is finished by the first step that
-    confirms all of it. An empty first block is made again from noise alone.
+    confirms all of it. A block that is started again starts from noise alone.
     """
     sampling, block = sequence.request.sampling, sequence.block_index + bool(ahead)
     answer = [*sequence.answer, *(ahead or [])]
@@ -200,9 +203,9 @@ def new_canvas(
     )
     start, suffix = noise.canvases[0], None
     predicted: list[int] = []
-    if prediction is not None and not (sequence.rerolled and block == 0):
-        room = width - len(sampling.suffix)
-        predicted = prediction.following(sequence.answer, ahead or [])[:room]
+    if prediction is not None and not (sequence.rerolled and not ahead):
+        free = width - len(sampling.suffix)
+        predicted = prediction.following(sequence.answer, ahead or [])[:free]
     if predicted:
         known, fresh = torch.tensor(predicted, device=device), start[: len(predicted)]
         # No step uses the last row of the noise: the last step of a block renoises nothing.
@@ -216,6 +219,12 @@ def new_canvas(
         unknown = [-1] * (width - len(predicted) - len(sampling.suffix))
         draft = [*predicted, *unknown, *sampling.suffix]
         figures = StepFigures(draft, steps=0, stable_steps=0, entropies=[])
+    thoughts, cut, banned = sequence.thoughts, None, list(sampling.banned_tokens)
+    if thoughts is not None:
+        state = thoughts.after(sequence.thought, ahead or [])
+        cut = partial(thoughts.cut, state)
+        if thoughts.is_over(state):
+            banned.append(thoughts.opener)
     room = sequence.request.max_tokens - len(answer)
     constraint: CanvasConstraint | FrontierConstraint | None = None
     match rules:
@@ -227,12 +236,13 @@ def new_canvas(
         sampling,
         sampler,
         noise,
-        _biases(sequence.request, answer, ends, width, vocab_size, device),
+        _biases(sequence.request, answer, ends, banned, width, vocab_size, device),
         prefix=None,
         suffix=suffix,
         constraint=constraint,
         tokens=start,
         figures=figures,
+        cut=cut,
     )
 
 
@@ -269,13 +279,15 @@ def _biases(
     request: GenerateRequest,
     answer: list[int],
     ends: Iterable[int],
+    banned_tokens: Iterable[int],
     width: int,
     vocab_size: int,
     device: torch.device,
 ) -> list[Bias]:
     """Returns how the request changes a canvas' logits, given its `answer` before the canvas.
 
-    `ends` are the tokens that cannot come before the answer has its `min_tokens`.
+    `ends` are the tokens that cannot come before the answer has its `min_tokens`. `banned_tokens`
+    cannot come at all.
     """
     biases, sampling, factors = [], request.sampling, None
     added = dict(sampling.logit_bias)
@@ -283,7 +295,7 @@ def _biases(
         for token, times in Counter(answer).items():
             penalty = sampling.presence_penalty + times * sampling.frequency_penalty
             added[token] = added.get(token, 0.0) - penalty
-    added.update(dict.fromkeys(sampling.banned_tokens, _BANNED))
+    added.update(dict.fromkeys(banned_tokens, _BANNED))
     if sampling.repetition_penalty != 1:
         present = dict.fromkeys([*request.prompt, *answer], sampling.repetition_penalty)
         factors = _vector(present, vocab_size, device, default=1.0)

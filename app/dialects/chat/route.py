@@ -1,7 +1,6 @@
 """The endpoint `POST /v1/chat/completions`."""
 
 import time
-import uuid
 from collections.abc import Sequence
 
 import msgspec
@@ -47,7 +46,7 @@ async def chat_completions(http: Request, admit: Admission) -> Response:
         request = await constrained(services, request, demand, limits, thinks=body.thinks)
         prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
     head = {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "id": f"chatcmpl-{request.id}",
         "created": int(time.time()),
         "model": model,
         "system_fingerprint": services.fingerprint(limits),
@@ -94,6 +93,7 @@ def answer_request(
         ),
         limit_field=body.limit_field,
         prediction=body.predicted(services.prompts, limits, _thought_end(services, body, prompt)),
+        thinking_budget=services.thinking_budget(body.thought_budget),
     )
 
 
