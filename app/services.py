@@ -50,8 +50,9 @@ class Services:
         It is the same as long as the model, Easel's version and all settings that change an answer
         are. `limits` are those of the worker.
         """
-        parts = f"{version('easel-server')} {limits.fingerprint} {self.prompts.digest}"
-        return f"fp_{blake2b(parts.encode(), digest_size=5).hexdigest()}"
+        own = (version("easel-server"), self.prompts.digest, self.settings.thinking_budget)
+        digest = blake2b(repr((*own, limits.fingerprint)).encode(), digest_size=5)
+        return f"fp_{digest.hexdigest()}"
 
 
 def services_of(request: Request) -> Services:
