@@ -47,7 +47,7 @@ class Constraints:
     async def enforced(self, constraint: kinds.Constraint, end_tokens: Sequence[int]) -> Enforced:
         """Returns the constraint for the worker, whose checkpoint has the end tokens `end_tokens`.
 
-        Raises ConstraintError, with the path of the part to blame, if it cannot be enforced.
+        Raises ConstraintError, with the tool and the path to blame, if it cannot be enforced.
         """
         if self._compiler is None:
             chat_ends = self._vocabulary.control_ids(ANSWER_ENDS)

@@ -91,7 +91,7 @@ def anything(text: Text, depth: int) -> Expression:
 
 def _any_object(text: Text, depth: int, value: Expression | None = None) -> Expression:
     value = anything(text, depth - 1) if value is None else value
-    member = sequence(text.any_key(any_string(text)), value)
+    member = sequence(text.any_key(), value)
     return sequence(text.open_object, _separated(member, 0, None, text), text.close_object)
 
 
@@ -368,13 +368,13 @@ class _Writer:
             excluded = [*others.values(), *([listed] if listed else [])]
             # Dialects of patterns differ beyond ASCII, and in what is no printable character.
             within = machine(_PRINTABLE, self._effort) if others else None
-            name = self._name(within, excluded) if excluded else any_string(text)
+            unlisted = self._name(within, excluded) if excluded else None
             value = (
                 anything(text, self._depths.values)
                 if shape.additional is None
                 else self.value(shape.additional)
             )
-            members.append(sequence(text.any_key(name), value))
+            members.append(sequence(text.any_key(unlisted), value))
         return any_of(members)
 
     def _names(self, pattern: str) -> Machine:
