@@ -50,7 +50,7 @@ class DenoisingStep:
 
     def __init__(self, model: DiffusionGemma) -> None:
         self._model = model
-        self._corrections = Corrections(model)
+        self.corrections = Corrections(model)
         self._kernels = model.device.type == GPU
         # On a GPU everything is launched before the host waits, so that the GPU is never idle. On a
         # CPU, launching is computing, and nothing is drawn if all canvases are done.
@@ -114,7 +114,7 @@ class DenoisingStep:
             correction = fault = None
             if canvas.constraint is not None and is_finite:
                 try:
-                    correction = self._corrections.correction(
+                    correction = self.corrections.correction(
                         canvas, hidden, tail, span, draft, converged=is_done, last=is_last
                     )
                 except ValueError as error:
@@ -151,7 +151,7 @@ class DenoisingStep:
                 canvas.tokens, canvas.argmax, canvas.soft_embeddings, canvas.stable = state
                 canvas.step_index += 1
         for canvas, correction in fixes:
-            self._corrections.fix(canvas, correction)
+            self.corrections.fix(canvas, correction)
         return steps
 
     def _vocab_tail(
