@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 
 from tests.app.constraint.schemas import schemas
 
-TRIED = int(os.environ.get("SCHEMAS_TRIED", "25"))
+TRIED = int(os.environ.get("SCHEMAS_TRIED", "12"))
 GENERATED = settings(
     max_examples=TRIED,
     database=None,
