@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from app.chat_format.gemma import ANSWER_ENDS
 from app.constraint.compiling import compiled
-from app.constraint.kinds import Constraint, JsonSchema
+from app.constraint.kinds import Constraint, JsonSchema, Thought
 from app.constraint.tokens import token_trie
 from app.prompting.vocabulary import Vocabulary
 from bench.compare import Row, Show, silent
@@ -68,9 +68,8 @@ def rows(prompts: int, show: Show = silent) -> Iterator[Row]:
             schema = _schema(wanted, opposite=case == CASES[2])
             name = ""
             if case != CASES[0]:
-                automaton = compiled(
-                    Constraint(JsonSchema(json.dumps(schema))), trie, ends
-                ).automaton
+                kind, thought = JsonSchema(json.dumps(schema)), _thought(example.thinking)
+                automaton = compiled(Constraint(kind, thought), trie, ends).automaton
                 assert automaton is not None
                 name = automaton.hash
                 worker.handle(messages.Constraint(name, automaton.to_bytes()))
@@ -101,6 +100,11 @@ def rows(prompts: int, show: Show = silent) -> Iterator[Row]:
             "steps_a_block": tally.steps / tally.blocks,
             "corrections": tally.corrections,
         }
+
+
+def _thought(thinking: bool) -> Thought:
+    """Returns where an answer may have a thought. The prompts end before it."""
+    return "allowed" if thinking else "none"
 
 
 def _schema(value: dict[str, Any], *, opposite: bool) -> dict[str, Any]:
