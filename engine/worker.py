@@ -85,7 +85,8 @@ class Worker:
         self._accepted = 0
         self._times = PassTimes()
         self._constraints: Kept[Future[Rules | str]] = Kept()  # or why one cannot be held
-        self._vocabulary: GrammarVocabulary | None = None
+        # Or why there is none.
+        self._vocabulary: GrammarVocabulary | str = "the texts of the tokens are not known"
         self._tables = ThreadPoolExecutor(1, "constraints")
         # Requests whose constraint is not made yet, in the order in which they came.
         self._unready: list[tuple[GenerateRequest, Future[Rules | str]]] = []
@@ -109,7 +110,10 @@ class Worker:
                 self._unready.append((message, rules))
                 return self.admit()
             case Texts(texts=texts, ends=ends):
-                self._vocabulary = GrammarVocabulary(texts, ends)
+                try:
+                    self._vocabulary = GrammarVocabulary(texts, ends)
+                except ValueError as error:
+                    self._vocabulary = f"its vocabulary cannot be read: {error}"
                 return []
             case Constraint():
                 self._constraints.add(message.hash, self._tables.submit(self._rules, message))
@@ -270,8 +274,8 @@ class Worker:
                 rules = Projector(Automaton.from_bytes(constraint.automaton))
                 self._denoiser.prepare_corrections(rules)
                 return rules
-            if self._vocabulary is None:
-                return "The constraint cannot be held: the texts of the tokens are not known."
+            if isinstance(self._vocabulary, str):
+                return f"The constraint cannot be held: {self._vocabulary}"
             return GrammarRules(self._vocabulary, constraint.grammar, constraint.thought)
         except ValueError as error:
             return f"The constraint cannot be held: {error}"

@@ -319,9 +319,16 @@ def failure(worker, constraint, known=True, **options):
     return message.message
 
 
-def test_a_request_whose_constraint_cannot_be_held_fails_at_once(worker):
+def test_a_request_whose_constraint_cannot_be_held_fails_at_once(worker, denoiser):
     constraint = made(OBJECT)
     assert "not known" in failure(worker, constraint, known=False)
+    for texts, why in (([], "cannot be held"), (None, "texts of the tokens are not known")):
+        without = Worker(denoiser, EngineConfig(prefill_chunk=16))
+        if texts is not None:
+            without.handle(Texts(texts, [END]))
+        without.handle(Constraint("g", grammar=GRAMMAR))
+        (message,) = without.handle(grammar_request())
+        assert why in message.message
     worker.handle(Texts(VOCABULARY, [END]))
     worker.handle(Constraint("broken", grammar="start: ["))
     (message,) = worker.handle(GenerateRequest("a", PROMPT, 30, Sampling(1), constraint="broken"))
