@@ -52,6 +52,11 @@ class Metrics:
             "easel_denoising_steps_total", "Denoising steps of finished blocks"
         )
         self.blocks = counter("easel_blocks_total", "Finished blocks")
+        self.block_ends = counter(
+            "easel_block_ends_total",
+            "Finished blocks, by why they had no further step: confident, stable, certain or limit",
+            ("reason",),
+        )
         self.corrections = counter(
             "easel_corrections_total",
             "Denoising steps after which a request's constraint changed the canvas",

@@ -11,7 +11,14 @@ from collections.abc import Set
 from dataclasses import dataclass, field
 from itertools import takewhile
 
-from engine.messages import FinishReason, GenerateRequest, Image, SlotResult, TokenLogprobs
+from engine.messages import (
+    FinishReason,
+    GenerateRequest,
+    Image,
+    SlotResult,
+    StopReason,
+    TokenLogprobs,
+)
 from engine.schedule.reading import CanvasResult, Reading
 
 WORTH_KEEPING_TOKENS = 256  # a shorter first turn is not worth a pass that ends with it
@@ -57,13 +64,18 @@ class StepResult:
     """The result of a denoising step of one canvas."""
 
     draft: list[int]  # the argmax canvas
-    done: bool  # the draft is the finished block
+    stopped: StopReason | None = None  # why the draft is the finished block; None if it is not
     nearly: bool = False  # the canvas is likely to be done after the next step
     logprobs: list[TokenLogprobs] | None = None  # of the draft, if it is done and the request asks
     next_started: bool = False  # speculation won: the block is committed, the next has had a step
     corrected: bool = False  # the constraint did not allow the draft and has changed it
     fault: str | None = None  # why the constraint can be held no longer; the answer then fails
     finite: bool = True  # no number behind this result is NaN or infinite; else it means nothing
+
+    @property
+    def done(self) -> bool:
+        """Returns whether the draft is the finished block."""
+        return self.stopped is not None
 
 
 # One per work of the pass. It is None if the work had no denoising step. For a decision, it has a
@@ -82,6 +94,7 @@ class FinishedBlock:
     finish_reason: FinishReason | None  # None if the answer continues
     logprobs: list[TokenLogprobs] | None
     rerolled: bool
+    stopped: StopReason | None = None  # why it had no further step; None for a decision
     corrections: int = 0  # steps after which the constraint changed the canvas
     reads: list[list[SlotResult]] | None = None  # of a decision
 
@@ -350,6 +363,7 @@ class Sequence:
             self.finish_reason,
             logprobs=None if step.logprobs is None else step.logprobs[: len(tokens)],
             rerolled=self.rerolled and self.block_index == 0,
+            stopped=step.stopped,
             corrections=self.corrections,
         )
         self.answer += tokens
