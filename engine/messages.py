@@ -397,9 +397,10 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 class Heartbeat(msgspec.Struct, frozen=True, tag=True):
     """A sign of life of the worker's loop, which now begins a pass or waits for messages.
 
-    `in_pass` has the ids of the pass' requests. `accepted` is the number of answers that this
-    worker process was asked for and has taken in or refused. If the worker dies, only the requests
-    in the pass and those that it had not yet taken in can be the cause.
+    `in_pass` has the ids of the pass' requests, and of those whose constraint is being made
+    meanwhile. `accepted` is the number of answers that this worker process was asked for and has
+    taken in or refused. If the worker dies, only the requests in `in_pass` and those that it had
+    not yet taken in can be the cause.
 
     `longest_pass_s` is the longest time in seconds that a pass of this size has taken so far. It is
     None if there was no such pass, and 0 if the worker waits.

@@ -99,6 +99,10 @@ class Worker:
     def _passes_are_empty(self) -> bool:
         return self._scheduler.waiting + self._scheduler.running == 0
 
+    @property
+    def _unready_ids(self) -> list[str]:
+        return [choice.id for request, _ in self._unready for choice in request.choices()]
+
     def handle(self, message: ToWorker) -> list[FromWorker]:
         """Handle one message. Returns the messages to send in reply."""
         match message:
@@ -119,8 +123,7 @@ class Worker:
                 self._constraints.add(message.hash, self._tables.submit(self._rules, message))
                 return []
             case Cancel(id=request_id):
-                unready = [c.id for request, _ in self._unready for c in request.choices()]
-                replies = self.admit(wait=request_id in unready)
+                replies = self.admit(wait=request_id in self._unready_ids)
                 sequence = self._scheduler.find(request_id)
                 if sequence is None:
                     return replies
@@ -165,7 +168,7 @@ class Worker:
         """Returns the `Heartbeat` that announces the pass `works`, or none if none is due."""
         now = monotonic()
         beat = Heartbeat(
-            [work.sequence.request.id for work in works],
+            [*(work.sequence.request.id for work in works), *self._unready_ids],
             self._accepted,
             self._times.longest_s(works) if works else 0.0,
         )

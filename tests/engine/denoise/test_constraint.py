@@ -276,7 +276,10 @@ def test_running_answers_go_on_while_a_constraint_is_made(worker, monkeypatch):
     demanding = request(constraint, siblings=[Sibling("c", 2)])
     demanding = msgspec.structs.replace(demanding, constraint="other")
     assert worker.handle(demanding) == []
-    messages = []
+    works = worker.next_pass()
+    (beat,) = worker.heartbeat(works)
+    assert set(beat.in_pass) == {"a", "b", "c"}  # if the worker dies, each may be the cause
+    messages = worker.run(works)
     while sum(len(m.tokens) for m in messages if m.id == "b") < 16:
         messages += worker.step()
     assert {m.id for m in messages} == {"b"}
