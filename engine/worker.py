@@ -31,6 +31,7 @@ from engine.messages import (
     Cancel,
     Cancelled,
     Constraint,
+    EndThought,
     Failed,
     FromWorker,
     GenerateRequest,
@@ -121,6 +122,11 @@ class Worker:
                 return []
             case Constraint():
                 self._constraints.add(message.hash, self._tables.submit(self._rules, message))
+                return []
+            case EndThought(id=request_id):
+                sequence = self._scheduler.find(request_id)
+                if sequence is not None:
+                    sequence.end_thought()
                 return []
             case Cancel(id=request_id):
                 replies = self.admit(wait=request_id in self._unready_ids)
@@ -315,6 +321,7 @@ class Worker:
             logprobs=block.logprobs,
             rerolled=block.rerolled,
             corrections=block.corrections,
+            thought_closed=block.thought_closed,
             finish_reason=block.finish_reason,
             reads=block.reads,
         )

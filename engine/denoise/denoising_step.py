@@ -92,12 +92,15 @@ class DenoisingStep:
         for canvas, span, (is_finite, *numbers) in zip(canvases, rows.slices, report, strict=True):
             draft = list(map(int, numbers[: canvas.width]))
             entropies = numbers[argmax.shape[1] :][: canvas.width]
+            block, closes = draft, False
             is_last = canvas.step_index + 1 == canvas.sampler.max_denoising_steps
             seen = canvas.next_figures(draft, entropies) if is_finite else None
             figures.append(seen)
             rule = canvas.sampler.stopping_rule
             stopped: StopReason | None = None if seen is None else rule.reason(seen)
             correction = fault = None
+            if canvas.cut is not None:
+                block, closes = canvas.cut(draft)
             if canvas.constraint is not None and is_finite:
                 try:
                     correction = self.corrections.correction(
@@ -105,7 +108,7 @@ class DenoisingStep:
                         hidden,
                         tail,
                         span,
-                        draft,
+                        block,
                         converged=stopped is not None,
                         last=is_last,
                     )
@@ -115,21 +118,30 @@ class DenoisingStep:
             if correction is not None:
                 stopped = None
                 if is_last and correction.canvas is not None:
-                    draft = correction.canvas
-                    tail.argmax[span] = torch.tensor(draft, device=hidden.device)
+                    block = correction.canvas
+                    if canvas.cut is not None:
+                        block, cuts = canvas.cut(block)
+                        closes = closes or cuts
                 elif correction.canvas is not None:
                     fixes.append((canvas, correction))
+            elif closes:
+                is_nearly = False
+                if len(block) == 1:  # the closing mark alone does not depend on the canvas
+                    stopped = stopped or "closed"
             if is_last and stopped is None:
                 stopped = "limit"
+            if stopped is not None and block is not draft:
+                tail.argmax[span][: len(block)] = torch.tensor(block, device=hidden.device)
             steps.append(
                 StepResult(
-                    draft,
+                    block,
                     stopped,
                     nearly=is_nearly,
                     logprobs=self._logprobs(hidden, tail, canvas, span) if stopped else None,
                     finite=bool(is_finite),
                     corrected=correction is not None and correction.canvas is not None,
                     fault=fault,
+                    thought_closed=closes,
                 )
             )
         if not all(step.done for step in steps):
