@@ -124,10 +124,11 @@ class Worker:
                 self._constraints.add(message.hash, self._tables.submit(self._rules, message))
                 return []
             case EndThought(id=request_id):
+                replies = self.admit(wait=request_id in self._unready_ids)
                 sequence = self._scheduler.find(request_id)
                 if sequence is not None:
                     sequence.end_thought()
-                return []
+                return replies
             case Cancel(id=request_id):
                 replies = self.admit(wait=request_id in self._unready_ids)
                 sequence = self._scheduler.find(request_id)

@@ -46,7 +46,7 @@ class Corrections:
         self._classes: WeakKeyDictionary[Projector, TokenClasses] = WeakKeyDictionary()
 
     def prepare(self, projector: Projector) -> None:
-        """Have the loops compiled that a correction needs. Nothing is done on a GPU."""
+        """Have the loops compiled that a correction needs, unless they are."""
         projector.prepare()
         prepare_class_best(self._model.device)
 

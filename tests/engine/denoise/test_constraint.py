@@ -19,6 +19,7 @@ from engine.messages import (
     Cancel,
     Cancelled,
     Constraint,
+    EndThought,
     Failed,
     GenerateRequest,
     Sampling,
@@ -291,7 +292,10 @@ def test_running_answers_go_on_while_a_constraint_is_made(worker, monkeypatch):
     assert {m.id for m in messages if isinstance(m, Block)} == {"a", "b", "c"}
 
 
-def test_a_request_can_be_cancelled_before_its_constraint_is_made(worker, monkeypatch):
+@pytest.mark.parametrize("early", [Cancel("c"), EndThought("c")])
+def test_a_message_about_a_request_is_heard_before_its_constraint_is_made(
+    worker, monkeypatch, early
+):
     constraint = made(OBJECT)
     held = HeldBack(monkeypatch)
     worker.handle(Constraint(constraint.hash, constraint.to_bytes()))
@@ -300,11 +304,12 @@ def test_a_request_can_be_cancelled_before_its_constraint_is_made(worker, monkey
     assert worker.handle(request(constraint, siblings=[Sibling("c", 2)])) == []
     assert not worker.idle
     held.let_go.set()
-    assert worker.handle(Cancel("c")) == [Cancelled("c")]
-    messages = []
+    assert worker.handle(early) == ([Cancelled("c")] if early == Cancel("c") else [])
+    messages = worker.handle(Cancel("c"))
+    assert worker.idle is False
     while not worker.idle:
         messages += worker.step()
-    assert {m.id for m in messages} == {"a", "b"}
+    assert {m.id for m in messages if isinstance(m, Block)} == {"a", "b"}
 
 
 def test_the_vocabulary_of_grammars_is_made_before_the_first_request(worker, monkeypatch):
