@@ -463,5 +463,15 @@ def constraint_command(
     _measure("constraint", "Constraints", output, tokenizer=tokenizer, rounds=rounds)
 
 
+@main.command("forms")
+def forms_command(
+    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts to answer.")] = 60,
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """Count right answers and denoising steps with and without a demanded form."""
+    _measure("forms", "Demanded forms", Output(json, plot), prompts=prompts)
+
+
 if __name__ == "__main__":
     main(prog_name="easel bench")

@@ -20,7 +20,7 @@ They hold no pickle, no tensor and no callable. Both sides keep these rules:
 - A `Constraint` comes before the first `GenerateRequest` that names it. The worker keeps the
   MOST_CONSTRAINTS that were named or sent last. The front end keeps the same account, and sends a
   constraint again before a request names it that the worker no longer has. `Texts` come once,
-  before the first constraint that is a grammar.
+  right after `Ready`, so that preparing them delays no answer.
 """
 
 from collections.abc import Set
@@ -299,24 +299,27 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
 
 
 class Texts(msgspec.Struct, frozen=True, tag=True):
-    """The bytes of each token, none for those that no text has. Grammars need them."""
+    """The bytes of each token, none for those that no text has. Grammars need them.
+
+    Any of the tokens `ends`, of which there is at least one, ends an answer by a grammar.
+    """
 
     texts: list[bytes]
+    ends: list[int]
 
 
 class Constraint(msgspec.Struct, frozen=True, tag=True):
     """A constraint on answers, which requests name by its hash.
 
-    It is the bytes of an `Automaton`, or a `grammar` in llguidance's form, which needs the tokens'
-    texts. `ends` are the tokens that end a text of the grammar. `thought` are the control tokens of
-    a thought before the text: the one that closes it if the prompt ends in a thought, or the two
-    that open and close it if the answer may begin with one. An automaton has all of this itself.
+    It is the bytes of an `Automaton`, or a `grammar` in llguidance's form, which needs the `Texts`.
+    `thought` are the control tokens of a thought before the text of the grammar: the one that
+    closes it if the prompt ends in a thought, or the two that open and close it if the answer may
+    begin with one. An automaton has all of this itself.
     """
 
     hash: str
     automaton: bytes = b""
     grammar: str = ""
-    ends: list[int] = []
     thought: list[int] = []
 
 
@@ -451,9 +454,10 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 class Heartbeat(msgspec.Struct, frozen=True, tag=True):
     """A sign of life of the worker's loop, which now begins a pass or waits for messages.
 
-    `in_pass` has the ids of the pass' requests. `accepted` is the number of answers that this
-    worker process was asked for and has taken in or refused. If the worker dies, only the requests
-    in the pass and those that it had not yet taken in can be the cause.
+    `in_pass` has the ids of the pass' requests, and of those whose constraint is being made
+    meanwhile. `accepted` is the number of answers that this worker process was asked for and has
+    taken in or refused. If the worker dies, only the requests in `in_pass` and those that it had
+    not yet taken in can be the cause.
 
     `longest_pass_s` is the longest time in seconds that a pass of this size has taken so far. It is
     None if there was no such pass, and 0 if the worker waits.

@@ -176,8 +176,8 @@ async def _choice_events(
             yield Delta(choice, event, logprobs, output.take_tokens(), so_far)
 
     try:
-        needs = () if request.constraint is None else request.constraint.enforced.needs
-        async with aclosing(services.worker.generate(prepared, ends, needs)) as messages:
+        demanded = None if request.constraint is None else request.constraint.enforced.message
+        async with aclosing(services.worker.generate(prepared, ends, demanded)) as messages:
             async for message in messages:
                 match message:
                     case Block():

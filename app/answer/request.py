@@ -132,7 +132,7 @@ def prepare(
                     ),
                     images=images,
                     salt=salt,
-                    constraint="" if constraint is None else constraint.enforced.hash,
+                    constraint="" if constraint is None else constraint.enforced.message.hash,
                     lead=lead,
                     prediction=request.prediction,
                     thought=thought,

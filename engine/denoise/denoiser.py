@@ -19,6 +19,7 @@ from heapq import heappop, heappush
 import torch
 from torch import Tensor
 
+from engine.constraint.projection import Projector
 from engine.denoise.canvas import Canvas, Rules, new_canvas, self_conditioning
 from engine.denoise.decision_pass import read_segments, run_alone
 from engine.denoise.denoising_step import DenoisingStep
@@ -123,6 +124,11 @@ class Denoiser:
         """Capture what can be known before the first request. Call it before that."""
         if self._graphs is not None:
             self._graphs.prepare(self._caches, self.model.dimensions.canvas_length)
+
+    def prepare_corrections(self, rules: Rules) -> None:
+        """Have the loops compiled that corrections need. Another thread may call it."""
+        if isinstance(rules, Projector):
+            self._step.corrections.prepare(rules)
 
     @property
     def captured_graphs(self) -> int:
