@@ -122,7 +122,7 @@ class Metrics:
         )
         self.kv_budget = gauge(
             "easel_kv_cache_budget_bytes",
-            "Device memory that is reserved for the keys and values of running requests, in bytes",
+            "Device memory that is reserved for keys and values of running requests, in bytes",
         )
         self.kv_usage = gauge(
             "easel_kv_cache_usage_ratio",
