@@ -7,6 +7,7 @@ from typing import Any
 
 from app.chat_format.gemma import CALL, CALL_END, CHANNEL, CHANNEL_END, QUOTE
 from app.constraint import kinds
+from app.constraint.alternatives import with_any_of
 from app.constraint.characters import utf8
 from app.constraint.classes import FIRST_CONTROL, automaton
 from app.constraint.expressions import (
@@ -33,7 +34,7 @@ _MOST_FORCED = 10_000  # bytes of one text
 _ANY_OBJECT = '{"additionalProperties": true}'
 OBJECT_DEPTH = 5  # of `json_object`
 # The first of these that makes an automaton which is not too large.
-_DEPTHS = (Depths(6, 3, 4_000), Depths(6, 1), Depths(2, 1))
+_DEPTHS = (Depths(6, 3, 4_000), Depths(6, 1), Depths(2, 1), Depths(0, 1))
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,12 @@ def compiled(constraint: kinds.Constraint, trie: TokenTrie, ends: Sequence[int])
     attempts = [*_DEPTHS] if has_depths else [Depths(0, 0)]
     while attempts:
         depths = attempts.pop(0)
+        effort = Effort(depths.most_states)
         try:
-            return _by_automaton(constraint, depths, trie, ends)
+            return _by_automaton(constraint, depths, trie, ends, effort)
         except TooLargeError as error:
             fault: NoWayError = error
+            attempts = [each for each in attempts if not _is_equal(each, depths, effort)]
         except AmbiguousError as error:
             fault = error
             attempts = [replace(each, counted=False) for each in (depths, *attempts)]
@@ -102,13 +105,23 @@ def compiled(constraint: kinds.Constraint, trie: TokenTrie, ends: Sequence[int])
             fault = error
             break
     if isinstance(kind, kinds.JsonSchema):
-        grammar = schema_grammar(kind.schema)
+        root = with_any_of(json.loads(kind.schema), Effort())
+        grammar = schema_grammar(json.dumps(root))
         if grammar_fault(grammar) is None:
             return _by_grammar(grammar)
     loose = _loosened(kind)
     if loose != kind:
         return compiled(replace(constraint, kind=loose), trie, ends)
     raise fault
+
+
+def _is_equal(attempt: Depths, failed: Depths, effort: Effort) -> bool:
+    """Returns whether an attempt would make the same automaton as one that failed."""
+    return (
+        effort.is_written
+        and effort.deepest_reference <= attempt.references
+        and replace(attempt, references=failed.references) == failed
+    )
 
 
 def _loosened(kind: kinds.Kind) -> kinds.Kind:
@@ -134,10 +147,11 @@ def _by_automaton(
     depths: Depths,
     trie: TokenTrie,
     ends: Sequence[int],
+    effort: Effort,
 ) -> Compiled:
-    effort = Effort(depths.most_states)
     try:
         expression = _expression(constraint.kind, depths, trie.controls, effort)
+        effort.is_written = True
         whole = machine(_behind_thought(expression, constraint.thought, trie), effort)
     except RecursionError:
         raise TooLargeError("it is nested too deeply") from None

@@ -38,11 +38,14 @@ class AmbiguousError(NoWayError):
 class Effort:
     """How much one attempt to compile a constraint may still cost.
 
-    An automaton that is made meanwhile may have `most_states`.
+    An automaton that is made meanwhile may have `most_states`. `deepest_reference` is how often a
+    reference has referred to itself so far, and `is_written` says that there are no more.
     """
 
     def __init__(self, most_states: int = MOST_STATES) -> None:
         self.most_states = most_states
+        self.deepest_reference = 0
+        self.is_written = False
         self._deadline = time.thread_time() + MOST_SECONDS
         self._expressions = MOST_EXPRESSIONS
 
