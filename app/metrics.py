@@ -52,6 +52,10 @@ class Metrics:
             "easel_denoising_steps_total", "Denoising steps of finished blocks"
         )
         self.blocks = counter("easel_blocks_total", "Finished blocks")
+        self.drafts_dropped = counter(
+            "easel_drafts_dropped_total",
+            "Drafts that were not sent because their client had not received what came before them",
+        )
         self.block_ends = counter(
             "easel_block_ends_total",
             "Finished blocks, by why they had no further step: confident, stable, certain, limit, "

@@ -11,7 +11,7 @@ from itertools import combinations, product
 from typing import Any
 
 from app.constraint.keywords import Schema, Shape, list_of
-from app.constraint.limits import ConstraintError, Effort
+from app.constraint.limits import ConstraintError, Effort, LateError
 from app.constraint.shapes import Shapes
 from app.constraint.values import TYPES, common_types, has_type, same, type_of
 
@@ -31,7 +31,7 @@ _MOST_MEMBERS = 3  # in members, in which two alternatives are compared
 def with_any_of(root: Any, effort: Effort) -> Any:
     """Returns the schema with `anyOf` for each `oneOf` whose alternatives exclude each other.
 
-    A `oneOf` stays if this is not proved, or if the proof takes more effort than is left.
+    A `oneOf` stays if this is not proved. Raises LateError if the proofs take too long.
     """
     try:
         return _rewritten(Schema(root, ""), root, effort)
@@ -79,6 +79,8 @@ def _is_exclusive(schema: Schema, root: Any, effort: Effort) -> bool:
             _exclude(first, second, shapes, effort, _MOST_MEMBERS)
             for first, second in combinations(alternatives, 2)
         )
+    except LateError:
+        raise
     except ConstraintError:
         return False
     return exclusive and not shapes.are_narrow

@@ -21,7 +21,14 @@ from app.constraint.expressions import (
     symbols,
     word,
 )
-from app.constraint.limits import AmbiguousError, ConstraintError, Effort, NoWayError, TooLargeError
+from app.constraint.limits import (
+    AmbiguousError,
+    ConstraintError,
+    Effort,
+    LateError,
+    NoWayError,
+    TooLargeError,
+)
 from app.constraint.machines import Machine, machine
 from app.constraint.patterns import whole_match
 from app.constraint.schema import Depths, object_expression, schema_expression
@@ -31,6 +38,8 @@ from engine.constraint.automaton import UNREACHABLE, Automaton
 from engine.constraint.grammar import grammar_fault, lark_grammar, schema_grammar
 
 _MOST_FORCED = 10_000  # bytes of one text
+# The keywords of a tool's schema that only lists its properties.
+_LISTING = {"type", "properties", "required", "title", "description", "$schema", "$id", "$comment"}
 _ANY_OBJECT = '{"additionalProperties": true}'
 OBJECT_DEPTH = 5  # of `json_object`
 # The first of these that makes an automaton which is not too large.
@@ -80,10 +89,18 @@ class Compiled:
         return 1 if self.automaton is None else self.automaton.least_tokens
 
 
-def compiled(constraint: kinds.Constraint, trie: TokenTrie, ends: Sequence[int]) -> Compiled:
+def compiled(
+    constraint: kinds.Constraint,
+    trie: TokenTrie,
+    ends: Sequence[int],
+    most_seconds: float | None = None,
+) -> Compiled:
     """Returns a constraint for answers that any of the tokens `ends` ends.
 
-    Raises ConstraintError with the path of the part of a schema that is to blame.
+    An attempt that takes too long is followed by one at a smaller automaton. But if `most_seconds`
+    of a processor are given, an attempt that takes longer raises LateError.
+
+    Raises ConstraintError with the path of the part of a schema that is to blame, and its tool.
     """
     kind = constraint.kind
     if isinstance(kind, kinds.Grammar):
@@ -92,10 +109,12 @@ def compiled(constraint: kinds.Constraint, trie: TokenTrie, ends: Sequence[int])
     attempts = [*_DEPTHS] if has_depths else [Depths(0, 0)]
     while attempts:
         depths = attempts.pop(0)
-        effort = Effort(depths.most_states)
+        effort = Effort(depths.most_states, most_seconds)
         try:
             return _by_automaton(constraint, depths, trie, ends, effort)
         except TooLargeError as error:
+            if most_seconds is not None and isinstance(error, LateError):
+                raise
             fault: NoWayError = error
             attempts = [each for each in attempts if not _is_equal(each, depths, effort)]
         except AmbiguousError as error:
@@ -105,13 +124,12 @@ def compiled(constraint: kinds.Constraint, trie: TokenTrie, ends: Sequence[int])
             fault = error
             break
     if isinstance(kind, kinds.JsonSchema):
-        root = with_any_of(json.loads(kind.schema), Effort())
-        grammar = schema_grammar(json.dumps(root))
+        grammar = _grammar(kind.schema, most_seconds)
         if grammar_fault(grammar) is None:
             return _by_grammar(grammar)
     loose = _loosened(kind)
     if loose != kind:
-        return compiled(replace(constraint, kind=loose), trie, ends)
+        return compiled(replace(constraint, kind=loose), trie, ends, most_seconds)
     raise fault
 
 
@@ -122,6 +140,17 @@ def _is_equal(attempt: Depths, failed: Depths, effort: Effort) -> bool:
         and effort.deepest_reference <= attempt.references
         and replace(attempt, references=failed.references) == failed
     )
+
+
+def _grammar(schema: str, most_seconds: float | None) -> str:
+    """Returns the grammar of a schema. Raises LateError if `most_seconds` are given and over."""
+    try:
+        root = with_any_of(json.loads(schema), Effort(most_seconds=most_seconds))
+    except LateError:
+        if most_seconds is not None:
+            raise
+        return schema_grammar(schema)
+    return schema_grammar(json.dumps(root))
 
 
 def _loosened(kind: kinds.Kind) -> kinds.Kind:
@@ -198,27 +227,35 @@ def _call(
     """Returns a call of a tool with valid arguments, or any if its schema has no way.
 
     Raises ConstraintError if the tool is strict and has no way, and TooLargeError in any case.
+    Either has the tool's name.
     """
     text = CallText(controls)
     try:
         arguments = _arguments(tool, text, depths, effort)
-    except TooLargeError:
-        raise
-    except ConstraintError:
-        if tool.strict:
+    except ConstraintError as error:
+        if tool.strict or isinstance(error, TooLargeError):
+            error.tool = tool.name
             raise
         arguments = NEVER
-    if arguments is NEVER and not tool.strict:
+    if arguments is NEVER:
+        if tool.strict:
+            raise ConstraintError("nothing is valid by it", tool=tool.name)
         arguments = object_expression(text, depths.values)
     head = word(b"call:" + tool.name.encode())
     return sequence(control(CALL, controls), head, arguments, control(CALL_END, controls))
 
 
 def _arguments(tool: kinds.Callable, text: Text, depths: Depths, effort: Effort) -> Expression:
+    """Returns the arguments of a tool: objects that are valid by its schema.
+
+    A tool without a schema has none, nor has one whose schema has `"properties": {}` and nothing
+    that could admit others. A tool whose schema does not mention properties may have any.
+    """
     schema: Any = {"properties": {}} if tool.schema is None else json.loads(tool.schema)
     if isinstance(schema, dict):
         schema = {"type": "object", **schema}
-        if not schema.get("properties") and "additionalProperties" not in schema:
+        lists_none = schema.get("properties") == {} and not schema.get("required")
+        if lists_none and schema.keys() <= _LISTING:
             schema["additionalProperties"] = False
     return schema_expression(schema, text, depths, effort)
 

@@ -7,17 +7,21 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fastapi import Response
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from app.answer.figures import Figures, diffusion, usage
+from app.answer.frames import Frame
 from app.answer.generation import Choice, Delta, Finished, answer_events, whole_answers
 from app.answer.request import AnswerRequest
+from app.dialects.recording import record
 from app.dialects.sampling_fields import ApiRequest
 from app.errors import ApiError, error_body
 from app.services import Services
-from app.sse import event_stream
+from app.sse import event_stream, unreceived_bytes
 from engine.messages import GenerateRequest
+
+MOST_UNRECEIVED_BYTES = 16 * 2**10  # drafts of a large canvas have 5 KB
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class OpenAIAnswer(ABC):
 
     object: ClassVar[str]
     chunk_object: ClassVar[str]
+    endpoint: ClassVar[str]
 
     services: Services
     request: AnswerRequest
@@ -49,15 +54,15 @@ class OpenAIAnswer(ABC):
                     {**self._whole(choice), **self._tokens(choice.tokens)} for choice in choices
                 ],
                 "usage": usage(figures, self.request.n),
-                "diffusion": diffusion(figures),
+                "diffusion": self._diffusion([choice.end for choice in choices]),
             }
         )
 
-    def stream(self) -> Response:
+    def stream(self, http: Request) -> Response:
         """Returns a stream that is the same answer as `whole`."""
-        return event_stream(self._chunks(), self.services.settings.stream_idle_s)
+        return event_stream(self._chunks(http), self.services.settings.stream_idle_s)
 
-    async def _chunks(self) -> AsyncGenerator[str, None]:
+    async def _chunks(self, http: Request) -> AsyncGenerator[str, None]:
         head = {**self.head, "object": self.chunk_object}
         if self.body.include_usage:
             head["usage"] = None  # OpenAI's specification has null in every chunk but the last
@@ -82,11 +87,17 @@ class OpenAIAnswer(ABC):
                             added = self._added(event)
                             if added is not None:
                                 yield chunk(added, event.tokens, event.figures)
+                        case Frame(settled=None) if self._is_behind(http):
+                            self.services.metrics.drafts_dropped.inc()
+                        case Frame():
+                            shown = event.sent(self.services.prompts.vocabulary)
+                            nothing = self._nothing(event.choice)
+                            yield chunk(nothing, [], event.figures, diffusion=shown)
                         case Finished():
                             ends[event.choice] = event
-                            figures = event.figures
-                            last = self._ended(event)
-                            yield chunk(last, event.tokens, figures, diffusion=diffusion([figures]))
+                            figures, last = event.figures, self._ended(event)
+                            more = self._diffusion([event])
+                            yield chunk(last, event.tokens, figures, diffusion=more)
             if self.body.include_usage:
                 all_figures = [ends[choice].figures for choice in range(self.request.choices)]
                 last_usage = usage(all_figures, self.request.n)
@@ -94,6 +105,20 @@ class OpenAIAnswer(ABC):
         except ApiError as error:
             yield json.dumps(error_body(error))
         yield "[DONE]"
+
+    @staticmethod
+    def _is_behind(http: Request) -> bool:
+        """Returns whether a draft would make the client wait longer for the block behind it."""
+        return unreceived_bytes(http.scope) > MOST_UNRECEIVED_BYTES
+
+    def _diffusion(self, ends: list[Finished]) -> dict[str, Any]:
+        """Returns the object `diffusion` of these choices, with their record if it is requested."""
+        made = diffusion([end.figures for end in ends])
+        if not self.body.recorded:
+            return made
+        fingerprint = self.head["system_fingerprint"]
+        recorded = record(self.endpoint, fingerprint, self.body, self.prepared, ends)
+        return {**made, "record": recorded}
 
     def _tokens(self, tokens: list[int]) -> dict[str, Any]:
         """Returns the field with a choice's token ids if the request asks for it."""
@@ -114,6 +139,10 @@ class OpenAIAnswer(ABC):
     @abstractmethod
     def _added(self, delta: Delta) -> dict[str, Any] | None:
         """Returns the choice's part of a chunk that adds an event, or None if it needs no chunk."""
+
+    @abstractmethod
+    def _nothing(self, choice: int) -> dict[str, Any]:
+        """Returns the choice's part of a chunk that adds nothing to it."""
 
     @abstractmethod
     def _ended(self, end: Finished) -> dict[str, Any]:

@@ -1,16 +1,26 @@
 """The fields that say how an answer is drawn, which several dialects share."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from pydantic import Field, field_validator
 
 from app.dialects.demands import DemandFields
-from app.dialects.fields import ONE, ONE_OR_SEVERAL, SEVERAL, Fields, RequestFields, Whole, quoted
+from app.dialects.fields import (
+    MAX_PARTS,
+    ONE,
+    ONE_OR_SEVERAL,
+    SEVERAL,
+    Fields,
+    RequestFields,
+    Whole,
+    quoted,
+)
 from app.errors import UNSUPPORTED, BadRequest, short
+from app.prompting.prompt import PromptBuilder
 from app.prompting.vocabulary import Vocabulary
 from engine.config import Quality
-from engine.messages import MOST_NATS, MOST_STEPS, Sampling
+from engine.messages import MOST_NATS, MOST_STEPS, Prediction, Ready, Sampling
 
 MAX_STOPS = 64
 MAX_CHOICES = 128
@@ -19,6 +29,7 @@ MAX_BAD_WORDS = 256
 MAX_WORD = 128  # characters
 MAX_STOP = 1_000  # characters
 MAX_LOGIT_BIAS = 1_024
+MAX_DRAFTS_INTERVAL_MS = 60_000
 
 
 class ScheduledFields(RequestFields):
@@ -111,12 +122,47 @@ def _banned_tokens(words: list[str], vocabulary: Vocabulary) -> list[int]:
 class StreamOptions(Fields):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+    include_drafts: bool | None = None
+    drafts_every: Whole | None = Field(
+        default=None, ge=1, le=MOST_STEPS, description="in denoising steps"
+    )
+    drafts_interval: float | None = Field(
+        default=None, ge=0, le=MAX_DRAFTS_INTERVAL_MS, description="in milliseconds"
+    )
 
 
 Stop = Annotated[str, Field(max_length=MAX_STOP)]
 Stops = Annotated[
     Annotated[Stop, ONE] | Annotated[list[Stop], Field(fail_fast=True), SEVERAL], ONE_OR_SEVERAL
 ]
+
+
+class PredictedText(Fields):
+    type: Literal["text"]
+    text: str
+
+
+class PredictedContent(Fields):
+    """OpenAI's prediction: the text that the answer is expected to have."""
+
+    type: Literal["content"]
+    content: Annotated[
+        Annotated[str, ONE]
+        | Annotated[list[PredictedText], Field(fail_fast=True, max_length=MAX_PARTS), SEVERAL],
+        ONE_OR_SEVERAL,
+    ]
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content)
+
+
+class DiffusionOptions(Fields):
+    """Easel's own options. `record`: the answer says what is needed to make it again."""
+
+    record: bool | None = None
 
 
 class ApiRequest(DemandFields, SamplingFields):
@@ -133,7 +179,6 @@ class ApiRequest(DemandFields, SamplingFields):
             "id_slot",
             "keep_alive",
             "metadata",
-            "prediction",
             "prompt_cache_key",
             "prompt_cache_options",
             "prompt_cache_retention",
@@ -174,6 +219,8 @@ class ApiRequest(DemandFields, SamplingFields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
+    prediction: PredictedContent | None = None
+    diffusion: DiffusionOptions | None = None
 
     @field_validator("stop")
     @classmethod
@@ -197,12 +244,39 @@ class ApiRequest(DemandFields, SamplingFields):
         return value
 
     def sampling(self, seed: int, vocabulary: Vocabulary) -> Sampling:
+        drafts = self._drafts
         return msgspec.structs.replace(
             super().sampling(seed, vocabulary),
             logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
+            drafts_every=0 if drafts is None else drafts.drafts_every or 1,
+            drafts_interval_s=0.0 if drafts is None else (drafts.drafts_interval or 0.0) / 1000,
         )
+
+    def predicted(
+        self, prompts: PromptBuilder, limits: Ready, behind: int | None = None
+    ) -> Prediction | None:
+        """Returns the prediction in the worker's form, or None if nothing is predicted.
+
+        `behind` is the token that ends the thought before the answer, if the model thinks. Raises
+        BadRequest if the prediction is longer than the context.
+        """
+        if self.prediction is None:
+            return None
+        context = limits.context_length
+        tokens = prompts.raw_tokens(self.prediction.text, context, "prediction")
+        if len(tokens) > context:
+            raise BadRequest(
+                f"prediction: it has {len(tokens)} tokens; the context has {context}.",
+                param="prediction",
+            )
+        return Prediction(tokens, behind) if tokens else None
+
+    @property
+    def recorded(self) -> bool:
+        """Returns whether the answer shall have a record with which it can be made again."""
+        return self.diffusion is not None and bool(self.diffusion.record)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -218,3 +292,9 @@ class ApiRequest(DemandFields, SamplingFields):
         """Returns whether each chunk has the usage so far. As in vLLM, the last one has it too."""
         options = self.stream_options
         return self.include_usage and options is not None and bool(options.continuous_usage_stats)
+
+    @property
+    def _drafts(self) -> StreamOptions | None:
+        """Returns the options of the drafts, or None if none are sent."""
+        options = self.stream_options if self.stream else None
+        return options if options is not None and options.include_drafts else None

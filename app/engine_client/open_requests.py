@@ -11,7 +11,7 @@ alone, and one that kills it only together with others does not.
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -21,21 +21,26 @@ from engine.messages import (
     Block,
     Cancelled,
     Constraint,
+    Draft,
     Failed,
     GenerateRequest,
     Heartbeat,
-    Texts,
 )
 
 MOST_DEATHS = 2  # of workers that had the request, without a block in between
 
-Answer = Block | Cancelled | Failed
-Need = Texts | Constraint
+Answer = Draft | Block | Cancelled | Failed
 
 
 def is_last(answer: Answer) -> bool:
     """Returns whether this is a request's terminal message."""
-    return not isinstance(answer, Block) or answer.finish_reason is not None
+    match answer:
+        case Draft():
+            return False
+        case Block():
+            return answer.finish_reason is not None
+        case Cancelled() | Failed():
+            return True
 
 
 @dataclass
@@ -43,7 +48,7 @@ class OpenRequest:
     """One request and its answer so far."""
 
     request: GenerateRequest
-    needs: Sequence[Need] = ()  # what the worker must have before it
+    constraint: Constraint | None = None  # the one that it names
     answers: asyncio.Queue[Answer] = field(default_factory=asyncio.Queue)
     given: int = 0  # its number among the requests given to the living worker; 0: not given yet
     suspect: bool = False  # was in the pass in which a worker died
@@ -82,9 +87,9 @@ class OpenRequests:
         """Returns the priority of each open request."""
         return [each.request.sampling.priority for each in self._open.values()]
 
-    def add(self, request: GenerateRequest, needs: Sequence[Need] = ()) -> OpenRequest:
-        """Add a new request, which waits to be given to the worker with what it needs."""
-        opened = self._open[request.id] = OpenRequest(request, needs)
+    def add(self, request: GenerateRequest, constraint: Constraint | None = None) -> OpenRequest:
+        """Add a new request, which waits to be given to the worker with the constraint it names."""
+        opened = self._open[request.id] = OpenRequest(request, constraint)
         return opened
 
     def choices(self, answer_id: str) -> list[OpenRequest]:
@@ -95,9 +100,9 @@ class OpenRequests:
             if each.request.id.rpartition("-")[0] == answer_id and not each.cancelled
         ]
 
-    def needs(self, request_id: str) -> Sequence[Need]:
-        """Returns what the worker must have before it gets this open request."""
-        return self._open[request_id].needs
+    def constraint(self, request_id: str) -> Constraint | None:
+        """Returns the constraint that the worker must have before it gets this open request."""
+        return self._open[request_id].constraint
 
     def due(self) -> Iterator[GenerateRequest]:
         """Yields the requests to give to the living worker now, and marks them as given."""

@@ -44,7 +44,7 @@ class DenoisingStep:
 
     def __init__(self, model: DiffusionGemma) -> None:
         self._model = model
-        self._corrections = Corrections(model)
+        self.corrections = Corrections(model)
         self._kernels = model.device.type == GPU
         # On a GPU everything is launched before the host waits, so that the GPU is never idle. On a
         # CPU, launching is computing, and nothing is drawn if all canvases are done.
@@ -65,8 +65,9 @@ class DenoisingStep:
         change last, so that a step that failed can be run again.
 
         On a GPU the host waits for the device once, when everything has been launched, and copies
-        one tensor. It waits again for the log-probabilities of a finished block, if a request asks
-        for them, and for a draft that a request's constraint does not allow.
+        one tensor. What drafts show besides the argmax canvas is part of it, if a request asks for
+        drafts. The host waits again for the log-probabilities of a finished block, if a request
+        asks for them, and for a draft that a request's constraint does not allow.
         """
         rows = CanvasRows.of(canvases)
         samplers = [canvas.sampler for canvas in canvases]
@@ -77,21 +78,27 @@ class DenoisingStep:
         tail = self._vocab_tail(hidden, temperatures, canvases, rows, biases)
         self._fix_tokens(tail, canvases, rows)
         argmax, entropy = rows.padded(tail.argmax, -1), rows.padded(tail.entropy, 0.0)
+        has_drafts = any(canvas.sampling.drafts_every for canvas in canvases)
+        accepted = accept(entropy, samplers) if self._draws_ahead or has_drafts else None
 
         def next_tokens() -> Tensor:
-            accepted = rows.flat(accept(entropy, samplers))
-            return self._draw(tail, hidden, temperatures, accepted, canvases, rows, biases)
+            flat = rows.flat(accept(entropy, samplers) if accepted is None else accepted)
+            return self._draw(tail, hidden, temperatures, flat, canvases, rows, biases)
 
         moved = next_tokens() if self._draws_ahead else None
         # float64 holds token ids exactly.
-        finite = _finite(hidden, tail, rows)[:, None].double()
-        report = to_host(torch.cat([finite, argmax, entropy], dim=1))
+        columns = [_finite(hidden, tail, rows)[:, None].double(), argmax, entropy]
+        if has_drafts and accepted is not None:
+            columns.append(accepted)
+        report = to_host(torch.cat(columns, dim=1))
+        widest = argmax.shape[1]
         steps = []
         figures: list[StepFigures | None] = []  # None if the canvas' outputs are not finite
         fixes: list[tuple[Canvas, Correction]] = []
         for canvas, span, (is_finite, *numbers) in zip(canvases, rows.slices, report, strict=True):
             draft = list(map(int, numbers[: canvas.width]))
-            entropies = numbers[argmax.shape[1] :][: canvas.width]
+            entropies = numbers[widest:][: canvas.width]
+            watched = bool(canvas.sampling.drafts_every)
             block, closes = draft, False
             is_last = canvas.step_index + 1 == canvas.sampler.max_denoising_steps
             seen = canvas.next_figures(draft, entropies) if is_finite else None
@@ -103,7 +110,7 @@ class DenoisingStep:
                 block, closes = canvas.cut(draft)
             if canvas.constraint is not None and is_finite:
                 try:
-                    correction = self._corrections.correction(
+                    correction = self.corrections.correction(
                         canvas,
                         hidden,
                         tail,
@@ -141,6 +148,10 @@ class DenoisingStep:
                     finite=bool(is_finite),
                     corrected=correction is not None and correction.canvas is not None,
                     fault=fault,
+                    accepted=[*map(bool, numbers[2 * widest :][: canvas.width])]
+                    if watched
+                    else None,
+                    entropy=seen.mean_entropy if watched and seen is not None else 0.0,
                     thought_closed=closes,
                 )
             )
@@ -157,7 +168,7 @@ class DenoisingStep:
                 canvas.tokens, canvas.soft_embeddings = tokens, soft_embeddings
                 canvas.step_index += 1
         for canvas, correction in fixes:
-            self._corrections.fix(canvas, correction)
+            self.corrections.fix(canvas, correction)
         return steps
 
     def _vocab_tail(

@@ -17,6 +17,7 @@ from engine.messages import TokenLogprobs
 class ChatAnswer(OpenAIAnswer):
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+    endpoint = "/v1/chat/completions"
 
     body: ChatCompletionRequest
 
@@ -53,6 +54,9 @@ class ChatAnswer(OpenAIAnswer):
         if added is None and not (self.body.return_token_ids and delta.tokens):
             return None
         return self._chunk(delta.choice, added or {}, logprobs=delta.logprobs)
+
+    def _nothing(self, choice: int) -> dict[str, Any]:
+        return self._chunk(choice, {})
 
     def _ended(self, end: Finished) -> dict[str, Any]:
         return self._chunk(end.choice, {}, end.reason, end.logprobs)

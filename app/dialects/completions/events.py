@@ -17,6 +17,7 @@ from engine.messages import TokenLogprobs
 class CompletionAnswer(OpenAIAnswer):
     object = "text_completion"
     chunk_object = "text_completion"
+    endpoint = "/v1/completions"
 
     body: CompletionRequest
     # For each choice, the offset in its text at which its next token begins.
@@ -35,6 +36,9 @@ class CompletionAnswer(OpenAIAnswer):
     def _added(self, delta: Delta) -> dict[str, Any]:
         assert isinstance(delta.event, TextDelta)  # a raw completion is all text
         return self._choice(delta.choice, delta.event.text, None, delta.logprobs)
+
+    def _nothing(self, choice: int) -> dict[str, Any]:
+        return self._choice(choice, "")
 
     def _ended(self, end: Finished) -> dict[str, Any]:
         return self._choice(end.choice, "", end.reason, end.logprobs)
