@@ -43,7 +43,7 @@ _LISTING = {"type", "properties", "required", "title", "description", "$schema",
 _ANY_OBJECT = '{"additionalProperties": true}'
 OBJECT_DEPTH = 5  # of `json_object`
 # The first of these that makes an automaton which is not too large.
-_DEPTHS = (Depths(6, 3, 4_000), Depths(6, 1), Depths(2, 1), Depths(0, 1))
+_DEPTHS = (Depths(6, 3, 4_000), Depths(6, 1), Depths(2, 1))
 
 
 @dataclass(frozen=True)
