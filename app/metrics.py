@@ -52,6 +52,10 @@ class Metrics:
             "easel_denoising_steps_total", "Denoising steps of finished blocks"
         )
         self.blocks = counter("easel_blocks_total", "Finished blocks")
+        self.drafts_dropped = counter(
+            "easel_drafts_dropped_total",
+            "Drafts that were not sent because something newer came before their client took them",
+        )
         self.corrections = counter(
             "easel_corrections_total",
             "Denoising steps after which a request's constraint changed the canvas",

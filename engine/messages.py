@@ -8,6 +8,8 @@ They hold no pickle, no tensor and no callable. Both sides keep these rules:
 - After `Ready` the worker answers each `GenerateRequest` with any number of `Block` and exactly one
   terminal message, whatever happens: the last `Block`, which has a `finish_reason`, or `Cancelled`
   or `Failed`. The indices of the blocks rise by one, starting at the request's `delivered_blocks`.
+- If the request asks for drafts, any number of `Draft` come before the block that they became. A
+  draft may be lost without harm: it says nothing that the next draft or the block does not say.
 - An answer's last tokens and the reason for its end are one message, so that a worker that dies
   cannot have sent one without the other.
 - Before a pass, and while it waits for messages, the worker's loop sends a `Heartbeat` at least
@@ -82,6 +84,10 @@ class Sampling(msgspec.Struct, frozen=True):
     `top_logprobs` (0 or more): each block comes with its tokens' log-probabilities and, at each
     position, those of so many most likely tokens.
 
+    `drafts_every` (0 to MOST_STEPS): a `Draft` is sent after each so many denoising steps of a
+    block, but not before `drafts_interval_s` (seconds, 0 or more) have passed since the answer's
+    last one. At 0 there are no drafts.
+
     `suffix` holds the tokens that must follow the answer. The answer then has a single block, of
     `max_tokens` free positions with the suffix fixed behind them. Together they must fit a canvas
     and, with the prompt, the context.
@@ -109,6 +115,8 @@ class Sampling(msgspec.Struct, frozen=True):
     entropy_bound: float | None = None
     confidence_threshold: float | None = None
     top_logprobs: int | None = None
+    drafts_every: int = 0
+    drafts_interval_s: float = 0.0
     suffix: list[int] = []
     priority: int = 0
 
@@ -320,6 +328,22 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     read_tokens: int = 1
 
 
+class Draft(msgspec.Struct, frozen=True, tag=True):
+    """A block in the making, after `step` denoising steps.
+
+    `tokens` are those of the argmax canvas, cut as a finished block is. `accepted` says for each of
+    them whether the sampler accepted its position in this step. The others are renoised. `entropy`
+    is the mean over the canvas, in nats a position.
+    """
+
+    id: str
+    index: int
+    step: int
+    tokens: list[int]
+    accepted: list[bool]
+    entropy: float
+
+
 class Block(msgspec.Struct, frozen=True, tag=True):
     """A finished block: the argmax canvas, cut after the first end token and at `max_tokens`.
 
@@ -347,6 +371,10 @@ class Block(msgspec.Struct, frozen=True, tag=True):
     `finish_reason` marks the answer's last block. It is "stop" if an end token or padding ended the
     answer, and "length" if `max_tokens` did.
 
+    `entropy` and `settled` come only if the request asks for drafts. `entropy` is the mean over the
+    canvas after the last step, in nats a position. `settled` has a number for each denoising step:
+    how many of the tokens had become what they are by then.
+
     `reads` is what a decision's canvases read: for each read, its samples one after another, and
     for each of these canvases its slots. `tokens` is then empty, and `denoising_steps` counts the
     steps of all canvases.
@@ -364,6 +392,8 @@ class Block(msgspec.Struct, frozen=True, tag=True):
     rerolled: bool = False
     corrections: int = 0
     finish_reason: FinishReason | None = None
+    entropy: float | None = None
+    settled: list[int] | None = None
     reads: list[list[SlotResult]] | None = None
 
 
@@ -414,7 +444,7 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
 
 
 ToWorker = Texts | Constraint | GenerateRequest | Cancel
-FromWorker = Loading | Ready | Block | Cancelled | Failed | Heartbeat | Stats
+FromWorker = Loading | Ready | Draft | Block | Cancelled | Failed | Heartbeat | Stats
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

@@ -168,5 +168,7 @@ def out_of_range(sampling: Sampling) -> list[str]:
         "top_logprobs": (
             sampling.top_logprobs is None or 0 <= sampling.top_logprobs <= _MOST_COUNT
         ),
+        "drafts_every": 0 <= sampling.drafts_every <= MOST_STEPS,
+        "drafts_interval_s": 0 <= sampling.drafts_interval_s <= _MOST_COUNT,
     }
     return [name for name, is_valid in checks.items() if not is_valid]

@@ -30,6 +30,7 @@ from engine.messages import (
     Cancel,
     Cancelled,
     Constraint,
+    Draft,
     Failed,
     FromWorker,
     GenerateRequest,
@@ -78,6 +79,7 @@ class Worker:
             speculate=config.speculate,
         )
         self._block_started: dict[str, float] = {}  # by request id, when running
+        self._draft_sent: dict[str, float] = {}  # by request id, if it asks for drafts
         self._last_stats = Stats(waiting=0, running=0)
         self._last_beat = Heartbeat([], 0, 0.0)
         self._beat_at = -HEARTBEAT_S
@@ -259,6 +261,7 @@ class Worker:
         index = sequence.block_index
         block = sequence.record(work, step)
         if block is None:
+            yield from self._draft(sequence, step)
             return
         started, now = self._block_started[request_id], perf_counter()
         self._block_started[request_id] = now
@@ -272,12 +275,36 @@ class Worker:
             duration_s=now - started,
             cached_tokens=sequence.reused or 0,
             speculations=block.speculations,
-            speculation_won=isinstance(step, StepResult) and step.next_started,
+            speculation_won=isinstance(step, StepResult) and step.next_step is not None,
             logprobs=block.logprobs,
             rerolled=block.rerolled,
             corrections=block.corrections,
             finish_reason=block.finish_reason,
+            entropy=step.entropy if isinstance(step, StepResult) and block.settled else None,
+            settled=block.settled,
             reads=block.reads,
+        )
+        if isinstance(step, StepResult):
+            yield from self._draft(sequence, step.next_step)
+
+    def _draft(self, sequence: Sequence, step: WorkResult) -> Iterator[Draft]:
+        """Yields the draft of the sequence's last step if the request asks for it and it is due."""
+        if not isinstance(step, StepResult) or step.accepted is None:
+            return
+        sampling, request_id, now = sequence.request.sampling, sequence.request.id, perf_counter()
+        last = self._draft_sent.get(request_id)
+        early = last is not None and now - last < sampling.drafts_interval_s
+        if early or sequence.step_index % sampling.drafts_every:
+            return
+        self._draft_sent[request_id] = now
+        lead, (tokens, _) = sequence.lead, sequence.cut(step.draft)
+        yield Draft(
+            request_id,
+            sequence.block_index,
+            sequence.step_index,
+            [*lead, *tokens],
+            [True] * len(lead) + step.accepted[: len(tokens)],
+            step.entropy,
         )
 
     def _end(self, sequence: Sequence, *, keep: bool = True) -> None:
@@ -285,6 +312,7 @@ class Worker:
         self._scheduler.remove(sequence)
         self._denoiser.release(sequence, keep=keep)
         self._block_started.pop(sequence.request.id, None)
+        self._draft_sent.pop(sequence.request.id, None)
 
 
 def serve(address: str, config: EngineConfig) -> NoReturn:

@@ -1,7 +1,7 @@
 """Runs a request in the worker and yields its answers as events, for every dialect the same.
 
-A dialect turns `Delta` and `Finished`, or the `Choice` of an answer that is not streamed, into its
-JSON.
+A dialect turns `Delta`, `Frame` and `Finished`, or the `Choice` of an answer that is not streamed,
+into its JSON.
 """
 
 import asyncio
@@ -11,7 +11,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from app.answer.event_queue import EventQueue
 from app.answer.figures import Figures
+from app.answer.frames import Frame
 from app.answer.output import AnswerOutput
 from app.answer.request import AnswerRequest
 from app.arrival import deadline
@@ -20,7 +22,7 @@ from app.chat_format.gemma import AnswerParser
 from app.errors import DeadlineExceeded, GenerationFailed
 from app.prompting.prompt import Prompt
 from app.services import Services
-from engine.messages import Block, Failed, FinishReason, GenerateRequest, TokenLogprobs
+from engine.messages import Block, Draft, Failed, FinishReason, GenerateRequest, TokenLogprobs
 
 Reason = Literal["stop", "length", "tool_calls"]
 
@@ -53,6 +55,9 @@ class Finished:
     tokens: list[int] = field(default_factory=list)
 
 
+AnswerEvent = Delta | Frame | Finished
+
+
 @dataclass(frozen=True)
 class Choice:
     """A whole answer: its events in order, merged."""
@@ -77,14 +82,19 @@ class Choice:
 
 async def answer_events(
     services: Services, request: AnswerRequest, prepared: Sequence[GenerateRequest]
-) -> AsyncGenerator[Delta | Finished, None]:
+) -> AsyncGenerator[AnswerEvent, None]:
     """Run all choices together. Yields their deltas as blocks come, and one `Finished` for each.
+
+    If the request asks for drafts, it yields frames too: any number of drafts, and one frame behind
+    the deltas of each block.
 
     Raises GenerationFailed if a choice fails, and DeadlineExceeded if the time is up; either ends
     all choices. Leaving early cancels them in the worker. However a choice ends, it is counted and
     logged once.
     """
-    events: asyncio.Queue[Delta | Finished | BaseException] = asyncio.Queue()
+    events = EventQueue[Delta | Frame | Finished | BaseException](
+        services.metrics.drafts_dropped.inc
+    )
     ends = deadline(request.timeout_s or services.settings.request_timeout_s)
 
     async def run(choice: int) -> None:
@@ -93,9 +103,12 @@ async def answer_events(
             one = _choice_events(services, request, prompt, prepared[choice], choice, ends)
             async with aclosing(one) as mine:
                 async for event in mine:
-                    events.put_nowait(event)
+                    if isinstance(event, Frame) and event.settled is None:
+                        events.put_draft(event)
+                    else:
+                        events.put(event, choice)
         except Exception as error:
-            events.put_nowait(error)
+            events.put(error, choice)
 
     running = [asyncio.create_task(run(choice)) for choice in range(len(prepared))]
     left = len(running)
@@ -123,13 +136,15 @@ async def whole_answers(
     ends: dict[int, Finished] = {}
     async with aclosing(answer_events(services, request, prepared)) as answer:
         async for event in answer:
-            logprobs[event.choice] += event.logprobs
-            tokens[event.choice] += event.tokens
             match event:
                 case Delta():
                     events[event.choice].append(event.event)
                 case Finished():
                     ends[event.choice] = event
+                case Frame():
+                    continue
+            logprobs[event.choice] += event.logprobs
+            tokens[event.choice] += event.tokens
     return [
         Choice(merged(events[choice]), logprobs[choice], tokens[choice], ends[choice])
         for choice in range(len(prepared))
@@ -143,7 +158,7 @@ async def _choice_events(
     prepared: GenerateRequest,
     choice: int,
     ends: float,
-) -> AsyncGenerator[Delta | Finished, None]:
+) -> AsyncGenerator[AnswerEvent, None]:
     started = time.monotonic()
     output = _output(services, request, prompt)
     figures = Figures(len(prompt.tokens))
@@ -160,7 +175,11 @@ async def _choice_events(
         async with aclosing(services.worker.generate(prepared, ends, needs)) as messages:
             async for message in messages:
                 match message:
+                    case Draft():
+                        begun = output.begun_character
+                        yield Frame.of_draft(choice, replace(figures), begun, message)
                     case Block():
+                        begun = output.begun_character
                         if figures.blocks == 0:
                             figures.time_to_first_block_s = time.monotonic() - started
                             figures.cached_tokens = message.cached_tokens
@@ -172,6 +191,8 @@ async def _choice_events(
                         figures.thinking_tokens = output.thinking_tokens
                         for delta in deltas(events):
                             yield delta
+                        if message.settled is not None:
+                            yield Frame.of_block(choice, replace(figures), begun, message)
                         reason = "stop" if output.ended else message.finish_reason
                         if output.ended:
                             break

@@ -21,9 +21,16 @@ class TokenText:
     it fails on bytes that are not UTF-8.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, begun: bytes = b"") -> None:
+        """Decode what follows `begun`, the first bytes of a character."""
         self._vocabulary = vocabulary
         self._bytes = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._bytes.setstate((begun, 0))
+
+    @property
+    def begun(self) -> bytes:
+        """Returns the bytes of a character that is not complete yet."""
+        return self._bytes.getstate()[0]
 
     def add(self, token: int) -> list[Piece]:
         """Returns the text and control tokens that are certain after this token."""
@@ -111,6 +118,11 @@ class AnswerOutput:
     def __post_init__(self) -> None:
         self._text = TokenText(self.vocabulary)
         self._stop = StopStrings(self.stops)
+
+    @property
+    def begun_character(self) -> bytes:
+        """Returns the bytes of a character that the tokens so far have begun."""
+        return self._text.begun
 
     @property
     def stop_string(self) -> str | None:

@@ -31,6 +31,18 @@ class Diffusion(Sent):
     tokens_per_second: float
 
 
+class Frame(Sent):
+    """A block as it looks after a denoising step. It is finished if it has `settled`."""
+
+    block: int
+    step: int
+    text: str
+    tokens: list[str]
+    accepted: list[bool]
+    entropy: float
+    settled: list[int] = optional(list)
+
+
 class CachedTokens(Sent):
     cached_tokens: int
 

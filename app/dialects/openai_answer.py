@@ -11,6 +11,7 @@ from fastapi import Response
 from fastapi.responses import JSONResponse
 
 from app.answer.figures import Figures, diffusion, usage
+from app.answer.frames import Frame
 from app.answer.generation import Choice, Delta, Finished, answer_events, whole_answers
 from app.answer.request import AnswerRequest
 from app.dialects.sampling_fields import ApiRequest
@@ -82,6 +83,10 @@ class OpenAIAnswer(ABC):
                             added = self._added(event)
                             if added is not None:
                                 yield chunk(added, event.tokens, event.figures)
+                        case Frame():
+                            shown = event.sent(self.services.prompts.vocabulary)
+                            nothing = self._nothing(event.choice)
+                            yield chunk(nothing, [], event.figures, diffusion=shown)
                         case Finished():
                             ends[event.choice] = event
                             figures = event.figures
@@ -114,6 +119,10 @@ class OpenAIAnswer(ABC):
     @abstractmethod
     def _added(self, delta: Delta) -> dict[str, Any] | None:
         """Returns the choice's part of a chunk that adds an event, or None if it needs no chunk."""
+
+    @abstractmethod
+    def _nothing(self, choice: int) -> dict[str, Any]:
+        """Returns the choice's part of a chunk that adds nothing to it."""
 
     @abstractmethod
     def _ended(self, end: Finished) -> dict[str, Any]:

@@ -18,6 +18,7 @@ MAX_BAD_WORDS = 256
 MAX_WORD = 128  # characters
 MAX_STOP = 1_000  # characters
 MAX_LOGIT_BIAS = 1_024
+MAX_DRAFTS_INTERVAL_MS = 60_000
 
 
 class ScheduledFields(RequestFields):
@@ -106,6 +107,13 @@ def _banned_tokens(words: list[str], vocabulary: Vocabulary) -> list[int]:
 class StreamOptions(Fields):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+    include_drafts: bool | None = None
+    drafts_every: Whole | None = Field(
+        default=None, ge=1, le=MOST_STEPS, description="in denoising steps"
+    )
+    drafts_interval: float | None = Field(
+        default=None, ge=0, le=MAX_DRAFTS_INTERVAL_MS, description="in milliseconds"
+    )
 
 
 Stop = Annotated[str, Field(max_length=MAX_STOP)]
@@ -191,11 +199,14 @@ class ApiRequest(DemandFields, SamplingFields):
         return value
 
     def sampling(self, seed: int, vocabulary: Vocabulary) -> Sampling:
+        drafts = self._drafts
         return msgspec.structs.replace(
             super().sampling(seed, vocabulary),
             logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
+            drafts_every=0 if drafts is None else drafts.drafts_every or 1,
+            drafts_interval_s=0.0 if drafts is None else (drafts.drafts_interval or 0.0) / 1000,
         )
 
     @property
@@ -212,3 +223,9 @@ class ApiRequest(DemandFields, SamplingFields):
         """Returns whether each chunk has the usage so far. As in vLLM, the last one has it too."""
         options = self.stream_options
         return self.include_usage and options is not None and bool(options.continuous_usage_stats)
+
+    @property
+    def _drafts(self) -> StreamOptions | None:
+        """Returns the options of the drafts, or None if none are sent."""
+        options = self.stream_options if self.stream else None
+        return options if options is not None and options.include_drafts else None

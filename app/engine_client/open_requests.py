@@ -20,6 +20,7 @@ from engine.messages import (
     Block,
     Cancelled,
     Constraint,
+    Draft,
     Failed,
     GenerateRequest,
     Heartbeat,
@@ -28,13 +29,19 @@ from engine.messages import (
 
 MOST_DEATHS = 2  # of workers that had the request, without a block in between
 
-Answer = Block | Cancelled | Failed
+Answer = Draft | Block | Cancelled | Failed
 Need = Texts | Constraint
 
 
 def is_last(answer: Answer) -> bool:
     """Returns whether this is a request's terminal message."""
-    return not isinstance(answer, Block) or answer.finish_reason is not None
+    match answer:
+        case Draft():
+            return False
+        case Block():
+            return answer.finish_reason is not None
+        case Cancelled() | Failed():
+            return True
 
 
 @dataclass

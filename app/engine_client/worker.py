@@ -35,6 +35,7 @@ from engine.messages import (
     Cancel,
     Cancelled,
     Constraint,
+    Draft,
     Failed,
     GenerateRequest,
     Heartbeat,
@@ -349,6 +350,8 @@ class WorkerClient:
                     self._give_due()
                 case Stats():
                     self._metrics.set_stats(message)
+                case Draft():
+                    self._open.deliver(message)
                 case Block():
                     self._metrics.blocks.inc()
                     self._metrics.denoising_steps.inc(message.denoising_steps)

@@ -271,7 +271,7 @@ class Denoiser:
             return step
         slot.canvas = next_canvas
         self._advance(work.sequence, slot, work.speculation)
-        return dataclasses.replace(step, next_started=True)
+        return dataclasses.replace(step, next_step=next_step)
 
     def _advance(self, sequence: Sequence, slot: Slot, tokens: list[int]) -> None:
         slot.cache.advance(len(tokens))

@@ -9,6 +9,7 @@ together, D hidden size.
 """
 
 import logging
+import struct
 from dataclasses import replace
 
 import torch
@@ -71,8 +72,9 @@ class DenoisingStep:
         change last, so that a step that failed can be run again.
 
         On a GPU the host waits for the device once, when everything has been launched, and copies
-        one tensor. It waits again for the log-probabilities of a finished block, if a request asks
-        for them, and for a draft that a request's constraint does not allow.
+        one tensor. What drafts show besides the argmax canvas is part of it, if a request asks for
+        drafts. The host waits again for the log-probabilities of a finished block, if a request
+        asks for them, and for a draft that a request's constraint does not allow.
         """
         rows = CanvasRows.of(canvases)
         samplers = [canvas.sampler for canvas in canvases]
@@ -96,19 +98,25 @@ class DenoisingStep:
             nearly_converged(mean, samplers),
             _finite(hidden, tail, rows),
         )
+        accepted = accept(entropy, samplers)
 
         def next_tokens() -> Tensor:
-            accepted = rows.flat(accept(entropy, samplers))
-            return self._draw(tail, hidden, temperatures, accepted, canvases, rows, biases)
+            flat = rows.flat(accepted)
+            return self._draw(tail, hidden, temperatures, flat, canvases, rows, biases)
 
         moved = next_tokens() if self._draws_ahead else None
-        report = to_host(torch.cat([*(flag[:, None] for flag in flags), argmax], dim=1))
+        columns = [*(flag[:, None] for flag in flags), argmax]
+        if any(canvas.sampling.drafts_every for canvas in canvases):
+            columns += [accepted, mean.view(torch.int32)[:, None]]
+        report = to_host(torch.cat(columns, dim=1))
+        widest = argmax.shape[1]
         steps = []
         fixes: list[tuple[Canvas, Correction]] = []
         for canvas, span, (is_done, is_nearly, is_finite, *padded) in zip(
             canvases, rows.slices, report, strict=True
         ):
             draft = padded[: canvas.width]
+            watched = bool(canvas.sampling.drafts_every)
             is_last = canvas.step_index + 1 == canvas.sampler.max_denoising_steps
             is_done, is_nearly, is_finite = map(bool, (is_done, is_nearly, is_finite))
             correction = fault = None
@@ -136,6 +144,8 @@ class DenoisingStep:
                     finite=is_finite,
                     corrected=correction is not None and correction.canvas is not None,
                     fault=fault,
+                    accepted=[*map(bool, padded[widest:][: canvas.width])] if watched else None,
+                    entropy=_float_of_bits(padded[-1]) if watched else 0.0,
                 )
             )
         if not all(step.done for step in steps):
@@ -321,6 +331,13 @@ def to_host(tensor: Tensor) -> list[list[int]]:
     """Returns a tensor's numbers. The host waits for the device here, and nowhere else."""
     numbers: list[list[int]] = tensor.tolist()
     return numbers
+
+
+def _float_of_bits(bits: int) -> float:
+    """Returns the float32 that has the bits of this int32."""
+    number: float
+    (number,) = struct.unpack("=f", struct.pack("=i", bits))
+    return number
 
 
 def _finite(hidden: Tensor, tail: TailResult, rows: CanvasRows) -> Tensor:

@@ -13,6 +13,7 @@ from itertools import takewhile
 
 from engine.messages import FinishReason, GenerateRequest, Image, SlotResult, TokenLogprobs
 from engine.schedule.reading import CanvasResult, Reading
+from engine.schedule.settling import Settling
 
 WORTH_KEEPING_TOKENS = 256  # a shorter first turn is not worth a pass that ends with it
 
@@ -60,10 +61,12 @@ class StepResult:
     done: bool  # the draft is the finished block
     nearly: bool = False  # the canvas is likely to be done after the next step
     logprobs: list[TokenLogprobs] | None = None  # of the draft, if it is done and the request asks
-    next_started: bool = False  # speculation won: the block is committed, the next has had a step
+    next_step: "StepResult | None" = None  # the next block's first one if the speculation was won
     corrected: bool = False  # the constraint did not allow the draft and has changed it
     fault: str | None = None  # why the constraint can be held no longer; the answer then fails
     finite: bool = True  # no number behind this result is NaN or infinite; else it means nothing
+    accepted: list[bool] | None = None  # one per position, if the request asks for drafts
+    entropy: float = 0.0  # mean over the canvas in nats, if the request asks for drafts
 
 
 # One per work of the pass. It is None if the work had no denoising step. For a decision, it has a
@@ -83,6 +86,7 @@ class FinishedBlock:
     logprobs: list[TokenLogprobs] | None
     rerolled: bool
     corrections: int = 0  # steps after which the constraint changed the canvas
+    settled: list[int] | None = None  # tokens that were final after each step, if drafts are sent
     reads: list[list[SlotResult]] | None = None  # of a decision
 
 
@@ -114,6 +118,7 @@ class Sequence:
     draft: list[int] | None = None  # the argmax canvas, if it is nearly done
     speculations: int = 0  # passes that have speculated on the current canvas
     corrections: int = 0  # steps after which the constraint changed the current canvas
+    settling: Settling | None = None  # of the current canvas, if the request asks for drafts
     answer: list[int] = field(default_factory=list)  # the lead and all finished blocks
     rerolled: bool = False  # the first block was empty and has been started again
     finish_reason: FinishReason | None = field(default=None)
@@ -200,6 +205,23 @@ class Sequence:
         self.encoded = 0
         self.draft = None  # only a pass that encodes nothing before the canvas can speculate
 
+    @property
+    def lead(self) -> list[int]:
+        """Returns the tokens that come with the current block, although no canvas has them."""
+        return self.request.lead if self.block_index == 0 else []
+
+    def cut(self, canvas: list[int]) -> tuple[list[int], FinishReason | None]:
+        """Returns the canvas' tokens that belong to the answer, and why it ends there if it does.
+
+        A suffix does not belong to the answer.
+        """
+        if self.request.sampling.suffix:
+            canvas = canvas[: self.room]
+        end = self._end(canvas)
+        if end is not None and end <= self.room:
+            return canvas[:end], "stop"
+        return canvas[: self.room], "length" if len(canvas) >= self.room else None
+
     def next_work(
         self, most_tokens: int, *, speculate: bool = False, most_canvases: int = 1
     ) -> Work | None:
@@ -251,6 +273,7 @@ class Sequence:
         if not isinstance(step, StepResult):
             return self._record_reads(done, step)
         self.step_index += 1
+        self._settle(step)
         self.speculations += done.speculation is not None
         self.corrections += step.corrected
         if not step.done:
@@ -260,11 +283,16 @@ class Sequence:
             self.rerolled, self.draft = True, None
             return None
         block = self._finish(step)
-        if step.next_started:
+        if step.next_step is not None:
             self.encoded += len(self.unencoded)
             self.unencoded = []
             self.step_index = 1
+            self._settle(step.next_step)
         return block
+
+    def _settle(self, step: StepResult) -> None:
+        if step.accepted is not None:
+            self.settling = (self.settling or Settling()).after(self.step_index, step.draft)
 
     def _record_reads(self, done: Work, results: list[CanvasResult]) -> FinishedBlock | None:
         """Record what a pass read. Returns the block with all results once they are complete."""
@@ -332,31 +360,26 @@ class Sequence:
         return canvas[0] in self.end_tokens or self._end(canvas) == 0
 
     def _finish(self, step: StepResult) -> FinishedBlock:
-        canvas, room = step.draft, self.room
-        if self.request.sampling.suffix:
-            canvas = canvas[:room]  # the suffix does not belong to the answer
-        end = self._end(canvas)
-        if end is not None and end <= room:
-            tokens, self.finish_reason = canvas[:end], "stop"
-        elif len(canvas) >= room:
-            tokens, self.finish_reason = canvas[:room], "length"
-        else:
-            tokens = canvas
-        lead = self.request.lead if self.block_index == 0 else []
+        tokens, self.finish_reason = self.cut(step.draft)
+        settled = None
+        if self.settling is not None:
+            counts = self.settling.counts(len(tokens), self.step_index)
+            settled = [len(self.lead) + count for count in counts]
         block = FinishedBlock(
-            [*lead, *tokens],
+            [*self.lead, *tokens],
             self.step_index,
             self.speculations,
             self.finish_reason,
             logprobs=None if step.logprobs is None else step.logprobs[: len(tokens)],
             rerolled=self.rerolled and self.block_index == 0,
             corrections=self.corrections,
+            settled=settled,
         )
         self.answer += tokens
-        self.unencoded = canvas
+        self.unencoded = step.draft
         self.block_index += 1
         self.step_index = self.speculations = self.corrections = 0
-        self.draft = None
+        self.draft = self.settling = None
         return block
 
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from app.dialects.answer_fields import Diffusion, Sent, SentToken, Usage, optional
+from app.dialects.answer_fields import Diffusion, Frame, Sent, SentToken, Usage, optional
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -87,7 +87,7 @@ class ChatCompletionChunk(Sent):
     """A part of a streamed answer.
 
     The first part of each choice has the prompt's token ids if the request asks for them, and the
-    last has `diffusion`.
+    last has the figures of the answer. Parts with a frame add nothing.
     """
 
     id: str
@@ -96,5 +96,5 @@ class ChatCompletionChunk(Sent):
     model: str
     choices: list[ChatChunkChoice]
     usage: Usage | None = optional()
-    diffusion: Diffusion = optional()
+    diffusion: Diffusion | Frame = optional()
     prompt_token_ids: list[int] = optional(list)

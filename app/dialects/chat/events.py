@@ -54,6 +54,9 @@ class ChatAnswer(OpenAIAnswer):
             return None
         return self._chunk(delta.choice, added or {}, logprobs=delta.logprobs)
 
+    def _nothing(self, choice: int) -> dict[str, Any]:
+        return self._chunk(choice, {})
+
     def _ended(self, end: Finished) -> dict[str, Any]:
         return self._chunk(end.choice, {}, end.reason, end.logprobs)
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from app.dialects.answer_fields import Diffusion, Sent, Usage, optional
+from app.dialects.answer_fields import Diffusion, Frame, Sent, Usage, optional
 
 
 class CompletionLogprobs(Sent):
@@ -24,7 +24,10 @@ class CompletionChoice(Sent):
 
 
 class CompletionChunk(Sent):
-    """A part of a streamed answer. The last part of each choice has `diffusion`."""
+    """A part of a streamed answer.
+
+    The last part of each choice has the figures of the answer. Parts with a frame add nothing.
+    """
 
     id: str
     object: Literal["text_completion"]
@@ -32,7 +35,7 @@ class CompletionChunk(Sent):
     model: str
     choices: list[CompletionChoice]
     usage: Usage | None = optional()
-    diffusion: Diffusion = optional()
+    diffusion: Diffusion | Frame = optional()
 
 
 class Completion(CompletionChunk):

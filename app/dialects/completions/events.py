@@ -36,6 +36,9 @@ class CompletionAnswer(OpenAIAnswer):
         assert isinstance(delta.event, TextDelta)  # a raw completion is all text
         return self._choice(delta.choice, delta.event.text, None, delta.logprobs)
 
+    def _nothing(self, choice: int) -> dict[str, Any]:
+        return self._choice(choice, "")
+
     def _ended(self, end: Finished) -> dict[str, Any]:
         return self._choice(end.choice, "", end.reason, end.logprobs)
 

@@ -188,7 +188,9 @@ def test_won_speculation_has_committed_the_block_and_made_the_first_step_of_the_
     sequence = start()
     speculation_after(sequence, [7, 8])
     work = sequence.next_work(1000, speculate=True)
-    block = sequence.record(work, StepResult([7, 8], done=True, next_started=True))
+    block = sequence.record(
+        work, StepResult([7, 8], done=True, next_step=StepResult([0, 0], done=False))
+    )
     assert (block.tokens, block.denoising_steps, block.speculations) == ([7, 8], 2, 1)
     assert sequence.next_work(1000) == Work(sequence, [], denoise=True)
     assert run(sequence, [9, 9]).denoising_steps == 2
