@@ -1,10 +1,16 @@
 """The web page at `/` and its files at `/web/`, all of which are in the folder `app/web`.
 
-The page is an ordinary client of the endpoints and uses no other. It loads nothing from elsewhere,
-which its Content-Security-Policy enforces. A model's HTML document runs in `/web/frame.html`, which
-has a policy of its own: the document may run scripts, but it has no origin and no network.
+The page is an ordinary client of the endpoints. It loads nothing from elsewhere, which its
+Content-Security-Policy enforces.
+
+An HTML document that the model wrote is shown in a frame, which has no origin and a policy of its
+own: no request, and no script but the frame's own, which receives the document. If a person lets
+the document run its scripts, it is shown in a frame whose policy allows them. They still have no
+origin and can make no request, but no policy keeps them from WebRTC.
 """
 
+import re
+from base64 import b64encode
 from hashlib import sha256
 from pathlib import Path
 
@@ -20,15 +26,14 @@ _MEDIA_TYPES = {
     ".svg": "image/svg+xml",
     ".txt": "text/plain",
 }
-_FRAME = "/web/frame.html"
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; frame-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
+    "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types dompurify"
 )
-# The page's `frame-src` forbids the frame to lead anywhere else.
+# The page's `frame-src` keeps a frame from being led elsewhere.
 _FRAME_POLICY = (
-    "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; "
+    "sandbox allow-scripts; default-src 'none'; script-src {scripts}; "
     "style-src 'unsafe-inline'; img-src data: blob:; font-src data:; media-src data: blob:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 )
@@ -44,9 +49,15 @@ class WebPage:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._files = {
-            f"/web/{file.relative_to(FOLDER).as_posix()}": _file_response(file)
+            f"/web/{file.relative_to(FOLDER).as_posix()}": _file_response(file, _PAGE_POLICY)
             for file in FOLDER.rglob("*.*")
         }
+        frame = FOLDER / "frame.html"
+        for path, scripts in (
+            ("/web/frame.html", _script_hash(frame)),
+            ("/web/frame-with-scripts.html", "'unsafe-inline'"),
+        ):
+            self._files[path] = _file_response(frame, _FRAME_POLICY.format(scripts=scripts))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = self._response(scope) if scope["type"] == "http" else None
@@ -65,9 +76,14 @@ class WebPage:
         return file
 
 
-def _file_response(file: Path) -> Response:
+def _script_hash(file: Path) -> str:
+    """Returns the policy's name of the only script in an HTML file."""
+    (script,) = re.findall(b"<script>(.*?)</script>", file.read_bytes(), re.DOTALL)
+    return f"'sha256-{b64encode(sha256(script).digest()).decode()}'"
+
+
+def _file_response(file: Path, policy: str) -> Response:
     content = file.read_bytes()
-    policy = _FRAME_POLICY if file == FOLDER / Path(_FRAME).name else _PAGE_POLICY
     headers = {
         "cache-control": "no-cache",  # a browser asks each time whether a file has changed
         "content-security-policy": policy,

@@ -114,9 +114,7 @@ class PromptBuilder:
             return []  # as nearly always: `chat` checks the rest
         _check_size(conversation, (), param)
         template = self._chat_template(param)
-        return images_of(
-            shown_conversation(readable(conversation, sees=self.sees), template)
-        )
+        return images_of(shown_conversation(readable(conversation, sees=self.sees), template))
 
     async def pictures(self, images: Sequence[ImagePart], pool: Pool) -> list[Picture]:
         """Returns the pictures of `images`, which `pool` decodes. Raises BadRequest."""

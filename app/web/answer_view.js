@@ -99,12 +99,13 @@ export class AnswerView {
       const opened = replay.childElementCount > 0;
       replay.replaceChildren(...(opened ? [] : [replayView(blocks)]));
       open.setAttribute("aria-expanded", String(!opened));
+      replay.scrollIntoView({ block: "nearest" });
     }, { shown: true, "aria-expanded": "false" });
     const line = h(
       "div",
       { class: "foot-line" },
       answer.figures &&
-        h("p", { class: "figures" }, figures(answer), blocks.length > 0 && stepsPlot(blocks)),
+        h("p", { class: "figures" }, figures(answer), blocks.length > 1 && stepsPlot(blocks)),
       blocks.length > 0 && open,
       answer.text && copyButton("Copy the answer", answer.text),
       this.actions,
@@ -130,7 +131,7 @@ function figures({ figures: made, tokens }) {
   const first = made.time_to_first_block_s;
   return [
     `${shown(made.tokens_per_second)} tokens/s`,
-    `first block after ${first < 1 ? `${shown(1000 * first)} ms` : `${shown(first)} s`}`,
+    `first block after ${first < 1 ? `${Math.round(1000 * first)} ms` : `${shown(first)} s`}`,
     several(tokens, "token"),
     several(made.blocks, "block"),
     several(made.denoising_steps, "step"),

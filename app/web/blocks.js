@@ -74,8 +74,8 @@ export function explanation(block, number) {
 
 function reason(block, steps, tokens, first, needed) {
   if (first === tokens) {
-    const more = several(steps - 1, "more step");
-    return `The ${more} confirmed it: a block ends only when nothing changes and the model is sure.`;
+    const more = steps === 2 ? "One more step" : `${steps - 1} more steps`;
+    return `${more} confirmed it: a block ends only when nothing changes and the model is sure.`;
   }
   const waited = steps - needed;
   const end =

@@ -78,7 +78,7 @@ export async function askOptions(options, model) {
 function describe({ id, context_length: context, canvas_length: canvas, input_modalities: takes }) {
   if (context === null) return `${id} is being loaded.`;
   const lengths = `a context of ${several(context, "token")} and writes blocks of up to ${several(canvas, "token")}`;
-  return `${id} has ${lengths}. It takes ${takes.join("s and ")}s.`;
+  return `${id} has ${lengths}. It reads ${takes.includes("image") ? "text and images" : "text"}.`;
 }
 
 /** Ask for an API key and keep it. Returns whether one was given. */

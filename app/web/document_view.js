@@ -1,7 +1,8 @@
 // Shows an HTML document that the model wrote: its source, and beside it the document itself.
 //
-// The document runs in a sandboxed frame. It has no origin, so it can read nothing of this page,
-// and the policies of the page and of the frame keep it from any network.
+// The document stands in a sandboxed frame. It has no origin, so it can read nothing of this page,
+// and the policies of the page and of the frame keep it from every request. Its scripts run only
+// if a person asks for it.
 
 import { button, h } from "./dom.js";
 
@@ -10,32 +11,36 @@ export function isDocument(text) {
   return /^\s*(<!--[^]*?-->\s*)*(<!doctype html|<html[\s>])/i.test(text);
 }
 
-/** Returns the source, beside which a button in `head` shows the document. */
+/** Returns the source, beside which buttons in `head` show the document. */
 export function documentView(source, text, head) {
   const view = h("div", { class: "document" }, source);
-  let frame = null;
+  const frame = h("iframe", {
+    sandbox: "allow-scripts",
+    title: "The document that the model wrote",
+    referrerpolicy: "no-referrer",
+  });
   // The frame asks for its document when it is loaded, also when it is loaded once more.
-  const answer = ({ source: asking, data }) => {
-    if (asking === frame.contentWindow && data === "ready") asking.postMessage(text, "*");
+  addEventListener("message", ({ source: asking, data }) => {
+    if (asking && asking === frame.contentWindow && data === "ready") asking.postMessage(text, "*");
+  });
+  const show = (src) => {
+    frame.remove();
+    frame.src = src ?? "";
+    if (src) view.append(frame);
+    view.classList.toggle("split", Boolean(src));
+    toggle.setAttribute("aria-pressed", String(Boolean(src)));
+    run.hidden = !src;
   };
-  const toggle = button("page", "Show as a page", () => {
-    if (frame) {
-      removeEventListener("message", answer);
-      frame.remove();
-      frame = null;
-    } else {
-      frame = h("iframe", {
-        src: "/web/frame.html",
-        sandbox: "allow-scripts",
-        title: "The document that the model wrote",
-        referrerpolicy: "no-referrer",
-      });
-      addEventListener("message", answer);
-      view.append(frame);
-    }
-    toggle.setAttribute("aria-pressed", String(frame !== null));
-    view.classList.toggle("split", frame !== null);
-  }, { shown: true, "aria-pressed": "false" });
-  head.append(toggle);
+  const toggle = button(
+    "page",
+    "Show as a page",
+    () => show(frame.isConnected ? null : "/web/frame.html"),
+    { shown: true, "aria-pressed": "false" },
+  );
+  const run = button("play", "Run its scripts", () => show("/web/frame-with-scripts.html"), {
+    shown: true,
+    hidden: true,
+  });
+  head.append(run, toggle);
   return view;
 }

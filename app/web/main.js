@@ -212,7 +212,7 @@ function showHead() {
       sidebar.querySelector("button").focus();
     }, { id: "open-sidebar" }),
     h("p", { class: "model" }, h("span", { class: `dot ${state}`, "aria-hidden": "true" }), h("strong", {}, model?.id ?? "Easel"), h("span", { class: "state", role: "status" }, STATES[state])),
-    button("steps", "Drafts", () => {
+    button("eye", "Drafts", () => {
       prefer("drafts", !drafts);
       showHead();
     }, { shown: true, "aria-pressed": String(drafts), id: "drafts", title: "Show each block while it is being made" }),

@@ -21,7 +21,7 @@ class WrongHashError(RuntimeError):
 
 
 def fetch(name: str, folder: Path) -> None:
-    """Write a package's files to `app/web/vendor`. Raises WrongHashError before anything is written."""
+    """Write a package's files to `app/web/vendor`. Raises WrongHashError if a hash is wrong."""
     package = PACKAGES[name]
     subprocess.run(
         ["npm", "pack", "--silent", f"{name}@{package['version']}"],

@@ -1,0 +1,84 @@
+"""Takes the pictures of the web page in docs/: `make screenshots`.
+
+The answers are the real ones of a model, the demo model unless EASEL_MODEL names another. Pictures
+of a draft are taken while the page is not given the next event.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.page.browser import BROWSER_ARGUMENTS, INIT, executable
+from tests.running_server import Server
+
+DOCS = Path(__file__).parents[2] / "docs"
+DESKTOP = {"width": 1100, "height": 720}
+PHONE = {"width": 360, "height": 720}
+QUESTION = os.environ.get("QUESTION", "Count to 40")
+EVENTS = int(os.environ.get("EVENTS", "5"))  # events of the answer that the draft's picture shows
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        server = Server(Path(folder) / "log").wait_until_ready()
+        try:
+            with playwright.chromium.launch(
+                executable_path=executable(playwright), args=BROWSER_ARGUMENTS
+            ) as browser:
+                draft(browser, server.url, Path(folder))
+                replay(browser, server.url, Path(folder), "dark", DESKTOP, "page-dark")
+                replay(browser, server.url, Path(folder), "light", PHONE, "page-phone")
+        finally:
+            server.stop()
+
+
+def draft(browser: Browser, url: str, folder: Path) -> None:
+    page = opened(browser, url, "light", DESKTOP)
+    page.evaluate(f"allowEvents({EVENTS})")
+    ask(page)
+    page.locator(".answer .canvas").wait_for()
+    save(page, folder, "page-light")
+    page.evaluate("allowEvents(Infinity)")
+
+
+def replay(
+    browser: Browser, url: str, folder: Path, scheme: str, size: dict[str, int], name: str
+) -> None:
+    page = opened(browser, url, scheme, size)
+    ask(page)
+    page.get_by_role("button", name="Steps").click()
+    slider = page.get_by_role("slider", name="Step")
+    slider.press("Home")
+    slider.press("ArrowRight")
+    slider.blur()
+    save(page, folder, name)
+
+
+def opened(browser: Browser, url: str, scheme: str, size: dict[str, int]) -> Page:
+    context = browser.new_context(
+        viewport=size, color_scheme=scheme, device_scale_factor=2, reduced_motion="reduce"
+    )
+    context.add_init_script(INIT)
+    page = context.new_page()
+    page.goto(url)
+    page.locator(".dot.ready").wait_for()
+    return page
+
+
+def ask(page: Page) -> None:
+    page.get_by_role("textbox", name="Message").fill(QUESTION)
+    page.keyboard.press("Enter")
+
+
+def save(page: Page, folder: Path, name: str) -> None:
+    picture = folder / f"{name}.png"
+    page.screenshot(path=picture)
+    with Image.open(picture) as image:
+        image.save(DOCS / f"{name}.webp", quality=80, method=6)
+
+
+if __name__ == "__main__":
+    main()
