@@ -88,10 +88,11 @@ function reason(block, steps, tokens, first, needed) {
   if (needed <= 2 || late.length === 0 || late.length > tokens / 2) {
     return `The others followed by step ${needed}. ${end}`;
   }
+  const [what, them] =
+    late.length === 1 ? ["is one token", "it"] : [`are ${late.length} tokens`, "them"];
   return (
-    `What took long ${late.length === 1 ? "is one token" : `are ${late.length} tokens`} ` +
-    `(${quoted(block, late)}), which became final only by step ${needed}: the model could ` +
-    `decide them only when the tokens around them stood. ${end}`
+    `What took long ${what} (${quoted(block, late)}), which became final only by step ` +
+    `${needed}: the model could decide ${them} only when the tokens around ${them} stood. ${end}`
   );
 }
 

@@ -1,10 +1,9 @@
 """Takes the pictures of the web page in docs/: `make screenshots`.
 
-The answers are the real ones of a model, the demo model unless EASEL_MODEL names another. Pictures
-of a draft are taken while the page is not given the next event.
+The answers are the demo model's own. The picture of a draft is taken while the page is not given
+the next event of the answer.
 """
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -12,18 +11,21 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.page.browser import BROWSER_ARGUMENTS, INIT, executable
+from tests.page.changed_worker import TAKES_TIME, with_changed_worker
 from tests.running_server import Server
 
 DOCS = Path(__file__).parents[2] / "docs"
 DESKTOP = {"width": 1100, "height": 720}
 PHONE = {"width": 360, "height": 720}
-QUESTION = os.environ.get("QUESTION", "Count to 40")
-EVENTS = int(os.environ.get("EVENTS", "5"))  # events of the answer that the draft's picture shows
+FIRST = "What can you do?"
+QUESTION = "Reverse the words: green moon red river chair"
+SEED = "3"  # with which the answer to the question takes several steps
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        server = Server(Path(folder) / "log").wait_until_ready()
+        slow = with_changed_worker(TAKES_TIME, Path(folder))
+        server = Server(Path(folder) / "log", EASEL_MODEL="demo", **slow).wait_until_ready()
         try:
             with playwright.chromium.launch(
                 executable_path=executable(playwright), args=BROWSER_ARGUMENTS
@@ -37,9 +39,11 @@ def main() -> None:
 
 def draft(browser: Browser, url: str, folder: Path) -> None:
     page = opened(browser, url, "light", DESKTOP)
-    page.evaluate(f"allowEvents({EVENTS})")
-    ask(page)
-    page.locator(".answer .canvas").wait_for()
+    ask(page, FIRST)
+    page.locator(".answer[aria-busy=false]").wait_for()
+    page.evaluate("allowEvents(4)")  # the opening and three drafts, of which the last has a change
+    ask(page, QUESTION)
+    page.locator(".answer .canvas .changed").first.wait_for()
     save(page, folder, "page-light")
     page.evaluate("allowEvents(Infinity)")
 
@@ -48,7 +52,7 @@ def replay(
     browser: Browser, url: str, folder: Path, scheme: str, size: dict[str, int], name: str
 ) -> None:
     page = opened(browser, url, scheme, size)
-    ask(page)
+    ask(page, QUESTION)
     page.get_by_role("button", name="Steps").click()
     slider = page.get_by_role("slider", name="Step")
     slider.press("Home")
@@ -65,11 +69,14 @@ def opened(browser: Browser, url: str, scheme: str, size: dict[str, int]) -> Pag
     page = context.new_page()
     page.goto(url)
     page.locator(".dot.ready").wait_for()
+    page.get_by_role("button", name="Options").click()
+    page.get_by_label("Seed").fill(SEED)
+    page.get_by_role("button", name="Use these options").click()
     return page
 
 
-def ask(page: Page) -> None:
-    page.get_by_role("textbox", name="Message").fill(QUESTION)
+def ask(page: Page, question: str) -> None:
+    page.get_by_role("textbox", name="Message").fill(question)
     page.keyboard.press("Enter")
 
 

@@ -1,13 +1,12 @@
 """The web page in a real browser, against real servers."""
 
 import json
-import os
 import re
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.page.changed_worker import ROOT, TAKES_TIME, with_changed_worker
 from tests.page.conftest import scripted
 from tests.polling import wait_until
 
@@ -21,24 +20,10 @@ WEATHER = {
         "required": ["city"],
     },
 }
-ROOT = Path(__file__).parents[2]
-IN_THE_WORKER = """
-import os, sys, time
-if "engine" in sys.orig_argv:
-    import engine.worker
-    from engine.worker import Worker
-    run = Worker.run
-    def run_differently(worker, works):
-        for work in works:
-            {fault}
-        return run(worker, works)
-    Worker.run = run_differently
-"""
 DIES_BEHIND_THE_FIRST_BLOCK_OF_SEED_13 = """
             if work.sequence.request.sampling.seed == 13 and work.sequence.block_index > 0:
                 os._exit(9)
 """
-TAKES_TIME = "time.sleep(0.05)"  # so that no draft is dropped for the next one
 
 
 @pytest.fixture
@@ -46,11 +31,8 @@ def start_changed(start_server, tmp_path):
     """Returns a function that starts a ready server whose workers do something else besides."""
 
     def start(fault, **settings):
-        folder = tmp_path / "faults"
-        folder.mkdir()
-        (folder / "sitecustomize.py").write_text(IN_THE_WORKER.format(fault=fault.strip()))
-        path = os.pathsep.join([str(folder), str(ROOT)])
-        return start_server(PYTHONPATH=path, **settings).wait_until_ready()
+        changed = with_changed_worker(fault, tmp_path)
+        return start_server(**changed, **settings).wait_until_ready()
 
     return start
 
@@ -304,7 +286,7 @@ def test_a_document_can_lead_its_frame_nowhere(demo_server, open_page):
     ask(page, "Write a page")
     ended_answer(page).get_by_role("button", name="Show as a page").click()
     page.get_by_role("button", name="Run its scripts").click()
-    page.wait_for_function("breaches.length > 0")
+    wait_until(lambda: page.evaluate("breaches.length"))
     assert page.evaluate("breaches.splice(0)")[0].startswith("frame-src: http://elsewhere.example")
     assert not [url for url in requests if "elsewhere" in url]
 
