@@ -14,6 +14,7 @@ import torch
 os.environ["TRITON_INTERPRET"] = "0" if torch.cuda.is_available() else "1"
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,6 +28,9 @@ from demo.tokenizer import END_OF_CALL, END_OF_TURN, SPECIAL_TOKENS, build_token
 from demo.train import save
 from tests.running_server import Server
 
+# A shell's background jobs ignore SIGINT, and so would the processes that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 CANVAS = 32
 STEPS = 3  # denoising steps a block, because random weights never converge
 
@@ -39,7 +43,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Their logits of tokens that end an answer are zero, so an answer never ends by chance.
     """
-    folder, model = tmp_path_factory.mktemp("model"), new_model(0, new_config(canvas=CANVAS))
+    folder = tmp_path_factory.mktemp("random-weights", numbered=False)  # also the model's name
+    model = new_model(0, new_config(canvas=CANVAS))
     ends = [SPECIAL_TOKENS["<eos>"], END_OF_TURN, END_OF_CALL, SPECIAL_TOKENS["<pad>"]]
     with torch.no_grad():
         model.model.decoder.embed_tokens.weight[ends] = 0.0

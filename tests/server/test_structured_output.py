@@ -11,7 +11,7 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
-MODEL = "model0"  # the name of the folder with random weights
+MODEL = "random-weights"  # the name of the folder with random weights
 ASK = [{"role": "user", "content": "Make JSON with name Ann and age 7."}]
 QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
 

@@ -22,7 +22,7 @@ from tests.hub import use_hub
 from tests.parity.tiny_models import SHAPES
 
 CODE = ("app", "engine", "bench", "demo")
-AUTOMATIC = re.compile(r"\bAuto\w+\.from_pretrained\(.*")
+AUTOMATIC = re.compile(r"\bAuto\w+\.from_pretrained\((?:[^()]|\([^()]*\))*\)")
 PREFIX = "model.decoder.layers.0."
 
 

@@ -137,6 +137,7 @@ def test_a_downloaded_model_without_a_list_of_its_files_is_read_without_the_hub(
         ModelFiles(NAME).file("config.json")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("time.sleep", lambda _: None)  # the hub's client waits before it retries
     files = ModelFiles(NAME)
     assert files.sizes is None
     files.refuse_adapter()
