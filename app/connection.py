@@ -12,10 +12,13 @@ should be, this file only notes the error, which the app raises where it reads t
 import json
 import logging
 import re
+import sys
+import termios
 import uuid
 from asyncio import TimerHandle, Transport
 from collections.abc import Callable
 from contextlib import suppress
+from fcntl import ioctl
 from typing import Any, Literal, cast
 
 import h11
@@ -34,6 +37,7 @@ from app.logs import request_id
 from app.middleware import meant_path
 from app.request_body import BROKEN
 from app.settings import Settings
+from app.sse import UNRECEIVED
 
 MOST_HEAD_BYTES = 64 * 2**10  # of a request line and its headers
 MOST_HEADERS = 100
@@ -144,6 +148,7 @@ class HttpConnection(H11Protocol):
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as uvicorn
         super().connection_made(transport)
         self._plain_transport = transport
+        self.app_state = {**self.app_state, UNRECEIVED: self.unreceived_bytes}
         self._lingering_transport = _LingeringTransport(transport, self._close)
         self.transport = cast(Transport, self._lingering_transport)
         self._watch()
@@ -164,6 +169,15 @@ class HttpConnection(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._watch()
+
+    def unreceived_bytes(self) -> int:
+        """Returns how many bytes were written that the client's system has not confirmed yet."""
+        socket = self._plain_transport.get_extra_info("socket")
+        try:
+            queued = int.from_bytes(ioctl(socket, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        except OSError:  # the client may have left
+            queued = 0
+        return queued + self._plain_transport.get_write_buffer_size()
 
     def pause_writing(self) -> None:
         super().pause_writing()

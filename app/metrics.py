@@ -54,7 +54,7 @@ class Metrics:
         self.blocks = counter("easel_blocks_total", "Finished blocks")
         self.drafts_dropped = counter(
             "easel_drafts_dropped_total",
-            "Drafts that were not sent because something newer came before their client took them",
+            "Drafts that were not sent because their client had not received what came before them",
         )
         self.corrections = counter(
             "easel_corrections_total",

@@ -1,9 +1,10 @@
 """Event-stream responses. Every endpoint that streams builds its response here."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, MutableMapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any
 
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import AppStatus
@@ -11,6 +12,9 @@ from sse_starlette.sse import AppStatus
 # By default the library cuts all streams at SIGTERM, also those that begin later. Ours run to their
 # end, so this is said before any server can get the signal.
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]  # it lacks annotations
+
+# The key of a function in a scope's state that returns how many bytes its client has not received.
+UNRECEIVED = "unreceived_bytes"
 
 # Characters that JSON allows in strings, but at which many clients end a line: Python's splitlines
 # and JavaScript before 2019. As escapes they mean the same.
@@ -38,6 +42,15 @@ class Comment:
 
 
 Event = str | NamedEvent | Comment
+
+
+def unreceived_bytes(scope: MutableMapping[str, Any]) -> int:
+    """Returns how many bytes were sent that the client of this scope has not received yet.
+
+    A proxy in between counts as the client. Returns 0 if the server does not know the number.
+    """
+    count: Callable[[], int] | None = scope.get("state", {}).get(UNRECEIVED)
+    return 0 if count is None else count()
 
 
 def _keep_alive() -> Event:

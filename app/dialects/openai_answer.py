@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fastapi import Response
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from app.answer.figures import Figures, diffusion, usage
@@ -17,8 +17,10 @@ from app.answer.request import AnswerRequest
 from app.dialects.sampling_fields import ApiRequest
 from app.errors import ApiError, error_body
 from app.services import Services
-from app.sse import event_stream
+from app.sse import event_stream, unreceived_bytes
 from engine.messages import GenerateRequest
+
+MOST_UNRECEIVED_BYTES = 16 * 2**10  # drafts of a large canvas have 5 KB
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,11 @@ class OpenAIAnswer(ABC):
             }
         )
 
-    def stream(self) -> Response:
+    def stream(self, http: Request) -> Response:
         """Returns a stream that is the same answer as `whole`."""
-        return event_stream(self._chunks(), self.services.settings.stream_idle_s)
+        return event_stream(self._chunks(http), self.services.settings.stream_idle_s)
 
-    async def _chunks(self) -> AsyncGenerator[str, None]:
+    async def _chunks(self, http: Request) -> AsyncGenerator[str, None]:
         head = {**self.head, "object": self.chunk_object}
         if self.body.include_usage:
             head["usage"] = None  # OpenAI's specification has null in every chunk but the last
@@ -83,6 +85,8 @@ class OpenAIAnswer(ABC):
                             added = self._added(event)
                             if added is not None:
                                 yield chunk(added, event.tokens, event.figures)
+                        case Frame(settled=None) if self._is_behind(http):
+                            self.services.metrics.drafts_dropped.inc()
                         case Frame():
                             shown = event.sent(self.services.prompts.vocabulary)
                             nothing = self._nothing(event.choice)
@@ -99,6 +103,11 @@ class OpenAIAnswer(ABC):
         except ApiError as error:
             yield json.dumps(error_body(error))
         yield "[DONE]"
+
+    @staticmethod
+    def _is_behind(http: Request) -> bool:
+        """Returns whether a draft would make the client wait longer for the block behind it."""
+        return unreceived_bytes(http.scope) > MOST_UNRECEIVED_BYTES
 
     def _tokens(self, tokens: list[int]) -> dict[str, Any]:
         """Returns the field with a choice's token ids if the request asks for it."""

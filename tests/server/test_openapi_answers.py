@@ -25,7 +25,7 @@ RESPONSE_TOOLS = {
 THOUGHTS = {"reasoning": {"effort": "low", "summary": "auto"}}
 LOGPROBS = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
 ADAPTIVE = {"thinking": {"type": "adaptive"}, "max_tokens": 100}
-USAGE = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+STREAM_OPTIONS = {"include_usage": True, "continuous_usage_stats": True, "include_drafts": True}
 IDS = {"return_token_ids": True}
 
 GENERATED = [
@@ -121,8 +121,8 @@ def test_a_generated_answer_fits_its_schema(http, document, path, body):
 
 @pytest.mark.parametrize(("path", "body"), GENERATED)
 def test_the_events_of_a_stream_fit_their_schema(http, document, path, body):
-    usage = USAGE if "completions" in path else {}
-    streamed = http.post(path, json={**body, "seed": 0, "stream": True, **usage})
+    options = {"stream_options": STREAM_OPTIONS} if "completions" in path else {}
+    streamed = http.post(path, json={**body, "seed": 0, "stream": True, **options})
     assert len(events(streamed)) > 2
     for event in events(streamed):
         check(document, event_schema(document, path), event)

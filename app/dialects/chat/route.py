@@ -44,7 +44,7 @@ async def chat_completions(http: Request, admit: Admission) -> Response:
     }
     answer = ChatAnswer(services, request, prepared, head, body)
     if body.stream:
-        return answer.stream()
+        return answer.stream(http)
     return await unless_gone(http, answer.whole())
 
 

@@ -43,7 +43,7 @@ async def completions(http: Request, admit: Admission) -> Response:
     }
     answer = CompletionAnswer(services, request, prepared, head, body)
     if body.stream:
-        return answer.stream()
+        return answer.stream(http)
     return await unless_gone(http, answer.whole())
 
 

@@ -245,6 +245,24 @@ def test_a_step_waits_once_at_its_end_whatever_requests_ask_for(denoiser, report
     assert watched.written.total() > 50
 
 
+def test_drafts_come_with_the_copy_that_each_step_makes_anyway(denoiser, reports):
+    """They add what the copy is joined of, and nothing else that is launched."""
+    launches = []
+    for every in (0, 0, 1):  # the first pass of its kind makes its graph
+        sequences = [started(denoiser, Sampling(n, drafts_every=every * n), n) for n in range(2)]
+        reports.clear()
+        with Watched() as watched:
+            results = denoiser.run([Work(sequence, [], denoise=True) for sequence in sequences])
+        assert watched.copies == []
+        launches.append(watched.written.total())
+        columns = 3 + CANVAS + every * (CANVAS + 1)
+        assert reports == [(2, columns)]
+        assert [result.accepted is not None for result in results] == [False, every == 1]
+        for sequence in sequences:
+            denoiser.release(sequence, keep=False)
+    assert launches[2] == launches[1]
+
+
 @pytest.mark.parametrize("kind", ["commit", "speculate"])
 def test_a_pass_that_commits_waits_only_before_it_begins(denoiser, reports, kind, monkeypatch):
     """The host copies the committed tokens to the device before the first launch."""
