@@ -50,20 +50,21 @@ export function end(answer, state, error = null) {
   answer.state = state;
   answer.error = error;
   answer.duration_s = (Date.now() - answer.started) / 1000;
-  if (answer.figures === null && answer.firstBlockMs !== null) {
+  if (answer.figures === null && answer.tokens > 0) {
     answer.figures = measured(answer); // the server sends its own only with a whole answer
   }
 }
 
-/** Returns the figures of an answer that did not end by itself, as far as the page knows them. */
+/** Returns the figures of an answer that did not end by itself. Only drafts tell about blocks. */
 function measured(answer) {
-  const done = answer.blocks.filter((block) => block?.settled);
-  return {
+  const done = finishedBlocks(answer);
+  const times = {
     tokens_per_second: answer.tokens / Math.max(answer.duration_s, 0.001),
     time_to_first_block_s: answer.firstBlockMs / 1000,
-    blocks: done.length,
-    denoising_steps: done.reduce((sum, block) => sum + block.settled.length, 0),
   };
+  if (!done.length) return times;
+  const steps = done.reduce((sum, block) => sum + block.settled.length, 0);
+  return { ...times, blocks: done.length, denoising_steps: steps };
 }
 
 /** Returns the block that is being made: one with a draft that is not final, or undefined. */

@@ -95,12 +95,17 @@ export class AnswerView {
     const { answer } = this;
     const blocks = finishedBlocks(answer);
     const replay = h("div");
-    const open = button("steps", "Steps", () => {
-      const opened = replay.childElementCount > 0;
-      replay.replaceChildren(...(opened ? [] : [replayView(blocks)]));
-      open.setAttribute("aria-expanded", String(!opened));
-      replay.scrollIntoView({ block: "nearest" });
-    }, { shown: true, "aria-expanded": "false" });
+    const open = button(
+      "steps",
+      "Steps",
+      () => {
+        const opened = replay.childElementCount > 0;
+        replay.replaceChildren(...(opened ? [] : [replayView(blocks)]));
+        open.setAttribute("aria-expanded", String(!opened));
+        replay.scrollIntoView({ block: "nearest" });
+      },
+      { shown: true, "aria-expanded": "false" },
+    );
     const line = h(
       "div",
       { class: "foot-line" },
@@ -116,7 +121,9 @@ export class AnswerView {
 
 /** Returns what is shown while no draft is. */
 function waiting(answer) {
-  return answer.text || answer.thinking ? "The next block is being made …" : "Waiting for the first block …";
+  return answer.text || answer.thinking
+    ? "The next block is being made …"
+    : "Waiting for the first block …";
 }
 
 /** Returns the element of a finished text that its next words belong to. */
@@ -133,8 +140,9 @@ function figures({ figures: made, tokens }) {
     `${shown(made.tokens_per_second)} tokens/s`,
     `first block after ${first < 1 ? `${Math.round(1000 * first)} ms` : `${shown(first)} s`}`,
     several(tokens, "token"),
-    several(made.blocks, "block"),
-    several(made.denoising_steps, "step"),
+    ...(made.blocks === undefined
+      ? []
+      : [several(made.blocks, "block"), several(made.denoising_steps, "step")]),
   ].join(" · ");
 }
 
@@ -143,7 +151,8 @@ function note({ state, error, finish, text, thinking, calls }) {
   if (state === "failed") return h("p", { class: "error", role: "alert" }, error);
   if (state === "stopped") return h("p", { class: "note" }, "You stopped this answer.");
   if (state === "streaming") return null;
-  if (finish === "length") return h("p", { class: "note" }, "The answer reached the limit of tokens.");
+  if (finish === "length")
+    return h("p", { class: "note" }, "The answer reached the limit of tokens.");
   if (!text && !thinking && !calls.length) return h("p", { class: "note" }, "The answer is empty.");
   return null;
 }

@@ -18,10 +18,33 @@ export class Composer {
       onpaste: (event) => this.take(event, event.clipboardData),
     });
     this.previews = h("div", { class: "previews" });
-    this.file = h("input", { type: "file", accept: "image/*", multiple: true, hidden: true, onchange: () => this.attach(this.file.files) });
-    this.attachButton = button("attach", "Attach images", () => this.file.click(), { hidden: true });
-    this.sendButton = h("button", { class: "button round primary", "aria-label": "Send", title: "Send (Enter)" }, icon("send"));
-    this.stopButton = h("button", { type: "button", class: "button round", "aria-label": "Stop", title: "Stop (Esc)", onclick: onstop, hidden: true }, icon("stop"));
+    this.file = h("input", {
+      type: "file",
+      accept: "image/*",
+      multiple: true,
+      hidden: true,
+      onchange: () => this.attach(this.file.files),
+    });
+    this.attachButton = button("attach", "Attach images", () => this.file.click(), {
+      hidden: true,
+    });
+    this.sendButton = h(
+      "button",
+      { class: "button round primary", "aria-label": "Send", title: "Send (Enter)" },
+      icon("send"),
+    );
+    this.stopButton = h(
+      "button",
+      {
+        type: "button",
+        class: "button round",
+        "aria-label": "Stop",
+        title: "Stop (Esc)",
+        onclick: onstop,
+        hidden: true,
+      },
+      icon("stop"),
+    );
     this.form = h(
       "form",
       {
@@ -34,9 +57,23 @@ export class Composer {
         ondrop: (event) => this.take(event, event.dataTransfer),
       },
       this.previews,
-      h("div", { class: "composer-line" }, this.attachButton, this.file, this.input, this.stopButton, this.sendButton),
+      h(
+        "div",
+        { class: "composer-line" },
+        this.attachButton,
+        this.file,
+        this.input,
+        this.stopButton,
+        this.sendButton,
+      ),
     );
-    element.append(this.form, h("p", { class: "hint" }, "Enter sends, Shift+Enter begins a line, Esc stops. Chats stay in this browser."));
+    this.hintLine = h("p", { class: "hint" });
+    this.hint = "Enter sends, Shift+Enter begins a line, Esc stops. Chats stay in this browser.";
+    element.append(this.form, this.hintLine);
+  }
+
+  set hint(text) {
+    this.hintLine.textContent = text;
   }
 
   focus() {

@@ -17,11 +17,22 @@ function confirmed(dialog) {
 }
 
 function dialogHead(dialog, title) {
-  return h("div", { class: "dialog-head" }, h("h2", {}, title), button("close", "Close", () => dialog.close()));
+  return h(
+    "div",
+    { class: "dialog-head" },
+    h("h2", {}, title),
+    button("close", "Close", () => dialog.close()),
+  );
 }
 
 function field(label, control, hint) {
-  return h("label", { class: "field" }, h("span", {}, label), control, hint && h("small", {}, hint));
+  return h(
+    "label",
+    { class: "field" },
+    h("span", {}, label),
+    control,
+    hint && h("small", {}, hint),
+  );
 }
 
 /** Let a person change a conversation's options. Returns the new options, or null if they stay. */
@@ -67,7 +78,11 @@ export async function askOptions(options, model) {
       field("Seed", seed, "The same seed gives the same answer."),
     ),
     h("label", { class: "check" }, thinking, "Let the model think first"),
-    field("Tools", offered, "A JSON list of functions with name, description and parameters. You write the results of calls."),
+    field(
+      "Tools",
+      offered,
+      "A JSON list of functions with name, description and parameters. You write the results of calls.",
+    ),
     h("button", { class: "button primary", value: "confirm" }, "Use these options"),
     model && h("p", { class: "about" }, describe(model)),
   );

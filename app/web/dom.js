@@ -4,7 +4,8 @@ const SVG = "http://www.w3.org/2000/svg";
 
 // Paths in a square of 24 units, drawn as lines.
 const ICONS = {
-  attach: "M20 11.5 12 19.5a5 5 0 0 1-7-7l8.5-8.5a3.4 3.4 0 0 1 4.8 4.8L9.8 17.3a1.7 1.7 0 0 1-2.4-2.4l7.3-7.3",
+  attach:
+    "M20 11.5 12 19.5a5 5 0 0 1-7-7l8.5-8.5a3.4 3.4 0 0 1 4.8 4.8L9.8 17.3a1.7 1.7 0 0 1-2.4-2.4l7.3-7.3",
   close: "M6 6l12 12M18 6 6 18",
   copy: "M9 9h10v10H9zM5 15V5h10",
   eye: "M2.5 12S6 5.5 12 5.5 21.5 12 21.5 12 18 18.5 12 18.5 2.5 12 2.5 12zM12 9a3 3 0 1 0 0 6 3 3 0 0 0 0-6z",
@@ -18,7 +19,8 @@ const ICONS = {
   plus: "M12 5v14M5 12h14",
   right: "M9 6l6 6-6 6",
   send: "M12 20V5M6 11l6-6 6 6",
-  settings: "M4 7h9M17 7h3M4 17h3M11 17h9M13 7a2 2 0 1 0 4 0 2 2 0 0 0-4 0zM7 17a2 2 0 1 0 4 0 2 2 0 0 0-4 0z",
+  settings:
+    "M4 7h9M17 7h3M4 17h3M11 17h9M13 7a2 2 0 1 0 4 0 2 2 0 0 0-4 0zM7 17a2 2 0 1 0 4 0 2 2 0 0 0-4 0z",
   steps: "M4 20V14M10 20V9M16 20V6M21 20H3",
   stop: "M7 7h10v10H7z",
   sun: "M12 8a4 4 0 1 0 0 8 4 4 0 0 0 0-8zM12 2v3M12 19v3M2 12h3M19 12h3M5 5l2 2M17 17l2 2M5 19l2-2M17 7l2-2",
@@ -84,7 +86,8 @@ export function copyButton(label, text) {
 /** Make these elements the children of `parent`. Those that stand where they belong are not moved. */
 export function arrange(parent, elements) {
   for (const [index, element] of elements.entries()) {
-    if (parent.children[index] !== element) parent.insertBefore(element, parent.children[index] ?? null);
+    if (parent.children[index] !== element)
+      parent.insertBefore(element, parent.children[index] ?? null);
   }
   while (parent.children.length > elements.length) parent.lastElementChild.remove();
 }

@@ -3,7 +3,13 @@
 import { ApiError, chat, forgetKey, hasKey, servedModel, serverState } from "./api.js";
 import { addChunk, end, newAnswer } from "./answer.js";
 import { Composer } from "./composer.js";
-import { DEFAULT_OPTIONS, newConversation, openCalls, requestBody, shownAnswer } from "./conversation.js";
+import {
+  DEFAULT_OPTIONS,
+  newConversation,
+  openCalls,
+  requestBody,
+  shownAnswer,
+} from "./conversation.js";
 import { askKey, askOptions } from "./dialogs.js";
 import { announce, button, h } from "./dom.js";
 import { showMessages } from "./messages_view.js";
@@ -50,7 +56,11 @@ function edit(index, text) {
 function again() {
   const message = conversation.messages.at(-1);
   const failed = shownAnswer(message).state === "failed";
-  message.answers.splice(failed ? message.shown : message.answers.length, Number(failed), newAnswer());
+  message.answers.splice(
+    failed ? message.shown : message.answers.length,
+    Number(failed),
+    newAnswer(),
+  );
   message.shown = failed ? message.shown : message.answers.length - 1;
   generate(message);
 }
@@ -121,10 +131,12 @@ async function generate(message) {
     end(answer, "done");
   } catch (error) {
     if (error.name === "AbortError") end(answer, "stopped");
-    else if (error instanceof ApiError || error instanceof SyntaxError) end(answer, "failed", error.message);
+    else if (error instanceof ApiError || error instanceof SyntaxError)
+      end(answer, "failed", error.message);
     else throw error;
   } finally {
-    running.delete(mine.id);
+    // An edited message may have begun another answer already.
+    if (running.get(mine.id) === run) running.delete(mine.id);
   }
   if (!conversations.includes(mine)) return; // it was deleted
   following(() => {
@@ -167,7 +179,13 @@ async function* withKey(begin) {
 // What is shown
 
 function keep(kept) {
-  return store.keep(kept);
+  return store.keep(kept).catch(cannotKeep);
+}
+
+/** Tell that this browser stores no chats, or has no room for more. The page works all the same. */
+function cannotKeep(error) {
+  composer.hint = `This browser can't keep the chats: ${error.message}`;
+  return [];
 }
 
 function keepAndShow() {
@@ -192,10 +210,12 @@ function show() {
     onnew: () => open(newConversation(conversation.options)),
     onremove: remove,
     onremoveall: removeAll,
-    onforget: hasKey() && (() => {
-      forgetKey();
-      show();
-    }),
+    onforget:
+      hasKey() &&
+      (() => {
+        forgetKey();
+        show();
+      }),
     onclose: () => document.body.classList.remove("with-sidebar"),
   });
 }
@@ -207,19 +227,45 @@ function showHead() {
   const themeIcon = { system: "half", light: "sun", dark: "moon" }[shownTheme];
   document.title = model ? `${model.id} – Easel` : "Easel";
   document.getElementById("head").replaceChildren(
-    button("menu", "Show the chats", () => {
-      document.body.classList.add("with-sidebar");
-      sidebar.querySelector("button").focus();
-    }, { id: "open-sidebar" }),
-    h("p", { class: "model" }, h("span", { class: `dot ${state}`, "aria-hidden": "true" }), h("strong", {}, model?.id ?? "Easel"), h("span", { class: "state", role: "status" }, STATES[state])),
-    button("eye", "Drafts", () => {
-      prefer("drafts", !drafts);
-      showHead();
-    }, { shown: true, "aria-pressed": String(drafts), id: "drafts", title: "Show each block while it is being made" }),
-    button(themeIcon, `Theme: ${shownTheme}. Change it`, () => {
-      nextTheme();
-      showHead();
-    }, { id: "theme" }),
+    button(
+      "menu",
+      "Show the chats",
+      () => {
+        document.body.classList.add("with-sidebar");
+        sidebar.querySelector("button").focus();
+      },
+      { id: "open-sidebar" },
+    ),
+    h(
+      "p",
+      { class: "model" },
+      h("span", { class: `dot ${state}`, "aria-hidden": "true" }),
+      h("strong", {}, model?.id ?? "Easel"),
+      h("span", { class: "state", role: "status" }, STATES[state]),
+    ),
+    button(
+      "eye",
+      "Drafts",
+      () => {
+        prefer("drafts", !drafts);
+        showHead();
+      },
+      {
+        shown: true,
+        "aria-pressed": String(drafts),
+        id: "drafts",
+        title: "Show each block while it is being made",
+      },
+    ),
+    button(
+      themeIcon,
+      `Theme: ${shownTheme}. Change it`,
+      () => {
+        nextTheme();
+        showHead();
+      },
+      { id: "theme" },
+    ),
     button("settings", "Options", changeOptions, { id: "options" }),
   );
   if (focused) document.getElementById(focused)?.focus();
@@ -236,7 +282,9 @@ async function watchServer() {
       showHead();
       if (!conversation.messages.length) show();
     }
-    await new Promise((resolve) => setTimeout(resolve, state === "ready" ? READY_POLL_MS : LOADING_POLL_MS));
+    await new Promise((resolve) =>
+      setTimeout(resolve, state === "ready" ? READY_POLL_MS : LOADING_POLL_MS),
+    );
   }
 }
 
@@ -257,13 +305,17 @@ async function describeModel() {
 
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || document.querySelector("dialog")) return;
-  if (document.body.classList.contains("with-sidebar")) document.body.classList.remove("with-sidebar");
+  if (document.body.classList.contains("with-sidebar"))
+    document.body.classList.remove("with-sidebar");
   else stop();
 });
 
-conversations = await store.conversations();
-for (const answer of conversations.flatMap(({ messages: kept }) => kept.flatMap((each) => each.answers ?? []))) {
-  if (answer.state === "streaming") end(answer, "failed", "The page was left before this answer ended.");
+conversations = await store.conversations().catch(cannotKeep);
+for (const answer of conversations.flatMap(({ messages: kept }) =>
+  kept.flatMap((each) => each.answers ?? []),
+)) {
+  if (answer.state === "streaming")
+    end(answer, "failed", "The page was left before this answer ended.");
 }
 conversation = conversations[0] ?? conversation;
 showHead();

@@ -20,8 +20,7 @@ const ALLOWED = {
 };
 const LANGUAGE = "language-";
 
-const escaped = (text) =>
-  text.replace(/[&<>"']/g, (character) => `&#${character.codePointAt(0)};`);
+const escaped = (text) => text.replace(/[&<>"']/g, (character) => `&#${character.codePointAt(0)};`);
 
 const marked = new Marked({
   gfm: true,
@@ -45,7 +44,12 @@ export function rendered(text) {
     link.rel = "noopener noreferrer";
   }
   for (const table of fragment.querySelectorAll("table")) {
-    const scroller = h("div", { class: "scroller", tabindex: "0" });
+    const scroller = h("div", {
+      class: "scroller",
+      tabindex: "0",
+      role: "group",
+      "aria-label": "Table",
+    });
     table.replaceWith(scroller);
     scroller.append(table);
   }

@@ -4,7 +4,12 @@ import { AnswerView } from "./answer_view.js";
 import { openCalls, shownAnswer } from "./conversation.js";
 import { arrange, button, h } from "./dom.js";
 
-const DEMO = ["Count to 50", "Name the months of the year", "Sort these numbers: 9 3 7", "What can you do?"];
+const DEMO = [
+  "Count to 50",
+  "Name the months of the year",
+  "Sort these numbers: 9 3 7",
+  "What can you do?",
+];
 const ANY = [
   "Explain block diffusion in three sentences.",
   "Write one HTML page with a bouncing ball.",
@@ -31,7 +36,12 @@ export function showMessages(element, conversation, model, on) {
       case "user":
         return kept(message, () => userView(message, (text) => on.edit(index, text)));
       case "tool":
-        return h("div", { class: "result" }, h("p", {}, "Result of the tool"), h("pre", { tabindex: "0" }, message.text));
+        return h(
+          "div",
+          { class: "result" },
+          h("p", {}, "Result of the tool"),
+          h("pre", { tabindex: "0" }, message.text),
+        );
       case "assistant": {
         const isLast = index === messages.length - 1;
         const answer = shownAnswer(message);
@@ -41,7 +51,9 @@ export function showMessages(element, conversation, model, on) {
       }
     }
   });
-  const results = calls.length > 0 && shownAnswer(messages.findLast((each) => each.role === "assistant")).state === "done";
+  const results =
+    calls.length > 0 &&
+    shownAnswer(messages.findLast((each) => each.role === "assistant")).state === "done";
   arrange(element, [...elements, ...(results ? [resultForm(calls[0], on)] : [])]);
   return last;
 }
@@ -67,7 +79,13 @@ function welcome(model, on) {
     h(
       "div",
       { class: "suggestions" },
-      several.map((text) => h("button", { type: "button", class: "suggestion", onclick: () => on.send(text, []) }, text)),
+      several.map((text) =>
+        h(
+          "button",
+          { type: "button", class: "suggestion", onclick: () => on.send(text, []) },
+          text,
+        ),
+      ),
     ),
   );
 }
@@ -79,7 +97,15 @@ function userView(message, onedit) {
     view.querySelector("textarea").focus();
   });
   const images = message.images.map((url) => h("img", { src: url, alt: "Attached image" }));
-  const parts = [h("div", { class: "bubble" }, images.length > 0 && h("div", { class: "pictures" }, images), body), edit];
+  const parts = [
+    h(
+      "div",
+      { class: "bubble" },
+      images.length > 0 && h("div", { class: "pictures" }, images),
+      body,
+    ),
+    edit,
+  ];
   const view = h("article", { class: "user", "aria-label": "You" }, parts);
   return view;
 }
@@ -102,7 +128,12 @@ function editForm(text, onsave, oncancel) {
     "form",
     { class: "edit", onsubmit: save },
     input,
-    h("div", {}, h("button", { class: "button primary" }, "Send again"), h("button", { type: "button", class: "button", onclick: oncancel }, "Cancel")),
+    h(
+      "div",
+      {},
+      h("button", { class: "button primary" }, "Send again"),
+      h("button", { type: "button", class: "button", onclick: oncancel }, "Cancel"),
+    ),
   );
 }
 
@@ -120,7 +151,11 @@ function answerActions(message, isLast, on) {
 }
 
 function resultForm(call, on) {
-  const input = h("textarea", { rows: 2, "aria-label": `Result of ${call.name}`, placeholder: "What the tool returns" });
+  const input = h("textarea", {
+    rows: 2,
+    "aria-label": `Result of ${call.name}`,
+    placeholder: "What the tool returns",
+  });
   const send = (event) => {
     event.preventDefault();
     on.result(call, input.value);

@@ -21,7 +21,13 @@ export function stepsPlot(blocks) {
   const label = `Steps of each block: ${counts.join(", ")}`;
   return svg(
     "svg",
-    { class: "bars", viewBox: `0 0 ${5 * counts.length} 15`, width: 5 * counts.length, height: 15, role: "img" },
+    {
+      class: "bars",
+      viewBox: `0 0 ${5 * counts.length} 15`,
+      width: 5 * counts.length,
+      height: 15,
+      role: "img",
+    },
     svg("title", {}, label),
     bars,
   );

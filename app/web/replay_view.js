@@ -11,13 +11,22 @@ const FRAME_MS = 450;
 export function replayView(blocks) {
   const most = Math.max(...blocks.map((block) => block.settled.length));
   const view = h("section", { class: "replay", "aria-label": "Steps of this answer" });
-  showBlock(view, blocks, blocks.findIndex((block) => block.settled.length === most));
+  showBlock(
+    view,
+    blocks,
+    blocks.findIndex((block) => block.settled.length === most),
+  );
   return view;
 }
 
 function showBlock(view, blocks, chosen) {
   const block = blocks[chosen];
-  const canvas = h("p", { class: "canvas", tabindex: "0", "aria-label": "The canvas" });
+  const canvas = h("p", {
+    class: "canvas",
+    tabindex: "0",
+    role: "group",
+    "aria-label": "The canvas",
+  });
   const figures = h("output", { class: "figures" });
   const { plot, mark } = settledPlot(block);
   const slider = h("input", {
@@ -83,7 +92,11 @@ function showBlock(view, blocks, chosen) {
         "figure",
         {},
         plot,
-        h("figcaption", {}, "Line: tokens that were final after each step. Bars: those that became final in it, late ones marked."),
+        h(
+          "figcaption",
+          {},
+          "Line: tokens that were final after each step. Bars: those that became final in it, late ones marked.",
+        ),
       ),
       h("p", {}, explanation(block, chosen + 1)),
     ),

@@ -4,7 +4,12 @@ import { title } from "./conversation.js";
 import { button, h } from "./dom.js";
 
 /** Show the conversations in `element`, of which `current` is open. */
-export function showSidebar(element, conversations, current, { onopen, onnew, onremove, onremoveall, onforget, onclose }) {
+export function showSidebar(
+  element,
+  conversations,
+  current,
+  { onopen, onnew, onremove, onremoveall, onforget, onclose },
+) {
   const entry = (each) =>
     h(
       "li",

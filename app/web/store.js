@@ -7,7 +7,8 @@ let opening;
 function database() {
   opening ??= new Promise((resolve, reject) => {
     const request = indexedDB.open("easel", 1);
-    request.onupgradeneeded = () => request.result.createObjectStore(CONVERSATIONS, { keyPath: "id" });
+    request.onupgradeneeded = () =>
+      request.result.createObjectStore(CONVERSATIONS, { keyPath: "id" });
     request.onsuccess = () => resolve(request.result);
     request.onerror = () => reject(request.error);
   });

@@ -6,17 +6,20 @@ the next event of the answer.
 
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 from tests.page.browser import BROWSER_ARGUMENTS, INIT, executable
 from tests.page.changed_worker import TAKES_TIME, with_changed_worker
 from tests.running_server import Server
 
+Scheme = Literal["light", "dark"]
+
 DOCS = Path(__file__).parents[2] / "docs"
-DESKTOP = {"width": 1100, "height": 720}
-PHONE = {"width": 360, "height": 720}
+DESKTOP: ViewportSize = {"width": 1100, "height": 720}
+PHONE: ViewportSize = {"width": 360, "height": 720}
 FIRST = "What can you do?"
 QUESTION = "Reverse the words: green moon red river chair"
 SEED = "3"  # with which the answer to the question takes several steps
@@ -49,7 +52,7 @@ def draft(browser: Browser, url: str, folder: Path) -> None:
 
 
 def replay(
-    browser: Browser, url: str, folder: Path, scheme: str, size: dict[str, int], name: str
+    browser: Browser, url: str, folder: Path, scheme: Scheme, size: ViewportSize, name: str
 ) -> None:
     page = opened(browser, url, scheme, size)
     ask(page, QUESTION)
@@ -61,7 +64,7 @@ def replay(
     save(page, folder, name)
 
 
-def opened(browser: Browser, url: str, scheme: str, size: dict[str, int]) -> Page:
+def opened(browser: Browser, url: str, scheme: Scheme, size: ViewportSize) -> Page:
     context = browser.new_context(
         viewport=size, color_scheme=scheme, device_scale_factor=2, reduced_motion="reduce"
     )

@@ -162,6 +162,15 @@ def test_chats_survive_a_reload_and_are_deleted_together(demo_server, open_page)
     expect(page.get_by_role("heading", name="What shall we write?")).to_be_visible()
 
 
+def test_a_browser_that_keeps_nothing_can_chat_too(demo_server, open_page):
+    page = open_page(demo_server.url)
+    page.context.add_init_script("indexedDB.open = () => { throw new Error('no storage'); }")
+    page.reload()
+    ask(page, "hello")
+    assert ended_answer(page).locator(".prose").last.inner_text()
+    expect(page.get_by_text("This browser can't keep the chats: no storage")).to_be_visible()
+
+
 def test_an_answer_that_a_reload_interrupts_keeps_what_came_and_can_be_retried(server, open_page):
     page = open_page(server.url)
     options(page, Most_tokens="96")
@@ -186,6 +195,23 @@ def test_a_message_can_be_edited_and_what_followed_is_made_anew(demo_server, ope
     page.keyboard.press("Enter")
     expect(page.get_by_role("article", name="You")).to_have_text("What is 7 + 8?")
     expect(ended_answer(page)).to_contain_text("15")
+    expect(page.get_by_role("article", name="Answer")).to_have_count(1)
+
+
+def test_editing_while_an_answer_is_made_stops_that_answer_and_makes_one_that_can_be_stopped(
+    start_changed, open_page
+):
+    page = open_page(start_changed(TAKES_TIME).url)
+    ask(page, "Say very much")
+    expect(page.locator("#announcer p").first).to_be_attached()
+    page.get_by_role("button", name="Edit this message").click()
+    page.get_by_role("textbox", name="Edited message").fill("Say something else")
+    page.get_by_role("button", name="Send again").click()
+    expect(page.get_by_role("article", name="You")).to_have_text("Say something else")
+    expect(last_answer(page)).to_have_attribute("aria-busy", "true")
+    expect(last_answer(page).locator(".prose").last).not_to_be_empty()
+    page.get_by_role("button", name="Stop").click()
+    expect(ended_answer(page).get_by_text("You stopped this answer.")).to_be_visible()
     expect(page.get_by_role("article", name="Answer")).to_have_count(1)
 
 
