@@ -1,4 +1,4 @@
-"""The command line `easel`, with the commands `serve`, `plan`, `bench` and `version`.
+"""The command line `easel`, with the commands `serve`, `chat`, `plan`, `models` and so on.
 
 What takes long to import is imported by the command that needs it, so that help texts come at once.
 """
@@ -7,8 +7,10 @@ import difflib
 import inspect
 import json
 import runpy
+import signal
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -17,12 +19,16 @@ from pydantic.fields import FieldInfo
 from rich.console import Console
 
 from app.plan_report import PlanError, device_names, make_report, print_report, report_json
-from app.settings import PREFIX, Settings, unknown_variables
+from app.settings import PREFIX, Settings, server_url, unknown_variables
 from app.terminal import stderr_console
 from engine.config import EngineConfig
 
 main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = stderr_console()
+
+_EVERYWHERE = ("0.0.0.0", "::")  # addresses to listen on that nobody can connect to
+_LOOPBACK = "127.0.0.1"
+_JSON = typer.Option("--json", help="Print JSON instead of a table.")
 
 
 def _print_version(requested: bool = True) -> None:
@@ -113,14 +119,90 @@ _plan_command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  
             "as_json",
             inspect.Parameter.KEYWORD_ONLY,
             default=False,
-            annotation=Annotated[
-                bool, typer.Option("--json", help="Print JSON instead of a table.")
-            ],
+            annotation=Annotated[bool, _JSON],
         ),
         *_settings_as_options(name for name in EngineConfig.model_fields if name != "device"),
     ]
 )
 main.command("plan")(_plan_command)
+
+
+@main.command()
+def chat(
+    url: Annotated[
+        str,
+        typer.Option(
+            help="The server's address. By default the one at which `easel serve` listens with the "
+            "same environment."
+        ),
+    ] = "",
+    system: Annotated[str, typer.Option(help="Instructions for the model.")] = "",
+    drafts: Annotated[bool, typer.Option(help="Show blocks while they are made.")] = True,
+) -> None:
+    """Chat in the terminal with a running server, and watch blocks denoise.
+
+    Without a terminal, each line of stdin is a message, and its answer is printed. The environment
+    variable EASEL_API_KEY has the API key if the server needs one.
+    """
+    from app.security import KeysUnreadableError, api_keys
+    from app.terminal_chat.chat import Chat
+    from app.terminal_chat.running_server import RunningServer, ServerError
+
+    settings = _settings({})
+    host = _LOOPBACK if settings.host in _EVERYWHERE else settings.host
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it stops an answer, not the chat
+    try:
+        key = next(iter(api_keys(settings)), "")
+        server = RunningServer(url or server_url(host, settings.port), key)
+        code = Chat(server, Console(), system=system, drafts=drafts).run()
+    except (KeysUnreadableError, ServerError) as error:
+        _refuse(str(error))
+    except KeyboardInterrupt:
+        code = 130
+    raise typer.Exit(code)
+
+
+@main.command("models")
+def models_command(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            exists=True,
+            file_okay=False,
+            help="Folders in which to look for checkpoints, besides the hub's cache.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """List the models that this machine can serve, their sizes, and whether they fit.
+
+    Downloads nothing. `easel plan --model NAME` shows more about one of them.
+    """
+    from app.servable_models import models_json, print_models, servable_models
+
+    models = servable_models(_settings({}), folders or ())
+    if as_json:
+        print(json.dumps(models_json(models), indent=2))
+    else:
+        print_models(models, Console(highlight=False, soft_wrap=True))
+
+
+@main.command()
+def doctor(as_json: Annotated[bool, _JSON] = False) -> None:
+    """Say what this machine has for Easel, what is missing, and how to get it.
+
+    The exit code is 1 if something is missing.
+    """
+    from app.doctor import Machine, findings, findings_json, print_findings
+    from app.servable_models import servable_models
+    from engine.sizing.gpu import first_gpu
+
+    found = list(findings(Machine.here(first_gpu()), servable_models(_settings({}))))
+    if as_json:
+        print(json.dumps(findings_json(found), indent=2))
+    else:
+        print_findings(found, Console(highlight=False, soft_wrap=True))
+    raise typer.Exit(any(each.state == "missing" for each in found))
 
 
 @main.command(

@@ -9,7 +9,9 @@ import io
 import logging
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -19,10 +21,11 @@ from rich.markup import escape
 
 from app.listening_socket import ListeningSocket
 from app.logs import configure_logs
-from app.settings import PREFIX, Settings
+from app.settings import PREFIX, Settings, server_url
 from app.stderr import unblocked_stderr
 from app.terminal import ProgressLine
 from engine.messages import Loading, Ready
+from engine.sizing.plan import gb
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -55,7 +58,7 @@ def _serve(settings: Settings, console: Console) -> int:
     if settings.log_format == "json":
         console.file = _LogLines()
     listening = listen(settings)
-    url = _url(settings.host, listening.getsockname()[1])
+    url = server_url(settings.host, listening.getsockname()[1])
     console.print(f"easel: listening on {url}; loading the model {settings.model}", markup=False)
     with ProgressLine(console, animated=True, first_s=_QUIET_S) as progress:
         progress.show(f"loading the model {settings.model}")
@@ -172,35 +175,56 @@ class _LogLines(io.StringIO):
 def announcer(settings: Settings, url: str, console: Console, progress: ProgressLine) -> "Announce":
     """Returns a function that shows how much is loaded and then prints where the server listens."""
 
-    def show(state: Loading | Ready) -> None:
-        match state:
-            case Loading():
-                percent = 100 * state.loaded_bytes // max(state.total_bytes, 1)
-                progress.show(f"loading the model {settings.model}: {percent} %")
-            case Ready():
-                progress.hide()
-                console.print(banner(settings, url, state), markup=False)
-
     async def announce(states: AsyncIterator[Loading | Ready]) -> None:
+        first: LoadedSoFar | None = None
         async for state in states:
-            show(state)
+            match state:
+                case Loading():
+                    now = LoadedSoFar(state.loaded_bytes, state.total_bytes, time.monotonic())
+                    if first is None or now.loaded_bytes < first.loaded_bytes:
+                        first = now  # of this worker's life
+                    text = f"loading the model {settings.model}: {now.since(first)}"
+                    progress.show(text, now.share)
+                case Ready():
+                    first = None
+                    progress.hide()
+                    console.print(banner(settings, url, state), markup=False)
 
     return announce
 
 
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+@dataclass(frozen=True)
+class LoadedSoFar:
+    """How much of a model's weights was read, and maybe quantised, at a time."""
+
+    loaded_bytes: int
+    total_bytes: int
+    at_s: float
+
+    @property
+    def share(self) -> float:
+        return self.loaded_bytes / max(self.total_bytes, 1)
+
+    def since(self, first: "LoadedSoFar") -> str:
+        """Returns the bytes for people, and the rate since `first` and the time left if known."""
+        text = f"{gb(self.loaded_bytes)} of {gb(self.total_bytes)}, {int(100 * self.share)} %"
+        seconds, loaded = self.at_s - first.at_s, self.loaded_bytes - first.loaded_bytes
+        if seconds <= 0 or loaded <= 0:
+            return text
+        left_s = (self.total_bytes - self.loaded_bytes) * seconds / loaded
+        return f"{text}, {gb(round(loaded / seconds))}/s, {left_s:.0f} s left"
 
 
 def banner(settings: Settings, url: str, ready: Ready) -> str:
     """Returns the lines that say where the server listens, what it serves and how to try it."""
     body = '{"messages": [{"role": "user", "content": "Count to 20"}], "stream": true}'
     return (
-        f"\nEasel listens on {url}/v1\n"
+        f"\nEasel listens on {url}/v1: {settings.model_names[0]} on {ready.device}, "
+        f"{gb(ready.used_bytes)} of memory used, {gb(ready.free_bytes)} free\n"
         f"  model    {', '.join(settings.model_names)} ({ready.dtype}, "
         f"context {ready.context_length} tokens, canvas {ready.canvas_length})\n"
-        f"  device   {ready.device}\n"
         f"  profile  {ready.profile}\n\n"
         f"  curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
         f"    -d '{body}'\n"
+        f"  easel chat --url {url}\n"
     )

@@ -228,6 +228,11 @@ def listed(value: str) -> list[str]:
     return [each.strip() for each in value.split(",") if each.strip()]
 
 
+def server_url(host: str, port: int) -> str:
+    """Returns the address of a server that listens there."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def unknown_variables() -> list[str]:
     """Returns the EASEL_ variables in the environment that name no setting, as misspelt ones do."""
     known = {PREFIX + name.upper() for name in Settings.model_fields}

@@ -10,6 +10,7 @@ from types import TracebackType
 from rich.console import Console
 
 _EVERY_S = 10.0  # between two lines of progress in a file
+_BAR = 24  # characters
 
 
 class _Stderr(Console):
@@ -73,9 +74,12 @@ class ProgressLine:
     ) -> None:
         self.hide()
 
-    def show(self, text: str) -> None:
-        """Show what is being done now."""
+    def show(self, text: str, share: float | None = None) -> None:
+        """Show what is being done now, on a terminal with a bar if the `share` done is known."""
         if self._redraws:
+            if share is not None:
+                full = round(share * _BAR)
+                text = f"{'█' * full}{'░' * (_BAR - full)} {text}"
             if not self._drawn.live.is_started:
                 self._drawn.reset(self._task)
             self._drawn.update(self._task, description=text)

@@ -168,6 +168,12 @@ def interactive_command(
     _measure("interactive", "First block among jobs", Output(json, plot), rounds=rounds)
 
 
+@main.command("drafts")
+def drafts_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
+    """Time denoising steps with and without drafts that are sent."""
+    _measure("drafts", "Drafts", Output(json, plot), rounds=rounds)
+
+
 @main.command("decisions")
 def decisions_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
     """Time decisions behind a kept prefix against passes, each other and an answer."""

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from textwrap import fill
 
 from bench.compare import Row
-from bench.roofline import CONTEXT, RELEASED_MODEL, released
+from bench.roofline import CONTEXT, released
 from engine.config import DeviceProfile, EngineConfig, profile_names
+from engine.sizing.dimensions import RELEASED_MODEL
 from engine.sizing.plan import largest_context, make_plan, most_canvases
 from engine.sizing.profiles import apply_profile
 from engine.sizing.roofline import device_step_s, step_cost

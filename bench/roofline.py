@@ -9,7 +9,7 @@ from math import ceil
 
 from bench.compare import Row
 from engine.config import DeviceProfile, Formats, Hardware, profile_names
-from engine.sizing.dimensions import Dimensions, known_dimensions
+from engine.sizing.dimensions import RELEASED_MODEL, Dimensions, known_dimensions
 from engine.sizing.roofline import StepCost, step_cost
 
 CONTEXT = 8192
@@ -20,7 +20,6 @@ COLUMNS = [
     *(f"tokens_s_at_{n}" for n in TOKENS_A_STEP),
     "compute_bound_from",
 ]
-RELEASED_MODEL = "google/diffusiongemma-26B-A4B-it"
 
 
 @dataclass(frozen=True)

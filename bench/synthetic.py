@@ -18,7 +18,7 @@ from bench.blocks import timed_answers
 from bench.compare import LEAST_ROUNDS, Row, Show, of_case, peak_bytes, silent
 from bench.formats import FORMATS, case_of
 from bench.random_weights import network_config, random_network, weights_bytes
-from bench.roofline import CONTEXT, RELEASED_MODEL, TOKENS_A_STEP, find_device, released
+from bench.roofline import CONTEXT, TOKENS_A_STEP, find_device, released
 from bench.sides import random_prompt
 from engine.config import EngineConfig, Formats
 from engine.denoise.denoiser import Denoiser
@@ -32,7 +32,7 @@ from engine.device import (
     out_of_memory,
 )
 from engine.loading import new_denoiser
-from engine.sizing.dimensions import Dimensions
+from engine.sizing.dimensions import RELEASED_MODEL, Dimensions
 from engine.sizing.plan import gb, make_plan
 from engine.sizing.profiles import NO_PROFILE, apply_profile, choose_profile
 from engine.sizing.roofline import step_cost

@@ -10,12 +10,10 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from engine.config import EngineConfig
-from engine.sizing.dimensions import known_dimensions
+from engine.sizing.dimensions import RELEASED_MODEL, known_dimensions
 from engine.sizing.gpu import Gpu, first_gpu
 from engine.sizing.plan import gb, make_plan
 from engine.sizing.profiles import apply_profile, profile_for, usable_bytes
-
-RELEASED_MODEL = "google/diffusiongemma-26B-A4B-it"
 
 _DEMO = (
     "serving the demo model, which knows only a few small tasks. "

@@ -7,7 +7,7 @@ import torch
 
 from engine.config import EngineConfig
 from engine.sizing.gpu import Gpu, first_gpu
-from engine.sizing.memory import available_ram_bytes
+from engine.sizing.memory import available_ram_bytes, resident_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +96,11 @@ def taken_memory(device: torch.device) -> int:
     """
     free, total = torch.cuda.mem_get_info(device)
     return total - free
+
+
+def used_memory(device: torch.device) -> int:
+    """Returns the bytes that are in use: of a GPU's memory, or on a CPU by this process."""
+    return resident_bytes() if device.type == "cpu" else taken_memory(device)
 
 
 def free_memory(device: torch.device) -> int:

@@ -313,8 +313,9 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     """The limits of a worker that has loaded its model.
 
     Lengths are in tokens. A context is prompt and answer together. `read_tokens` is the most tokens
-    of a read's own prompt. `device` is the device's name and `profile` describes the device profile
-    and the options that it set; both are for people. `end_tokens` are those with which the
+    of a read's own prompt. `device` is the device's name, and `profile` describes the device
+    profile and the options that it set. `used_bytes` and `free_bytes` are of the device's memory,
+    once the model is loaded. All of these are for people. `end_tokens` are those with which the
     checkpoint ends any answer.
     """
 
@@ -326,6 +327,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     profile: str
     end_tokens: list[int] = []
     read_tokens: int = 1
+    used_bytes: int = 0
+    free_bytes: int = 0
 
 
 class Draft(msgspec.Struct, frozen=True, tag=True):

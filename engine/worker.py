@@ -22,7 +22,7 @@ from engine.constraint.rules import GrammarRules
 from engine.denoise.canvas import Rules
 from engine.denoise.denoiser import Denoiser
 from engine.denoise.sampler import UnsupportedSamplerError
-from engine.device import DeviceError, device_name, out_of_memory
+from engine.device import DeviceError, device_name, free_memory, out_of_memory, used_memory
 from engine.loading import build_denoiser, with_profile
 from engine.messages import (
     HEARTBEAT_S,
@@ -340,6 +340,8 @@ def serve(address: str, config: EngineConfig) -> NoReturn:
             profile=profile,
             end_tokens=sorted(denoiser.sampler.end_tokens),
             read_tokens=denoiser.read_tokens,
+            used_bytes=used_memory(denoiser.model.device),
+            free_bytes=free_memory(denoiser.model.device),
         )
     )
     while True:

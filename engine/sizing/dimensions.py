@@ -15,7 +15,9 @@ from engine.config import CONFIGS
 from engine.sizing.model_files import read_json
 
 # Copies of published configurations, so that a plan needs no network.
-_KNOWN = {"google/diffusiongemma-26b-a4b-it": CONFIGS / "models" / "diffusiongemma-26b-a4b.json"}
+RELEASED_MODEL = "google/diffusiongemma-26B-A4B-it"
+
+_KNOWN = {RELEASED_MODEL.lower(): CONFIGS / "models" / "diffusiongemma-26b-a4b.json"}
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 # A checkpoint with one of these files is quantised even if its config.json does not say so.
 MODELOPT_FILE, W4_FILE = QUANTIZED_FILES = ("hf_quant_config.json", "w4_meta.json")

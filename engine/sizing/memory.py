@@ -3,6 +3,7 @@
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
+_OWN = Path("/proc/self/status")
 
 
 def available_ram_bytes() -> int:
@@ -21,9 +22,18 @@ def total_ram_bytes() -> int:
     return _bytes("MemTotal") + _bytes("SwapTotal")
 
 
-def _bytes(key: str) -> int:
-    for line in _MEMINFO.read_text().splitlines():
-        name, value = line.split(":")
+def resident_bytes() -> int:
+    """Returns the bytes of memory that this process takes, files that it has mapped included.
+
+    Raises OSError if the system does not report the number.
+    """
+    return _bytes("VmRSS", _OWN)
+
+
+def _bytes(key: str, file: Path | None = None) -> int:
+    file = file or _MEMINFO
+    for line in file.read_text().splitlines():
+        name, _, value = line.partition(":")
         if name == key:
             return int(value.split()[0]) * 1024  # the file's unit "kB" means KiB
-    raise OSError(f"{_MEMINFO} has no {key}")
+    raise OSError(f"{file} has no {key}")

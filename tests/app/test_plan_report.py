@@ -9,9 +9,8 @@ from app import plan_report
 from app.cli import main
 from app.settings import Settings
 from bench.random_model import Shape, write_random_model
-from bench.roofline import RELEASED_MODEL
 from engine.config import DEMO_MODEL_PATH, DeviceProfile
-from engine.sizing.dimensions import QUANTIZED_FILES
+from engine.sizing.dimensions import QUANTIZED_FILES, RELEASED_MODEL
 from engine.sizing.gguf_header import read_tensors
 from engine.sizing.gpu import Gpu
 from engine.sizing.memory import available_ram_bytes

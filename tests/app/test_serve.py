@@ -4,11 +4,12 @@ import asyncio
 import socket
 from io import StringIO
 
+import pytest
 from fastapi import FastAPI
 from rich.console import Console
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from app.serve import announcer, banner, listen, server_config
+from app.serve import LoadedSoFar, announcer, banner, listen, server_config
 from app.settings import Settings
 from app.terminal import ProgressLine
 from engine.messages import Loading, Ready
@@ -23,14 +24,32 @@ async def test_the_start_shows_what_is_loaded_and_then_the_address():
     console, settings = Console(file=StringIO(), soft_wrap=True), Settings()
 
     async def states():
-        yield Loading(40, 100)
-        yield Ready("cpu", "float32", 2048, 32, 1280, profile="none")
+        yield Loading(2 * 10**9, 5 * 10**9)
+        memory = {"used_bytes": 4 * 10**8, "free_bytes": 3 * 10**9}
+        yield Ready("cpu", "float32", 2048, 32, 1280, profile="none", **memory)
 
     with ProgressLine(console, animated=True) as progress:
         await announcer(settings, "http://127.0.0.1:8000", console, progress)(states())
     first, _, second, *_ = console.file.getvalue().splitlines()
-    assert first == "easel: loading the model demo: 40 %"
-    assert second == "Easel listens on http://127.0.0.1:8000/v1"
+    assert first == "easel: loading the model demo: 2.0 GB of 5.0 GB, 40 %"
+    assert second == (
+        "Easel listens on http://127.0.0.1:8000/v1: demo on cpu, 0.4 GB of memory used, 3.0 GB free"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "loaded", "text"),
+    [
+        (0, 10, "1.0 GB of 5.0 GB, 20 %"),
+        (2, 10, "1.0 GB of 5.0 GB, 20 %"),
+        (2, 20, "2.0 GB of 5.0 GB, 40 %, 0.5 GB/s, 6 s left"),
+        (4, 50, "5.0 GB of 5.0 GB, 100 %, 1.0 GB/s, 0 s left"),
+    ],
+)
+def test_the_rate_and_the_time_left_are_those_since_the_first_figure(seconds, loaded, text):
+    first = LoadedSoFar(10**9, 5 * 10**9, 100.0)
+    now = LoadedSoFar(loaded * 10**8, 5 * 10**9, 100.0 + seconds)
+    assert now.since(first) == text
 
 
 async def test_responses_do_not_wait_until_earlier_ones_are_acknowledged():

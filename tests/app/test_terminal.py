@@ -79,6 +79,17 @@ def test_on_a_terminal_the_line_is_removed_and_the_cursor_stays(monkeypatch):
     assert "\x1b[?25l" not in text  # hides the cursor
 
 
+def test_a_known_share_is_drawn_as_a_bar_on_a_terminal_only(monkeypatch):
+    with terminal_as_stderr(monkeypatch) as written:
+        with ProgressLine(stderr_console(), animated=False) as progress:
+            progress.show("loading the model", 0.25)
+        assert f"{'█' * 6}{'░' * 18} loading the model" in written(f"\r{_UP}{_ERASE}")
+    console = file_console()
+    with ProgressLine(console, animated=False) as progress:
+        progress.show("loading the model", 0.25)
+    assert console.file.getvalue() == "easel: loading the model\n"
+
+
 def test_the_log_is_written_above_the_line(monkeypatch):
     handler = _StderrHandler()
     with (

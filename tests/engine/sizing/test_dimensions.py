@@ -8,10 +8,15 @@ import pytest
 from transformers import AutoConfig, DiffusionGemmaConfig
 
 from bench.random_model import new_random_model
-from bench.roofline import RELEASED_MODEL
 from engine.config import DEMO_MODEL_PATH
 from engine.model.diffusion_gemma import ModelConfig
-from engine.sizing.dimensions import Dimensions, DimensionsError, known_dimensions, read_dimensions
+from engine.sizing.dimensions import (
+    RELEASED_MODEL,
+    Dimensions,
+    DimensionsError,
+    known_dimensions,
+    read_dimensions,
+)
 from engine.sizing.model_files import ModelFiles, ModelFilesError
 from engine.sizing.weight_files import with_files
 from tests.parity.tiny_models import SHAPES

@@ -11,10 +11,10 @@ import engine.__main__
 import engine.loading
 import engine.worker
 from bench.random_model import Shape, write_random_model
-from bench.roofline import RELEASED_MODEL, released
+from bench.roofline import released
 from engine.config import EngineConfig
 from engine.loading import check_plan
-from engine.sizing.dimensions import MODELOPT_FILE, Dimensions
+from engine.sizing.dimensions import MODELOPT_FILE, RELEASED_MODEL, Dimensions
 from engine.sizing.model_files import ModelFiles
 from engine.sizing.plan import (
     DoesNotFitError,

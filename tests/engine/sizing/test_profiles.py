@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from bench.roofline import RELEASED_MODEL, released
+from bench.roofline import released
 from engine.config import (
     CONFIGS,
     DEMO_MODEL_PATH,
@@ -12,7 +12,7 @@ from engine.config import (
     Formats,
     profile_names,
 )
-from engine.sizing.dimensions import read_dimensions
+from engine.sizing.dimensions import RELEASED_MODEL, read_dimensions
 from engine.sizing.gpu import Gpu
 from engine.sizing.model_files import ModelFiles
 from engine.sizing.plan import make_plan

@@ -1,0 +1,1 @@
+"""`easel chat`: a conversation in the terminal with a running server."""
