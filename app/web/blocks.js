@@ -75,15 +75,15 @@ export function explanation(block, number) {
 function reason(block, steps, tokens, first, needed) {
   if (first === tokens) {
     const more = steps === 2 ? "One more step" : `${steps - 1} more steps`;
-    return `${more} confirmed it: a block ends only when nothing changes and the model is sure.`;
+    return `${more} confirmed it: a block ends when nothing changes and the model is sure.`;
   }
   const waited = steps - needed;
   const end =
     waited > 0
       ? `Nothing changed in the last ${waited === 1 ? "step" : `${waited} steps`}: ` +
-        "a block ends only when nothing changes and the model is sure."
-      : "The last step still changed it, so it ended at the limit of steps or because it was made " +
-        "to fit the form that was asked for.";
+        "a block ends when nothing changes and the model is sure."
+      : "The last step still changed it: the block ended at the limit of steps, at a quality that " +
+        "ends blocks early, or because it was made to fit the form that was asked for.";
   const late = lateTokens(block);
   if (needed <= 2 || late.length === 0 || late.length > tokens / 2) {
     return `The others followed by step ${needed}. ${end}`;

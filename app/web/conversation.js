@@ -10,6 +10,7 @@ export const DEFAULT_OPTIONS = {
   temperature: "",
   maxTokens: "",
   seed: "",
+  quality: "",
   thinking: false,
   tools: "",
 };
@@ -62,6 +63,7 @@ export function requestBody(conversation, { drafts }) {
   if (options.temperature !== "") body.temperature = Number(options.temperature);
   if (options.maxTokens !== "") body.max_completion_tokens = Number(options.maxTokens);
   if (options.seed !== "") body.seed = Number(options.seed);
+  if (options.quality) body.quality = options.quality;
   if (options.thinking) body.enable_thinking = true;
   const offered = tools(options);
   if (offered.length) body.tools = offered;

@@ -44,6 +44,13 @@ export async function askOptions(options, model) {
   const temperature = number("temperature", { min: 0, max: 2, step: "any" });
   const maxTokens = number("maxTokens", { min: 1, step: 1 });
   const seed = number("seed", { step: 1, placeholder: "random" });
+  const quality = h(
+    "select",
+    {},
+    ["", "exact", "balanced", "fast"].map((each) =>
+      h("option", { value: each, selected: each === options.quality }, each || "default"),
+    ),
+  );
   const thinking = h("input", { type: "checkbox", checked: options.thinking });
   const offered = h("textarea", { rows: 4, class: "mono", spellcheck: "false" });
   offered.value = options.tools;
@@ -52,6 +59,7 @@ export async function askOptions(options, model) {
     temperature: temperature.value,
     maxTokens: maxTokens.value,
     seed: seed.value,
+    quality: quality.value,
     thinking: thinking.checked,
     tools: offered.value,
   });
@@ -76,6 +84,11 @@ export async function askOptions(options, model) {
       field("Temperature", temperature, "0 to 2. 1 is the checkpoint's own schedule."),
       field("Most tokens", maxTokens),
       field("Seed", seed, "The same seed gives the same answer."),
+    ),
+    field(
+      "Quality",
+      quality,
+      "How soon a block is final. Below exact, blocks take fewer steps and may have more mistakes.",
     ),
     h("label", { class: "check" }, thinking, "Let the model think first"),
     field(

@@ -215,6 +215,32 @@ def test_editing_while_an_answer_is_made_stops_that_answer_and_makes_one_that_ca
     expect(page.get_by_role("article", name="Answer")).to_have_count(1)
 
 
+def test_the_options_of_a_chat_are_those_of_its_requests_and_of_the_next_chat(
+    demo_server, open_page
+):
+    page = open_page(demo_server.url)
+    page.get_by_role("button", name="Options").click()
+    page.get_by_label("System prompt").fill("Be brief.")
+    page.get_by_label("Temperature").fill("0.5")
+    page.get_by_label("Most tokens").fill("40")
+    page.get_by_label("Seed").fill("7")
+    page.get_by_label("Quality").select_option("balanced")
+    page.get_by_role("button", name="Use these options").click()
+    for _ in range(2):
+        with page.expect_request(COMPLETIONS) as request:
+            ask(page, "hello")
+        body = request.value.post_data_json
+        assert body["messages"] == [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "hello"},
+        ]
+        names = ("temperature", "max_completion_tokens", "seed", "quality")
+        assert [body[name] for name in names] == [0.5, 40, 7, "balanced"]
+        assert ended_answer(page).locator(".prose").last.inner_text()
+        page.reload()
+        page.get_by_role("button", name="New chat").click()
+
+
 def test_thoughts_are_folded_and_the_result_of_a_call_is_asked_for(demo_server, open_page):
     page = open_page(demo_server.url)
     page.get_by_role("button", name="Options").click()
@@ -437,7 +463,7 @@ FRAMES = {
             "every token was already the final one. One more step confirmed it",
         ),
         ("late", "one token (“b”), which became final only by step 4"),
-        ("cut", "it ended at the limit of steps"),
+        ("cut", "the block ended at the limit of steps"),
         ("empty", "It ends the answer and adds no text."),
     ],
 )
