@@ -202,7 +202,7 @@ def doctor(as_json: Annotated[bool, _JSON] = False) -> None:
         print(json.dumps(findings_json(found), indent=2))
     else:
         print_findings(found, Console(highlight=False, soft_wrap=True))
-    raise typer.Exit(any(each.state == "missing" for each in found))
+    raise typer.Exit(int(any(each.state == "missing" for each in found)))
 
 
 @main.command(

@@ -56,6 +56,11 @@ class Metrics:
             "easel_drafts_dropped_total",
             "Drafts that were not sent because their client had not received what came before them",
         )
+        self.block_ends = counter(
+            "easel_block_ends_total",
+            "Finished blocks, by why they had no further step: confident, stable, certain or limit",
+            ("reason",),
+        )
         self.corrections = counter(
             "easel_corrections_total",
             "Denoising steps after which a request's constraint changed the canvas",

@@ -29,6 +29,29 @@ Rounds = Annotated[
     int, typer.Option(min=1, help="Pairs of runs to measure. The results are medians.")
 ]
 
+Tasks = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        readable=True,
+        help="Ask the questions of this file instead of the demo model's. Each line is a JSON "
+        "object with a prompt (or messages), and an answer or a pattern.",
+    ),
+]
+Prompts = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Questions to ask for each task. By default 20, or all that a file has."
+    ),
+]
+Model = Annotated[
+    str, typer.Option(help="The model, as for the server: 'demo', a folder, or a hub id.")
+]
+MaxTokens = Annotated[
+    int, typer.Option(min=1, help="Maximum number of tokens of an answer to a file's question.")
+]
+
 
 @main.callback(invoke_without_command=True)
 def bench(
@@ -209,25 +232,9 @@ def formats_command(
 
 @main.command("quality")
 def quality_command(
-    tasks: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            readable=True,
-            help="Ask the questions of this file instead of the demo model's. Each line is a JSON "
-            "object with a prompt (or messages), and an answer or a pattern.",
-        ),
-    ] = None,
-    prompts: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Questions to ask for each task. By default 20, or all that a file has."
-        ),
-    ] = None,
-    model: Annotated[
-        str, typer.Option(help="The model, as for the server: 'demo', a folder, or a hub id.")
-    ] = "demo",
+    tasks: Tasks = None,
+    prompts: Prompts = None,
+    model: Model = "demo",
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -237,9 +244,7 @@ def quality_command(
             "be given several times.",
         ),
     ] = None,
-    max_tokens: Annotated[
-        int, typer.Option(min=1, help="Maximum number of tokens of an answer to a file's question.")
-    ] = 1024,
+    max_tokens: MaxTokens = 1024,
     json: Json = None,
     plot: Plot = None,
 ) -> None:
@@ -253,6 +258,38 @@ def quality_command(
             rows = quality.rows(compared, lines, prompts, max_tokens, show=progress.show)
             title = "Accuracy against steps"
             report(title, rows, quality.COLUMNS, output, hide=progress.hide, draw=quality.draw)
+
+
+@main.command("dial")
+def dial_command(
+    tasks: Tasks = None,
+    prompts: Prompts = None,
+    model: Model = "demo",
+    max_tokens: MaxTokens = 1024,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            writable=True,
+            help="Write the table into this page, such as docs/quality.md, in place of the old "
+            "one.",
+        ),
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Measure the denoising steps that each quality saves and the accuracy that it costs."""
+    output = Output(json)
+    with ProgressLine(stderr_console(), animated=False) as progress:
+        dial, questions = (_imported(name, progress) for name in ("dial", "questions"))
+        if page is not None:
+            dial.check(page)
+        lines = None if tasks is None else questions.read_file(tasks)
+        with _tidy_interrupt():
+            measured = dial.rows(model, lines, prompts, max_tokens, show=progress.show)
+            rows = report("The dial", measured, dial.COLUMNS, output, hide=progress.hide)
+    if page is not None:
+        dial.write(page, model, rows)
 
 
 @main.command("devices")

@@ -129,8 +129,10 @@ def report(
     *,
     hide: Callable[[], None] = lambda: None,
     draw: Draw | None = None,
-) -> None:
+) -> list[Row]:
     """Print each case once it is measured, then a table; then draw the requested plot.
+
+    Returns the rows.
 
     The requested JSON file is written again with each row, so that an early end loses none.
 
@@ -160,6 +162,7 @@ def report(
         console.print(table)
     if output.plot:
         (draw or _plot)(title, done, output.plot)
+    return done
 
 
 def _fitting(columns: list[str], rows: list[Row], room: int) -> Iterator[list[str]]:

@@ -82,7 +82,7 @@ def sides(model: str, settings: list[str]) -> list[Side]:
     if invalid := out_of_range(sampling):
         name = invalid[0]
         raise typer.BadParameter(f"--set {name}: {sampler[name]} is out of range")
-    with _refusals_reported():
+    with refusals_reported():
         released = Side("released", with_profile(EngineConfig(model=model))[0], Sampling(seed=0))
         if not settings:
             return [released]
@@ -90,7 +90,7 @@ def sides(model: str, settings: list[str]) -> list[Side]:
 
 
 @contextmanager
-def _refusals_reported() -> Iterator[None]:
+def refusals_reported() -> Iterator[None]:
     """Turn a model or a device that the worker refuses into a typer.BadParameter."""
     try:
         yield
@@ -148,15 +148,7 @@ def _curves(
 ) -> dict[str, list[Point]]:
     """Returns a side's curve for each task, and for all of them as "all"."""
     show("loading the model")
-    config = side.config
-    with _refusals_reported():
-        denoiser = build_denoiser(config)
-    worker = Worker(denoiser, config)
-    tokenizer = AutoTokenizer.from_pretrained(
-        config.model_path, revision=config.revision or "main", trust_remote_code=False
-    )
-    asked = dict(_asked(tokenizer, denoiser, lines, prompts, max_tokens))
-    most = denoiser.sampler.max_denoising_steps
+    worker, asked, most = examined(side.config, lines, prompts, max_tokens)
     curves: dict[str, list[Point]] = defaultdict(list)
     for limit in [*(limit for limit in LIMITS if limit < most), most]:
         sampling = msgspec.structs.replace(side.sampling, max_denoising_steps=limit)
@@ -167,6 +159,23 @@ def _curves(
         for score in [*scores, total(scores)]:
             curves[score.task].append(_point(limit, score))
     return curves
+
+
+def examined(
+    config: EngineConfig, lines: list[Line] | None, prompts: int | None, max_tokens: int
+) -> tuple[Worker, dict[str, list[Question]], int]:
+    """Returns a worker with its model, each task's questions, and the most steps of a block.
+
+    The arguments are those of `rows`. Raises typer.BadParameter if the model can't be loaded or a
+    prompt is too long for it.
+    """
+    with refusals_reported():
+        denoiser = build_denoiser(config)
+    tokenizer = AutoTokenizer.from_pretrained(
+        config.model_path, revision=config.revision or "main", trust_remote_code=False
+    )
+    asked = dict(_asked(tokenizer, denoiser, lines, prompts, max_tokens))
+    return Worker(denoiser, config), asked, denoiser.sampler.max_denoising_steps
 
 
 def _asked(

@@ -17,6 +17,7 @@ CONFIGS = _ROOT / "configs"
 DEMO_MODEL = "demo"
 DEMO_MODEL_PATH = _ROOT / "demo" / "model"
 
+Quality = Literal["exact", "balanced", "fast"]  # when a block is final: engine/denoise/stopping.py
 Format = Literal["none", "int8", "int4", "fp8"]
 # Without int4: lm_head's products need formats with one scale per row.
 FormatOfRest = Literal["none", "int8", "fp8"]
@@ -139,6 +140,12 @@ class EngineConfig(BaseModel):
         description="Maximum number of answers that denoise together. For each, a KV cache of "
         "max_context tokens is allocated at the start.",
     )
+    quality: Quality = Field(
+        default="exact",
+        description="How soon a block counts as final, unless a request says so: exact is the "
+        "checkpoint's own rule, balanced and fast save denoising steps and can cost accuracy. "
+        "docs/quality.md says how much.",
+    )
     early_end: bool = Field(
         default=False,
         description="Whether to ignore the positions behind a canvas' first end token when "
@@ -218,7 +225,10 @@ class Hardware(BaseModel):
 
 
 class ProfileSettings(BaseModel):
-    """The options that a profile sets, named as in `EngineConfig`. Every profile sets them all."""
+    """The options that a profile sets, named as in `EngineConfig`.
+
+    Every profile sets them all, except `quality`, which costs accuracy.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -229,6 +239,7 @@ class ProfileSettings(BaseModel):
     max_active: int
     speculate: bool
     prefix_cache_mib: int
+    quality: Quality = "exact"
 
 
 class Reasons(BaseModel):

@@ -100,7 +100,7 @@ def build_denoiser(
         vision=vision,
         on_progress=_throttled(send),
     )
-    sampler = dataclasses.replace(sampler, early_end=config.early_end)
+    sampler = dataclasses.replace(sampler, quality=config.quality, early_end=config.early_end)
     return new_denoiser(model, sampler, config, vision)
 
 

@@ -30,7 +30,11 @@ from typing import Literal
 
 import msgspec
 
+from engine.config import Quality
+
 FinishReason = Literal["stop", "length"]
+# Why a block is final: which stopping rule held, or that it has had all of its steps.
+StopReason = Literal["confident", "stable", "certain", "limit"]
 FailureCode = Literal["generation_failed", "out_of_memory", "outputs_not_finite", "worker_died"]
 
 HEARTBEAT_S = 1.0  # between two heartbeats, unless a pass takes longer
@@ -81,6 +85,9 @@ class Sampling(msgspec.Struct, frozen=True):
     falls), `entropy_bound` and `confidence_threshold` (0 to MOST_NATS) replace the checkpoint's
     values.
 
+    `quality` is the stopping rule of the blocks. None means the worker's own. A
+    `confidence_threshold` is a number of the rule "exact", which then holds in any case.
+
     `top_logprobs` (0 or more): each block comes with its tokens' log-probabilities and, at each
     position, those of so many most likely tokens.
 
@@ -114,6 +121,7 @@ class Sampling(msgspec.Struct, frozen=True):
     max_denoising_steps: int | None = None
     entropy_bound: float | None = None
     confidence_threshold: float | None = None
+    quality: Quality | None = None
     top_logprobs: int | None = None
     drafts_every: int = 0
     drafts_interval_s: float = 0.0
@@ -354,7 +362,8 @@ class Block(msgspec.Struct, frozen=True, tag=True):
     Padding up to the canvas' end ends the answer too, and is cut off. If there is nothing else,
     `tokens` is empty.
 
-    `denoising_steps` is the number of steps that made the block. `duration_s` is the time in
+    `denoising_steps` is the number of steps that made the block, and `stopped` says why it had no
+    more. `stopped` is None for a decision. `duration_s` is the time in
     seconds since the previous block, or since the request first ran. It includes prefill and
     commit.
 
@@ -388,6 +397,7 @@ class Block(msgspec.Struct, frozen=True, tag=True):
     tokens: list[int]
     denoising_steps: int
     duration_s: float
+    stopped: StopReason | None = None
     cached_tokens: int = 0
     speculations: int = 0
     speculation_won: bool = False

@@ -273,6 +273,7 @@ class Worker:
             block.tokens,
             block.denoising_steps,
             duration_s=now - started,
+            stopped=block.stopped,
             cached_tokens=sequence.reused or 0,
             speculations=block.speculations,
             speculation_won=isinstance(step, StepResult) and step.next_step is not None,

@@ -10,12 +10,12 @@ from typing import Any
 from app.answer.figures import Figures
 from app.answer.output import TokenText
 from app.prompting.vocabulary import Vocabulary
-from engine.messages import Block, Draft
+from engine.messages import Block, Draft, StopReason
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A draft of a block, or the finished block if `settled` is set.
+    """A draft of a block, or the finished block if `settled` and `stopped` are set.
 
     `begun` are the bytes of a character that the blocks before have begun. `figures` are those of
     the answer up to these blocks.
@@ -30,6 +30,7 @@ class Frame:
     accepted: list[bool]
     entropy: float
     settled: list[int] | None = None
+    stopped: StopReason | None = None
 
     @classmethod
     def of_draft(cls, choice: int, figures: Figures, begun: bytes, draft: Draft) -> "Frame":
@@ -43,7 +44,7 @@ class Frame:
         assert block.settled is not None
         accepted = [True] * len(block.tokens)
         made = (block.index, block.denoising_steps, block.tokens, accepted, block.entropy)
-        return cls(choice, figures, begun, *made, block.settled)
+        return cls(choice, figures, begun, *made, block.settled, block.stopped)
 
     def sent(self, vocabulary: Vocabulary) -> dict[str, Any]:
         """Returns the object `diffusion` of this frame's chunk."""
@@ -56,7 +57,9 @@ class Frame:
             "accepted": self.accepted,
             "entropy": round(self.entropy, 6),
         }
-        return shown if self.settled is None else {**shown, "settled": self.settled}
+        if self.settled is None:
+            return shown
+        return {**shown, "settled": self.settled, "stopped": self.stopped}
 
 
 def _texts(vocabulary: Vocabulary, begun: bytes, tokens: list[int]) -> list[str]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from engine.messages import StopReason
+
 
 class Sent(BaseModel):
     """An object of an answer. It has no other fields than these."""
@@ -32,7 +34,7 @@ class Diffusion(Sent):
 
 
 class Frame(Sent):
-    """A block as it looks after a denoising step. It is finished if it has `settled`."""
+    """A block as it looks after a denoising step. It is finished if it has the last two fields."""
 
     block: int
     step: int
@@ -41,6 +43,7 @@ class Frame(Sent):
     accepted: list[bool]
     entropy: float
     settled: list[int] = optional(list)
+    stopped: StopReason = optional(str)
 
 
 class CachedTokens(Sent):

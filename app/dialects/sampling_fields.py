@@ -9,6 +9,7 @@ from app.dialects.demands import DemandFields
 from app.dialects.fields import ONE, ONE_OR_SEVERAL, SEVERAL, Fields, RequestFields, Whole, quoted
 from app.errors import UNSUPPORTED, BadRequest, short
 from app.prompting.vocabulary import Vocabulary
+from engine.config import Quality
 from engine.messages import MOST_NATS, MOST_STEPS, Sampling
 
 MAX_STOPS = 64
@@ -62,6 +63,9 @@ class SamplingFields(ScheduledFields):
     max_denoising_steps: Whole | None = Field(default=None, ge=1, le=MOST_STEPS)
     entropy_bound: float | None = Field(default=None, ge=0, le=MOST_NATS)
     confidence_threshold: float | None = Field(default=None, ge=0, le=MOST_NATS)
+    quality: Quality | None = Field(
+        default=None, description="when a block is final; confidence_threshold overrides it"
+    )
 
     def sampling(self, seed: int, vocabulary: Vocabulary) -> Sampling:
         """Returns the fields in the worker's form. `seed` is used if the request has none.
@@ -83,6 +87,7 @@ class SamplingFields(ScheduledFields):
             max_denoising_steps=self.max_denoising_steps,
             entropy_bound=self.entropy_bound,
             confidence_threshold=self.confidence_threshold,
+            quality=self.quality,
         )
 
 

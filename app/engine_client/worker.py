@@ -354,6 +354,8 @@ class WorkerClient:
                     self._open.deliver(message)
                 case Block():
                     self._metrics.blocks.inc()
+                    if message.stopped is not None:
+                        self._metrics.block_ends.labels(message.stopped).inc()
                     self._metrics.denoising_steps.inc(message.denoising_steps)
                     self._metrics.corrections.inc(message.corrections)
                     self._metrics.block_time.observe(message.duration_s)

@@ -23,6 +23,7 @@ from engine.denoise.canvas_constraint import CanvasConstraint
 from engine.denoise.frontier_constraint import FrontierConstraint
 from engine.denoise.noise import BlockNoise, block_noise
 from engine.denoise.sampler import SamplerConfig
+from engine.denoise.stopping import StepFigures, first_end
 from engine.messages import GenerateRequest, Sampling
 from engine.schedule.sequence import Sequence
 from engine.tail.vocab_tail import Bias
@@ -47,8 +48,7 @@ class Canvas:
     suffix: Tensor | None  # [S] int64, the last tokens if the request fixes them
     constraint: CanvasConstraint | FrontierConstraint | None
     tokens: Tensor  # [C] int64
-    argmax: Tensor  # [C] int64; -1 before the first step
-    stable: Tensor  # [] int64, the number of steps for which argmax has stayed the same
+    figures: StepFigures | None = None  # of the last step; None before the first one
     soft_embeddings: Tensor | None = None  # [C, D] self-conditioning; None before the first step
     step_index: int = 0  # the number of denoising steps so far
 
@@ -78,6 +78,27 @@ class Canvas:
         """
         factor = max(self.sampling.temperature or 1.0, LEAST_TEMPERATURE)
         return self.sampler.temperature(self.step_index) * factor
+
+    def next_figures(self, draft: list[int], entropies: list[float]) -> StepFigures:
+        """Returns the figures of a step that gave this draft and these entropies [C].
+
+        With the option `early_end`, the positions behind the first end token may change, and have
+        an entropy of zero. They stay in the average, so that the stopping rule fires no later than
+        if all positions counted. (When they were left out of the average it fired later: after 2.63
+        steps a block of the demo model instead of 2.47.)
+        """
+        last, ends, counted = self.figures, self.sampler.end_tokens, self.width
+        if self.sampler.early_end:
+            counted = first_end(draft, ends)
+            entropies = [*entropies[:counted], *[0.0] * (self.width - counted)]
+        is_stable = last is not None and draft[:counted] == last.draft[:counted]
+        return StepFigures(
+            draft,
+            steps=self.step_index + 1,
+            stable_steps=last.stable_steps + 1 if last is not None and is_stable else 0,
+            entropies=entropies,
+            ends=ends,
+        )
 
 
 @dataclass(frozen=True)
@@ -188,8 +209,6 @@ def new_canvas(
         suffix=suffix,
         constraint=constraint,
         tokens=start,
-        argmax=torch.full_like(start, -1),
-        stable=torch.zeros((), dtype=torch.int64, device=device),
     )
 
 

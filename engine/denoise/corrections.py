@@ -77,12 +77,15 @@ class Corrections:
     def fix(self, canvas: Canvas, correction: Correction) -> None:
         """Fix the tokens up to the correction for the block's next steps."""
         assert canvas.constraint is not None
-        assert canvas.soft_embeddings is not None, "the canvas has had a step"
+        assert canvas.soft_embeddings is not None
+        assert canvas.figures is not None, "the canvas has had a step"
         assert correction.canvas is not None
         canvas.constraint.fix(correction.canvas, correction.count)
         canvas.prefix = torch.tensor(canvas.constraint.fixed, device=canvas.tokens.device)
         fixed = slice(0, len(canvas.prefix))
-        canvas.tokens[fixed] = canvas.argmax[fixed] = canvas.prefix
+        draft = [*canvas.constraint.fixed, *canvas.figures.draft[len(canvas.prefix) :]]
+        canvas.figures = replace(canvas.figures, draft=draft)
+        canvas.tokens[fixed] = canvas.prefix
         canvas.soft_embeddings[fixed] = self._model.embed(canvas.prefix)
 
 

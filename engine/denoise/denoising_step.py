@@ -9,7 +9,6 @@ together, D hidden size.
 """
 
 import logging
-import struct
 from dataclasses import replace
 
 import torch
@@ -18,15 +17,9 @@ from torch import Tensor
 from engine.denoise.canvas import Canvas, CanvasRows, joined
 from engine.denoise.corrections import Correction, Corrections
 from engine.denoise.noise import block_noise
-from engine.denoise.sampler import (
-    accept,
-    converged,
-    counted_positions,
-    mean_entropy,
-    nearly_converged,
-    stable_steps,
-)
-from engine.messages import TokenLogprobs
+from engine.denoise.sampler import accept
+from engine.denoise.stopping import StepFigures
+from engine.messages import StopReason, TokenLogprobs
 from engine.model.diffusion_gemma import DiffusionGemma
 from engine.schedule.sequence import StepResult
 from engine.tail.logprobs import logprobs
@@ -85,19 +78,6 @@ class DenoisingStep:
         tail = self._vocab_tail(hidden, temperatures, canvases, rows, biases)
         self._fix_tokens(tail, canvases, rows)
         argmax, entropy = rows.padded(tail.argmax, -1), rows.padded(tail.entropy, 0.0)
-        counted = counted_positions(argmax, samplers)
-        stable = stable_steps(
-            argmax,
-            rows.padded(joined([canvas.argmax for canvas in canvases]), -1),
-            torch.stack([canvas.stable for canvas in canvases]),
-            counted,
-        )
-        mean = mean_entropy(entropy, rows.widths, counted)
-        flags = (
-            converged(stable, mean, samplers),
-            nearly_converged(mean, samplers),
-            _finite(hidden, tail, rows),
-        )
         accepted = accept(entropy, samplers)
 
         def next_tokens() -> Tensor:
@@ -105,60 +85,74 @@ class DenoisingStep:
             return self._draw(tail, hidden, temperatures, flat, canvases, rows, biases)
 
         moved = next_tokens() if self._draws_ahead else None
-        columns = [*(flag[:, None] for flag in flags), argmax]
+        # float64 holds token ids exactly.
+        columns = [_finite(hidden, tail, rows)[:, None].double(), argmax, entropy]
         if any(canvas.sampling.drafts_every for canvas in canvases):
-            columns += [accepted, mean.view(torch.int32)[:, None]]
+            columns.append(accepted)
         report = to_host(torch.cat(columns, dim=1))
         widest = argmax.shape[1]
         steps = []
+        figures: list[StepFigures | None] = []  # None if the canvas' outputs are not finite
         fixes: list[tuple[Canvas, Correction]] = []
-        for canvas, span, (is_done, is_nearly, is_finite, *padded) in zip(
-            canvases, rows.slices, report, strict=True
-        ):
-            draft = padded[: canvas.width]
+        for canvas, span, (is_finite, *numbers) in zip(canvases, rows.slices, report, strict=True):
+            draft = list(map(int, numbers[: canvas.width]))
+            entropies = numbers[widest:][: canvas.width]
             watched = bool(canvas.sampling.drafts_every)
             is_last = canvas.step_index + 1 == canvas.sampler.max_denoising_steps
-            is_done, is_nearly, is_finite = map(bool, (is_done, is_nearly, is_finite))
+            seen = canvas.next_figures(draft, entropies) if is_finite else None
+            figures.append(seen)
+            rule = canvas.sampler.stopping_rule
+            stopped: StopReason | None = None if seen is None else rule.reason(seen)
             correction = fault = None
             if canvas.constraint is not None and is_finite:
                 try:
                     correction = self._corrections.correction(
-                        canvas, hidden, tail, span, draft, converged=is_done, last=is_last
+                        canvas,
+                        hidden,
+                        tail,
+                        span,
+                        draft,
+                        converged=stopped is not None,
+                        last=is_last,
                     )
                 except ValueError as error:
                     fault = str(error)
+            is_nearly = seen is not None and correction is None and rule.nearly(seen)
             if correction is not None:
-                is_done = is_nearly = False
+                stopped = None
                 if is_last and correction.canvas is not None:
                     draft = correction.canvas
                     tail.argmax[span] = torch.tensor(draft, device=hidden.device)
                 elif correction.canvas is not None:
                     fixes.append((canvas, correction))
-            is_done = is_done or is_last
+            if is_last and stopped is None:
+                stopped = "limit"
             steps.append(
                 StepResult(
                     draft,
-                    done=is_done,
+                    stopped,
                     nearly=is_nearly,
-                    logprobs=self._logprobs(hidden, tail, canvas, span) if is_done else None,
-                    finite=is_finite,
+                    logprobs=self._logprobs(hidden, tail, canvas, span) if stopped else None,
+                    finite=bool(is_finite),
                     corrected=correction is not None and correction.canvas is not None,
                     fault=fault,
-                    accepted=[*map(bool, padded[widest:][: canvas.width])] if watched else None,
-                    entropy=_float_of_bits(padded[-1]) if watched else 0.0,
+                    accepted=[*map(bool, numbers[2 * widest :][: canvas.width])]
+                    if watched
+                    else None,
+                    entropy=seen.mean_entropy if watched and seen is not None else 0.0,
                 )
             )
         if not all(step.done for step in steps):
             each_canvas = zip(
                 canvases,
+                figures,
                 torch.split(next_tokens() if moved is None else moved, rows.widths),
-                torch.split(tail.argmax, rows.widths),
                 torch.split(tail.soft_embeddings, rows.widths),
-                stable,
                 strict=True,
             )
-            for canvas, *state in each_canvas:
-                canvas.tokens, canvas.argmax, canvas.soft_embeddings, canvas.stable = state
+            for canvas, seen, tokens, soft_embeddings in each_canvas:
+                canvas.figures = seen
+                canvas.tokens, canvas.soft_embeddings = tokens, soft_embeddings
                 canvas.step_index += 1
         for canvas, correction in fixes:
             self._corrections.fix(canvas, correction)
@@ -327,17 +321,10 @@ class DenoisingStep:
             self._kernels = False
 
 
-def to_host(tensor: Tensor) -> list[list[int]]:
+def to_host(tensor: Tensor) -> list[list[float]]:
     """Returns a tensor's numbers. The host waits for the device here, and nowhere else."""
-    numbers: list[list[int]] = tensor.tolist()
+    numbers: list[list[float]] = tensor.tolist()
     return numbers
-
-
-def _float_of_bits(bits: int) -> float:
-    """Returns the float32 that has the bits of this int32."""
-    number: float
-    (number,) = struct.unpack("=f", struct.pack("=i", bits))
-    return number
 
 
 def _finite(hidden: Tensor, tail: TailResult, rows: CanvasRows) -> Tensor:

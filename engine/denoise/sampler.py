@@ -1,30 +1,30 @@
-"""The entropy-bound sampler: temperature schedule, acceptance, renoising and the stopping rule.
+"""The entropy-bound sampler: its numbers, the temperature schedule and acceptance.
 
 The sampler knows nothing of the model: it works on the statistics of one step. Each canvas has its
 own `SamplerConfig`, because a request may replace some of the checkpoint's numbers. Where all
-canvases have the same numbers, a plain scalar is used. The reference is `EntropyBoundSampler`,
-`LinearTemperatureScheduleLogitsProcessor` and `StableAndConfidentStoppingCriteria` in transformers'
-`models/diffusion_gemma/generation_diffusion_gemma.py`.
+canvases have the same numbers, a plain scalar is used. The reference is `EntropyBoundSampler` and
+`LinearTemperatureScheduleLogitsProcessor` in transformers'
+`models/diffusion_gemma/generation_diffusion_gemma.py`. `stopping` has the rules by which a block
+is final.
 
 Letters: N canvases of a pass, C positions of the widest canvas.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor
 
+from engine.config import Quality
+from engine.denoise.stopping import Rule, stopping_rule
 from engine.messages import MOST_NATS, MOST_STEPS, Sampling
 from engine.sizing.activations import RELEASED_STEPS
 
-# Factor on the stopping rule's confidence threshold. Speculations made and won on the demo model's
-# answers of several blocks: 16 and 16 with a factor of 1, 22 and 21 with 5, 28 and 21 with 20, 32
-# and 21 with 100.
-_NEARLY = 5.0
 _SAMPLER = "EntropyBoundSamplerConfig"  # Transformers' class of the released sampler's numbers
 
 
@@ -75,6 +75,7 @@ class SamplerConfig:
     confidence_threshold: float = 0.005  # nats a position
     end_tokens: frozenset[int] = frozenset()
     padding: int | None = None  # the token that fills a canvas behind the answer's end
+    quality: Quality = "exact"
     early_end: bool = False  # the stopping rule ignores positions behind an end token
 
     @classmethod
@@ -114,17 +115,28 @@ class SamplerConfig:
         return config
 
     def for_request(self, sampling: Sampling) -> "SamplerConfig":
-        """Returns this sampler with the numbers that the request sets, and with its end tokens.
+        """Returns this sampler with what the request sets, and with its end tokens.
 
-        As in Transformers, the temperature falls over the request's `max_denoising_steps` too.
+        As in Transformers, the temperature falls over the request's `max_denoising_steps` too. A
+        confidence threshold means that blocks are final by it, and not by a laxer rule.
         """
         numbers: dict[str, Any] = {
             "max_denoising_steps": sampling.max_denoising_steps,
             "entropy_bound": sampling.entropy_bound,
             "confidence_threshold": sampling.confidence_threshold,
+            "quality": sampling.quality if sampling.confidence_threshold is None else "exact",
         }
         given = {name: number for name, number in numbers.items() if number is not None}
         return dataclasses.replace(self, **given, end_tokens=sampling.ends(self.end_tokens))
+
+    @cached_property
+    def stopping_rule(self) -> Rule:
+        """Returns the rule that says when a block is final, before its last step."""
+        return stopping_rule(
+            self.quality,
+            stability_steps=self.stability_threshold,
+            confidence_nats=self.confidence_threshold,
+        )
 
     def temperature(self, step_index: int) -> float:
         """Returns the schedule's temperature at step 0, 1, … of a block.
@@ -146,80 +158,6 @@ def accept(entropy: Tensor, configs: Sequence[SamplerConfig]) -> Tensor:
     bounds = _per_canvas([config.entropy_bound for config in configs], entropy.device)
     within = ordered.cumsum(-1) - ordered <= bounds
     return torch.zeros_like(within).scatter_(-1, order, within)
-
-
-def counted_positions(argmax: Tensor, configs: Sequence[SamplerConfig]) -> Tensor | None:
-    """Returns which positions the stopping rule looks at, [N, C] bool, or None for all.
-
-    With `early_end`, these are the positions up to the first end token of the argmax canvas [N, C],
-    where the block will be cut. Each request has its own end tokens. One that ignores end tokens
-    may have none.
-    """
-    ends = [config.end_tokens if config.early_end else frozenset() for config in configs]
-    if not any(ends):
-        return None
-    is_end = torch.stack(
-        [_is_one_of(tokens, row) for row, tokens in zip(argmax, ends, strict=True)]
-    )
-    return is_end.cumsum(-1) - is_end.long() == 0
-
-
-def _is_one_of(tokens: Iterable[int], row: Tensor) -> Tensor:
-    """Returns where `row` [C] has one of the tokens, [C] bool."""
-    result = torch.zeros_like(row, dtype=torch.bool)
-    # One by one: the host would wait for the device before it copied a tensor of them there.
-    for token in tokens:
-        result |= row == token
-    return result
-
-
-def stable_steps(
-    argmax: Tensor, previous: Tensor, stable_so_far: Tensor, counted: Tensor | None = None
-) -> Tensor:
-    """Returns for how many steps each argmax canvas has stayed the same, [N] int64.
-
-    `argmax` and `previous` are [N, C], `stable_so_far` is [N]. Positions that are not `counted`
-    [N, C] may change.
-    """
-    same = argmax == previous
-    if counted is not None:
-        same = same | ~counted
-    return torch.where(same.all(-1), stable_so_far + 1, 0)
-
-
-def mean_entropy(entropy: Tensor, widths: list[int], counted: Tensor | None = None) -> Tensor:
-    """Returns the mean entropy [N] over each canvas' width.
-
-    `entropy` [N, C] is zero behind a canvas' width. Positions that are not `counted` [N, C] stay in
-    the average, with an entropy of zero, so that the stopping rule fires no later than if all
-    positions counted. (When they were left out of the average it fired later: after 2.63 steps a
-    block of the demo model instead of 2.47.)
-    """
-    if counted is not None:
-        entropy = entropy.where(counted, 0.0)
-    sums = entropy.sum(-1)
-    if len(set(widths)) == 1:
-        return sums / widths[0]
-    return torch.stack([total / width for total, width in zip(sums, widths, strict=True)])
-
-
-def converged(stable: Tensor, mean: Tensor, configs: Sequence[SamplerConfig]) -> Tensor:
-    """Returns which canvases the stopping rule ends, [N] bool.
-
-    They are `stable` [N] for enough steps, and their mean entropy [N] is low enough.
-    """
-    steps = _per_canvas([config.stability_threshold for config in configs], mean.device)
-    nats = _per_canvas([config.confidence_threshold for config in configs], mean.device)
-    return ((stable[:, None] >= steps) & (mean[:, None] < nats)).squeeze(1)
-
-
-def nearly_converged(mean: Tensor, configs: Sequence[SamplerConfig]) -> Tensor:
-    """Returns which canvases the next step may well finish, [N] bool, given their mean entropy [N].
-
-    The scheduler speculates on these.
-    """
-    nats = _per_canvas([_NEARLY * config.confidence_threshold for config in configs], mean.device)
-    return (mean[:, None] < nats).squeeze(1)
 
 
 def _per_canvas(values: Sequence[float], device: torch.device) -> float | Tensor:

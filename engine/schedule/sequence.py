@@ -11,7 +11,14 @@ from collections.abc import Set
 from dataclasses import dataclass, field
 from itertools import takewhile
 
-from engine.messages import FinishReason, GenerateRequest, Image, SlotResult, TokenLogprobs
+from engine.messages import (
+    FinishReason,
+    GenerateRequest,
+    Image,
+    SlotResult,
+    StopReason,
+    TokenLogprobs,
+)
 from engine.schedule.reading import CanvasResult, Reading
 from engine.schedule.settling import Settling
 
@@ -58,7 +65,7 @@ class StepResult:
     """The result of a denoising step of one canvas."""
 
     draft: list[int]  # the argmax canvas
-    done: bool  # the draft is the finished block
+    stopped: StopReason | None = None  # why the draft is the finished block; None if it is not
     nearly: bool = False  # the canvas is likely to be done after the next step
     logprobs: list[TokenLogprobs] | None = None  # of the draft, if it is done and the request asks
     next_step: "StepResult | None" = None  # the next block's first one if the speculation was won
@@ -67,6 +74,11 @@ class StepResult:
     finite: bool = True  # no number behind this result is NaN or infinite; else it means nothing
     accepted: list[bool] | None = None  # one per position, if the request asks for drafts
     entropy: float = 0.0  # mean over the canvas in nats, if the request asks for drafts
+
+    @property
+    def done(self) -> bool:
+        """Returns whether the draft is the finished block."""
+        return self.stopped is not None
 
 
 # One per work of the pass. It is None if the work had no denoising step. For a decision, it has a
@@ -85,6 +97,7 @@ class FinishedBlock:
     finish_reason: FinishReason | None  # None if the answer continues
     logprobs: list[TokenLogprobs] | None
     rerolled: bool
+    stopped: StopReason | None = None  # why it had no further step; None for a decision
     corrections: int = 0  # steps after which the constraint changed the canvas
     settled: list[int] | None = None  # tokens that were final after each step, if drafts are sent
     reads: list[list[SlotResult]] | None = None  # of a decision
@@ -372,6 +385,7 @@ class Sequence:
             self.finish_reason,
             logprobs=None if step.logprobs is None else step.logprobs[: len(tokens)],
             rerolled=self.rerolled and self.block_index == 0,
+            stopped=step.stopped,
             corrections=self.corrections,
             settled=settled,
         )

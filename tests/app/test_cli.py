@@ -26,7 +26,12 @@ def test_the_help_of_serve_names_every_profile_and_every_setting():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["serve", "--help"], ["plan", "--help"], ["--version"], ["version"]],
+    [
+        ["--help"],
+        *([name, "--help"] for name in ("serve", "chat", "plan", "models", "doctor")),
+        ["--version"],
+        ["version"],
+    ],
     ids=" ".join,
 )
 def test_help_and_version_import_nothing_that_takes_long(arguments):

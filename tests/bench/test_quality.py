@@ -49,6 +49,7 @@ def test_settings_change_the_worker_or_the_sampler_of_a_second_side():
     assert (released.config.early_end, changed.config.early_end) == (False, True)
     assert (released.sampling.entropy_bound, changed.sampling.entropy_bound) == (None, 0.2)
     assert len(sides("demo", [])) == 1
+    assert sides("demo", ["quality=fast"])[1].config.quality == "fast"
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,7 @@ def test_settings_change_the_worker_or_the_sampler_of_a_second_side():
         ("early_end", "must be NAME=VALUE"),
         ("entropy_bound=low", "'low' is no number"),
         ("earlyend=true", "earlyend: Extra inputs are not permitted; known: temperature"),
+        ("quality=best", "quality: Input should be 'exact', 'balanced' or 'fast'"),
         ("max_active=0", "max_active: Input should be greater than or equal to 1"),
         ("top_p=9", "top_p: 9.0 is out of range"),
         ("model=/no/such/folder", "model '/no/such/folder': there is no such folder"),

@@ -100,6 +100,10 @@ def plain_block(
         stable = stable + 1 if previous is not None and torch.equal(argmax, previous) else 0
         previous = argmax
         done = stable >= sampler.stability_threshold and float(entropy.mean()) < confidence
+        if sampling.confidence_threshold is None and sampling.quality is not None:
+            done = done or plain_early_stop(
+                sampling.quality, entropy, argmax, stable, step, ends - {denoiser.sampler.padding}
+            )
         if done or step == steps - 1:
             return argmax.tolist(), step + 1, raw.log_softmax(-1)
         canvas = noise.canvases[0 if sampling.temperature == 0 else step + 1].clone()
@@ -115,6 +119,23 @@ def plain_block(
             spent += float(entropy[position])
         soft = ((probs @ embedding) * model.embedding_scale).float()
     raise AssertionError("no steps")
+
+
+def plain_early_stop(
+    quality: str, entropy: Tensor, argmax: Tensor, stable: int, step: int, ends: set[int]
+) -> bool:
+    """Returns whether the quality stops here, where "exact" need not."""
+    if quality == "exact":
+        return False
+    highest = 0.0
+    for token, nats in zip(argmax.tolist(), entropy.tolist(), strict=True):
+        highest = max(highest, nats)
+        if token in ends:
+            break
+    mean = float(entropy.mean())
+    if quality == "balanced":
+        return highest < 0.1 or (stable >= 4 and mean < 0.1)
+    return highest < 0.3 or stable >= 2 or (step >= 7 and mean < 0.01)
 
 
 def filled_cache(denoiser: Denoiser, tokens: list[int]) -> KVCache:

@@ -95,6 +95,7 @@ def check_retry_header(response):
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
         ({"max_denoising_steps": 0}, "max_denoising_steps"),
+        ({"quality": "best"}, "quality"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tools": [tool(name="a b")]}, "tools.0.function.name"),
         (

@@ -26,6 +26,8 @@ def test_an_answer_is_counted_once_in_every_metric(http, client):
     assert rise("easel_cached_prompt_tokens_total") == cached
     assert rise("easel_completion_tokens_total") == answer.usage.completion_tokens
     assert rise("easel_blocks_total") == answer.diffusion["blocks"]
+    reasons = [key for key in after if key[0] == "easel_block_ends_total"]
+    assert sum(rise(*key) for key in reasons) == answer.diffusion["blocks"]
     assert rise("easel_denoising_steps_total") == answer.diffusion["denoising_steps"]
     assert rise("easel_time_to_first_block_seconds_count") == 1
     assert rise("easel_block_seconds_count") == answer.diffusion["blocks"]

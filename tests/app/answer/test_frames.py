@@ -32,7 +32,8 @@ def test_a_draft_has_the_text_of_each_token(vocabulary):
         "accepted": [True] * len(tokens),
         "entropy": 0.123457,
     }
-    assert sent(vocabulary, tokens, settled=[1, 3]) == {**shown, "settled": [1, 3]}
+    ended = {"settled": [1, 3], "stopped": "stable"}
+    assert sent(vocabulary, tokens, **ended) == {**shown, **ended}
 
 
 def test_control_tokens_keep_their_position_but_have_no_text(vocabulary):

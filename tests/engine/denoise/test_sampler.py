@@ -5,11 +5,6 @@ from engine.denoise.sampler import (
     SamplerConfig,
     UnsupportedSamplerError,
     accept,
-    converged,
-    counted_positions,
-    mean_entropy,
-    nearly_converged,
-    stable_steps,
 )
 from engine.messages import Sampling
 
@@ -42,17 +37,6 @@ def test_each_canvas_has_its_own_entropy_bound():
         assert torch.equal(accept(entropy[:1], [config])[0], alone)
 
 
-def test_each_canvas_has_its_own_stopping_rule():
-    configs = [SamplerConfig(confidence_threshold=nats) for nats in (0.004, 0.006, 0.001)]
-    stable, mean = torch.tensor([1, 1, 1]), torch.tensor([0.005, 0.005, 0.005])
-    assert converged(stable, mean, configs).tolist() == [False, True, False]
-    assert nearly_converged(mean, configs).tolist() == [
-        True,
-        True,
-        False,
-    ]  # below five times the threshold
-
-
 def test_numbers_of_a_request_replace_those_of_the_checkpoint_and_others_stay():
     config = SamplerConfig(t_min=0.3, end_tokens=frozenset({9}))
     assert config.for_request(Sampling(seed=0)) == config
@@ -70,62 +54,6 @@ def test_a_request_adds_its_end_tokens_to_those_of_the_checkpoint():
     assert config.for_request(sampling).end_tokens == {7, 8, 9}
     ignoring = Sampling(seed=0, end_tokens=[8], stop_token_ids=[7], ignore_eos=True)
     assert config.for_request(ignoring).end_tokens == {7}
-
-
-def test_stable_steps_count_equal_canvases_and_restart_at_a_change():
-    a, b = [1, 2], [1, 3]
-    count, previous = torch.tensor([0, 0]), torch.tensor([[-1, -1], [-1, -1]])
-    counts = []
-    for canvases in [[a, b], [a, b], [a, a], [b, a], [b, a]]:
-        count = stable_steps(torch.tensor(canvases), previous, count)
-        previous = torch.tensor(canvases)
-        counts.append(count.tolist())
-    assert counts == [[0, 0], [1, 1], [2, 0], [0, 1], [1, 2]]
-
-
-def test_a_block_is_done_when_stable_and_confident():
-    config = SamplerConfig(stability_threshold=2, confidence_threshold=0.005)
-    mean = torch.tensor([0.004, 0.004, 0.006])
-    assert converged(torch.tensor([2, 1, 2]), mean, [config] * 3).tolist() == [True, False, False]
-
-
-def test_the_mean_entropy_of_a_narrow_canvas_covers_its_own_positions_only():
-    entropy = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.1, 0.3, 0.0, 0.0]])
-    assert mean_entropy(entropy, [4, 2]).tolist() == pytest.approx([0.25, 0.2])
-
-
-def test_with_early_end_the_stopping_rule_ignores_positions_behind_an_end_token():
-    config = SamplerConfig(early_end=True, end_tokens=frozenset({8, 9}))
-    argmax = torch.tensor([[1, 9, 3, 9], [1, 2, 3, 4], [8, 1, 2, 3]])
-    counted = counted_positions(argmax, [config] * 3)
-    assert counted.tolist() == [[True, True, False, False], [True] * 4, [True] + [False] * 3]
-    changed = torch.tensor([[1, 9, 5, 5], [1, 2, 3, 5], [8, 5, 5, 5]])
-    stable = stable_steps(argmax, changed, torch.tensor([0, 0, 0]), counted)
-    assert stable.tolist() == [1, 0, 1]
-    entropy = torch.tensor([[0.0, 0.0, 5.0, 5.0], [0.0] * 4, [5.0, 0.0, 0.0, 0.0]])
-    mean = mean_entropy(entropy, [4, 4, 4], counted)
-    assert converged(stable, mean, [config] * 3).tolist() == [True, False, False]
-
-
-def test_all_positions_count_if_the_request_ignores_end_tokens():
-    config = SamplerConfig(early_end=True, end_tokens=frozenset({9}))
-    ignoring = config.for_request(Sampling(seed=0, ignore_eos=True))
-    argmax = torch.tensor([[9, 1, 1], [9, 1, 1]])
-    counted = counted_positions(argmax, [ignoring, config])
-    assert counted.tolist() == [[True] * 3, [True, False, False]]
-    assert counted_positions(argmax, [ignoring, ignoring]) is None
-
-
-def test_with_early_end_each_canvas_has_its_own_end_tokens():
-    config = SamplerConfig(early_end=True, end_tokens=frozenset({9}))
-    own = config.for_request(Sampling(seed=0, stop_token_ids=[7]))
-    counted = counted_positions(torch.tensor([[1, 7, 9, 1], [1, 7, 9, 1]]), [config, own])
-    assert counted.tolist() == [[True, True, True, False], [True, True, False, False]]
-
-
-def test_without_early_end_every_position_counts():
-    config = SamplerConfig(end_tokens=frozenset({9}))
-    assert counted_positions(torch.tensor([[9, 1]]), [config]) is None
 
 
 def test_numbers_missing_in_generation_config_are_those_of_the_released_model():

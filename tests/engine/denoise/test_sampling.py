@@ -155,6 +155,61 @@ def test_answers_are_those_of_plain_float64_arithmetic(denoiser, worker, with_en
         assert reason == expected_reason
 
 
+QUALITIES = ("exact", "balanced", "fast")
+TEMPERATURES = (0.02, 0.05, 0.08, 0.1, 0.15, 0.3)
+
+
+@pytest.fixture
+def unsure(denoiser, with_ends, monkeypatch):
+    """Lets no block end by the checkpoint's own rule, as with a model that is never confident."""
+    with_ends(FEW_ENDS, PADDING)
+    sampler = dataclasses.replace(denoiser.sampler, confidence_threshold=0.0)
+    monkeypatch.setattr(denoiser, "sampler", sampler)
+
+
+@pytest.mark.usefixtures("unsure")
+def test_answers_of_each_quality_are_those_of_plain_arithmetic_in_the_same_passes(denoiser):
+    worker = Worker(denoiser, EngineConfig(max_active=3))
+    options = {"max_denoising_steps": 16, "max_tokens": 30}
+    several = {
+        f"{quality} {temperature} {seed}": request(
+            f"{quality} {temperature} {seed}",
+            seed=seed,
+            quality=quality,
+            temperature=temperature,
+            **options,
+        )
+        for seed in range(3)
+        for temperature in TEMPERATURES
+        for quality in QUALITIES
+    }
+    messages = [m for each in several.values() for m in worker.handle(each)] + until_idle(worker)
+    reasons = {quality: set() for quality in QUALITIES}
+    for name, each in several.items():
+        blocks = [m for m in messages if m.id == name]
+        expected, _ = plain_answer(denoiser, each)
+        assert [block.tokens for block in blocks] == [block.tokens for block in expected], name
+        assert [block.denoising_steps for block in blocks] == [block.steps for block in expected]
+        reasons[each.sampling.quality] |= {block.stopped for block in blocks}
+    assert reasons["exact"] == {"limit"}
+    assert reasons["balanced"] >= {"certain", "stable"}
+    assert reasons["fast"] >= {"certain", "stable"}
+
+
+@pytest.mark.usefixtures("unsure")
+def test_the_quality_of_the_worker_holds_for_requests_that_name_none(denoiser, monkeypatch):
+    options = {"temperature": 0.02, "max_denoising_steps": 16, "max_tokens": 30}
+    named = [
+        answer(Worker(denoiser, EngineConfig()), quality=quality, **options)[0]
+        for quality in ("fast", "exact")
+    ]
+    monkeypatch.setattr(denoiser, "sampler", dataclasses.replace(denoiser.sampler, quality="fast"))
+    worker = Worker(denoiser, EngineConfig())
+    unnamed = answer(worker, **options)[0], answer(worker, quality="exact", **options)[0]
+    steps = [[block.denoising_steps for block in blocks] for blocks in (*named, *unnamed)]
+    assert steps[0] == steps[2] != steps[1] == steps[3]
+
+
 @pytest.mark.parametrize("name", sorted({*OPTIONS} - UNCHANGING))
 def test_each_option_changes_an_answer(worker, with_ends, name):
     with_ends(FEW_ENDS, PADDING)

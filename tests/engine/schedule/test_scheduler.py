@@ -30,7 +30,7 @@ def sequences_in(works):
 
 def record(works):
     for work in works:
-        step = StepResult([0], done=False) if work.denoise else None
+        step = StepResult([0]) if work.denoise else None
         work.sequence.record(work, step)
 
 
@@ -148,7 +148,7 @@ class Simulation:
     def _record(self, work):
         each = work.sequence
         done = each.step_index + 1 >= self.steps
-        step = StepResult([7] * 32, done=done) if work.denoise else None
+        step = StepResult([7] * 32, "confident" if done else None) if work.denoise else None
         block = each.record(work, step)
         if block is not None:
             self.blocks[each].append(self.now)

@@ -15,7 +15,7 @@ def start(max_tokens=100, prompt=(1, 2, 3, 4, 5), **sampling):
 
 def run(sequence, canvas=None, **step):
     """Record one pass. With a canvas, the pass finishes the block. Returns the finished block."""
-    result = StepResult(canvas or [0, 0], done=canvas is not None, **step)
+    result = StepResult(canvas or [0, 0], "confident" if canvas else None, **step)
     return sequence.record(sequence.next_work(1000), result)
 
 
@@ -24,7 +24,7 @@ def test_the_prompt_is_encoded_in_chunks_and_the_last_chunk_is_in_the_first_step
     for _ in range(4):
         work = sequence.next_work(most_tokens=2)
         passes.append((work.tokens, work.denoise))
-        sequence.record(work, StepResult([0], done=False) if work.denoise else None)
+        sequence.record(work, StepResult([0]) if work.denoise else None)
     assert passes == [([1, 2], False), ([3, 4], False), ([5], True), ([], True)]
 
 
@@ -165,7 +165,7 @@ def test_a_block_that_fills_max_tokens_exactly_ends_the_answer():
 
 def speculation_after(sequence, draft, *, nearly=True):
     """Record a step with this draft. Returns the draft that the next work speculates on."""
-    sequence.record(sequence.next_work(1000), StepResult(draft, done=False, nearly=nearly))
+    sequence.record(sequence.next_work(1000), StepResult(draft, nearly=nearly))
     return sequence.next_work(1000, speculate=True).speculation
 
 
@@ -188,9 +188,8 @@ def test_won_speculation_has_committed_the_block_and_made_the_first_step_of_the_
     sequence = start()
     speculation_after(sequence, [7, 8])
     work = sequence.next_work(1000, speculate=True)
-    block = sequence.record(
-        work, StepResult([7, 8], done=True, next_step=StepResult([0, 0], done=False))
-    )
+    won = StepResult([7, 8], "confident", next_step=StepResult([0, 0]))
+    block = sequence.record(work, won)
     assert (block.tokens, block.denoising_steps, block.speculations) == ([7, 8], 2, 1)
     assert sequence.next_work(1000) == Work(sequence, [], denoise=True)
     assert run(sequence, [9, 9]).denoising_steps == 2
@@ -200,7 +199,7 @@ def test_lost_speculation_changes_nothing():
     sequence = start()
     speculation_after(sequence, [7, 8])
     work = sequence.next_work(1000, speculate=True)
-    block = sequence.record(work, StepResult([7, 9], done=True))
+    block = sequence.record(work, StepResult([7, 9], "confident"))
     assert (block.tokens, block.speculations) == ([7, 9], 1)
     assert sequence.next_work(1000) == Work(sequence, [7, 9], denoise=True)
 
@@ -291,7 +290,7 @@ def chunks(sequence, most_tokens):
     while sequence.unencoded:
         work = sequence.next_work(most_tokens)
         passes.append((work.tokens, [each.start for each in work.images]))
-        sequence.record(work, StepResult([0], done=False) if work.denoise else None)
+        sequence.record(work, StepResult([0]) if work.denoise else None)
     return passes
 
 

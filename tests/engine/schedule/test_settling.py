@@ -33,7 +33,7 @@ def test_only_the_first_positions_count():
 
 
 def watched(draft, **result):
-    return StepResult(draft, done=False, accepted=[True] * len(draft), **result)
+    return StepResult(draft, accepted=[True] * len(draft), **result)
 
 
 def steps(sequence, *drafts):
@@ -43,7 +43,7 @@ def steps(sequence, *drafts):
 
 
 def done(draft, **result):
-    return StepResult(draft, done=True, accepted=[True] * len(draft), **result)
+    return StepResult(draft, "confident", accepted=[True] * len(draft), **result)
 
 
 def test_each_block_has_its_own_figures():
@@ -53,7 +53,7 @@ def test_each_block_has_its_own_figures():
 
 
 def test_a_block_has_figures_only_if_drafts_are_requested():
-    assert steps(start(), StepResult([6, 7], done=True)).settled is None
+    assert steps(start(), StepResult([6, 7], "confident")).settled is None
 
 
 def test_the_first_step_of_a_block_counts_that_a_won_speculation_has_made():

@@ -87,6 +87,14 @@ def test_an_explicit_option_overrides_the_profile_even_with_the_default_value():
     assert apply_profile(explicit, "none", quantized=False) == explicit
 
 
+def test_a_profile_may_name_a_quality_and_no_profile_that_comes_with_easel_does():
+    values = DeviceProfile.read("h100").model_dump()
+    values["settings"]["quality"] = "fast"
+    assert DeviceProfile.model_validate(values).settings.quality == "fast"
+    for name in profile_names():
+        assert DeviceProfile.read(name).settings.quality == "exact"
+
+
 def test_a_description_lists_the_profile_values_and_the_explicit_options():
     assert describe_profile(config(), "none", quantized=False) == "none"
     text = describe_profile(config(max_active=2), "rtx-4090", quantized=False)
