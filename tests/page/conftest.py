@@ -18,8 +18,9 @@ _WIDTH, _HEIGHT = 1100, 760
 _PATIENCE_MS = 60_000
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """The browser. Its event loop runs in this thread until the module's tests have ended."""
     with sync_playwright() as playwright:
         chromium = executable(playwright)
         if chromium is None:
