@@ -1,6 +1,6 @@
 // The two dialogs: the options of a conversation, and the API key.
 
-import { setKey } from "./api.js";
+import { hasKey, setKey } from "./api.js";
 import { tools } from "./conversation.js";
 import { button, h, several } from "./dom.js";
 
@@ -39,7 +39,7 @@ function field(label, control, hint) {
 export async function askOptions(options, model) {
   const number = (name, more) =>
     h("input", { type: "number", value: options[name], placeholder: "default", ...more });
-  const system = h("textarea", { rows: 4 });
+  const system = h("textarea", { rows: 4, autofocus: true });
   system.value = options.system;
   const temperature = number("temperature", { min: 0, max: 2, step: "any" });
   const maxTokens = number("maxTokens", { min: 1, step: 1 });
@@ -109,9 +109,14 @@ function describe({ id, context_length: context, canvas_length: canvas, input_mo
   return `${id} has ${lengths}. It reads ${takes.includes("image") ? "text and images" : "text"}.`;
 }
 
-/** Ask for an API key and keep it. Returns whether one was given. */
+/** Ask for an API key and keep it. `message` says what is wrong with the present one, if any. */
 export async function askKey(message) {
-  const key = h("input", { type: "password", required: true, autocomplete: "off" });
+  const key = h("input", {
+    type: "password",
+    required: true,
+    autofocus: true,
+    autocomplete: "off",
+  });
   const remember = h("input", { type: "checkbox" });
   const dialog = h("dialog", { "aria-label": "API key" });
   dialog.append(
@@ -119,7 +124,7 @@ export async function askKey(message) {
       "form",
       { method: "dialog" },
       dialogHead(dialog, "This server needs an API key"),
-      h("p", {}, message),
+      hasKey() && h("p", { class: "error" }, message),
       field("API key", key),
       h("label", { class: "check" }, remember, "Remember it in this browser"),
       h("button", { class: "button primary", value: "confirm" }, "Use this key"),
