@@ -58,7 +58,8 @@ class Metrics:
         )
         self.block_ends = counter(
             "easel_block_ends_total",
-            "Finished blocks, by why they had no further step: confident, stable, certain or limit",
+            "Finished blocks, by why they had no further step: confident, stable, certain, limit, "
+            "or closed (nothing but a thought's closing mark)",
             ("reason",),
         )
         self.corrections = counter(
@@ -75,7 +76,14 @@ class Metrics:
         )
         self.rerolls = counter(
             "easel_rerolled_answers_total",
-            "Answers whose first block was empty and was made again, at most once an answer",
+            "Blocks that would have ended an answer with nothing but thoughts in it, and were made "
+            "again, each at most once",
+        )
+        self.thoughts_closed = counter(
+            "easel_thoughts_closed_total",
+            "Thoughts that were closed before the model did so, by reason: budget, form (the form "
+            "that the request demands needs the remaining tokens) or client",
+            ("reason",),
         )
         self.worker_starts = counter("easel_worker_starts_total", "Worker processes started")
         self.in_flight = gauge(

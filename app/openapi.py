@@ -14,7 +14,8 @@ from pydantic_core import core_schema
 
 from app.dialects.anthropic.answer_schema import Message, MessageEvent, TokenCount
 from app.dialects.anthropic.schema import CountTokensRequest, MessagesRequest
-from app.dialects.chat.answer_schema import ChatCompletion, ChatCompletionChunk
+from app.dialects.chat.answer_schema import ChatCompletion, ChatCompletionChunk, Controlled
+from app.dialects.chat.control import ControlRequest
 from app.dialects.chat.schema import ChatCompletionRequest
 from app.dialects.completions.answer_schema import Completion, CompletionChunk
 from app.dialects.completions.schema import CompletionRequest
@@ -59,6 +60,7 @@ from app.routes.tokens_schema import DetokenizeRequest, TokenizeRequest
 
 BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatCompletionRequest,
+    "/v1/chat/completions/control": ControlRequest,
     "/v1/completions": CompletionRequest,
     "/v1/responses": ResponseRequest,
     "/v1/responses/input_tokens": InputTokensRequest,
@@ -71,6 +73,7 @@ BODIES: dict[str, type[BaseModel]] = {
 }
 ANSWERS: dict[str, Any] = {
     "POST /v1/chat/completions": ChatCompletion,
+    "POST /v1/chat/completions/control": Controlled,
     "POST /v1/completions": Completion,
     "POST /v1/responses": Response,
     "POST /v1/responses/input_tokens": InputTokens,

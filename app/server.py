@@ -17,6 +17,7 @@ from starlette.routing import Match
 
 from app.constraint.enforced import Constraints
 from app.dialects.anthropic import route as messages
+from app.dialects.chat import control
 from app.dialects.chat import route as chat
 from app.dialects.completions import route as completions
 from app.dialects.decisions import route as decisions
@@ -54,6 +55,7 @@ from engine.sizing.model_files import ModelFiles
 # Modules with a router each.
 ENDPOINTS = (
     chat,
+    control,
     completions,
     responses,
     kept_responses,

@@ -29,6 +29,10 @@ class Services:
     threads: Threads
     constraints: Constraints
 
+    def thinking_budget(self, given: int | None) -> int | None:
+        """Returns the budget of an answer's thoughts, given that of its request."""
+        return self.settings.thinking_budget if given is None else given
+
     def model_name(self, wanted: str | None) -> str:
         """Returns the name that the answer to a request gives the model.
 

@@ -98,6 +98,14 @@ class Settings(EngineConfig, BaseSettings):
         "get status 429. A quarter of the places is kept from requests with a worse priority than "
         "0, or than an API key's.",
     )
+    thinking_budget: int | None = Field(
+        default=None,
+        ge=1,
+        lt=2**31,
+        description="Maximum number of tokens that all thoughts of an answer have together, unless "
+        "its request sets another. A thought that has used it up is closed there, and the answer "
+        "begins. If not set, only a request or the answer's own limit bounds thoughts.",
+    )
     request_timeout_s: float = Field(
         default=600,
         gt=0,
@@ -174,10 +182,10 @@ class Settings(EngineConfig, BaseSettings):
         description="Format of the log: text for people, or json for one JSON object per line.",
     )
 
-    @field_validator("api_key_file", "chat_template", mode="before")
+    @field_validator("api_key_file", "chat_template", "thinking_budget", mode="before")
     @classmethod
-    def _no_empty_path(cls, value: object) -> object:
-        return value or None  # an empty path would be the current folder
+    def _not_set(cls, value: object) -> object:
+        return None if value == "" else value  # an empty path would be the current folder
 
     @field_validator("api_key")
     @classmethod

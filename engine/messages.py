@@ -14,8 +14,8 @@ They hold no pickle, no tensor and no callable. Both sides keep these rules:
   cannot have sent one without the other.
 - Before a pass, and while it waits for messages, the worker's loop sends a `Heartbeat` at least
   every `HEARTBEAT_S`, so that the front end can tell a worker that hangs from one that works.
-- `Cancel` is a request: the front end still waits for the terminal message. A `Cancel` with an
-  unknown id is ignored.
+- `Cancel` is a request: the front end still waits for the terminal message. A `Cancel` or an
+  `EndThought` with an unknown id is ignored.
 - Sending never blocks: there is no high-water mark. Only the front end's admission limits how many
   messages are queued.
 - Each worker process gets a new socket address, so no message for a dead worker reaches the next.
@@ -33,9 +33,11 @@ import msgspec
 from engine.config import Quality
 
 FinishReason = Literal["stop", "length"]
-# Why a block is final: which stopping rule held, or that it has had all of its steps.
-StopReason = Literal["confident", "stable", "certain", "limit"]
+# Why a block is final: which stopping rule held, that it has had all of its steps, or that it is
+# nothing but the closing mark of a thought.
+StopReason = Literal["confident", "stable", "certain", "limit", "closed"]
 FailureCode = Literal["generation_failed", "out_of_memory", "outputs_not_finite", "worker_died"]
+ClosedBy = Literal["budget", "form", "client"]
 
 HEARTBEAT_S = 1.0  # between two heartbeats, unless a pass takes longer
 
@@ -214,6 +216,27 @@ class SlotResult(msgspec.Struct, frozen=True):
     argmax_is_label: bool
 
 
+class Thought(msgspec.Struct, frozen=True):
+    """The marks of thoughts in an answer, and how many tokens these may have.
+
+    The token `open` opens a thought, and `close` closes it. The tokens `header` follow `open`. An
+    answer that begins with them begins with a thought that lacks its opening mark. `begun`: the
+    prompt ends in a thought.
+
+    `budget` (0 or more) is the most tokens of all thoughts together, with their marks and headers.
+    None is no limit. `reserve`: so many of `max_tokens` are kept for what follows the thoughts,
+    because the shortest answer that a constraint allows has so many. When a thought has no tokens
+    left, its block ends there, with `close` as its last token, and no further thought begins.
+    """
+
+    open: int
+    close: int
+    header: list[int] = []
+    begun: bool = False
+    budget: int | None = None
+    reserve: int = 0
+
+
 class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     """A request for one answer, or for several answers to one prompt.
 
@@ -232,7 +255,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
 
     `constraint` is the hash of the answers' constraint, or empty. `lead` holds tokens that every
     answer begins with, fewer than `max_tokens`. They are encoded with the prompt, come with the
-    answer's first block, and count as its tokens. The constraint reads them too.
+    answer's first block, and count as its tokens. The constraint reads them too. `thought` is None
+    if the answer's format has no thoughts.
 
     With a `decision`, nothing is generated: labels are read, and the only `Block` has them in
     `reads`. `max_tokens` is then the length of the longest read's prompt, and of `sampling` only
@@ -250,6 +274,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     salt: str = ""
     constraint: str = ""
     lead: list[int] = []
+    thought: Thought | None = None
     decision: Decision | None = None
 
     def choices(self) -> list["GenerateRequest"]:
@@ -305,6 +330,15 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
     """The message that ends a request before the next pass.
 
     The request's terminal message is then `Cancelled`, unless it has already ended.
+    """
+
+    id: str
+
+
+class EndThought(msgspec.Struct, frozen=True, tag=True):
+    """The message that leaves no tokens to a request's thought, whether it is open or yet to begin.
+
+    The canvas in the making is given up if it continues a thought. It has no reply.
     """
 
     id: str
@@ -375,10 +409,13 @@ class Block(msgspec.Struct, frozen=True, tag=True):
 
     `logprobs` has one entry per token, if the request asked for them.
 
-    `rerolled`: an answer's first block began with an end token and was made once more with other
-    random numbers. `denoising_steps` then counts the steps of both attempts.
+    `rerolled`: the block ended the answer before the answer had anything but thoughts, and was made
+    once more with other random numbers. `denoising_steps` then counts the steps of both attempts.
 
     `corrections` is the number of steps after which the request's constraint changed the canvas.
+
+    `thought_closed` is set if the block ends with a thought that had no tokens left. It says what
+    left none: the request's budget, the form that it demands, or its client.
 
     `finish_reason` marks the answer's last block. It is "stop" if an end token or padding ended the
     answer, and "length" if `max_tokens` did.
@@ -404,6 +441,7 @@ class Block(msgspec.Struct, frozen=True, tag=True):
     logprobs: list[TokenLogprobs] | None = None
     rerolled: bool = False
     corrections: int = 0
+    thought_closed: ClosedBy | None = None
     finish_reason: FinishReason | None = None
     entropy: float | None = None
     settled: list[int] | None = None
@@ -456,7 +494,7 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
     captured_graphs: int = 0
 
 
-ToWorker = Texts | Constraint | GenerateRequest | Cancel
+ToWorker = Texts | Constraint | GenerateRequest | EndThought | Cancel
 FromWorker = Loading | Ready | Draft | Block | Cancelled | Failed | Heartbeat | Stats
 
 _encoder = msgspec.msgpack.Encoder()

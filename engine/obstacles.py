@@ -31,6 +31,12 @@ def request_obstacle(request: GenerateRequest, denoiser: Denoiser) -> str | None
         return "The prompt has token ids that the model does not have."
     if not _takes_images(request, denoiser):
         return "The model cannot take the prompt's images."
+    thought = request.thought
+    if thought is not None:
+        if not _has_tokens([thought.open, thought.close, *thought.header], denoiser):
+            return "The marks of thoughts are token ids that the model does not have."
+        if min(thought.budget or 0, thought.reserve) < 0:
+            return "budget or reserve is out of range."
     obstacle = None
     if request.decision is not None:
         obstacle = _decision_obstacle(request.decision, request.max_tokens, denoiser)

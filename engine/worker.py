@@ -31,6 +31,7 @@ from engine.messages import (
     Cancelled,
     Constraint,
     Draft,
+    EndThought,
     Failed,
     FromWorker,
     GenerateRequest,
@@ -105,6 +106,11 @@ class Worker:
                 return []
             case Constraint():
                 self._constraints.add(message.hash, self._rules(message))
+                return []
+            case EndThought(id=request_id):
+                sequence = self._scheduler.find(request_id)
+                if sequence is not None:
+                    sequence.end_thought()
                 return []
             case Cancel(id=request_id):
                 sequence = self._scheduler.find(request_id)
@@ -280,6 +286,7 @@ class Worker:
             logprobs=block.logprobs,
             rerolled=block.rerolled,
             corrections=block.corrections,
+            thought_closed=block.thought_closed,
             finish_reason=block.finish_reason,
             entropy=step.entropy if isinstance(step, StepResult) and block.settled else None,
             settled=block.settled,

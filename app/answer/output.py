@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
 from app.chat_format.events import Event, TextDelta, ToolCallEnd, merged
-from app.chat_format.gemma import AnswerParser, Control, Piece, Section
+from app.chat_format.gemma import CHANNEL_END, AnswerParser, Control, Piece, Section
 from app.prompting.vocabulary import Vocabulary
 from engine.messages import TokenLogprobs
 
@@ -199,6 +199,8 @@ class AnswerOutput:
         after, has_text = self._section, self._read_characters > read
         if before == "undecided" and after != "undecided" and not has_text:
             before = "thinking"  # the answer's beginning has turned out to be a thought
+        if before == "header" and self.vocabulary.controls.get(token) == CHANNEL_END:
+            before = "thinking"  # a thought without text
         if after != before:
             if "thinking" in (before, after):
                 self.thinking_tokens += len(self._undecided)

@@ -4,16 +4,17 @@ import secrets
 import uuid
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import msgspec
 
+from app.chat_format.gemma import CHANNEL, CHANNEL_END, THOUGHT_HEADER
 from app.constraint.enforced import Enforced
 from app.errors import BadRequest
 from app.prompting.prompt import Prompt, answer_room
 from app.prompting.vocabulary import Vocabulary
-from engine.messages import GenerateRequest, Ready, Sampling
+from engine.messages import GenerateRequest, Ready, Sampling, Thought
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class AnswerRequest:
     The answers to prompt p are the choices n * p, n * p + 1, and so on. `format` is None for raw
     completions, whose answers are plain text. An error about a too long prompt names the field
     `prompt_field`, and one about too few allowed tokens the field `limit_field`. If `timeout_s` is
-    None, the server's setting applies.
+    None, the server's setting applies. All thoughts of an answer together have `thinking_budget`
+    tokens at most, if that is set. `id` is the unique part of the answer's id.
     """
 
     prompts: Sequence[Prompt]
@@ -57,6 +59,8 @@ class AnswerRequest:
     format: ChatFormat | None = None
     limit_field: str = "max_tokens"
     constraint: AnswerConstraint | None = None
+    thinking_budget: int | None = None
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
     def choices(self) -> int:
@@ -82,6 +86,8 @@ def prepare(
 ) -> list[GenerateRequest]:
     """Returns the choices in the worker's form, in their order. `salt` is that of their prefixes.
 
+    Their ids are the answer's with the number of the choice.
+
     Raises ContextLengthExceeded if a prompt leaves no room for an answer, and BadRequest if the
     model lacks a token, or if a suffix or the shortest answer that is demanded does not fit.
     """
@@ -90,7 +96,7 @@ def prepare(
     _check_token_ids("stop_token_ids", request.sampling.stop_token_ids, limits)
     suffix = request.sampling.suffix
     _check_tokens(suffix, limits, vocabulary, "suffix")
-    prepared = []
+    prepared: list[GenerateRequest] = []
     for prompt in request.prompts:
         _check_tokens(prompt.tokens, limits, vocabulary, request.prompt_field)
         room = answer_room(
@@ -113,10 +119,11 @@ def prepare(
             lead = _lead(constraint, room, request)
             ends += constraint.enforced.ends
         images = list(prompt.images)
+        thought = _thought(request, prompt, limits, vocabulary)
         for choice in range(request.n):
             prepared.append(
                 GenerateRequest(
-                    id=uuid.uuid4().hex,
+                    id=f"{request.id}-{len(prepared)}",
                     prompt=prompt.tokens,
                     max_tokens=room,
                     sampling=msgspec.structs.replace(
@@ -126,9 +133,34 @@ def prepare(
                     salt=salt,
                     constraint="" if constraint is None else constraint.enforced.hash,
                     lead=lead,
+                    thought=thought,
                 )
             )
     return prepared
+
+
+def _thought(
+    request: AnswerRequest, prompt: Prompt, limits: Ready, vocabulary: Vocabulary
+) -> Thought | None:
+    """Returns what the worker must know of thoughts, or None if the format has none."""
+    if request.format is None:
+        return None
+    marks = vocabulary.control_ids((CHANNEL, CHANNEL_END))
+    header = vocabulary.encode_literally(THOUGHT_HEADER)
+    if len(marks) < 2 or max(*marks, *header) >= limits.vocab_size:
+        return None
+    reserve = 0
+    if request.constraint is not None:
+        # An automaton counts the closing mark of a thought that the prompt has begun.
+        reserve = max(1, request.constraint.enforced.least_tokens - prompt.thinking)
+    return Thought(
+        open=marks[0],
+        close=marks[1],
+        header=header,
+        begun=prompt.thinking,
+        budget=request.thinking_budget,
+        reserve=reserve,
+    )
 
 
 def _lead(constraint: AnswerConstraint, room: int, request: AnswerRequest) -> list[int]:

@@ -39,6 +39,7 @@ IMAGE = "<|image|>"  # stands for an image in a rendered prompt
 QUOTE = '<|"|>'  # stands around the strings in calls
 CALL, CALL_END = "<|tool_call>", "<tool_call|>"  # stand around a call
 CHANNEL, CHANNEL_END = "<|channel>", "<channel|>"  # stand around a thought
+THOUGHT_HEADER = "thought\n"  # follows the opening marker of a thought
 
 # The control tokens that end an answer: the end of the turn, and the hand-over to a tool.
 ANSWER_ENDS = ("<turn|>", "<|tool_response>")

@@ -188,6 +188,11 @@ def _unlimited(value: Any) -> Any:
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
+TokenBudget = Annotated[
+    Annotated[Whole, Field(ge=0, lt=2**31)] | None,
+    BeforeValidator(_unlimited),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"enum": [None, -1]}]}),
+]
 TokenLimit = Annotated[
     Annotated[Whole, Field(ge=1)] | None,
     BeforeValidator(_unlimited),

@@ -146,6 +146,7 @@ class ApiRequest(DemandFields, SamplingFields):
             "prompt_cache_options",
             "prompt_cache_retention",
             "provider",
+            "reasoning_control",
             "request_id",
             "safety_identifier",
             "service_tier",

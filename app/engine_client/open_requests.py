@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from engine.constraint.thoughts import Thoughts
 from engine.messages import (
     Block,
     Cancelled,
@@ -56,6 +57,21 @@ class OpenRequest:
     deaths: int = 0  # of workers that it may have caused, since its last block
     cancelled: bool = False  # its client is gone; its terminal message has yet to come
 
+    @property
+    def may_think(self) -> bool:
+        """Returns whether a thought is open, or the answer has said nothing yet."""
+        if self.request.thought is None:
+            return False
+        thoughts = Thoughts(self.request.thought, self.request.max_tokens)
+        state = thoughts.after(thoughts.start, self.request.delivered)
+        return state.open or not state.spoken
+
+    def end_thought(self) -> None:
+        """Leave no tokens to the answer's thoughts, whichever worker makes it."""
+        assert self.request.thought is not None
+        thought = msgspec.structs.replace(self.request.thought, budget=0)
+        self.request = msgspec.structs.replace(self.request, thought=thought)
+
 
 class OpenRequests:
     """All open requests, in the order of arrival. Each gets exactly one terminal message."""
@@ -77,6 +93,14 @@ class OpenRequests:
         """Add a new request, which waits to be given to the worker with what it needs."""
         opened = self._open[request.id] = OpenRequest(request, needs)
         return opened
+
+    def choices(self, answer_id: str) -> list[OpenRequest]:
+        """Returns the open choices of an answer, whose ids begin with the answer's."""
+        return [
+            each
+            for each in self._open.values()
+            if each.request.id.rpartition("-")[0] == answer_id and not each.cancelled
+        ]
 
     def needs(self, request_id: str) -> Sequence[Need]:
         """Returns what the worker must have before it gets this open request."""

@@ -8,7 +8,7 @@ from itertools import groupby
 
 import msgspec
 
-from engine.messages import Decision, GenerateRequest, Sampling, Sibling
+from engine.messages import Decision, GenerateRequest, Sampling, Sibling, Thought
 
 
 def together(requests: Iterable[GenerateRequest]) -> list[GenerateRequest]:
@@ -20,10 +20,12 @@ def together(requests: Iterable[GenerateRequest]) -> list[GenerateRequest]:
     ]
 
 
-def _common(request: GenerateRequest) -> tuple[int, str, Sampling, Decision | None]:
+def _common(
+    request: GenerateRequest,
+) -> tuple[int, str, Sampling, Thought | None, Decision | None]:
     """Returns what the choices of one prompt have in common, beside the prompt and its images."""
     sampling = msgspec.structs.replace(request.sampling, choice=0)
-    return request.max_tokens, request.constraint, sampling, request.decision
+    return request.max_tokens, request.constraint, sampling, request.thought, request.decision
 
 
 def _joined(choices: list[GenerateRequest]) -> GenerateRequest:

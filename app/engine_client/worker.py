@@ -36,6 +36,7 @@ from engine.messages import (
     Cancelled,
     Constraint,
     Draft,
+    EndThought,
     Failed,
     GenerateRequest,
     Heartbeat,
@@ -223,6 +224,22 @@ class WorkerClient:
                 self._socket.send(encode(Cancel(request.id)))
             self._count_open()
 
+    def end_thoughts(self, answer_id: str) -> str | None:
+        """Close the thoughts of a running answer. Returns why there is nothing to close, or None.
+
+        A thought ends at the worker's next pass for it. If none has begun yet, the first one will
+        have no text.
+        """
+        choices = self._open.choices(answer_id)
+        if not choices:
+            return "no active completion for this id"
+        thinking = [each for each in choices if each.may_think]
+        for each in thinking:
+            each.end_thought()
+            if each.given and self._socket is not None:
+                self._socket.send(encode(EndThought(each.request.id)))
+        return None if thinking else "the completion has no thought that is running or may begin"
+
     def _give_due(self) -> None:
         """Send the worker the requests that are due, if a worker is ready."""
         if self.ready is None or self._socket is None:
@@ -362,6 +379,8 @@ class WorkerClient:
                     self._metrics.speculations.inc(message.speculations)
                     self._metrics.speculations_won.inc(message.speculation_won)
                     self._metrics.rerolls.inc(message.rerolled)
+                    if message.thought_closed is not None:
+                        self._metrics.thoughts_closed.labels(message.thought_closed).inc()
                     self._deliver(message)
                 case Cancelled() | Failed():
                     self._deliver(message)

@@ -8,8 +8,9 @@ together, D hidden size.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Protocol
 
@@ -51,6 +52,8 @@ class Canvas:
     figures: StepFigures | None = None  # of the last step; None before the first one
     soft_embeddings: Tensor | None = None  # [C, D] self-conditioning; None before the first step
     step_index: int = 0  # the number of denoising steps so far
+    # Returns a draft up to where a thought has no tokens left, and whether it has one.
+    cut: Callable[[list[int]], tuple[list[int], bool]] | None = None
 
     @property
     def width(self) -> int:
@@ -193,6 +196,12 @@ def new_canvas(
     if sampling.suffix:
         suffix = torch.tensor(sampling.suffix, device=device)
         start = torch.cat([start[: -len(suffix)], suffix])
+    thoughts, cut, banned = sequence.thoughts, None, list(sampling.banned_tokens)
+    if thoughts is not None:
+        state = thoughts.after(sequence.thought, ahead or [])
+        cut = partial(thoughts.cut, state)
+        if thoughts.is_over(state):
+            banned.append(thoughts.opener)
     room = sequence.request.max_tokens - len(answer)
     constraint: CanvasConstraint | FrontierConstraint | None = None
     match rules:
@@ -204,11 +213,12 @@ def new_canvas(
         sampling,
         sampler,
         noise,
-        _biases(sequence.request, answer, ends, width, vocab_size, device),
+        _biases(sequence.request, answer, ends, banned, width, vocab_size, device),
         prefix=None,
         suffix=suffix,
         constraint=constraint,
         tokens=start,
+        cut=cut,
     )
 
 
@@ -245,13 +255,15 @@ def _biases(
     request: GenerateRequest,
     answer: list[int],
     ends: Iterable[int],
+    banned_tokens: Iterable[int],
     width: int,
     vocab_size: int,
     device: torch.device,
 ) -> list[Bias]:
     """Returns how the request changes a canvas' logits, given its `answer` before the canvas.
 
-    `ends` are the tokens that cannot come before the answer has its `min_tokens`.
+    `ends` are the tokens that cannot come before the answer has its `min_tokens`. `banned_tokens`
+    cannot come at all.
     """
     biases, sampling, factors = [], request.sampling, None
     added = dict(sampling.logit_bias)
@@ -259,7 +271,7 @@ def _biases(
         for token, times in Counter(answer).items():
             penalty = sampling.presence_penalty + times * sampling.frequency_penalty
             added[token] = added.get(token, 0.0) - penalty
-    added.update(dict.fromkeys(sampling.banned_tokens, _BANNED))
+    added.update(dict.fromkeys(banned_tokens, _BANNED))
     if sampling.repetition_penalty != 1:
         present = dict.fromkeys([*request.prompt, *answer], sampling.repetition_penalty)
         factors = _vector(present, vocab_size, device, default=1.0)

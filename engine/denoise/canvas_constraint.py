@@ -40,6 +40,8 @@ class CanvasConstraint:
 
     `start` is the automaton's state before the canvas, and `tokens_left` the number of tokens that
     the answer may have behind it. `fixed` are the canvas' first tokens, as far as they are fixed.
+
+    A draft that is shorter than the canvas is a block that ends there, and leaves more tokens.
     """
 
     projector: Projector
@@ -67,12 +69,12 @@ class CanvasConstraint:
     def right_tokens(self, draft: Sequence[int]) -> int:
         """Returns how many of the draft's first tokens an allowed answer can begin with.
 
-        They are all `positions` if the draft may stay as it is.
+        They are all of the draft's, but no more than `positions`, if it may stay as it is.
         """
         automaton = self.projector.automaton
         states = self.projector.states(self.start, draft[: self.positions])
         if states and states[-1] == automaton.end:
-            return self.positions
+            return min(len(draft), self.positions)
         # Completing the answer takes the fewer tokens the fewer of the draft's tokens are kept.
         for right, state in enumerate(states):
             if automaton.need[state] > self.positions - 1 - right + self.tokens_left:
@@ -84,8 +86,10 @@ class CanvasConstraint:
 
         Positions that do not matter keep the draft's tokens.
         """
-        best = logits.best_of_classes(self.projector, slice(kept, self.positions))
-        behind = np.asarray(draft[kept : self.positions])
+        positions = min(len(draft), self.positions)
+        tokens_left = self.tokens_left + self.positions - positions
+        best = logits.best_of_classes(self.projector, slice(kept, positions))
+        behind = np.asarray(draft[kept:positions])
         rows = np.arange(len(behind))
         # The draft has the best tokens, whatever the rounding of another product says.
         kinds = self.projector.automaton.token_class[behind]
@@ -94,9 +98,9 @@ class CanvasConstraint:
         tokens = best.tokens.copy()
         tokens[rows, kinds] = behind
         state = self._state(draft[:kept])
-        classes = self.projector.classes(state, regrets, self.tokens_left)
+        classes = self.projector.classes(state, regrets, tokens_left)
         chosen = np.where(classes == FREE, behind, tokens[rows, classes])
-        return [*draft[:kept], *chosen.tolist(), *draft[self.positions :]]
+        return [*draft[:kept], *chosen.tolist(), *draft[positions:]]
 
     def fix(self, corrected: Sequence[int], count: int) -> None:
         """Fix the first `count` tokens of a corrected canvas.

@@ -28,7 +28,7 @@ from engine.tail.vocab_tail import Bias, TailResult
 class Correction:
     """What to do about a draft that the constraint does not allow."""
 
-    canvas: list[int] | None = None  # the allowed one; None while the model is not sure
+    canvas: list[int] | None = None  # the allowed draft; None while the model is not sure
     count: int = 0  # of its first tokens, which are right up to the correction and with it
 
 
@@ -52,14 +52,15 @@ class Corrections:
     ) -> Correction | None:
         """Returns what to do about a draft, or None if the constraint allows it.
 
-        hidden is [R, D], and `rows` are the canvas' rows of it and of the tail. `converged` says
-        that the block would be finished, and `last` that it has no further step. Raises ValueError
+        hidden is [R, D], and `rows` are the canvas' rows of it and of the tail. The draft is
+        shorter than the canvas if the block is cut. `converged` says that the block would be
+        finished, and `last` that it has no further step. Raises ValueError
         if the constraint has become too complex. Waits for the device if the draft is not allowed.
         """
         constraint = canvas.constraint
         assert constraint is not None
-        right = constraint.right_tokens(draft)
-        if right == constraint.positions:
+        right, positions = constraint.right_tokens(draft), min(len(draft), constraint.positions)
+        if right == positions:
             return None
         known = len(constraint.fixed)
         # It is as sure as the sampler must be, which accepts tokens up to this sum of entropies.
@@ -70,7 +71,7 @@ class Corrections:
         kept = right if sure else known
         logits = _Logits(self._model, self._classes, hidden[rows], canvas.biases)
         corrected = constraint.corrected(draft, kept, logits)
-        while last and (right := constraint.right_tokens(corrected)) < constraint.positions:
+        while last and (right := constraint.right_tokens(corrected)) < positions:
             corrected = constraint.corrected(corrected, right, logits)
         return Correction(corrected, kept + 1)
 

@@ -78,16 +78,17 @@ class DenoisingStep:
         tail = self._vocab_tail(hidden, temperatures, canvases, rows, biases)
         self._fix_tokens(tail, canvases, rows)
         argmax, entropy = rows.padded(tail.argmax, -1), rows.padded(tail.entropy, 0.0)
-        accepted = accept(entropy, samplers)
+        has_drafts = any(canvas.sampling.drafts_every for canvas in canvases)
+        accepted = accept(entropy, samplers) if self._draws_ahead or has_drafts else None
 
         def next_tokens() -> Tensor:
-            flat = rows.flat(accepted)
+            flat = rows.flat(accept(entropy, samplers) if accepted is None else accepted)
             return self._draw(tail, hidden, temperatures, flat, canvases, rows, biases)
 
         moved = next_tokens() if self._draws_ahead else None
         # float64 holds token ids exactly.
         columns = [_finite(hidden, tail, rows)[:, None].double(), argmax, entropy]
-        if any(canvas.sampling.drafts_every for canvas in canvases):
+        if has_drafts and accepted is not None:
             columns.append(accepted)
         report = to_host(torch.cat(columns, dim=1))
         widest = argmax.shape[1]
@@ -98,12 +99,15 @@ class DenoisingStep:
             draft = list(map(int, numbers[: canvas.width]))
             entropies = numbers[widest:][: canvas.width]
             watched = bool(canvas.sampling.drafts_every)
+            block, closes = draft, False
             is_last = canvas.step_index + 1 == canvas.sampler.max_denoising_steps
             seen = canvas.next_figures(draft, entropies) if is_finite else None
             figures.append(seen)
             rule = canvas.sampler.stopping_rule
             stopped: StopReason | None = None if seen is None else rule.reason(seen)
             correction = fault = None
+            if canvas.cut is not None:
+                block, closes = canvas.cut(draft)
             if canvas.constraint is not None and is_finite:
                 try:
                     correction = self._corrections.correction(
@@ -111,7 +115,7 @@ class DenoisingStep:
                         hidden,
                         tail,
                         span,
-                        draft,
+                        block,
                         converged=stopped is not None,
                         last=is_last,
                     )
@@ -121,15 +125,23 @@ class DenoisingStep:
             if correction is not None:
                 stopped = None
                 if is_last and correction.canvas is not None:
-                    draft = correction.canvas
-                    tail.argmax[span] = torch.tensor(draft, device=hidden.device)
+                    block = correction.canvas
+                    if canvas.cut is not None:
+                        block, cuts = canvas.cut(block)
+                        closes = closes or cuts
                 elif correction.canvas is not None:
                     fixes.append((canvas, correction))
+            elif closes:
+                is_nearly = False
+                if len(block) == 1:  # the closing mark alone does not depend on the canvas
+                    stopped = stopped or "closed"
             if is_last and stopped is None:
                 stopped = "limit"
+            if stopped is not None and block is not draft:
+                tail.argmax[span][: len(block)] = torch.tensor(block, device=hidden.device)
             steps.append(
                 StepResult(
-                    draft,
+                    block,
                     stopped,
                     nearly=is_nearly,
                     logprobs=self._logprobs(hidden, tail, canvas, span) if stopped else None,
@@ -140,6 +152,7 @@ class DenoisingStep:
                     if watched
                     else None,
                     entropy=seen.mean_entropy if watched and seen is not None else 0.0,
+                    thought_closed=closes,
                 )
             )
         if not all(step.done for step in steps):

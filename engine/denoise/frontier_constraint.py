@@ -27,11 +27,11 @@ class FrontierConstraint:
     def right_tokens(self, draft: Sequence[int]) -> int:
         """Returns how many of the draft's first tokens an allowed answer can begin with.
 
-        They are all `positions` if the draft may stay as it is. Raises ValueError if the grammar
-        has become too complex.
+        They are all of the draft's, but no more than `positions`, if it may stay as it is. Raises
+        ValueError if the grammar has become too complex.
         """
         right, complete = self.rules.read([*self.before, *draft[: self.positions]])
-        return self.positions if complete else right - len(self.before)
+        return min(len(draft), self.positions) if complete else right - len(self.before)
 
     def corrected(self, draft: Sequence[int], kept: int, logits: CanvasLogits) -> list[int]:
         """Returns the draft with the likeliest allowed token behind its first `kept` ones.

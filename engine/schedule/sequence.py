@@ -11,7 +11,9 @@ from collections.abc import Set
 from dataclasses import dataclass, field
 from itertools import takewhile
 
+from engine.constraint.thoughts import Thoughts, ThoughtState
 from engine.messages import (
+    ClosedBy,
     FinishReason,
     GenerateRequest,
     Image,
@@ -64,13 +66,14 @@ Pass = list[Work]
 class StepResult:
     """The result of a denoising step of one canvas."""
 
-    draft: list[int]  # the argmax canvas
+    draft: list[int]  # the argmax canvas, up to where it is cut if a thought is closed
     stopped: StopReason | None = None  # why the draft is the finished block; None if it is not
     nearly: bool = False  # the canvas is likely to be done after the next step
     logprobs: list[TokenLogprobs] | None = None  # of the draft, if it is done and the request asks
     next_step: "StepResult | None" = None  # the next block's first one if the speculation was won
     corrected: bool = False  # the constraint did not allow the draft and has changed it
     fault: str | None = None  # why the constraint can be held no longer; the answer then fails
+    thought_closed: bool = False  # the draft may end with a thought that had no tokens left
     finite: bool = True  # no number behind this result is NaN or infinite; else it means nothing
     accepted: list[bool] | None = None  # one per position, if the request asks for drafts
     entropy: float = 0.0  # mean over the canvas in nats, if the request asks for drafts
@@ -100,6 +103,7 @@ class FinishedBlock:
     stopped: StopReason | None = None  # why it had no further step; None for a decision
     corrections: int = 0  # steps after which the constraint changed the canvas
     settled: list[int] | None = None  # tokens that were final after each step, if drafts are sent
+    thought_closed: ClosedBy | None = None  # why the thought at its end had no tokens left
     reads: list[list[SlotResult]] | None = None  # of a decision
 
 
@@ -133,7 +137,9 @@ class Sequence:
     corrections: int = 0  # steps after which the constraint changed the current canvas
     settling: Settling | None = None  # of the current canvas, if the request asks for drafts
     answer: list[int] = field(default_factory=list)  # the lead and all finished blocks
-    rerolled: bool = False  # the first block was empty and has been started again
+    thoughts: Thoughts | None = None  # None if the answer's format has none
+    thought: ThoughtState = field(default_factory=ThoughtState)  # behind the answer so far
+    rerolled: bool = False  # the current block would have left the answer empty: started again
     finish_reason: FinishReason | None = field(default=None)
     reading: Reading | None = None
     boundaries: tuple[int, ...] | None = None
@@ -157,7 +163,7 @@ class Sequence:
         if turn >= WORTH_KEEPING_TOKENS:
             checkpoints.add(turn)
         keys = tuple(_image_key(image) for image in request.images)
-        answer = _begun_answer(request)
+        answer, thoughts = _begun_answer(request), _thoughts(request)
         return cls(
             request,
             [*request.prompt, *answer],
@@ -168,6 +174,8 @@ class Sequence:
             keys,
             block_index=request.delivered_blocks,
             answer=answer,
+            thoughts=thoughts,
+            thought=_begun_thought(thoughts, answer),
             reading=None if request.decision is None else Reading(request.decision),
             boundaries=boundaries,
         )
@@ -178,13 +186,15 @@ class Sequence:
         This sequence must be in its initial state too. As long as nothing is encoded, sequences
         without a begun answer hold no copy of the prompt.
         """
-        answer = _begun_answer(request)
+        answer, thoughts = _begun_answer(request), _thoughts(request)
         return dataclasses.replace(
             self,
             request=request,
             unencoded=[*request.prompt, *answer] if answer else request.prompt,
             block_index=request.delivered_blocks,
             answer=answer,
+            thoughts=thoughts,
+            thought=_begun_thought(thoughts, answer),
             reading=None if request.decision is None else Reading(request.decision),
         )
 
@@ -201,9 +211,16 @@ class Sequence:
     def stream(self, block: int) -> int:
         """Returns the number of the seed's stream of random numbers that a block uses.
 
-        Each choice has two streams. The second one is for a first block that is started again.
+        Each choice has two streams. The second one is for a block that is started again.
         """
-        return 2 * self.request.sampling.choice + (self.rerolled and block == 0)
+        again = self.rerolled and block == self.block_index
+        return 2 * self.request.sampling.choice + again
+
+    def end_thought(self) -> None:
+        """Leave no tokens to a thought that is open or yet to begin."""
+        if self.thoughts is not None:
+            self.thoughts.end()
+            self.draft = None  # it may have tokens of the thought, so it can't be speculated on
 
     def reuse(self, length: int) -> None:
         """Note that the KV cache already holds the first `length` tokens."""
@@ -276,8 +293,9 @@ class Sequence:
     def record(self, done: Work, step: WorkResult) -> FinishedBlock | None:
         """Record a pass. Returns the block that it finished, or None.
 
-        If an answer's first block is empty, it is started again, once. Now and then a canvas of
-        noise converges to an empty answer when other noise would not.
+        A block that would end the answer before anything was said, but thoughts, is started again,
+        once. Now and then a canvas of noise converges to an empty answer when other noise would
+        not.
         """
         self.unencoded = self.unencoded[len(done.tokens) :]
         self.encoded += len(done.tokens)
@@ -367,10 +385,20 @@ class Sequence:
         return len(canvas) < self.room and self._end(canvas) is None
 
     def _is_empty_answer(self, canvas: list[int]) -> bool:
-        """Returns whether the answer is empty. It never counts as empty if it has a suffix."""
-        if self.answer or self.block_index > 0 or self.request.sampling.suffix:
+        """Returns whether the answer ends with this canvas and has nothing but closed thoughts.
+
+        It never counts as empty if it has a suffix.
+        """
+        end = self._end(canvas)
+        if end is None or end > self.room or self.request.sampling.suffix:
             return False
-        return canvas[0] in self.end_tokens or self._end(canvas) == 0
+        said = canvas[:end]
+        if said and said[-1] in self.end_tokens:
+            said = said[:-1]
+        if self.thoughts is None:
+            return not (self.answer or said)
+        thought = self.thoughts.after(self.thought, said)
+        return not (thought.spoken or thought.open)
 
     def _finish(self, step: StepResult) -> FinishedBlock:
         tokens, self.finish_reason = self.cut(step.draft)
@@ -384,22 +412,38 @@ class Sequence:
             self.speculations,
             self.finish_reason,
             logprobs=None if step.logprobs is None else step.logprobs[: len(tokens)],
-            rerolled=self.rerolled and self.block_index == 0,
+            rerolled=self.rerolled,
             stopped=step.stopped,
             corrections=self.corrections,
             settled=settled,
         )
+        if self.thoughts is not None:
+            had_open = self.thoughts.after(self.thought, tokens[:-1]).open
+            self.thought = self.thoughts.after(self.thought, tokens)
+            closes = had_open and not self.thought.open and len(tokens) == len(step.draft)
+            if step.thought_closed and closes:
+                block = dataclasses.replace(block, thought_closed=self.thoughts.closed_by)
         self.answer += tokens
         self.unencoded = step.draft
         self.block_index += 1
         self.step_index = self.speculations = self.corrections = 0
         self.draft = self.settling = None
+        self.rerolled = False
         return block
 
 
 def _begun_answer(request: GenerateRequest) -> list[int]:
     """Returns the tokens that the answer has before its first block in this worker."""
     return list(request.delivered or request.lead)
+
+
+def _thoughts(request: GenerateRequest) -> Thoughts | None:
+    """Returns the thoughts of an answer of its own, if its format has thoughts."""
+    return None if request.thought is None else Thoughts(request.thought, request.max_tokens)
+
+
+def _begun_thought(thoughts: Thoughts | None, answer: list[int]) -> ThoughtState:
+    return ThoughtState() if thoughts is None else thoughts.after(thoughts.start, answer)
 
 
 def _image_key(image: Image) -> int:

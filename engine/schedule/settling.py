@@ -17,13 +17,13 @@ class Settling:
     since: tuple[int, ...] = ()
 
     def after(self, step: int, draft: list[int]) -> "Settling":
-        """Returns the state after one more denoising step, the `step`-th of the block."""
-        if not self.draft:
-            return Settling(tuple(draft), (step,) * len(draft))
-        each = zip(self.draft, draft, self.since, strict=True)
-        return Settling(
-            tuple(draft), tuple(since if old == new else step for old, new, since in each)
-        )
+        """Returns the state after one more denoising step, the `step`-th of the block.
+
+        A draft may be shorter or longer than the one before it, as where a thought is closed.
+        """
+        each = zip(self.draft, draft, self.since, strict=False)
+        since = [since if old == new else step for old, new, since in each]
+        return Settling(tuple(draft), (*since, *[step] * (len(draft) - len(since))))
 
     def counts(self, positions: int, steps: int) -> list[int]:
         """Returns for each of the `steps` how many of the first positions were final after it."""

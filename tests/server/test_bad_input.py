@@ -37,6 +37,7 @@ def good(model_folder):
     decided = '"questions":[{"type":"predicate","instructions":"x"}]'
     return {
         "/v1/chat/completions": f'{{"max_tokens":1,{chat}%s}}',
+        "/v1/chat/completions/control": '{"id":"x","action":"reasoning_end"%s}',
         "/v1/completions": '{"max_tokens":1,"prompt":"x"%s}',
         "/v1/responses": '{"max_output_tokens":1,"input":"x"%s}',
         "/v1/responses/input_tokens": '{"input":"x"%s}',
@@ -76,7 +77,8 @@ def tools(path, schema):
     return f',"tools":[{tool}]'
 
 
-WITHOUT_TOOLS = ("/v1/completions", "/detokenize", "/v1/decisions", "/v1/systemone")
+CONTROL = "/v1/chat/completions/control"
+WITHOUT_TOOLS = ("/v1/completions", CONTROL, "/detokenize", "/v1/decisions", "/v1/systemone")
 WITH_TOOLS = [path for path in BODIES if path not in WITHOUT_TOOLS]
 NUMBERS = ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "9" * 400, "9" * 5000, "1e-400"]
 FIELDS = [

@@ -3,7 +3,6 @@
 Claude Code and Anthropic's SDKs speak this dialect.
 """
 
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -42,7 +41,7 @@ async def messages(http: Request, admit: Admission) -> Response:
             request = await constrained(services, request, demand, limits, thinks=body.thinks)
             prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
     head = {
-        "id": f"msg_{uuid.uuid4().hex}",
+        "id": f"msg_{request.id}",
         "type": "message",
         "role": "assistant",
         "model": model,
@@ -86,6 +85,7 @@ def answer_request(
             parallel_calls=body.parallel_calls,
             whole_calls=True,
         ),
+        thinking_budget=services.thinking_budget(body.thought_budget),
     )
 
 

@@ -22,12 +22,13 @@ from app.dialects.fields import (
     Fields,
     JsonObject,
     JsonValue,
-    RequestFields,
+    TokenBudget,
     Whole,
     quoted,
     unsupported,
 )
 from app.dialects.sampling_fields import MAX_STOPS, SamplingFields, Stop
+from app.dialects.thinking import BudgetFields
 from app.dialects.tools import OtherTool, ToolName, checked_if_strict
 
 B = TypeVar("B")
@@ -228,6 +229,7 @@ class Thinking(Fields):
     """Adaptive thinking is the same as enabled: the model itself decides how much it thinks."""
 
     type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: TokenBudget = None
     display: Literal["summarized", "omitted"] | None = None
 
 
@@ -242,7 +244,7 @@ class OutputConfig(Fields):
     format: OutputFormat | None = None
 
 
-class CountTokensRequest(RequestFields):
+class CountTokensRequest(BudgetFields):
     """The fields that a prompt is made of."""
 
     hints: ClassVar[frozenset[str]] = frozenset(
@@ -296,7 +298,13 @@ class CountTokensRequest(RequestFields):
 
     @property
     def thinks(self) -> bool:
-        return self.thinking is not None and self.thinking.type != "disabled"
+        budget = self.thought_budget
+        if self.thinking is None:
+            return bool(budget)
+        return self.thinking.type != "disabled" and budget != 0
+
+    def _nested_budgets(self) -> dict[str, int | None]:
+        return {"thinking": None if self.thinking is None else self.thinking.budget_tokens}
 
     @property
     def text_demand(self) -> Demand | None:

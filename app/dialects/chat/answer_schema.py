@@ -83,6 +83,13 @@ class ChatChunkChoice(Sent):
     token_ids: list[int] = optional(list)
 
 
+class Controlled(Sent):
+    """The answer of the control endpoint. `message` says why nothing was done."""
+
+    success: bool
+    message: str = optional(str)
+
+
 class ChatCompletionChunk(Sent):
     """A part of a streamed answer.
 

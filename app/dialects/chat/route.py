@@ -1,7 +1,6 @@
 """The endpoint `POST /v1/chat/completions`."""
 
 import time
-import uuid
 from collections.abc import Sequence
 
 import msgspec
@@ -38,7 +37,7 @@ async def chat_completions(http: Request, admit: Admission) -> Response:
         request = await constrained(services, request, demand, limits, thinks=body.thinks)
         prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
     head = {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "id": f"chatcmpl-{request.id}",
         "created": int(time.time()),
         "model": model,
     }
@@ -83,4 +82,5 @@ def answer_request(
             calls=bool(body.offered), parallel_calls=body.parallel_tool_calls is not False
         ),
         limit_field=body.limit_field,
+        thinking_budget=services.thinking_budget(body.thought_budget),
     )

@@ -1,7 +1,6 @@
 """The endpoint `POST /v1/completions`."""
 
 import time
-import uuid
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -37,7 +36,7 @@ async def completions(http: Request, admit: Admission) -> Response:
         request = await constrained(services, request, body.text_demand, limits)
         prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
     head = {
-        "id": f"cmpl-{uuid.uuid4().hex}",
+        "id": f"cmpl-{request.id}",
         "created": int(time.time()),
         "model": model,
     }

@@ -2,7 +2,6 @@
 
 import json
 import time
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -68,7 +67,7 @@ async def create_response(http: Request, admit: Admission) -> Response:
         demand = await arriving.run(_demand, body)
         request = await constrained(services, request, demand, limits, thinks=body.thinking)
         prepared = prepare(request, limits, services.prompts.vocabulary, prefix_salt(http))
-        head = await arriving.run(_head, model, body)
+        head = await arriving.run(_head, request.id, model, body)
     wanted = Wanted(body, [*earlier, *new], request, prepared)
     output = _output(services, wanted)
     events = _events(services, store, wanted, head, output)
@@ -162,6 +161,7 @@ def answer_request(
             parallel_calls=body.parallel_tool_calls is not False,
         ),
         limit_field="max_output_tokens",
+        thinking_budget=services.thinking_budget(body.thought_budget),
     )
 
 
@@ -213,11 +213,11 @@ def _text_format(body: ResponseRequest) -> dict[str, Any]:
     return asked.model_dump(by_alias=True, exclude_none=True)
 
 
-def _head(model: str, body: ResponseRequest) -> dict[str, Any]:
+def _head(answer_id: str, model: str, body: ResponseRequest) -> dict[str, Any]:
     """Returns the response as it is before its answer: the request's fields, and no output."""
     effort = None if body.reasoning is None else body.reasoning.effort
     return {
-        "id": f"resp_{uuid.uuid4().hex}",
+        "id": f"resp_{answer_id}",
         "object": "response",
         "created_at": int(time.time()),
         "status": "in_progress",

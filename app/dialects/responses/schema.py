@@ -24,13 +24,14 @@ from app.dialects.fields import (
     SEVERAL,
     Fields,
     JsonValue,
+    TokenBudget,
     TokenLimit,
     Whole,
     unsupported,
 )
 from app.dialects.items import AnyItem, InputItem, ItemReference, MessageItem
 from app.dialects.sampling_fields import SamplingFields
-from app.dialects.thinking import Effort, thinks
+from app.dialects.thinking import BudgetFields, Effort, thinks
 from app.dialects.tools import Function, OtherTool, tool_type
 
 LOGPROBS = "message.output_text.logprobs"
@@ -69,6 +70,7 @@ Summary = Literal["auto", "concise", "detailed"]
 
 class Reasoning(Fields):
     effort: Effort | None = None
+    max_tokens: TokenBudget = None
     summary: Summary | None = None
     generate_summary: Summary | None = None  # its older name
 
@@ -97,7 +99,7 @@ def _small(value: Any) -> Any:
     return value
 
 
-class ResponseRequest(SamplingFields):
+class ResponseRequest(BudgetFields, SamplingFields):
     hints: ClassVar[frozenset[str]] = frozenset(
         {
             "client_metadata",
@@ -167,7 +169,13 @@ class ResponseRequest(SamplingFields):
 
     @property
     def thinking(self) -> bool:
-        return bool(thinks(None if self.reasoning is None else self.reasoning.effort))
+        """Returns whether thinking is on. A budget alone switches it on too."""
+        budget = self.thought_budget
+        wish = thinks(None if self.reasoning is None else self.reasoning.effort)
+        return budget != 0 and (budget is not None if wish is None else wish)
+
+    def _nested_budgets(self) -> dict[str, int | None]:
+        return {"reasoning": None if self.reasoning is None else self.reasoning.max_tokens}
 
     @property
     def summary(self) -> str | None:

@@ -207,6 +207,17 @@ def test_the_header_of_a_channel_belongs_to_a_thought_but_not_to_a_text(vocabula
         assert vocabulary.decode(taken) == "1, 2, 3"
 
 
+@pytest.mark.parametrize(
+    "text", ["<|channel>thought\n<channel|>", "<|channel>thought<channel|>", "<|channel><channel|>"]
+)
+def test_every_token_of_a_thought_without_text_counts(vocabulary, text):
+    thought, spoken = vocabulary.encode(text), vocabulary.encode("Hi")
+    for blocks in cuts(thought + spoken):
+        output = AnswerOutput(vocabulary, parser=AnswerParser())
+        assert events(output, blocks) == [TextDelta("Hi")]
+        assert output.thinking_tokens == len(thought)
+
+
 def test_the_text_of_a_thought_that_is_never_closed_ends_at_a_stop_string(vocabulary):
     tokens = vocabulary.encode("<|channel>thought\n1, 2, 3, 4<turn|>")
     for blocks in cuts(tokens):

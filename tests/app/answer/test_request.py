@@ -1,13 +1,16 @@
 """Requests in the worker's form."""
 
+from dataclasses import replace
+
 import pytest
 
-from app.answer.request import AnswerRequest, prepare
+from app.answer.request import AnswerConstraint, AnswerRequest, ChatFormat, prepare
+from app.constraint.enforced import Enforced
 from app.errors import BadRequest
 from app.prompting.prompt import Prompt
 from app.prompting.vocabulary import Vocabulary
 from engine.config import DEMO_MODEL_PATH
-from engine.messages import Ready, Sampling
+from engine.messages import Ready, Sampling, Thought
 
 LIMITS = Ready("cpu", "float32", 64, 8, vocab_size=100, profile="")
 
@@ -43,3 +46,31 @@ def test_each_choice_has_the_end_tokens_of_its_prompt(vocabulary):
     assert [each.end_tokens for each in sampling] == [[4, 5], [4, 5], [], []]
     assert [each.choice for each in sampling] == [0, 1, 0, 1]
     assert all(each.stop_token_ids == [6] for each in sampling)
+
+
+def test_the_choices_of_an_answer_have_its_id(vocabulary):
+    request = AnswerRequest([Prompt([1]), Prompt([2])], Sampling(seed=0), 5, "prompt", n=2)
+    ids = [each.id for each in prepare(request, LIMITS, vocabulary)]
+    assert ids == [f"{request.id}-{choice}" for choice in range(4)]
+    other = AnswerRequest([Prompt([1])], Sampling(seed=0), 5, "prompt")
+    assert other.id != request.id
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_the_worker_gets_the_marks_of_a_chat_and_what_a_form_needs(vocabulary, thinking):
+    limits = Ready("cpu", "float32", 64, 8, vocab_size=2000, profile="")
+    prompt = Prompt([1], thinking=thinking)
+    chat = AnswerRequest(
+        [prompt], Sampling(seed=0), 40, "messages", format=ChatFormat(), thinking_budget=9
+    )
+    marks = vocabulary.control_ids(["<|channel>", "<channel|>"])
+    header = vocabulary.encode_literally("thought\n")
+    (made,) = prepare(chat, limits, vocabulary)
+    assert made.thought == Thought(*marks, header, begun=thinking, budget=9)
+    form = AnswerConstraint(Enforced("x", (), (), 7, ()), "response_format")
+    (made,) = prepare(replace(chat, constraint=form), limits, vocabulary)
+    assert made.thought.reserve == 7 - thinking  # the closing mark is not kept for what follows
+    (made,) = prepare(replace(chat, format=None), limits, vocabulary)
+    assert made.thought is None
+    (made,) = prepare(chat, LIMITS, vocabulary)  # a model that lacks the tokens
+    assert made.thought is None

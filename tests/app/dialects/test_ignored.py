@@ -189,7 +189,6 @@ def test_a_hint_is_ignored_and_named(schema, body, fields):
                 "messages.uuid",
                 "messages.content.citations",
                 "tools.defer_loading",
-                "thinking.budget_tokens",
             ],
         ),
     ],

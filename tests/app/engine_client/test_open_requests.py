@@ -3,7 +3,15 @@
 import pytest
 
 from app.engine_client.open_requests import OpenRequests
-from engine.messages import Block, Cancelled, Failed, GenerateRequest, Heartbeat, Sampling
+from engine.messages import (
+    Block,
+    Cancelled,
+    Failed,
+    GenerateRequest,
+    Heartbeat,
+    Sampling,
+    Thought,
+)
 
 
 @pytest.fixture
@@ -177,3 +185,43 @@ def test_all_requests_fail_when_there_will_be_no_worker(requests):
         [Failed("a", "over")],
         [Failed("b", "over")],
     ]
+
+
+def thinking(request_id, delivered=()):
+    thought = Thought(50, 51, [60, 61])
+    return GenerateRequest(
+        request_id, [1], 20, Sampling(0), thought=thought, delivered=list(delivered)
+    )
+
+
+def test_the_end_of_a_thought_outlives_the_worker(requests):
+    opened = requests.add(thinking("abc-0"))
+    due(requests)
+    opened.end_thought()
+    requests.worker_died()
+    (again,) = requests.due()
+    assert again.thought.budget == 0
+
+
+def test_the_open_choices_of_an_answer_are_found_by_its_id(requests):
+    first, second = requests.add(thinking("abc-0")), requests.add(thinking("abc-1"))
+    requests.add(thinking("def-0"))
+    assert requests.choices("abc") == [first, second]
+    due(requests)
+    requests.cancel("abc-0")
+    assert requests.choices("abc") == [second]
+    assert requests.choices("a") == requests.choices("") == []
+
+
+@pytest.mark.parametrize(
+    ("delivered", "may_think"),
+    [
+        ([], True),
+        ([50, 60, 61, 7], True),
+        ([50, 60, 61, 7, 51], True),  # another may follow
+        ([50, 60, 61, 7, 51, 8], False),
+        ([8, 50, 60, 61], True),
+    ],
+)
+def test_an_answer_may_think_until_it_says_something(requests, delivered, may_think):
+    assert requests.add(thinking("abc-0", delivered)).may_think == may_think

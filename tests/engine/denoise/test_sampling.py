@@ -197,6 +197,25 @@ def test_answers_of_each_quality_are_those_of_plain_arithmetic_in_the_same_passe
 
 
 @pytest.mark.usefixtures("unsure")
+def test_speculation_changes_no_answer_of_another_quality(denoiser):
+    made, speculations = {}, 0
+    for speculate in (False, True):
+        worker = Worker(denoiser, EngineConfig(speculate=speculate))
+        answers = [
+            answer(worker, seed=seed, quality="fast", temperature=temperature, max_tokens=40)[0]
+            for seed in range(5)
+            for temperature in TEMPERATURES
+        ]
+        made[speculate] = [
+            [(block.tokens, block.denoising_steps, block.stopped) for block in blocks]
+            for blocks in answers
+        ]
+        speculations = sum(block.speculations for blocks in answers for block in blocks)
+    assert made[True] == made[False]
+    assert speculations > 0
+
+
+@pytest.mark.usefixtures("unsure")
 def test_the_quality_of_the_worker_holds_for_requests_that_name_none(denoiser, monkeypatch):
     options = {"temperature": 0.02, "max_denoising_steps": 16, "max_tokens": 30}
     named = [

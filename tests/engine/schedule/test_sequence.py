@@ -1,7 +1,7 @@
 import msgspec
 import pytest
 
-from engine.messages import GenerateRequest, Image, Sampling, TokenLogprobs
+from engine.messages import GenerateRequest, Image, Sampling, Thought, TokenLogprobs
 from engine.schedule.sequence import WORTH_KEEPING_TOKENS, Sequence, StepResult, Work
 
 END = frozenset({99})
@@ -232,6 +232,89 @@ def test_a_later_block_may_be_empty():
     sequence = start()
     run(sequence, [7, 8])
     assert run(sequence, [99, 8]).tokens == [99]
+
+
+OPEN, CLOSE = 50, 51
+MARKS = Thought(OPEN, CLOSE, [60, 61])
+
+
+def thinking(max_tokens=100, thought=MARKS, **sampling):
+    request = GenerateRequest(
+        "r", [1, 2, 3], max_tokens, Sampling(seed=0, **sampling), thought=thought
+    )
+    return Sequence.start(request, END, PADDING)
+
+
+HEAD = [OPEN, 60, 61]
+
+
+@pytest.mark.parametrize("thought", [[*HEAD, 7, CLOSE], [60, 61, 7, CLOSE], [*HEAD, CLOSE]])
+@pytest.mark.parametrize("end", [[99, 8], [98, 98]])
+def test_an_answer_that_is_empty_behind_its_thought_is_retried_once(thought, end):
+    sequence = thinking()
+    assert run(sequence, [*thought, *end]) is None
+    assert (sequence.stream(0), sequence.stream(1)) == (1, 0)
+    block = run(sequence, [*thought, *end])
+    assert (block.finish_reason, block.rerolled, block.denoising_steps) == ("stop", True, 2)
+
+
+def test_an_answer_whose_thought_ends_with_a_block_is_retried_in_the_next_one():
+    sequence = thinking(choice=2)
+    assert not run(sequence, [*HEAD, 7, CLOSE]).rerolled
+    assert run(sequence, [99, 8]) is None
+    assert (sequence.stream(0), sequence.stream(1), sequence.stream(2)) == (4, 5, 4)
+    block = run(sequence, [7, 8])
+    assert (block.tokens, block.rerolled) == ([7, 8], True)
+    assert run(sequence, [99, 8]).tokens == [99]  # something was said before
+
+
+@pytest.mark.parametrize(
+    "canvas",
+    [
+        [*HEAD, 7, CLOSE, 8, 99],
+        [*HEAD, 7, 99],  # the thought is the answer
+        [OPEN, 70, 61, 7, CLOSE, 99],  # a channel of another name may have the answer
+        [8, *HEAD, 7, CLOSE, 99],
+        [OPEN, 99],
+    ],
+)
+def test_an_answer_with_anything_but_closed_thoughts_is_not_empty(canvas):
+    assert run(thinking(), canvas).finish_reason == "stop"
+
+
+def test_a_thought_of_an_answer_that_was_interrupted_counts():
+    request = GenerateRequest(
+        "r", [1], 100, Sampling(0), thought=MARKS, delivered=[*HEAD, CLOSE], delivered_blocks=1
+    )
+    assert run(Sequence.start(request, END, PADDING), [99, 8]) is None
+
+
+def test_a_cut_block_is_committed_as_it_is_and_names_what_cut_it():
+    sequence = thinking(thought=Thought(OPEN, CLOSE, [60, 61], budget=5))
+    block = run(sequence, [*HEAD, 7, CLOSE], thought_closed=True)
+    assert (block.tokens, block.thought_closed) == ([*HEAD, 7, CLOSE], "budget")
+    assert sequence.next_work(1000) == Work(sequence, [*HEAD, 7, CLOSE], denoise=True)
+
+
+def test_a_thought_behind_the_end_of_an_answer_counts_as_not_closed():
+    sequence = thinking(thought=Thought(OPEN, CLOSE, [60, 61], budget=5))
+    block = run(sequence, [7, 99, *HEAD, 7, CLOSE], thought_closed=True)
+    assert (block.tokens, block.thought_closed, block.finish_reason) == ([7, 99], None, "stop")
+
+
+def test_the_end_of_a_thought_gives_up_a_draft_that_would_be_speculated_on():
+    sequence = thinking()
+    assert speculation_after(sequence, [*HEAD, 7, 8]) == [*HEAD, 7, 8]
+    sequence.end_thought()
+    assert sequence.next_work(1000, speculate=True).speculation is None
+
+
+def test_choices_have_thoughts_of_their_own():
+    first = thinking()
+    other = first.sibling(first.request)
+    first.end_thought()
+    assert first.thoughts.cut(first.thought, [*HEAD, 7]) == ([*HEAD, CLOSE], True)
+    assert other.thoughts.cut(other.thought, [*HEAD, 7]) == ([*HEAD, 7], False)
 
 
 def test_ignored_end_tokens_neither_end_nor_cut_nor_retry_a_block():

@@ -22,6 +22,8 @@ def settled(drafts):
         ([[1, 9, 9], [1, 2, 9], [1, 2, 3]], [1, 2, 3]),
         # A token that comes back counts from its last change on.
         ([[1, 2, 3], [9, 2, 3], [1, 2, 3]], [2, 2, 3]),
+        ([[1, 2], [1, 2, 3]], [2, 3]),
+        ([[1, 2, 3], [1, 2], [1, 2, 3]], [2, 2, 3]),
     ],
 )
 def test_a_position_is_final_from_the_last_step_that_changed_it(drafts, counts):
