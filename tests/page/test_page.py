@@ -198,9 +198,7 @@ def test_a_message_can_be_edited_and_what_followed_is_made_anew(demo_server, ope
     expect(page.get_by_role("article", name="Answer")).to_have_count(1)
 
 
-def test_editing_while_an_answer_is_made_stops_that_answer_and_makes_one_that_can_be_stopped(
-    start_changed, open_page
-):
+def test_editing_while_an_answer_is_made_stops_it_and_makes_another(start_changed, open_page):
     page = open_page(start_changed(TAKES_TIME).url)
     ask(page, "Say very much")
     expect(page.locator("#announcer p").first).to_be_attached()
