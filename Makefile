@@ -15,7 +15,7 @@ TORCH := torch==2.13.0
 # PyPI's CUDA build of that release asks for exactly this one; a CPU build brings none.
 TRITON := triton==3.7.1
 
-.PHONY: help serve test coverage soak chaos fuzz image-test gpu-check check fmt lock browser \
+.PHONY: help serve test coverage soak chaos fuzz schemas image-test gpu-check check fmt lock browser \
 	screenshots vendored demo-accuracy clean
 
 help: ## Show this list
@@ -42,6 +42,9 @@ chaos: $(VENV)/.installed-dev ## Send signals and hostile input for MINUTES (20)
 
 fuzz: $(VENV)/.installed-dev ## Send generated requests for MINUTES (10), for example: make fuzz MINUTES=30
 	FUZZ_SECONDS=$$((60 * $(MINUTES))) $(BIN)/pytest tests/server/test_fuzz.py
+
+schemas: $(VENV)/.installed-dev ## Compile random schemas and correct random canvases for MINUTES (10), then validate the answers
+	SCHEMAS_SECONDS=$$((60 * $(MINUTES))) $(BIN)/pytest -n 0 tests/app/constraint/test_canvases.py
 
 image-test: $(VENV)/.installed-dev ## Build and run the image without Docker (needs Debian and root; takes minutes)
 	$(BIN)/pytest -n 0 -s tests/image/test_image.py

@@ -426,12 +426,22 @@ def schemas_command(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Judge only so many files, drawn at random.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="The seed of --limit.")] = 1,
+    seed: Annotated[int, typer.Option(help="The seed of --limit and of the order.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Judge so many files at a time.")] = 1,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False,
+            help="Append the result of each file to this file of JSON lines when it is known. "
+            "Files that already have a result there are not judged again.",
+        ),
+    ] = None,
     json: Json = None,
     plot: Plot = None,
 ) -> None:
     """Compile the schemas of JSONSchemaBench, and judge their instances, in MaskBench's columns."""
     options = {"folder": folder, "tokenizer": tokenizer, "limit": limit, "seed": seed}
+    options |= {"processes": processes, "results": results}
     _measure("schemas", "Schemas", Output(json, plot), **options)
 
 

@@ -66,11 +66,14 @@ class Counted:
 class Listed:
     """The parts in their order, without some of those that may be left out.
 
-    A separator stands between each two of them.
+    At least `least` parts are there, and at most `most` unless it is None. A separator stands
+    between each two of them.
     """
 
     parts: tuple[tuple["Expression", bool], ...]  # whether each part may be left out
     separator: "Expression"
+    least: int = 0
+    most: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ Combinations of several parts are merged in `shapes`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -12,18 +12,35 @@ from app.constraint.limits import ConstraintError, NoWayError
 from app.constraint.values import TYPES, same
 
 _REFUSED = frozenset(
-    {"not", "if", "contains", "dependencies", "dependentRequired", "dependentSchemas"}
-    | {"propertyNames", "unevaluatedItems", "$dynamicRef", "$recursiveRef"}
+    {"unevaluatedItems", "$dynamicRef", "$recursiveRef", "minContains", "maxContains"}
 )
+
+Bound = tuple[Decimal, bool]  # with True, the bound itself is excluded
 
 
 @dataclass(frozen=True)
 class Schema:
-    """A part of a schema, where it stands, and the references through which it was reached."""
+    """A part of a schema, where it stands, and the references through which it was reached.
+
+    If it is `negated`, a value is valid by it if it is not valid by the part.
+    """
 
     value: Any
     path: str
     references: tuple[str, ...] = ()
+    negated: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Returns whether it is plain that every value is valid."""
+        return not self.negated and (self.value is True or self.value == {})
+
+    @property
+    def opposite(self) -> "Schema":
+        """Returns the schema of all values that are not valid by this one."""
+        if isinstance(self.value, bool):
+            return replace(self, value=not self.value)
+        return replace(self, negated=not self.negated)
 
     def inner(self, value: Any, *keys: str | int) -> "Schema":
         """Returns a part of this part."""
@@ -38,8 +55,8 @@ class Shape:
     path: str
     types: frozenset[str] | None = None
     values: tuple[Any, ...] | None = None  # the only values, if there are only some
-    least: tuple[Decimal, bool] | None = None  # with True, the bound itself is excluded
-    most: tuple[Decimal, bool] | None = None
+    least: Bound | None = None
+    most: Bound | None = None
     multiples: tuple[Decimal, ...] = ()
     least_length: int = 0
     most_length: int | None = None
@@ -57,6 +74,25 @@ class Shape:
     least_items: int = 0
     most_items: int | None = None
     unique: bool = False
+    excluded: tuple[Any, ...] = ()  # the value is none of these
+    excluded_patterns: tuple[str, ...] = ()
+    names: tuple[Schema, ...] = ()  # by which the name of each member is valid
+    contained: tuple[Schema, ...] = ()  # by each of which one item is valid
+    # There is a member that is neither one of the names nor matched by one of the patterns.
+    others_than: tuple[tuple[frozenset[str], tuple[str, ...]], ...] = ()
+    opposed: bool = False  # some properties are listed only because a part is not valid
+
+    @property
+    def lists_members(self) -> bool:
+        """Returns whether it names members that may be there."""
+        return bool(self.required) or any(
+            all(schema.value is not False for schema in schemas)
+            for schemas in self.properties.values()
+        )
+
+    def may_be(self, value: Any) -> bool:
+        """Returns whether a value is none of the excluded ones."""
+        return not any(same(value, each) for each in self.excluded)
 
     @property
     def emitted_types(self) -> frozenset[str]:
@@ -67,13 +103,19 @@ class Shape:
             return frozenset(("object",))
         if self.patterns_of_names or self.least_members or self.most_members is not None:
             return frozenset(("object",))
+        if self.names or self.others_than:
+            return frozenset(("object",))
         if self.items or self.prefix or self.least_items or self.most_items is not None:
+            return frozenset(("array",))
+        if self.unique or self.contained:
             return frozenset(("array",))
         if self.patterns or self.formats or self.least_length or self.most_length is not None:
             return frozenset(("string",))
+        if self.excluded_patterns:
+            return frozenset(("string",))
         if self.least or self.most or self.multiples:
             return frozenset(("number",))
-        return frozenset(TYPES)
+        return frozenset(TYPES) - {"integer"}
 
     @property
     def writes_others(self) -> bool:
@@ -81,7 +123,7 @@ class Shape:
         if self.closed:
             return False
         if self.additional is None:
-            return bool(self.patterns_of_names) or not (self.properties or self.required)
+            return bool(self.patterns_of_names) or not self.lists_members
         forbidden = any(schema.value is False for schema in self.additional)
         return bool(self.patterns_of_names) or not forbidden
 
@@ -90,8 +132,7 @@ def plain_shape(schema: Schema) -> Shape:
     """Returns the shape of the keywords that are no combinations."""
     value = schema.value
     for keyword in value.keys() & _REFUSED:
-        if keyword != "if" or "then" in value or "else" in value:
-            raise NoWayError(f"{keyword} is not supported", f"{schema.path}/{keyword}")
+        raise NoWayError(f"{keyword} is not supported", f"{schema.path}/{keyword}")
     if schema.path and isinstance(value.get("$id"), str) and value["$id"][:1] != "#":
         raise NoWayError("a part with an $id of its own is not supported", schema.path)
     types = None
@@ -112,11 +153,9 @@ def plain_shape(schema: Schema) -> Shape:
     multiples = _number(schema, "multipleOf")
     properties = {
         name: (schema.inner(each, "properties", name),)
-        for name, each in _object(schema, "properties").items()
+        for name, each in object_of(schema, "properties").items()
     }
-    additional = None
-    if "additionalProperties" in value:
-        additional = (schema.inner(value["additionalProperties"], "additionalProperties"),)
+    additional = _part(schema, "additionalProperties") or None
     prefix, items = _items(schema)
     return Shape(
         schema.path,
@@ -133,7 +172,7 @@ def plain_shape(schema: Schema) -> Shape:
         _required(schema),
         tuple(
             (name, schema.inner(each, "patternProperties", name))
-            for name, each in _object(schema, "patternProperties").items()
+            for name, each in object_of(schema, "patternProperties").items()
         ),
         additional,
         False,
@@ -144,6 +183,8 @@ def plain_shape(schema: Schema) -> Shape:
         _count(schema, "minItems") or 0,
         _count(schema, "maxItems"),
         value.get("uniqueItems") is True,
+        names=_part(schema, "propertyNames"),
+        contained=_part(schema, "contains"),
     )
 
 
@@ -156,14 +197,14 @@ def _items(schema: Schema) -> tuple[tuple[tuple[Schema, ...], ...], tuple[Schema
         (schema.inner(each, keyword, index),)
         for index, each in enumerate(list_of(schema, keyword) if keyword in value else [])
     )
-    return prefix, (schema.inner(value[more], more),) if more in value else ()
+    return prefix, _part(schema, more)
 
 
 def _bounds(
     schema: Schema,
-) -> tuple[tuple[Decimal, bool] | None, tuple[Decimal, bool] | None]:
+) -> tuple[Bound | None, Bound | None]:
     value = schema.value
-    bounds: list[tuple[Decimal, bool] | None] = []
+    bounds: list[Bound | None] = []
     for keyword, exclusive, sign in (
         ("minimum", "exclusiveMinimum", 1),
         ("maximum", "exclusiveMaximum", -1),
@@ -178,6 +219,17 @@ def _bounds(
                 found.append((excluded, True))
         bounds.append(max(found, key=lambda each: (sign * each[0], each[1]), default=None))
     return bounds[0], bounds[1]
+
+
+def higher(first: Bound | None, second: Bound | None) -> Bound | None:
+    """Returns the stricter of two lower bounds."""
+    return max((each for each in (first, second) if each), default=None)
+
+
+def lower(first: Bound | None, second: Bound | None) -> Bound | None:
+    """Returns the stricter of two upper bounds."""
+    bounds = (each for each in (first, second) if each)
+    return min(bounds, key=lambda bound: (bound[0], not bound[1]), default=None)
 
 
 def _number(schema: Schema, keyword: str) -> Decimal | None:
@@ -205,7 +257,11 @@ def list_of(schema: Schema, keyword: str) -> list[Any]:
     return value
 
 
-def _object(schema: Schema, keyword: str) -> dict[str, Any]:
+def _part(schema: Schema, keyword: str) -> tuple[Schema, ...]:
+    return (schema.inner(schema.value[keyword], keyword),) if keyword in schema.value else ()
+
+
+def object_of(schema: Schema, keyword: str) -> dict[str, Any]:
     value = schema.value.get(keyword, {})
     if not isinstance(value, dict):
         raise ConstraintError(f"{keyword} is not an object", f"{schema.path}/{keyword}")

@@ -169,17 +169,8 @@ class _Graph:
                 return self._repeat(part, least, most, end)
             case Counted(part=part):
                 return self._count(expression, part, end)
-            case Listed(parts=parts, separator=separator):
-                first = following = end  # before the next part, if it is the first or not
-                for part, may_be_left_out in reversed(parts):
-                    state = self.build(part, following)
-                    separated = self.build(separator, state)
-                    if may_be_left_out:
-                        first = self._state(empty=[state, first])
-                        following = self._state(empty=[separated, following])
-                    else:
-                        first, following = state, separated
-                return first
+            case Listed():
+                return self._list(expression, end)
             case Embedded(machine=machine, writing=writing):
                 states = [self._state(empty=[end] if each else []) for each in machine.accepting]
                 for state, row in zip(states, machine.edges, strict=True):
@@ -207,6 +198,29 @@ class _Graph:
         for _ in range(least):
             end = self.build(part, end)
         return end
+
+    def _list(self, listed: Listed, end: int) -> int:
+        # The states before the next part, by how many parts are there already. The last state
+        # stands for more of them too, if there may be any number.
+        last = max(listed.least, 1) if listed.most is None else listed.most
+        states = [end if count >= listed.least else None for count in range(last + 1)]
+        for part, may_be_left_out in reversed(listed.parts):
+            before: list[int | None] = []
+            for count, following in enumerate(states):
+                written = None
+                if count < last or listed.most is None:
+                    written = states[min(count + 1, last)]
+                if written is not None:
+                    written = self.build(part, written)
+                    written = self.build(listed.separator, written) if count else written
+                if not may_be_left_out:
+                    before.append(written)
+                elif written is None or following is None:
+                    before.append(following if written is None else written)
+                else:
+                    before.append(self._state(empty=[written, following]))
+            states = before
+        return self._state() if states[0] is None else states[0]
 
     def _count(self, counted: Counted, part: Expression, end: int) -> int:
         if self._region is not None:

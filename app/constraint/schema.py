@@ -6,41 +6,40 @@ kind are nested to a limited depth. So not every valid value is written, but eac
 valid.
 """
 
-from dataclasses import dataclass
-from decimal import ROUND_CEILING, ROUND_FLOOR
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
 
 from jsonschema_rs import FancyRegexOptions, Registry, validator_for
 
-from app.constraint.characters import ANY_CHARACTER
 from app.constraint.expressions import (
     EMPTY,
     NEVER,
-    Counted,
-    Embedded,
     Expression,
     Listed,
     any_of,
     optional,
     repeated,
     sequence,
-    symbols,
-    word,
 )
-from app.constraint.formats import PATTERNS, UNSUPPORTED
-from app.constraint.keywords import Schema, Shape
-from app.constraint.limits import MOST_STATES, ConstraintError, Effort, NoWayError
-from app.constraint.machines import Machine, complement, intersection, machine
+from app.constraint.keywords import Schema, Shape, higher, lower
+from app.constraint.limits import (
+    MOST_STATES,
+    ConstraintError,
+    Effort,
+    NoWayError,
+    TooLargeError,
+)
+from app.constraint.machines import Machine
 from app.constraint.numbers import NUMBER, integers, numbers
-from app.constraint.patterns import search, whole_match
 from app.constraint.shapes import Shapes
+from app.constraint.strings import Strings
 from app.constraint.texts import Text, any_string, literal
-from app.constraint.values import has_type, type_of
+from app.constraint.values import has_type, same, type_of
 
-MOST_LENGTH = 100_000  # characters of a string that has a bound
-_UNROLLED_LENGTH = 4  # a string with so few characters is not counted
 _MOST_VALUES = 10_000  # of enums in one schema
-_PRINTABLE = repeated(symbols([(0x20, 0x7E)]), 0, None)
+_MOST_REORDERED = 6  # values that unique items have in any order
 _PATTERN_OPTIONS = FancyRegexOptions(size_limit=2**20)
 
 
@@ -115,8 +114,7 @@ class _Writer:
         self._effort = effort
         self._shapes = Shapes(root, depths.references, effort)
         self._values_left = _MOST_VALUES
-        self._contents: dict[tuple[Any, ...], Expression] = {}
-        self._name_machines: dict[str, Machine] = {}
+        self._strings = Strings(text.character, depths.counted, effort)
 
     def value(self, schemas: tuple[Schema, ...]) -> Expression:
         """Returns the values that are valid by each of the schemas."""
@@ -127,7 +125,7 @@ class _Writer:
         try:
             if shape.values is not None:
                 return self._enumerated(shape)
-            if shape.types is None and shape.emitted_types >= {"object", "array", "string"}:
+            if shape == Shape(shape.path):
                 return anything(self._text, self._depths.values)
             return any_of([self._typed(shape, name) for name in sorted(shape.emitted_types)])
         except ConstraintError as error:
@@ -136,30 +134,36 @@ class _Writer:
 
     def _typed(self, shape: Shape, name: str) -> Expression:
         match name:
-            case "null":
-                return literal(None, self._text)
-            case "boolean":
-                return any_of([literal(True, self._text), literal(False, self._text)])
+            case "null" | "boolean":
+                values = [None] if name == "null" else [True, False]
+                return any_of([literal(each, self._text) for each in values if shape.may_be(each)])
             case "integer":
-                return self._integer(shape)
+                return any_of([self._integer(each) for each in _between_excluded(shape)])
             case "number":
-                return self._number(shape)
+                return any_of([self._number(each) for each in _between_excluded(shape)])
             case "string":
-                content = self._string(shape)
+                content = self._strings.content(shape)
                 return NEVER if content is NEVER else self._text.string(content)
             case "array":
-                return self._array(shape)
+                return self._array(_not_empty(shape, [], least_items=1))
             case _:
-                return self._object(shape)
+                return self._object(_not_empty(shape, {}, least_members=1))
 
     def _enumerated(self, shape: Shape) -> Expression:
-        values = [each for each in shape.values or () if has_type(each, shape.types)]
+        values = self._values(shape)
         self._values_left -= len(values)
         if self._values_left < 0:
-            raise NoWayError(f"there are more than {_MOST_VALUES} values in enums", shape.path)
-        if shape != Shape(shape.path, shape.types, shape.values):
-            values = [each for each in values if self._is_valid(each, shape)]
+            raise TooLargeError(f"there are more than {_MOST_VALUES} values in enums", shape.path)
         return any_of([literal(each, self._text) for each in values])
+
+    def _values(self, shape: Shape) -> list[Any]:
+        """Returns those of a shape's values that have the shape."""
+        values = [
+            each for each in shape.values or () if has_type(each, shape.types) if shape.may_be(each)
+        ]
+        if shape != Shape(shape.path, shape.types, shape.values, excluded=shape.excluded):
+            values = [each for each in values if self._is_valid(each, shape)]
+        return values
 
     def _is_valid(self, value: Any, shape: Shape) -> bool:
         """Returns whether a value has what the shape demands beside being one of its values."""
@@ -176,6 +180,7 @@ class _Writer:
         keywords["allOf"] = [
             True,
             *({"pattern": pattern} for pattern in shape.patterns),
+            *({"not": {"pattern": pattern}} for pattern in shape.excluded_patterns),
             *({"format": name} for name in shape.formats),
             *({"multipleOf": float(number)} for number in shape.multiples),
         ]
@@ -221,52 +226,12 @@ class _Writer:
         least, most = shape.least or (None, False), shape.most or (None, False)
         return numbers(least[0], most[0], least[1], most[1], self._effort)
 
-    def _string(self, shape: Shape) -> Expression:
-        """Returns the content of a string, or NEVER."""
-        least, most = shape.least_length, shape.most_length
-        if most is not None and most < least:
-            return NEVER
-        if least > MOST_LENGTH:
-            raise NoWayError(f"minLength above {MOST_LENGTH} is not supported")
-        if most is not None:
-            most = max(least, min(most, MOST_LENGTH))
-        key = (least, most, shape.patterns, shape.formats)
-        if key not in self._contents:
-            self._contents[key] = self._content(shape, least, most)
-        return self._contents[key]
-
-    def _content(self, shape: Shape, least: int, most: int | None) -> Expression:
-        machines = [search(pattern, self._effort) for pattern in shape.patterns]
-        for name in shape.formats:
-            if name in UNSUPPORTED:
-                raise NoWayError(f"the format {name!r} is not supported")
-            if name in PATTERNS:
-                machines.append(whole_match(PATTERNS[name], self._effort))
-        character = self._text.character(ANY_CHARACTER)
-        if not machines:
-            if least == 0 and most is None:
-                return repeated(character, 0, None)
-            if not self._depths.counted or (most is not None and most <= _UNROLLED_LENGTH):
-                return repeated(character, least, most)
-            return Counted(character, least, most)
-        return self._limited(machines, least, most)
-
-    def _limited(self, machines: list[Machine], least: int, most: int | None) -> Expression:
-        """Returns the strings that all machines accept, with a length between the bounds."""
-        both = machines[0]
-        for each in machines[1:]:
-            both = intersection(both, each, self._effort)
-        if both.accepts_nothing:
-            return NEVER
-        if not _lengths_within(both, least, most):
-            lengths = repeated(symbols(ANY_CHARACTER), least, most)
-            both = intersection(both, machine(lengths, self._effort), self._effort)
-        return NEVER if both.accepts_nothing else Embedded(both, self._text.character)
-
     def _array(self, shape: Shape) -> Expression:
         least, most = shape.least_items, shape.most_items
         if shape.unique and (most is None or most > 1):
-            raise NoWayError("uniqueItems is not supported")
+            return self._unique_array(shape)
+        if shape.contained:
+            return self._containing_array(shape)
         item = self.value(shape.items) if shape.items else anything(self._text, self._depths.values)
         prefix = [self.value(schemas) for schemas in shape.prefix]
         for index, each in enumerate(prefix):
@@ -293,31 +258,125 @@ class _Writer:
                 items = optional(items) if index >= least else items
         return NEVER if items is NEVER else sequence(text.open_array, items, text.close_array)
 
+    def _unique_array(self, shape: Shape) -> Expression:
+        """Returns arrays without two equal items. If there are many values, they are in order."""
+        values = None if shape.prefix or shape.contained else self._few_values(shape.items)
+        if values is None:
+            raise NoWayError("uniqueItems is supported only for items out of listed values")
+        text, least = self._text, shape.least_items
+        most = len(values) if shape.most_items is None else min(shape.most_items, len(values))
+        if most < least:
+            return NEVER
+        items = [literal(each, text) for each in values]
+        if len(items) > _MOST_REORDERED:
+            listed = tuple((item, True) for item in items)
+            inner: Expression = Listed(listed, text.comma, least, most)
+        else:
+            inner = _any_order(tuple(items), least, most, text.comma)
+        return sequence(text.open_array, inner, text.close_array)
+
+    def _few_values(self, schemas: tuple[Schema, ...]) -> list[Any] | None:
+        """Returns the different values that are valid by each of the schemas, if they are few."""
+        values: list[Any] = []
+        for shape in self._shapes.of_all(schemas):
+            if shape.values is not None:
+                own = self._values(shape)
+            elif shape.types is not None and shape.types <= {"null", "boolean"}:
+                own = [None] if "null" in shape.types else []
+                own += [False, True] if "boolean" in shape.types else []
+            else:
+                return None
+            for value in own:
+                if shape.may_be(value) and not any(same(value, each) for each in values):
+                    values.append(value)
+        return values
+
+    def _containing_array(self, shape: Shape) -> Expression:
+        """Returns arrays with at least one item that `contains` demands."""
+        if shape.prefix or len(shape.contained) > 1:
+            raise NoWayError("contains is not supported beside prefixItems or another contains")
+        text, least, most = self._text, max(shape.least_items, 1), shape.most_items
+        wanted = self.value((*shape.items, *shape.contained))
+        item = self.value(shape.items) if shape.items else anything(text, self._depths.values)
+        before = least if most is None else most
+        self._effort.take(before)
+
+        def others(least: int, most: int | None) -> Expression:
+            return repeated(sequence(text.comma, item), max(least, 0), most)
+
+        # The item that is demanded is the first, the second, and so on.
+        arrays = [
+            sequence(
+                sequence(item, others(index - 1, index - 1), text.comma) if index else EMPTY,
+                wanted,
+                others(least - index - 1, None if most is None else most - index - 1),
+            )
+            for index in range(before)
+        ]
+        if most is None:
+            arrays.append(
+                sequence(item, others(least - 1, None), text.comma, wanted, others(0, None))
+            )
+        inner = any_of(arrays)
+        return NEVER if inner is NEVER else sequence(text.open_array, inner, text.close_array)
+
     def _object(self, shape: Shape) -> Expression:
+        if shape.others_than:
+            return any_of([self._object(each) for each in self._with_another_member(shape)])
         text = self._text
         parts: list[tuple[Expression, bool]] = []
         names = dict.fromkeys((*shape.properties, *shape.required))
+        right_names = self._right_names(shape)
         for name in names:
             if shape.patterns_of_names and not name.isascii():
                 raise NoWayError("names beyond ASCII are not supported beside patternProperties")
             schemas = tuple(
                 schema
                 for pattern, schema in shape.patterns_of_names
-                if self._names(pattern).accepts(map(ord, name))
+                if self._strings.with_match(pattern).accepts(map(ord, name))
             )
             if name in shape.properties:
                 schemas += shape.properties[name]
             elif shape.closed or not schemas:
                 # Only if it is not closed, the patterns are those of the same schema.
                 schemas += shape.additional or ()
-            value = self.value(schemas) if schemas else anything(text, self._depths.values)
+            value = NEVER
+            if right_names is None or right_names.accepts(map(ord, name)):
+                value = self.value(schemas) if schemas else anything(text, self._depths.values)
             may_be_left_out = name not in shape.required
             if value is not NEVER:
                 parts.append((sequence(text.key(name), value), may_be_left_out))
             elif not may_be_left_out:
                 return NEVER
-        members = self._members(shape, parts, self._more_members(shape, list(names)))
+        more = self._more_members(shape, list(names), right_names)
+        members = self._members(shape, parts, more)
         return NEVER if members is NEVER else sequence(text.open_object, members, text.close_object)
+
+    def _with_another_member(self, shape: Shape) -> Iterator[Shape]:
+        """Yields shapes with a listed member that is not one of those that `others_than` names."""
+        (names, patterns), *more = shape.others_than
+        for name in dict.fromkeys((*shape.properties, *shape.required)):
+            if name in names or any(
+                self._strings.with_match(each).accepts(map(ord, name)) for each in patterns
+            ):
+                continue
+            # Dialects of patterns differ beyond ASCII.
+            if name.isascii() or not patterns:
+                required = (*shape.required, name)
+                yield replace(shape, required=required, others_than=tuple(more))
+
+    def _right_names(self, shape: Shape) -> Machine | None:
+        """Returns the names that `propertyNames` allows, or None if it is not there."""
+        if not shape.names:
+            return None
+        kinds = []
+        for each in self._shapes.of_all(shape.names):
+            if each.values is not None:
+                texts = [value for value in self._values(each) if isinstance(value, str)]
+                kinds.append(self._strings.listed(texts))
+            elif each.types is None or "string" in each.types:
+                kinds.append(self._strings.of_shape(each))
+        return self._strings.either(kinds)
 
     def _members(
         self, shape: Shape, parts: list[tuple[Expression, bool]], more: Expression
@@ -330,45 +389,47 @@ class _Writer:
             if least > 1 and more is not NEVER:
                 raise NoWayError("minProperties above 1 is not supported here")
             return _separated(more, least, most, self._text)
-        if most is not None and most < max(needed, least):
-            return NEVER
-        if least > needed:
-            if more is not NEVER or len(parts) > least:
-                raise NoWayError("minProperties is not supported beside optional properties")
-            if len(parts) < least:
-                return NEVER
-            parts = [(part, False) for part, _ in parts]
-        elif most == needed:
-            parts = [each for each in parts if not each[1]]
+        if most == needed:
             more = NEVER
-        elif most is not None and (more is not NEVER or len(parts) > most):
-            raise NoWayError("maxProperties is not supported beside optional properties")
         if more is not NEVER:
+            if most is not None:
+                raise NoWayError("maxProperties is not supported beside optional properties")
+            # Others may have the same name, and count as one.
             parts = [*parts, (_separated(more, 1, None, self._text), True)]
-        return Listed(tuple(parts), self._text.comma)
+        if len(parts) < least or (most is not None and most < max(needed, least)):
+            return NEVER
+        if most is not None and most >= len(parts):
+            most = None
+        return Listed(tuple(parts), self._text.comma, least, most)
 
-    def _more_members(self, shape: Shape, names: list[str]) -> Expression:
+    def _more_members(
+        self, shape: Shape, names: list[str], right_names: Machine | None
+    ) -> Expression:
         """Returns a member that is not listed, or NEVER if none may be written."""
         if not shape.writes_others:
             return NEVER
         text = self._text
         listed: Machine | None = None
         if names:
-            listed = machine(any_of([word(map(ord, name)) for name in names]), self._effort)
-        others = {pattern: self._names(pattern) for pattern, _ in shape.patterns_of_names}
+            listed = self._strings.listed(names)
+        others = {
+            pattern: self._strings.with_match(pattern) for pattern, _ in shape.patterns_of_names
+        }
         members = []
         for pattern, schema in shape.patterns_of_names:
             excluded = [each for other, each in others.items() if other != pattern]
-            own = others[pattern]
-            if excluded:
-                own = intersection(own, machine(_PRINTABLE, self._effort), self._effort)
-            name = self._name(own, [*excluded, *([listed] if listed else [])])
+            allowed = [others[pattern]]
+            allowed += [] if right_names is None else [right_names]
+            allowed += [self._strings.printable()] if excluded else []
+            name = self._strings.name(allowed, [*excluded, *([listed] if listed else [])])
             members.append(sequence(text.any_key(name), self.value((schema,))))
-        if shape.additional is not None or not (names or members):
+        if shape.additional is not None or not (shape.lists_members or members):
             excluded = [*others.values(), *([listed] if listed else [])]
-            # Dialects of patterns differ beyond ASCII, and in what is no printable character.
-            within = machine(_PRINTABLE, self._effort) if others else None
-            name = self._name(within, excluded) if excluded else any_string(text)
+            allowed = [] if right_names is None else [right_names]
+            allowed += [self._strings.printable()] if others else []
+            name = any_string(text)
+            if allowed or excluded:
+                name = self._strings.name(allowed, excluded)
             value = (
                 anything(text, self._depths.values)
                 if shape.additional is None
@@ -377,33 +438,45 @@ class _Writer:
             members.append(sequence(text.any_key(name), value))
         return any_of(members)
 
-    def _names(self, pattern: str) -> Machine:
-        """Returns the names that a pattern of `patternProperties` stands for."""
-        if pattern not in self._name_machines:
-            self._name_machines[pattern] = search(pattern, self._effort)
-        return self._name_machines[pattern]
 
-    def _name(self, within: Machine | None, excluded: list[Machine]) -> Expression:
-        """Returns the content of the names that are in one machine and in none of the others."""
-        anything_else = repeated(symbols(ANY_CHARACTER), 0, None)
-        kept = machine(anything_else, self._effort) if within is None else within
-        for each in excluded:
-            kept = intersection(kept, complement(each, (0, 0x10FFFF)), self._effort)
-        return NEVER if kept.accepts_nothing else Embedded(kept, self._text.character)
+def _any_order(
+    parts: tuple[Expression, ...], least: int, most: int, separator: Expression
+) -> Expression:
+    """Returns so many different parts in any order, with a separator between each two of them."""
+    kept: dict[frozenset[int], Expression] = {}
+
+    def behind(used: frozenset[int]) -> Expression:
+        if used not in kept:
+            more = [
+                sequence(separator if used else EMPTY, part, behind(used | {index}))
+                for index, part in enumerate(parts)
+                if index not in used and len(used) < most
+            ]
+            kept[used] = optional(any_of(more)) if len(used) >= least else any_of(more)
+        return kept[used]
+
+    return behind(frozenset())
 
 
-def _lengths_within(of: Machine, least: int, most: int | None) -> bool:
-    """Returns whether all texts of a machine have a length between the bounds anyway."""
-    if least == 0 and most is None:
-        return True
-    states = {0}
-    for length in range(len(of.edges) + 1):
-        accepts = any(of.accepting[state] for state in states)
-        if accepts and (length < least or (most is not None and length > most)):
-            return False
-        if most is None and length >= least:
-            return True
-        states = {target for state in states for _, _, target in of.edges[state]}
-        if not states:
-            return True
-    return False
+def _between_excluded(shape: Shape) -> list[Shape]:
+    """Returns shapes of the numbers between those that are excluded."""
+    cuts = sorted(
+        Decimal(str(each)) for each in shape.excluded if type_of(each) in ("integer", "number")
+    )
+    bounds = [(cut, True) for cut in cuts]
+    return [
+        replace(shape, least=higher(shape.least, low), most=lower(shape.most, high))
+        for low, high in zip([None, *bounds], [*bounds, None], strict=True)
+    ]
+
+
+def _not_empty(shape: Shape, empty: Any, **least: int) -> Shape:
+    """Returns the shape of arrays or objects without the empty one, if that is excluded."""
+    excluded = [each for each in shape.excluded if type_of(each) == type_of(empty)]
+    if any(each != empty for each in excluded):
+        raise NoWayError("not with values in brackets is not supported")
+    return (
+        replace(shape, **{name: max(1, getattr(shape, name)) for name in least})
+        if excluded
+        else shape
+    )

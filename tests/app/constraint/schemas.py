@@ -94,6 +94,11 @@ def _branches(inner: st.SearchStrategy) -> st.SearchStrategy:
             "minProperties": st.integers(0, 3),
             "maxProperties": st.integers(0, 4),
             "unevaluatedProperties": inner,
+            "propertyNames": inner | st.fixed_dictionaries({"pattern": _PATTERNS}),
+            "dependentRequired": st.dictionaries(
+                _NAMES, st.lists(_NAMES, max_size=2, unique=True), max_size=2
+            ),
+            "dependentSchemas": st.dictionaries(_NAMES, inner, max_size=2),
         },
     )
     arrays = st.fixed_dictionaries(
@@ -104,7 +109,19 @@ def _branches(inner: st.SearchStrategy) -> st.SearchStrategy:
             "minItems": st.integers(0, 3),
             "maxItems": st.integers(0, 4),
             "uniqueItems": st.booleans(),
+            "contains": inner,
         },
+    )
+    scalars = st.lists(_SCALARS, min_size=1, max_size=8)
+    unique = st.builds(
+        lambda values, least: {
+            "type": "array",
+            "items": {"enum": values},
+            "uniqueItems": True,
+            "minItems": least,
+        },
+        scalars,
+        st.integers(0, 2),
     )
     combined = st.builds(
         lambda base, keyword, parts: {**(base if isinstance(base, dict) else {}), keyword: parts},
@@ -113,4 +130,37 @@ def _branches(inner: st.SearchStrategy) -> st.SearchStrategy:
         several,
     )
     reference = st.just({"$ref": "#/$defs/own"})
-    return st.one_of(objects, objects, arrays, combined, reference)
+    conditions = st.fixed_dictionaries({"if": inner}, optional={"then": inner, "else": inner})
+    negations = st.fixed_dictionaries({"not": inner})
+    # What is forbidden, or a condition, is mostly about the members of an object.
+    about_members = st.fixed_dictionaries(
+        {},
+        optional={
+            "required": st.lists(_NAMES, max_size=2),
+            "properties": st.dictionaries(_NAMES, inner, max_size=2),
+        },
+    )
+    limited = st.builds(
+        lambda base, about, limit: {**base, **limit, **about},
+        objects,
+        st.one_of(
+            st.fixed_dictionaries({"not": about_members}),
+            st.fixed_dictionaries(
+                {"if": about_members, "then": about_members, "else": about_members}
+            ),
+            st.fixed_dictionaries({"oneOf": st.lists(about_members, min_size=1, max_size=3)}),
+        ),
+        st.sampled_from([{}, {"additionalProperties": False}]),
+    )
+    return st.one_of(
+        objects,
+        objects,
+        arrays,
+        unique,
+        combined,
+        reference,
+        conditions,
+        negations,
+        limited,
+        limited,
+    )

@@ -170,7 +170,11 @@ def test_grammars_with_faults_are_refused():
 @pytest.mark.parametrize(
     ("parameter", "why", "path"),
     [
-        ({"not": {}}, "not is not supported", "/properties/a/not"),
+        (
+            {"not": {"multipleOf": 2}},
+            "not with multipleOf is not supported",
+            "/properties/a/not/multipleOf",
+        ),
         ({"pattern": "(a|b)*a(a|b){15}"}, "has more than", "/properties/a"),
         ({"type": "text"}, "'text' is no type", "/properties/a/type"),
         (False, "nothing is valid", ""),
