@@ -9,6 +9,7 @@ LOCK := .venv-lock
 CONSTRAINTS := constraints.txt
 MINUTES ?= 10
 SEED ?= 1
+SCHEMAS ?= 420
 # torch is installed first. If pip finds a CPU build of this release, it takes that build, which also
 # satisfies the range in pyproject.toml. Otherwise it installs PyPI's CUDA build.
 TORCH := torch==2.13.0
@@ -43,8 +44,9 @@ chaos: $(VENV)/.installed-dev ## Send signals and hostile input for MINUTES (20)
 fuzz: $(VENV)/.installed-dev ## Send generated requests for MINUTES (10), for example: make fuzz MINUTES=30
 	FUZZ_SECONDS=$$((60 * $(MINUTES))) $(BIN)/pytest tests/server/test_fuzz.py
 
-schemas: $(VENV)/.installed-dev ## Compile random schemas and correct random canvases for MINUTES (10), then validate the answers
-	SCHEMAS_SECONDS=$$((60 * $(MINUTES))) $(BIN)/pytest -n 0 tests/app/constraint/test_canvases.py
+schemas: $(VENV)/.installed-dev ## Judge answers by random schemas: of random canvases for MINUTES (10), of the demo model by SCHEMAS (420)
+	SCHEMAS_SECONDS=$$((60 * $(MINUTES))) SCHEMAS_TRIED=$$(($(SCHEMAS) / 3)) \
+		$(BIN)/pytest -n 0 -s tests/app/constraint/test_canvases.py tests/server/test_random_schemas.py
 
 image-test: $(VENV)/.installed-dev ## Build and run the image without Docker (needs Debian and root; takes minutes)
 	$(BIN)/pytest -n 0 -s tests/image/test_image.py

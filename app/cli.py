@@ -216,6 +216,55 @@ def bench(context: typer.Context) -> None:
     runpy.run_module("bench", run_name="__main__")
 
 
+@main.command("replay", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def replay_command(
+    context: typer.Context,
+    file: Annotated[
+        str, typer.Argument(help="The JSON of an answer with a record, or - for stdin.")
+    ],
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask the server at this address. By default one is started, with the options of "
+            "easel serve that are given here, such as --model, and ends afterwards."
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="The key of the server at --url, if it needs one.")
+    ] = None,
+) -> None:
+    """Make a recorded answer again, and say where it differs.
+
+    The exit code is 0 if the answer is the same to the token, 1 if it differs, and 2 if it can't be
+    made. docs/replay.md says how answers are recorded.
+    """
+    from app.replay import ReplayError, differences, made_again, own_server, read_record
+
+    if context.args and url is not None:
+        _refuse(f"{context.args[0]}: options of easel serve are not allowed with --url")
+    try:
+        recorded = read_record(file)
+        if url is not None:
+            made = made_again(recorded, url, api_key)
+        else:
+            with own_server(context.args, sys.stderr) as address:
+                made = made_again(recorded, address)
+    except ReplayError as error:
+        _refuse(str(error))
+    if made.fingerprint != recorded.fingerprint:
+        console.print(
+            f"easel: the fingerprint was {recorded.fingerprint} (version {recorded.version}) and "
+            f"is {made.fingerprint} (version {made.version}) now: the model, the version or a "
+            "setting is another one",
+            markup=False,
+        )
+    lines = differences(recorded, made)
+    blocks = [block for choice in recorded.choices for block in choice.blocks]
+    tokens = sum(len(block.token_ids) for block in blocks)
+    print("\n".join(lines or [f"the same: {tokens} tokens in {len(blocks)} blocks"]))
+    raise typer.Exit(1 if lines else 0)
+
+
 @main.command("version")
 def version_command() -> None:
     """Print Easel's version."""

@@ -101,15 +101,16 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        threads = Threads()
+        constraints = Constraints(prompts.vocabulary, prompts.vocab_size, threads.prompts.run)
         worker = WorkerClient(
             config,
             metrics,
             max_queue=settings.max_queue,
             silence_s=settings.worker_silence_s,
             key_priorities=keys.values(),
+            first_messages=constraints.first_messages,
         )
-        threads = Threads()
-        constraints = Constraints(prompts.vocabulary, prompts.vocab_size, threads.prompts.run)
         app.state.services = Services(settings, metrics, worker, prompts, threads, constraints)
         app.state.responses = ResponseStores(settings.responses_kept, settings.responses_kept_bytes)
         app.state.worker_error = None

@@ -2,6 +2,8 @@
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
+from importlib.metadata import version
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -14,6 +16,7 @@ from app.prompting.prompt import PromptBuilder
 from app.security import client_of
 from app.settings import Settings
 from app.threads import Threads
+from engine.messages import Ready
 
 _PROVIDER = "openai/"
 
@@ -40,6 +43,16 @@ class Services:
         the model's names.
         """
         return model_name(wanted, self.settings.model_names)
+
+    def fingerprint(self, limits: Ready) -> str:
+        """Returns OpenAI's `system_fingerprint`.
+
+        It is the same as long as the model, Easel's version and all settings that change an answer
+        are. `limits` are those of the worker.
+        """
+        own = (version("easel-server"), self.prompts.digest, self.settings.thinking_budget)
+        digest = blake2b(repr((*own, limits.fingerprint)).encode(), digest_size=5)
+        return f"fp_{digest.hexdigest()}"
 
 
 def services_of(request: Request) -> Services:

@@ -244,6 +244,14 @@ def quality_command(
             "be given several times.",
         ),
     ] = None,
+    predict: Annotated[
+        bool,
+        typer.Option(
+            "--predict",
+            help="Draw one more curve for answers that are predicted, and ask only questions that "
+            "have a prediction: the demo model's edits, or the lines of a file with one.",
+        ),
+    ] = False,
     max_tokens: MaxTokens = 1024,
     json: Json = None,
     plot: Plot = None,
@@ -254,6 +262,8 @@ def quality_command(
         quality, questions = (_imported(name, progress) for name in ("quality", "questions"))
         lines = None if tasks is None else questions.read_file(tasks)
         compared = quality.sides(model, settings or [])
+        if predict:
+            compared = quality.predicted(compared)
         with _tidy_interrupt():
             rows = quality.rows(compared, lines, prompts, max_tokens, show=progress.show)
             title = "Accuracy against steps"
@@ -457,6 +467,16 @@ def constraint_command(
     """Time what a constraint costs: once, and in a step that corrects a draft."""
     output = Output(json, plot)
     _measure("constraint", "Constraints", output, tokenizer=tokenizer, rounds=rounds)
+
+
+@main.command("forms")
+def forms_command(
+    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts to answer.")] = 60,
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """Count right answers and denoising steps with and without a demanded form."""
+    _measure("forms", "Demanded forms", Output(json, plot), prompts=prompts)
 
 
 if __name__ == "__main__":

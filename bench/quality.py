@@ -10,7 +10,7 @@ their settings only.
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,21 @@ _SAMPLER = {
 
 @dataclass(frozen=True)
 class Side:
-    """A setting: its name, the worker's options with the device's profile, and the sampler's."""
+    """A setting: its name, the worker's options with the device's profile, and the sampler's.
+
+    With `predict`, each request has its question's prediction.
+    """
 
     name: str
     config: EngineConfig
     sampling: Sampling
+    predict: bool = False
+
+
+def predicted(compared: list[Side]) -> list[Side]:
+    """Returns the sides, and behind them the last one with predictions."""
+    last = compared[-1]
+    return [*compared, replace(last, name=f"{last.name}, predicted", predict=True)]
 
 
 def sides(model: str, settings: list[str]) -> list[Side]:
@@ -107,11 +117,14 @@ def rows(
 ) -> Iterator[Row]:
     """Yield a row for each task and side, and at the end one for all tasks of a side.
 
-    `lines` are a file's questions. Without them, the demo model's held-out ones are asked. Raises
-    typer.BadParameter if a model can't be loaded or a prompt is too long for it.
+    `lines` are a file's questions. Without them, the demo model's held-out ones are asked. If a
+    side has predictions, only the questions that have one are asked. Raises typer.BadParameter if a
+    model can't be loaded, a prompt is too long for it, or no question is left.
     """
+    predict = any(side.predict for side in compared)
     curves = [
-        _curves(side, lines, prompts, max_tokens, of_case(show, side.name)) for side in compared
+        _curves(side, lines, prompts, max_tokens, of_case(show, side.name), predict=predict)
+        for side in compared
     ]
     areas: dict[str, list[float]] = defaultdict(list)
     for task in curves[0]:
@@ -144,18 +157,32 @@ def _summary(curve: list[Point]) -> Row:
 
 
 def _curves(
-    side: Side, lines: list[Line] | None, prompts: int | None, max_tokens: int, show: Show
+    side: Side,
+    lines: list[Line] | None,
+    prompts: int | None,
+    max_tokens: int,
+    show: Show,
+    *,
+    predict: bool,
 ) -> dict[str, list[Point]]:
-    """Returns a side's curve for each task, and for all of them as "all"."""
+    """Returns a side's curve for each task, and for all of them as "all".
+
+    With `predict`, only the questions that have a prediction are asked.
+    """
     show("loading the model")
     worker, asked, most = examined(side.config, lines, prompts, max_tokens)
+    if predict:
+        with_prediction = {task: [q for q in each if q.prediction] for task, each in asked.items()}
+        asked = {task: each for task, each in with_prediction.items() if each}
+        if not asked:
+            raise typer.BadParameter("--predict: no question has a prediction")
     curves: dict[str, list[Point]] = defaultdict(list)
     for limit in [*(limit for limit in LIMITS if limit < most), most]:
         sampling = msgspec.structs.replace(side.sampling, max_denoising_steps=limit)
         scores = []
         for task, each in asked.items():
             show(f"at most {limit} steps, {task}")
-            scores.append(answered(task, each, worker, sampling))
+            scores.append(answered(task, each, worker, sampling, predict=side.predict))
         for score in [*scores, total(scores)]:
             curves[score.task].append(_point(limit, score))
     return curves

@@ -2,7 +2,7 @@
 
 A file has one JSON object a line: the `prompt` of a user or the `messages` of a conversation, and
 either the exact `answer` or a `pattern`, a regular expression that is found in every right answer.
-`task` may name a group of lines.
+`task` may name a group of lines. `prediction` is a text that is about what the answer should be.
 """
 
 import re
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from demo import evaluate
 from demo.evaluate import Question, without_thought
 from demo.tasks import TASKS
+from engine.messages import Prediction
 
 
 class Line(BaseModel):
@@ -30,6 +31,7 @@ class Line(BaseModel):
     messages: list[dict[str, Any]] | None = None
     answer: str | None = None
     pattern: str | None = None
+    prediction: str | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
     def _complete(self) -> "Line":
@@ -125,4 +127,8 @@ def _question(
         assert isinstance(text, str)
         return line.is_right(text)
 
-    return Question(tokenizer.encode(prompt, add_special_tokens=False), max_tokens, is_right)
+    prediction = None
+    if line.prediction is not None:
+        prediction = Prediction(tokenizer.encode(line.prediction, add_special_tokens=False))
+    tokens = tokenizer.encode(prompt, add_special_tokens=False)
+    return Question(tokens, max_tokens, is_right, prediction)

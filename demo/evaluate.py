@@ -18,20 +18,24 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from demo.examples import Example
 from demo.tasks import GROUPS, TASKS, held_out
-from demo.tokenizer import encode_example
+from demo.tokenizer import SPECIAL_TOKENS, encode_example
 from engine.config import DEMO_MODEL, EngineConfig
 from engine.loading import build_denoiser
-from engine.messages import Block, Failed, GenerateRequest, Sampling
+from engine.messages import Block, Failed, GenerateRequest, Prediction, Sampling
 from engine.worker import Worker
 
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt's tokens, the most tokens of an answer, and which answers are right."""
+    """A prompt's tokens, the most tokens of an answer, and which answers are right.
+
+    `prediction` is about what the answer should be, for example the text that is to be edited.
+    """
 
     prompt: list[int]
     room: int
     is_right: Callable[[list[int]], bool]
+    prediction: Prediction | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,15 @@ def questions(
             return right
 
         # The room is enough for an answer that is too long.
-        yield Question(prompt, 2 * len(expected) + 64, is_right)
+        yield Question(prompt, 2 * len(expected) + 64, is_right, _prediction(tokenizer, example))
+
+
+def _prediction(tokenizer: PreTrainedTokenizerBase, example: Example) -> Prediction | None:
+    if example.draft is None:
+        return None
+    tokens = tokenizer.encode(example.draft, add_special_tokens=False)
+    end_of_thought = SPECIAL_TOKENS["<channel|>"]
+    return Prediction(tokens, end_of_thought if example.thinking else None)
 
 
 def without_thought(text: str) -> str:
@@ -102,10 +114,18 @@ def without_thought(text: str) -> str:
     return text.rpartition("<channel|>")[2]
 
 
-def answered(task: str, asked: Iterable[Question], worker: Worker, sampling: Sampling) -> Score:
+def answered(
+    task: str,
+    asked: Iterable[Question],
+    worker: Worker,
+    sampling: Sampling,
+    *,
+    predict: bool = False,
+) -> Score:
     """Answer the questions one after another, each with a seed of its own. Returns the score.
 
-    Raises RuntimeError if the engine fails to answer one.
+    With `predict`, each request has the question's prediction. Raises RuntimeError if the engine
+    fails to answer one.
     """
     prompts = right = blocks = steps = tokens = 0
     for index, question in enumerate(asked):
@@ -114,6 +134,7 @@ def answered(task: str, asked: Iterable[Question], worker: Worker, sampling: Sam
             question.prompt,
             question.room,
             msgspec.structs.replace(sampling, seed=index),
+            prediction=question.prediction if predict else None,
         )
         made = []
         for message in worker.generate(request):

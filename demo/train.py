@@ -28,6 +28,7 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
 from transformers.utils.logging import disable_progress_bar
 
 from demo.batches import CANVASES, PAD, PREFIXES, Batch, batches
+from demo.mixed_precision import fast_products
 from demo.muon import Muon
 from demo.network import Network, new_model, text_config
 from demo.tokenizer import (
@@ -228,7 +229,8 @@ def train_step(
     for stepper, peak in zip(training.steppers, peaks, strict=True):
         stepper.param_groups[0]["lr"] = peak * learning_rate_share(training.step, steps)
         stepper.zero_grad()
-    parts, each = loss_of(network, batch)
+    with fast_products():
+        parts, each = loss_of(network, batch)
     torch.stack(list(parts.values())).sum().backward()
     torch.nn.utils.clip_grad_norm_(training.model.parameters(), 1.0)
     for stepper in training.steppers:

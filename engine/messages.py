@@ -22,7 +22,7 @@ They hold no pickle, no tensor and no callable. Both sides keep these rules:
 - A `Constraint` comes before the first `GenerateRequest` that names it. The worker keeps the
   MOST_CONSTRAINTS that were named or sent last. The front end keeps the same account, and sends a
   constraint again before a request names it that the worker no longer has. `Texts` come once,
-  before the first constraint that is a grammar.
+  right after `Ready`, so that preparing them delays no answer.
 """
 
 from collections.abc import Set
@@ -134,6 +134,16 @@ class Sampling(msgspec.Struct, frozen=True):
         """Returns the tokens that end this answer, given the checkpoint's end tokens."""
         ends = set[int]() if self.ignore_eos else {*checkpoint, *self.end_tokens}
         return frozenset(ends.union(self.stop_token_ids))
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """The tokens that an answer is expected to have. At least one, and no more than a context.
+
+    If `behind` is set, something else comes first, such as a thought, which ends with this token.
+    """
+
+    tokens: list[int]
+    behind: int | None = None
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -258,6 +268,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     answer's first block, and count as its tokens. The constraint reads them too. `thought` is None
     if the answer's format has no thoughts.
 
+    With a `prediction`, a block's canvas starts from the predicted tokens that follow the answer so
+    far, and from noise only where there are none.
+
     With a `decision`, nothing is generated: labels are read, and the only `Block` has them in
     `reads`. `max_tokens` is then the length of the longest read's prompt, and of `sampling` only
     the seed and the priority count.
@@ -276,6 +289,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     lead: list[int] = []
     thought: Thought | None = None
     decision: Decision | None = None
+    prediction: Prediction | None = None
 
     def choices(self) -> list["GenerateRequest"]:
         """Returns a request for each answer. They share the prompt and its images."""
@@ -293,24 +307,27 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
 
 
 class Texts(msgspec.Struct, frozen=True, tag=True):
-    """The bytes of each token, none for those that no text has. Grammars need them."""
+    """The bytes of each token, none for those that no text has. Grammars need them.
+
+    Any of the tokens `ends`, of which there is at least one, ends an answer by a grammar.
+    """
 
     texts: list[bytes]
+    ends: list[int]
 
 
 class Constraint(msgspec.Struct, frozen=True, tag=True):
     """A constraint on answers, which requests name by its hash.
 
-    It is the bytes of an `Automaton`, or a `grammar` in llguidance's form, which needs the tokens'
-    texts. `ends` are the tokens that end a text of the grammar. `thought` are the control tokens of
-    a thought before the text: the one that closes it if the prompt ends in a thought, or the two
-    that open and close it if the answer may begin with one. An automaton has all of this itself.
+    It is the bytes of an `Automaton`, or a `grammar` in llguidance's form, which needs the `Texts`.
+    `thought` are the control tokens of a thought before the text of the grammar: the one that
+    closes it if the prompt ends in a thought, or the two that open and close it if the answer may
+    begin with one. An automaton has all of this itself.
     """
 
     hash: str
     automaton: bytes = b""
     grammar: str = ""
-    ends: list[int] = []
     thought: list[int] = []
 
 
@@ -358,7 +375,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     of a read's own prompt. `device` is the device's name, and `profile` describes the device
     profile and the options that it set. `used_bytes` and `free_bytes` are of the device's memory,
     once the model is loaded. All of these are for people. `end_tokens` are those with which the
-    checkpoint ends any answer.
+    checkpoint ends any answer. Workers with the same `fingerprint` give the same answers.
     """
 
     device: str
@@ -369,6 +386,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     profile: str
     end_tokens: list[int] = []
     read_tokens: int = 1
+    fingerprint: str = ""
     used_bytes: int = 0
     free_bytes: int = 0
 
@@ -414,6 +432,9 @@ class Block(msgspec.Struct, frozen=True, tag=True):
 
     `corrections` is the number of steps after which the request's constraint changed the canvas.
 
+    `predicted_tokens` is the number of tokens of the request's prediction that the answer has so
+    far, this block included.
+
     `thought_closed` is set if the block ends with a thought that had no tokens left. It says what
     left none: the request's budget, the form that it demands, or its client.
 
@@ -441,6 +462,7 @@ class Block(msgspec.Struct, frozen=True, tag=True):
     logprobs: list[TokenLogprobs] | None = None
     rerolled: bool = False
     corrections: int = 0
+    predicted_tokens: int = 0
     thought_closed: ClosedBy | None = None
     finish_reason: FinishReason | None = None
     entropy: float | None = None
@@ -465,9 +487,10 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 class Heartbeat(msgspec.Struct, frozen=True, tag=True):
     """A sign of life of the worker's loop, which now begins a pass or waits for messages.
 
-    `in_pass` has the ids of the pass' requests. `accepted` is the number of answers that this
-    worker process was asked for and has taken in or refused. If the worker dies, only the requests
-    in the pass and those that it had not yet taken in can be the cause.
+    `in_pass` has the ids of the pass' requests, and of those whose constraint is being made
+    meanwhile. `accepted` is the number of answers that this worker process was asked for and has
+    taken in or refused. If the worker dies, only the requests in `in_pass` and those that it had
+    not yet taken in can be the cause.
 
     `longest_pass_s` is the longest time in seconds that a pass of this size has taken so far. It is
     None if there was no such pass, and 0 if the worker waits.

@@ -31,6 +31,11 @@ def request_obstacle(request: GenerateRequest, denoiser: Denoiser) -> str | None
         return "The prompt has token ids that the model does not have."
     if not _takes_images(request, denoiser):
         return "The model cannot take the prompt's images."
+    predicted = [] if request.prediction is None else request.prediction.tokens
+    if request.prediction is not None and not 1 <= len(predicted) <= denoiser.context_length:
+        return "The prediction is empty or longer than the context."
+    if predicted and not _has_tokens(predicted, denoiser):
+        return "The prediction has token ids that the model does not have."
     thought = request.thought
     if thought is not None:
         if not _has_tokens([thought.open, thought.close, *thought.header], denoiser):

@@ -2,12 +2,13 @@
 
 `Worker` does single turns of the loop without a socket. Tests, benchmarks and the demo model's
 evaluation use it to make whole answers in their own process. `serve` connects it to a socket. All
-work is done in one thread, so nothing else uses the device.
+work on the device is done in one thread. A second thread makes the tables of constraints.
 """
 
 import logging
 from collections.abc import Iterator
 from collections.abc import Sequence as Several
+from concurrent.futures import Future, ThreadPoolExecutor
 from time import monotonic, perf_counter
 from typing import NoReturn
 
@@ -23,6 +24,7 @@ from engine.denoise.canvas import Rules
 from engine.denoise.denoiser import Denoiser
 from engine.denoise.sampler import UnsupportedSamplerError
 from engine.device import DeviceError, device_name, free_memory, out_of_memory, used_memory
+from engine.fingerprint import fingerprint
 from engine.loading import build_denoiser, with_profile
 from engine.messages import (
     HEARTBEAT_S,
@@ -86,42 +88,77 @@ class Worker:
         self._beat_at = -HEARTBEAT_S
         self._accepted = 0
         self._times = PassTimes()
-        self._constraints: Kept[Rules | str] = Kept()  # or why one cannot be held
-        self._texts: list[bytes] = []
-        self._vocabularies: dict[tuple[int, ...], GrammarVocabulary] = {}  # by their end tokens
+        self._constraints: Kept[Future[Rules | str]] = Kept()  # or why one cannot be held
+        # Or why there is none.
+        self._vocabulary: GrammarVocabulary | str = "the texts of the tokens are not known"
+        self._tables = ThreadPoolExecutor(1, "constraints")
+        # Requests whose constraint is not made yet, in the order in which they came.
+        self._unready: list[tuple[GenerateRequest, Future[Rules | str]]] = []
 
     @property
     def idle(self) -> bool:
+        return not self._unready and self._passes_are_empty
+
+    @property
+    def _passes_are_empty(self) -> bool:
         return self._scheduler.waiting + self._scheduler.running == 0
+
+    @property
+    def _unready_ids(self) -> list[str]:
+        return [choice.id for request, _ in self._unready for choice in request.choices()]
 
     def handle(self, message: ToWorker) -> list[FromWorker]:
         """Handle one message. Returns the messages to send in reply."""
         match message:
             case GenerateRequest():
-                replies = self._accept(message)
                 self._accepted += 1 + len(message.siblings)
-                return replies
-            case Texts(texts=texts):
-                self._texts = texts
+                rules = self._constraints.get(message.constraint)  # the front end counts it as used
+                if rules is None:
+                    return self._accept(message, None)
+                self._unready.append((message, rules))
+                return self.admit()
+            case Texts(texts=texts, ends=ends):
+                try:
+                    self._vocabulary = GrammarVocabulary(texts, ends)
+                except ValueError as error:
+                    self._vocabulary = f"its vocabulary cannot be read: {error}"
                 return []
             case Constraint():
-                self._constraints.add(message.hash, self._rules(message))
+                self._constraints.add(message.hash, self._tables.submit(self._rules, message))
                 return []
             case EndThought(id=request_id):
+                replies = self.admit(wait=request_id in self._unready_ids)
                 sequence = self._scheduler.find(request_id)
                 if sequence is not None:
                     sequence.end_thought()
-                return []
+                return replies
             case Cancel(id=request_id):
+                replies = self.admit(wait=request_id in self._unready_ids)
                 sequence = self._scheduler.find(request_id)
                 if sequence is None:
-                    return []
+                    return replies
                 self._end(sequence)
-                return [Cancelled(request_id)]
+                return [*replies, Cancelled(request_id)]
+
+    def admit(self, *, wait: bool = False) -> list[FromWorker]:
+        """Take in the requests whose constraints are made. Returns the messages to send in reply.
+
+        The others stay for the next call, unless no other request would have a pass meanwhile, or
+        with `wait`. Then they are waited for.
+        """
+        replies: list[FromWorker] = []
+        wait = wait or self._passes_are_empty
+        unready, self._unready = self._unready, []
+        for request, rules in unready:
+            if wait or rules.done():
+                replies += self._accept(request, rules.result())
+            else:
+                self._unready.append((request, rules))
+        return replies
 
     def step(self) -> list[FromWorker]:
         """Run one pass. Returns the messages that result from it. Does nothing when idle."""
-        return self.run(self.next_pass())
+        return [*self.admit(), *self.run(self.next_pass())]
 
     def next_pass(self) -> Pass:
         """Returns the next pass, whose sequences are on the device. It is empty when idle."""
@@ -141,7 +178,7 @@ class Worker:
         """Returns the `Heartbeat` that announces the pass `works`, or none if none is due."""
         now = monotonic()
         beat = Heartbeat(
-            [work.sequence.request.id for work in works],
+            [*(work.sequence.request.id for work in works), *self._unready_ids],
             self._accepted,
             self._times.longest_s(works) if works else 0.0,
         )
@@ -217,8 +254,7 @@ class Worker:
         self._end(alone.sequence, keep=False)
         return [Failed(alone.sequence.request.id, "The device is out of memory.", "out_of_memory")]
 
-    def _accept(self, request: GenerateRequest) -> list[FromWorker]:
-        kept = self._constraints.get(request.constraint)  # the front end counts it as used, too
+    def _accept(self, request: GenerateRequest, kept: Rules | str | None) -> list[FromWorker]:
         rules = None if isinstance(kept, str) else kept
         obstacle = request_obstacle(request, self._denoiser)
         obstacle = obstacle or constraint_obstacle(request, kept, self._denoiser)
@@ -236,20 +272,26 @@ class Worker:
                 sequence = first.sibling(choice)
                 if rules is not None:
                     self._denoiser.constrain(sequence, rules)
+                if choice.prediction is not None:
+                    self._denoiser.predict(sequence, choice.prediction)
                 self._scheduler.add(sequence, monotonic())
             else:
                 replies.append(Failed(choice.id, obstacle))
         return replies
 
     def _rules(self, constraint: Constraint) -> Rules | str:
-        """Returns the constraint in the form in which it is applied, or why it has none."""
+        """Returns the constraint in the form in which it is applied, or why it has none.
+
+        It runs in a thread, because it takes long for a large automaton, and for the first one.
+        """
         try:
             if not constraint.grammar:
-                return Projector(Automaton.from_bytes(constraint.automaton))
-            ends = tuple(constraint.ends)
-            if ends not in self._vocabularies:
-                self._vocabularies[ends] = GrammarVocabulary(self._texts, ends)
-            return GrammarRules(self._vocabularies[ends], constraint.grammar, constraint.thought)
+                rules = Projector(Automaton.from_bytes(constraint.automaton))
+                self._denoiser.prepare_corrections(rules)
+                return rules
+            if isinstance(self._vocabulary, str):
+                return f"The constraint cannot be held: {self._vocabulary}"
+            return GrammarRules(self._vocabulary, constraint.grammar, constraint.thought)
         except ValueError as error:
             return f"The constraint cannot be held: {error}"
 
@@ -271,6 +313,7 @@ class Worker:
             return
         started, now = self._block_started[request_id], perf_counter()
         self._block_started[request_id] = now
+        predicted_tokens = self._denoiser.predicted_tokens(sequence)
         if block.finish_reason is not None:
             self._end(sequence)
         yield Block(
@@ -286,6 +329,7 @@ class Worker:
             logprobs=block.logprobs,
             rerolled=block.rerolled,
             corrections=block.corrections,
+            predicted_tokens=predicted_tokens,
             thought_closed=block.thought_closed,
             finish_reason=block.finish_reason,
             entropy=step.entropy if isinstance(step, StepResult) and block.settled else None,
@@ -350,12 +394,15 @@ def serve(address: str, config: EngineConfig) -> NoReturn:
             read_tokens=denoiser.read_tokens,
             used_bytes=used_memory(denoiser.model.device),
             free_bytes=free_memory(denoiser.model.device),
+            fingerprint=fingerprint(denoiser, config),
         )
     )
     while True:
         for message in _inbox(socket, wait=worker.idle):
             for answer in worker.handle(message):
                 send(answer)
+        for answer in worker.admit():
+            send(answer)
         works = worker.next_pass()
         for beat in worker.heartbeat(works):
             send(beat)

@@ -20,6 +20,8 @@ class Figures:
     thinking_tokens: int = 0
     blocks: int = 0
     denoising_steps: int = 0
+    prediction_tokens: int = 0  # of the request's prediction
+    accepted_prediction_tokens: int = 0  # those of them that the answer has
     corrections: int = 0  # of the canvas, by the request's constraint
     time_to_first_block_s: float = 0.0
     duration_s: float = 0.0
@@ -37,21 +39,29 @@ class Figures:
 
 
 def usage(figures: Sequence[Figures], n: int) -> dict[str, Any]:
-    """Returns OpenAI's usage object for all choices. A prompt with n answers is counted once."""
+    """Returns OpenAI's usage object for all choices. A prompt with n answers is counted once.
+
+    A prediction is counted once for each answer, and only if there is one.
+    """
     prompts = figures[::n]
     prompt_tokens = sum(each.prompt_tokens for each in prompts)
     completion_tokens = sum(each.completion_tokens for each in figures)
-    thinking_tokens = sum(each.thinking_tokens for each in figures)
+    details = {"reasoning_tokens": sum(each.thinking_tokens for each in figures)}
+    predicted = sum(each.prediction_tokens for each in figures)
+    if predicted:
+        accepted = sum(each.accepted_prediction_tokens for each in figures)
+        details["accepted_prediction_tokens"] = accepted
+        details["rejected_prediction_tokens"] = predicted - accepted
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": sum(each.cached_tokens for each in prompts)},
-        "completion_tokens_details": {"reasoning_tokens": thinking_tokens},
+        "completion_tokens_details": details,
     }
 
 
-def diffusion(figures: Sequence[Figures]) -> dict[str, float]:
+def diffusion(figures: Sequence[Figures]) -> dict[str, Any]:
     """Returns the extra object `diffusion`, which SDKs ignore. Speed is tokens over wall time."""
     tokens = sum(each.completion_tokens for each in figures)
     steps = sum(each.denoising_steps for each in figures)

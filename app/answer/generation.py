@@ -22,7 +22,15 @@ from app.chat_format.gemma import AnswerParser
 from app.errors import DeadlineExceeded, GenerationFailed
 from app.prompting.prompt import Prompt
 from app.services import Services
-from engine.messages import Block, Draft, Failed, FinishReason, GenerateRequest, TokenLogprobs
+from engine.messages import (
+    Block,
+    Draft,
+    Failed,
+    FinishReason,
+    GenerateRequest,
+    StopReason,
+    TokenLogprobs,
+)
 
 Reason = Literal["stop", "length", "tool_calls"]
 
@@ -43,12 +51,22 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class MadeBlock:
+    """A block as the worker made it, with tokens that may be no part of the text."""
+
+    tokens: list[int]
+    denoising_steps: int
+    stopped: StopReason | None  # why it had no further step
+
+
+@dataclass(frozen=True)
 class Finished:
-    """The end of a choice. `stop_string` is the stop string that ended it, if one did."""
+    """The end of a choice, and its blocks. `stop_string` is the one that ended it, if one did."""
 
     choice: int
     reason: Reason
     figures: Figures
+    blocks: list[MadeBlock]
     stop_string: str | None = None
     # Those that no delta had.
     logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -162,6 +180,9 @@ async def _choice_events(
     started = time.monotonic()
     output = _output(services, request, prompt)
     figures = Figures(len(prompt.tokens))
+    if prepared.prediction is not None:
+        figures.prediction_tokens = len(prepared.prediction.tokens)
+    blocks: list[MadeBlock] = []
     reason: FinishReason | None = None
 
     def deltas(events: list[Event]) -> Iterator[Delta]:
@@ -171,8 +192,8 @@ async def _choice_events(
             yield Delta(choice, event, logprobs, output.take_tokens(), so_far)
 
     try:
-        needs = () if request.constraint is None else request.constraint.enforced.needs
-        async with aclosing(services.worker.generate(prepared, ends, needs)) as messages:
+        demanded = None if request.constraint is None else request.constraint.enforced.message
+        async with aclosing(services.worker.generate(prepared, ends, demanded)) as messages:
             async for message in messages:
                 match message:
                     case Draft():
@@ -183,9 +204,13 @@ async def _choice_events(
                         if figures.blocks == 0:
                             figures.time_to_first_block_s = time.monotonic() - started
                             figures.cached_tokens = message.cached_tokens
+                        blocks.append(
+                            MadeBlock(message.tokens, message.denoising_steps, message.stopped)
+                        )
                         figures.blocks += 1
                         figures.denoising_steps += message.denoising_steps
                         figures.corrections += message.corrections
+                        figures.accepted_prediction_tokens = message.predicted_tokens
                         events = output.feed(message.tokens, message.logprobs or ())
                         figures.completion_tokens = output.tokens
                         figures.thinking_tokens = output.thinking_tokens
@@ -211,6 +236,7 @@ async def _choice_events(
             choice,
             "tool_calls" if called else "stop" if output.ended else reason,
             figures,
+            blocks,
             output.stop_string,
             output.take_logprobs(),
             output.take_tokens(),

@@ -14,7 +14,7 @@ from app.constraint.enforced import Enforced
 from app.errors import BadRequest
 from app.prompting.prompt import Prompt, answer_room
 from app.prompting.vocabulary import Vocabulary
-from engine.messages import GenerateRequest, Ready, Sampling, Thought
+from engine.messages import GenerateRequest, Prediction, Ready, Sampling, Thought
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class AnswerRequest:
     format: ChatFormat | None = None
     limit_field: str = "max_tokens"
     constraint: AnswerConstraint | None = None
+    prediction: Prediction | None = None
     thinking_budget: int | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -131,8 +132,9 @@ def prepare(
                     ),
                     images=images,
                     salt=salt,
-                    constraint="" if constraint is None else constraint.enforced.hash,
+                    constraint="" if constraint is None else constraint.enforced.message.hash,
                     lead=lead,
+                    prediction=request.prediction,
                     thought=thought,
                 )
             )

@@ -1,8 +1,8 @@
 """The process that compiles constraints: `python -m app.constraint`.
 
-It reads pickles from stdin and answers each on stdout: first a vocabulary with its end tokens, then
-constraints. It ends with its stdin. A constraint comes from a client, so its memory is limited. The
-pickles are only ever made by this program.
+It reads pickles from stdin and answers on stdout: first a vocabulary with its end tokens, then
+constraints, each with the time that it may take. It ends with its stdin. A constraint comes from a
+client, so its memory is limited. The pickles are only ever made by this program.
 """
 
 import pickle
@@ -31,10 +31,10 @@ def main() -> None:
     trie, ends = pickle.load(sys.stdin.buffer)
     while True:
         try:
-            constraint = pickle.load(sys.stdin.buffer)
+            constraint, most_seconds = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        send(_result(constraint, trie, ends), answers)
+        send(_result(constraint, trie, ends, most_seconds), answers)
 
 
 def send(value: object, stream: IO[bytes]) -> None:
@@ -44,9 +44,11 @@ def send(value: object, stream: IO[bytes]) -> None:
     stream.flush()
 
 
-def _result(constraint: Constraint, trie: TokenTrie, ends: Sequence[int]) -> Compiled | Exception:
+def _result(
+    constraint: Constraint, trie: TokenTrie, ends: Sequence[int], most_seconds: float | None
+) -> Compiled | Exception:
     try:
-        return compiled(constraint, trie, ends)
+        return compiled(constraint, trie, ends, most_seconds)
     except ConstraintError as error:
         return error
     except MemoryError:

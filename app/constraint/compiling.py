@@ -20,7 +20,14 @@ from app.constraint.expressions import (
     symbols,
     word,
 )
-from app.constraint.limits import AmbiguousError, ConstraintError, Effort, NoWayError, TooLargeError
+from app.constraint.limits import (
+    AmbiguousError,
+    ConstraintError,
+    Effort,
+    LateError,
+    NoWayError,
+    TooLargeError,
+)
 from app.constraint.machines import Machine, machine
 from app.constraint.patterns import whole_match
 from app.constraint.schema import Depths, object_expression, schema_expression
@@ -30,6 +37,8 @@ from engine.constraint.automaton import UNREACHABLE, Automaton
 from engine.constraint.grammar import grammar_fault, lark_grammar, schema_grammar
 
 _MOST_FORCED = 10_000  # bytes of one text
+# The keywords of a tool's schema that only lists its properties.
+_LISTING = {"type", "properties", "required", "title", "description", "$schema", "$id", "$comment"}
 _ANY_OBJECT = '{"additionalProperties": true}'
 OBJECT_DEPTH = 5  # of `json_object`
 # The first of these that makes an automaton which is not too large.
@@ -79,10 +88,18 @@ class Compiled:
         return 1 if self.automaton is None else self.automaton.least_tokens
 
 
-def compiled(constraint: kinds.Constraint, trie: TokenTrie, ends: Sequence[int]) -> Compiled:
+def compiled(
+    constraint: kinds.Constraint,
+    trie: TokenTrie,
+    ends: Sequence[int],
+    most_seconds: float | None = None,
+) -> Compiled:
     """Returns a constraint for answers that any of the tokens `ends` ends.
 
-    Raises ConstraintError with the path of the part of a schema that is to blame.
+    An attempt that takes too long is followed by one at a smaller automaton. But if `most_seconds`
+    of a processor are given, an attempt that takes longer raises LateError.
+
+    Raises ConstraintError with the path of the part of a schema that is to blame, and its tool.
     """
     kind = constraint.kind
     if isinstance(kind, kinds.Grammar):
@@ -92,8 +109,11 @@ def compiled(constraint: kinds.Constraint, trie: TokenTrie, ends: Sequence[int])
     while attempts:
         depths = attempts.pop(0)
         try:
-            return _by_automaton(constraint, depths, trie, ends)
+            effort = Effort(depths.most_states, most_seconds)
+            return _by_automaton(constraint, depths, trie, ends, effort)
         except TooLargeError as error:
+            if most_seconds is not None and isinstance(error, LateError):
+                raise
             fault: NoWayError = error
         except AmbiguousError as error:
             fault = error
@@ -107,7 +127,7 @@ def compiled(constraint: kinds.Constraint, trie: TokenTrie, ends: Sequence[int])
             return _by_grammar(grammar)
     loose = _loosened(kind)
     if loose != kind:
-        return compiled(replace(constraint, kind=loose), trie, ends)
+        return compiled(replace(constraint, kind=loose), trie, ends, most_seconds)
     raise fault
 
 
@@ -134,8 +154,8 @@ def _by_automaton(
     depths: Depths,
     trie: TokenTrie,
     ends: Sequence[int],
+    effort: Effort,
 ) -> Compiled:
-    effort = Effort(depths.most_states)
     try:
         expression = _expression(constraint.kind, depths, trie.controls, effort)
         whole = machine(_behind_thought(expression, constraint.thought, trie), effort)
@@ -184,27 +204,35 @@ def _call(
     """Returns a call of a tool with valid arguments, or any if its schema has no way.
 
     Raises ConstraintError if the tool is strict and has no way, and TooLargeError in any case.
+    Either has the tool's name.
     """
     text = CallText(controls)
     try:
         arguments = _arguments(tool, text, depths, effort)
-    except TooLargeError:
-        raise
-    except ConstraintError:
-        if tool.strict:
+    except ConstraintError as error:
+        if tool.strict or isinstance(error, TooLargeError):
+            error.tool = tool.name
             raise
         arguments = NEVER
-    if arguments is NEVER and not tool.strict:
+    if arguments is NEVER:
+        if tool.strict:
+            raise ConstraintError("nothing is valid by it", tool=tool.name)
         arguments = object_expression(text, depths.values)
     head = word(b"call:" + tool.name.encode())
     return sequence(control(CALL, controls), head, arguments, control(CALL_END, controls))
 
 
 def _arguments(tool: kinds.Callable, text: Text, depths: Depths, effort: Effort) -> Expression:
+    """Returns the arguments of a tool: objects that are valid by its schema.
+
+    A tool without a schema has none, nor has one whose schema has `"properties": {}` and nothing
+    that could admit others. A tool whose schema does not mention properties may have any.
+    """
     schema: Any = {"properties": {}} if tool.schema is None else json.loads(tool.schema)
     if isinstance(schema, dict):
         schema = {"type": "object", **schema}
-        if not schema.get("properties") and "additionalProperties" not in schema:
+        lists_none = schema.get("properties") == {} and not schema.get("required")
+        if lists_none and schema.keys() <= _LISTING:
             schema["additionalProperties"] = False
     return schema_expression(schema, text, depths, effort)
 

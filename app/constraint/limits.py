@@ -3,6 +3,7 @@
 ConstraintError (ValueError)     the constraint, or a part of it, cannot be enforced
   NoWayError                     not as an automaton, but perhaps by the frontier method
     TooLargeError                an automaton of it would be too large, or take too long
+      LateError                  it takes longer than the time that it was given
     AmbiguousError               it is not clear what is counted, unless lengths are unrolled
 """
 
@@ -16,11 +17,15 @@ MOST_FUNCTIONS = 2**26  # entries of the functions of all tokens and of their be
 
 
 class ConstraintError(ValueError):
-    """The constraint cannot be enforced. `path` names the part of it that is to blame."""
+    """The constraint cannot be enforced.
 
-    def __init__(self, message: str, path: str = "") -> None:
+    `path` names the part of a schema that is to blame, and `tool` the tool whose schema it is.
+    """
+
+    def __init__(self, message: str, path: str = "", tool: str = "") -> None:
         super().__init__(message)
         self.path = path
+        self.tool = tool
 
 
 class NoWayError(ConstraintError):
@@ -31,6 +36,10 @@ class TooLargeError(NoWayError):
     """The automaton would be too large, or compiling it takes too long."""
 
 
+class LateError(TooLargeError):
+    """Compiling it takes longer than it may."""
+
+
 class AmbiguousError(NoWayError):
     """Something is counted in one of several alternatives that begin alike."""
 
@@ -38,12 +47,14 @@ class AmbiguousError(NoWayError):
 class Effort:
     """How much one attempt to compile a constraint may still cost.
 
-    An automaton that is made meanwhile may have `most_states`.
+    It may take `most_seconds` of a processor. An automaton that is made meanwhile may have
+    `most_states`.
     """
 
-    def __init__(self, most_states: int = MOST_STATES) -> None:
+    def __init__(self, most_states: int = MOST_STATES, most_seconds: float | None = None) -> None:
         self.most_states = most_states
-        self._deadline = time.thread_time() + MOST_SECONDS
+        self._most_seconds = MOST_SECONDS if most_seconds is None else most_seconds
+        self._deadline = time.thread_time() + self._most_seconds
         self._expressions = MOST_EXPRESSIONS
 
     def take(self, expressions: int = 1) -> None:
@@ -54,6 +65,8 @@ class Effort:
         self.check_time()
 
     def check_time(self) -> None:
-        """Raises TooLargeError if the time is over."""
+        """Raises LateError if the time is over."""
         if time.thread_time() > self._deadline:
-            raise TooLargeError(f"compiling it takes longer than {MOST_SECONDS:g} s of a processor")
+            raise LateError(
+                f"compiling it takes longer than {self._most_seconds:g} s of a processor"
+            )

@@ -90,7 +90,7 @@ def anything(text: Text, depth: int) -> Expression:
 
 def _any_object(text: Text, depth: int, value: Expression | None = None) -> Expression:
     value = anything(text, depth - 1) if value is None else value
-    member = sequence(text.any_key(any_string(text)), value)
+    member = sequence(text.any_key(), value)
     return sequence(text.open_object, _separated(member, 0, None, text), text.close_object)
 
 
@@ -427,15 +427,13 @@ class _Writer:
             excluded = [*others.values(), *([listed] if listed else [])]
             allowed = [] if right_names is None else [right_names]
             allowed += [self._strings.printable()] if others else []
-            name = any_string(text)
-            if allowed or excluded:
-                name = self._strings.name(allowed, excluded)
+            unlisted = self._strings.name(allowed, excluded) if allowed or excluded else None
             value = (
                 anything(text, self._depths.values)
                 if shape.additional is None
                 else self.value(shape.additional)
             )
-            members.append(sequence(text.any_key(name), value))
+            members.append(sequence(text.any_key(unlisted), value))
         return any_of(members)
 
 

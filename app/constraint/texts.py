@@ -28,6 +28,9 @@ SPACE = any_of(
     [EMPTY, word(b" "), sequence(word(b"\n"), repeated(symbols([(9, 9), (32, 32)]), 0, None))]
 )
 _BARE_KEY = re.compile(r"[A-Za-z_$][\w.$-]*", re.ASCII)
+_FIRST = [(ord("A"), ord("Z")), (ord("a"), ord("z")), (ord("_"), ord("_")), (ord("$"), ord("$"))]
+_LATER = [*_FIRST, (ord("0"), ord("9")), (ord("."), ord(".")), (ord("-"), ord("-"))]
+_ANY_BARE_KEY = sequence(symbols(_FIRST), repeated(symbols(_LATER), 0, None))
 
 
 class Text(Protocol):
@@ -51,8 +54,8 @@ class Text(Protocol):
         """Returns the name of a member, and what stands between it and its value."""
         ...
 
-    def any_key(self, content: Expression) -> Expression:
-        """Returns a name of a member with this content, and what stands behind it."""
+    def any_key(self, content: Expression | None = None) -> Expression:
+        """Returns a name of a member with this content, or any, and what stands behind it."""
         ...
 
 
@@ -76,7 +79,8 @@ class JsonText:
     def key(self, name: str) -> Expression:
         return sequence(word(_json(name)), self._colon)
 
-    def any_key(self, content: Expression) -> Expression:
+    def any_key(self, content: Expression | None = None) -> Expression:
+        content = any_string(self) if content is None else content
         return sequence(self.string(content), self._colon)
 
 
@@ -101,8 +105,12 @@ class CallText:
         bare = word(name.encode("utf-8", "replace"))
         return sequence(bare if _BARE_KEY.fullmatch(name) else self.string(bare), self._colon)
 
-    def any_key(self, content: Expression) -> Expression:
-        return sequence(self.string(content), self._colon)
+    def any_key(self, content: Expression | None = None) -> Expression:
+        if content is None:
+            name = any_of([_ANY_BARE_KEY, self.string(any_string(self))])
+        else:
+            name = self.string(content)
+        return sequence(name, self._colon)
 
 
 def literal(value: Any, text: Text) -> Expression:

@@ -39,7 +39,8 @@ def same(first: Any, second: Any) -> bool:
 
 def has_type(value: Any, types: frozenset[str] | None) -> bool:
     """Returns whether a value has one of the types."""
-    return types is None or bool(common_types(frozenset((type_of(value),)), types))
+    own = type_of(value)
+    return types is None or own in types or (own == "integer" and "number" in types)
 
 
 def common_types(first: frozenset[str], second: frozenset[str]) -> frozenset[str]:

@@ -22,6 +22,29 @@ def optional(kind: type = dict) -> Any:
     return Field(default_factory=kind)
 
 
+class RecordedBlock(Sent):
+    token_ids: list[int]
+    denoising_steps: int
+    stopped: StopReason
+
+
+class RecordedChoice(Sent):
+    index: int
+    prompt_token_ids: list[int]
+    blocks: list[RecordedBlock]
+    finish_reason: str
+
+
+class Record(Sent):
+    """What `easel replay` needs to make an answer again, and to compare it."""
+
+    version: str
+    fingerprint: str
+    endpoint: str
+    request: dict[str, Any]
+    choices: list[RecordedChoice]
+
+
 class Diffusion(Sent):
     """Figures of the answer that only block-diffusion models have."""
 
@@ -31,6 +54,7 @@ class Diffusion(Sent):
     tokens_per_step: float
     time_to_first_block_s: float
     tokens_per_second: float
+    record: Record = optional()
 
 
 class Frame(Sent):
@@ -54,12 +78,19 @@ class ReasoningTokens(Sent):
     reasoning_tokens: int
 
 
+class CompletionTokens(ReasoningTokens):
+    """The details of an answer's tokens, with those of its prediction if it has one."""
+
+    accepted_prediction_tokens: int = optional(int)
+    rejected_prediction_tokens: int = optional(int)
+
+
 class Usage(Sent):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: CachedTokens
-    completion_tokens_details: ReasoningTokens
+    completion_tokens_details: CompletionTokens
 
 
 class LikelyToken(Sent):

@@ -119,7 +119,8 @@ def _bad_request(error: ValidationError) -> ApiError:
     why = first["msg"].removeprefix("Value error, ")
     if first["type"] not in _COMPLETE and ", got " not in why:
         why += f", got {_received(first['input'])}"
-    return BadRequest(f"{field or 'The body'}: {why}.", param=field, code=code)
+    tool = f" ({short(context['tool'])})" if context.get("tool") else ""
+    return BadRequest(f"{field or 'The body'}{tool}: {why}.", param=field, code=code)
 
 
 def _received(value: Any) -> str:

@@ -225,19 +225,20 @@ def answer_demand(
     if choice.mode == "none":
         return text
     named = _named(tools, choice)
+    fields = {tool.name: tool.field for tool in named}
     most = None if parallel and not choice.single else 1
     if choice.mode == "required":
         if text is not None:
             raise _bad_choice(f"a call cannot be required together with {text.field}")
         if not named:
             raise _bad_choice("a call cannot be required without tools")
-        return Demand(kinds.Calls(_callables(named), 1, most), "tools")
+        return Demand(kinds.Calls(_callables(named), 1, most), "tools", fields)
     if text is not None:
         if not named:
             return text
-        return Demand(kinds.TextOrCalls(text.kind, _callables(named), most), text.field)
+        return Demand(kinds.TextOrCalls(text.kind, _callables(named), most), text.field, fields)
     if choice.names is not None or any(tool.strict for tool in named):
-        return Demand(kinds.TextAndCalls(_callables(named), most), "tools")
+        return Demand(kinds.TextAndCalls(_callables(named), most), "tools", fields)
     return None
 
 

@@ -14,6 +14,7 @@ from app.answer.figures import Figures, diffusion, usage
 from app.answer.frames import Frame
 from app.answer.generation import Choice, Delta, Finished, answer_events, whole_answers
 from app.answer.request import AnswerRequest
+from app.dialects.recording import record
 from app.dialects.sampling_fields import ApiRequest
 from app.errors import ApiError, error_body
 from app.services import Services
@@ -33,6 +34,7 @@ class OpenAIAnswer(ABC):
 
     object: ClassVar[str]
     chunk_object: ClassVar[str]
+    endpoint: ClassVar[str]
 
     services: Services
     request: AnswerRequest
@@ -52,7 +54,7 @@ class OpenAIAnswer(ABC):
                     {**self._whole(choice), **self._tokens(choice.tokens)} for choice in choices
                 ],
                 "usage": usage(figures, self.request.n),
-                "diffusion": diffusion(figures),
+                "diffusion": self._diffusion([choice.end for choice in choices]),
             }
         )
 
@@ -93,9 +95,9 @@ class OpenAIAnswer(ABC):
                             yield chunk(nothing, [], event.figures, diffusion=shown)
                         case Finished():
                             ends[event.choice] = event
-                            figures = event.figures
-                            last = self._ended(event)
-                            yield chunk(last, event.tokens, figures, diffusion=diffusion([figures]))
+                            figures, last = event.figures, self._ended(event)
+                            more = self._diffusion([event])
+                            yield chunk(last, event.tokens, figures, diffusion=more)
             if self.body.include_usage:
                 all_figures = [ends[choice].figures for choice in range(self.request.choices)]
                 last_usage = usage(all_figures, self.request.n)
@@ -108,6 +110,15 @@ class OpenAIAnswer(ABC):
     def _is_behind(http: Request) -> bool:
         """Returns whether a draft would make the client wait longer for the block behind it."""
         return unreceived_bytes(http.scope) > MOST_UNRECEIVED_BYTES
+
+    def _diffusion(self, ends: list[Finished]) -> dict[str, Any]:
+        """Returns the object `diffusion` of these choices, with their record if it is requested."""
+        made = diffusion([end.figures for end in ends])
+        if not self.body.recorded:
+            return made
+        fingerprint = self.head["system_fingerprint"]
+        recorded = record(self.endpoint, fingerprint, self.body, self.prepared, ends)
+        return {**made, "record": recorded}
 
     def _tokens(self, tokens: list[int]) -> dict[str, Any]:
         """Returns the field with a choice's token ids if the request asks for it."""

@@ -1,16 +1,26 @@
 """The fields that say how an answer is drawn, which several dialects share."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from pydantic import Field, field_validator
 
 from app.dialects.demands import DemandFields
-from app.dialects.fields import ONE, ONE_OR_SEVERAL, SEVERAL, Fields, RequestFields, Whole, quoted
+from app.dialects.fields import (
+    MAX_PARTS,
+    ONE,
+    ONE_OR_SEVERAL,
+    SEVERAL,
+    Fields,
+    RequestFields,
+    Whole,
+    quoted,
+)
 from app.errors import UNSUPPORTED, BadRequest, short
+from app.prompting.prompt import PromptBuilder
 from app.prompting.vocabulary import Vocabulary
 from engine.config import Quality
-from engine.messages import MOST_NATS, MOST_STEPS, Sampling
+from engine.messages import MOST_NATS, MOST_STEPS, Prediction, Ready, Sampling
 
 MAX_STOPS = 64
 MAX_CHOICES = 128
@@ -127,6 +137,34 @@ Stops = Annotated[
 ]
 
 
+class PredictedText(Fields):
+    type: Literal["text"]
+    text: str
+
+
+class PredictedContent(Fields):
+    """OpenAI's prediction: the text that the answer is expected to have."""
+
+    type: Literal["content"]
+    content: Annotated[
+        Annotated[str, ONE]
+        | Annotated[list[PredictedText], Field(fail_fast=True, max_length=MAX_PARTS), SEVERAL],
+        ONE_OR_SEVERAL,
+    ]
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content)
+
+
+class DiffusionOptions(Fields):
+    """Easel's own options. `record`: the answer says what is needed to make it again."""
+
+    record: bool | None = None
+
+
 class ApiRequest(DemandFields, SamplingFields):
     """The fields that OpenAI's chat completions and raw completions share.
 
@@ -141,7 +179,6 @@ class ApiRequest(DemandFields, SamplingFields):
             "id_slot",
             "keep_alive",
             "metadata",
-            "prediction",
             "prompt_cache_key",
             "prompt_cache_options",
             "prompt_cache_retention",
@@ -182,6 +219,8 @@ class ApiRequest(DemandFields, SamplingFields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
+    prediction: PredictedContent | None = None
+    diffusion: DiffusionOptions | None = None
 
     @field_validator("stop")
     @classmethod
@@ -214,6 +253,30 @@ class ApiRequest(DemandFields, SamplingFields):
             drafts_every=0 if drafts is None else drafts.drafts_every or 1,
             drafts_interval_s=0.0 if drafts is None else (drafts.drafts_interval or 0.0) / 1000,
         )
+
+    def predicted(
+        self, prompts: PromptBuilder, limits: Ready, behind: int | None = None
+    ) -> Prediction | None:
+        """Returns the prediction in the worker's form, or None if nothing is predicted.
+
+        `behind` is the token that ends the thought before the answer, if the model thinks. Raises
+        BadRequest if the prediction is longer than the context.
+        """
+        if self.prediction is None:
+            return None
+        context = limits.context_length
+        tokens = prompts.raw_tokens(self.prediction.text, context, "prediction")
+        if len(tokens) > context:
+            raise BadRequest(
+                f"prediction: it has {len(tokens)} tokens; the context has {context}.",
+                param="prediction",
+            )
+        return Prediction(tokens, behind) if tokens else None
+
+    @property
+    def recorded(self) -> bool:
+        """Returns whether the answer shall have a record with which it can be made again."""
+        return self.diffusion is not None and bool(self.diffusion.record)
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -29,7 +29,8 @@ def checked_if_strict(field: str) -> Callable[[M, ValidationInfo], M]:
             try:
                 check_schema(schema, info.context or PatternRoom())
             except ValueError as error:
-                context = {"field": field, "message": str(error)}
+                name = getattr(tool, "name", None)
+                context = {"field": field, "message": str(error), "tool": name}
                 raise PydanticCustomError("value_error", "{message}", context) from error
         return tool
 

@@ -11,7 +11,7 @@ alone, and one that kills it only together with others does not.
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -25,13 +25,11 @@ from engine.messages import (
     Failed,
     GenerateRequest,
     Heartbeat,
-    Texts,
 )
 
 MOST_DEATHS = 2  # of workers that had the request, without a block in between
 
 Answer = Draft | Block | Cancelled | Failed
-Need = Texts | Constraint
 
 
 def is_last(answer: Answer) -> bool:
@@ -50,7 +48,7 @@ class OpenRequest:
     """One request and its answer so far."""
 
     request: GenerateRequest
-    needs: Sequence[Need] = ()  # what the worker must have before it
+    constraint: Constraint | None = None  # the one that it names
     answers: asyncio.Queue[Answer] = field(default_factory=asyncio.Queue)
     given: int = 0  # its number among the requests given to the living worker; 0: not given yet
     suspect: bool = False  # was in the pass in which a worker died
@@ -89,9 +87,9 @@ class OpenRequests:
         """Returns the priority of each open request."""
         return [each.request.sampling.priority for each in self._open.values()]
 
-    def add(self, request: GenerateRequest, needs: Sequence[Need] = ()) -> OpenRequest:
-        """Add a new request, which waits to be given to the worker with what it needs."""
-        opened = self._open[request.id] = OpenRequest(request, needs)
+    def add(self, request: GenerateRequest, constraint: Constraint | None = None) -> OpenRequest:
+        """Add a new request, which waits to be given to the worker with the constraint it names."""
+        opened = self._open[request.id] = OpenRequest(request, constraint)
         return opened
 
     def choices(self, answer_id: str) -> list[OpenRequest]:
@@ -102,9 +100,9 @@ class OpenRequests:
             if each.request.id.rpartition("-")[0] == answer_id and not each.cancelled
         ]
 
-    def needs(self, request_id: str) -> Sequence[Need]:
-        """Returns what the worker must have before it gets this open request."""
-        return self._open[request_id].needs
+    def constraint(self, request_id: str) -> Constraint | None:
+        """Returns the constraint that the worker must have before it gets this open request."""
+        return self._open[request_id].constraint
 
     def due(self) -> Iterator[GenerateRequest]:
         """Yields the requests to give to the living worker now, and marks them as given."""

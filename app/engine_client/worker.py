@@ -18,7 +18,7 @@ from typing import Protocol
 import zmq
 import zmq.asyncio
 
-from app.engine_client.open_requests import Answer, Need, OpenRequests, is_last
+from app.engine_client.open_requests import Answer, OpenRequests, is_last
 from app.engine_client.places import Places
 from app.engine_client.private_folder import PrivateFolder
 from app.engine_client.service_rate import ServiceRate
@@ -69,6 +69,16 @@ class Admit(Protocol):
     def __call__(self, count: int = 1, *, priority: int = 0, param: str = "n") -> Ready: ...
 
 
+class FirstMessages(Protocol):
+    """Returns messages for a worker, whose checkpoint has these end tokens."""
+
+    async def __call__(self, end_tokens: Sequence[int], /) -> Sequence[Texts]: ...
+
+
+async def _none(_end_tokens: Sequence[int], /) -> Sequence[Texts]:
+    return ()
+
+
 class WorkerClient:
     """The worker, as the endpoints use it. `run` keeps it alive. `generate` sends it a request."""
 
@@ -80,19 +90,21 @@ class WorkerClient:
         max_queue: int,
         silence_s: float,
         key_priorities: Iterable[int] = (),
+        first_messages: FirstMessages = _none,
     ) -> None:
+        """`first_messages` returns what each worker gets before its first request."""
         self.ready: Ready | None = None  # the limits of the living worker
         self._state: Loading | Ready | None = None
         self._state_changed = asyncio.Event()
         self._config = config
         self._metrics = metrics
         self._silence_s = silence_s
+        self._first_messages = first_messages
         self._places = Places(max_queue, key_priorities)
         self._open = OpenRequests()
         self._rate = ServiceRate()
         self._socket: zmq.asyncio.Socket | None = None
         self._kept: Kept[Constraint] = Kept()  # the constraints that the living worker has
-        self._has_texts = False
         self._context = zmq.asyncio.Context()
         self._folder = PrivateFolder(Path(tempfile.gettempdir()))
 
@@ -193,19 +205,19 @@ class WorkerClient:
             reserved.clear()
 
     async def generate(
-        self, request: GenerateRequest, deadline: float, needs: Sequence[Need] = ()
+        self, request: GenerateRequest, deadline: float, constraint: Constraint | None = None
     ) -> AsyncGenerator[Answer, None]:
         """Yields the worker's messages about one request, the terminal one last.
 
-        The request must have been admitted. `needs` are the messages that the worker must have
-        before it. If there is no worker, it waits for the next one. Leaving early cancels the
-        request. Raises DeadlineExceeded at `deadline`, a time of the event loop's clock.
+        The request must have been admitted. `constraint` is the one that it names. If there is no
+        worker, it waits for the next one. Leaving early cancels the request. Raises
+        DeadlineExceeded at `deadline`, a time of the event loop's clock.
         """
         reserved, priority = _reserved.get(), request.sampling.priority
         if reserved is not None and reserved[priority] > 0:
             reserved[priority] -= 1
             self._places.release(1, priority)
-        opened = self._open.add(request, needs)
+        opened = self._open.add(request, constraint)
         self._count_open()
         # Later, when the tasks of all choices of a prompt have come here: they are sent together.
         asyncio.get_running_loop().call_soon(self._give_due)
@@ -245,20 +257,11 @@ class WorkerClient:
         if self.ready is None or self._socket is None:
             return
         for request in together(self._open.due()):
-            for need in self._open.needs(request.id):
-                if not self._has(need):
-                    self._socket.send(encode(need))
+            constraint = self._open.constraint(request.id)
+            if constraint is not None and self._kept.get(constraint.hash) is None:
+                self._kept.add(constraint.hash, constraint)
+                self._socket.send(encode(constraint))
             self._socket.send(encode(request))
-
-    def _has(self, need: Need) -> bool:
-        """Returns whether the living worker has this already. It counts as sent from now on."""
-        if isinstance(need, Texts):
-            had, self._has_texts = self._has_texts, True
-            return had
-        if self._kept.get(need.hash) is not None:
-            return True
-        self._kept.add(need.hash, need)
-        return False
 
     def _count_open(self) -> None:
         self._metrics.in_flight.set(len(self._open))
@@ -278,7 +281,7 @@ class WorkerClient:
         assert process.stdout is not None
         relaying = asyncio.create_task(relay(process.stdout))
         process.stdin.write(self._config.model_dump_json(exclude_unset=True).encode() + b"\n")
-        self._socket, self._kept, self._has_texts = socket, Kept(), False
+        self._socket, self._kept = socket, Kept()
         watch, hang = Watch(self._silence_s), None
         reader = asyncio.create_task(self._read(socket, watch))
         watching = asyncio.create_task(self._until_hung(watch))
@@ -362,6 +365,8 @@ class WorkerClient:
                 case Loading():
                     self._change_state(message)
                 case Ready():
+                    for first in await self._first_messages(message.end_tokens):
+                        socket.send(encode(first))
                     self.ready = message
                     self._change_state(message)
                     self._give_due()

@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import Any
 
 from app.chat_format.gemma import without_thoughts
-from app.errors import BadRequest
+from app.errors import BadRequest, short
 from app.prompting.conversation import (
     Content,
     Conversation,
@@ -217,7 +217,8 @@ def _tool(tool: Tool, lost_names: frozenset[str], room: SchemaRoom) -> dict[str,
         parameters = shown_schema(tool.parameters, room)
     except SchemaTooLargeError as error:
         raise BadRequest(
-            f"{tool.field}: the schema is too large: {error}.", param=tool.field
+            f"{tool.field} ({short(tool.name)}): the schema is too large: {error}.",
+            param=tool.field,
         ) from error
     function = {
         "name": tool.name,

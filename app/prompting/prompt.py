@@ -5,11 +5,13 @@ template alone says how a prompt ends. A text that a client sends never becomes 
 wherever in a message or a tool it is.
 """
 
+import json
 import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,10 @@ class PromptBuilder:
         special = _special_tokens(config)
         self._first = _first_tokens(config, special.get("bos_token"), self.vocabulary)
         self._template = find_template(model, special, template_file, revision)
+        sources = {} if self._template is None else self._template.sources
+        parts = [self.vocabulary.tokenizer.to_str(), json.dumps(sources, sort_keys=True)]
+        # Of what makes tokens of messages, and text of tokens.
+        self.digest = blake2b("".join(parts).encode(), digest_size=8).hexdigest()
         self._images = ImageReader.find(model, image_hosts, sees=sees, revision=revision)
         self.vocab_size = read_dimensions(files.file("config.json")).vocab_size  # the model's
         _warn_of_tokens(self.vocabulary, self.vocab_size)

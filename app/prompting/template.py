@@ -56,7 +56,7 @@ class ChatTemplate:
 
         Raises TemplateUnreadableError if one does not compile.
         """
-        self._sources = sources
+        self.sources = sources
         self._special_tokens = special_tokens
         for name, source in sources.items():
             try:
@@ -82,9 +82,9 @@ class ChatTemplate:
 
         With `generation_prompt` it ends where the model answers. `options` are further variables.
         """
-        source = self._sources.get(_TOOL_USE) if tools else None
+        source = self.sources.get(_TOOL_USE) if tools else None
         # Not by Transformers' renderer, which would show `Null` as "<Null>".
-        return _compiled(source or self._sources[_DEFAULT]).render(
+        return _compiled(source or self.sources[_DEFAULT]).render(
             messages=list(messages),
             tools=list(tools) or None,
             documents=None,

@@ -38,6 +38,12 @@ class Projector:
         self.end_tokens = frozenset(np.flatnonzero(np.isin(automaton.token_class, ending)).tolist())
         self._lone = np.flatnonzero(sizes == 1)  # classes of a single token
 
+    def prepare(self) -> None:
+        """Have the loops of `classes` compiled, unless they are."""
+        regrets = np.zeros((1, self.automaton.classes), np.float32)
+        start, end, last = self.automaton.start, self.automaton.end, self.automaton.need <= 0
+        _cheapest_classes(regrets, start, end, last, *self._tables)
+
     def states(self, start: int, tokens: Sequence[int]) -> list[int]:
         """Returns the state behind each of the tokens, read from the state `start` on.
 

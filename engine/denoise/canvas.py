@@ -23,6 +23,7 @@ from engine.constraint.rules import GrammarRules
 from engine.denoise.canvas_constraint import CanvasConstraint
 from engine.denoise.frontier_constraint import FrontierConstraint
 from engine.denoise.noise import BlockNoise, block_noise
+from engine.denoise.prediction import PredictedAnswer
 from engine.denoise.sampler import SamplerConfig
 from engine.denoise.stopping import StepFigures, first_end
 from engine.messages import GenerateRequest, Sampling
@@ -34,6 +35,9 @@ from engine.weights.quantization import Kernel
 # is NaN, and far below the point at which exp underflows at any temperature.
 _BANNED = -1e9
 Rules = Projector | GrammarRules  # the constraint of a request's answers
+# The share of the predicted tokens that noise hides. A model trusts a canvas that has none, also
+# where it is wrong. Where it has to find a hidden token itself, it notices what does not fit.
+PREDICTION_NOISE = 0.25
 LEAST_TEMPERATURE = 1e-3  # lower ones are raised to it: in float32 they make no difference
 
 
@@ -49,7 +53,7 @@ class Canvas:
     suffix: Tensor | None  # [S] int64, the last tokens if the request fixes them
     constraint: CanvasConstraint | FrontierConstraint | None
     tokens: Tensor  # [C] int64
-    figures: StepFigures | None = None  # of the last step; None before the first one
+    figures: StepFigures | None = None  # of the last step, or before the first of a prediction
     soft_embeddings: Tensor | None = None  # [C, D] self-conditioning; None before the first step
     step_index: int = 0  # the number of denoising steps so far
     # Returns a draft up to where a thought has no tokens left, and whether it has one.
@@ -164,14 +168,19 @@ def new_canvas(
     vocab_size: int,
     device: torch.device,
     rules: Rules | None = None,
+    prediction: PredictedAnswer | None = None,
     ahead: list[int] | None = None,
     kernel: Kernel = "torch",
 ) -> Canvas:
     """Returns a new canvas for the sequence's current block. `kernel` makes its random numbers.
 
-    `rules` are the request's constraint, if it has one. With `ahead`, the current block's draft,
-    the canvas is for the next block. A canvas that ends with the request's suffix is
-    exactly as wide as the remaining answer and the suffix.
+    `rules` and `prediction` are the request's constraint and its predicted answer, if it has them.
+    With `ahead`, the current block's draft, the canvas is for the next block. A canvas that ends
+    with the request's suffix is exactly as wide as the remaining answer and the suffix.
+
+    Predicted tokens stand in the canvas instead of most of the noise, and count as the argmax of
+    the step before. So a block that is predicted to its end is finished by the first step that
+    confirms all of it. A block that is started again starts from noise alone.
     """
     sampling, block = sequence.request.sampling, sequence.block_index + bool(ahead)
     answer = [*sequence.answer, *(ahead or [])]
@@ -193,9 +202,23 @@ def new_canvas(
         kernel=kernel,
     )
     start, suffix = noise.canvases[0], None
+    predicted: list[int] = []
+    if prediction is not None and not (sequence.rerolled and not ahead):
+        free = width - len(sampling.suffix)
+        predicted = prediction.following(sequence.answer, ahead or [])[:free]
+    if predicted:
+        known, fresh = torch.tensor(predicted, device=device), start[: len(predicted)]
+        # No step uses the last row of the noise: the last step of a block renoises nothing.
+        kept = noise.canvases[-1][: len(predicted)] >= int(PREDICTION_NOISE * vocab_size)
+        start = torch.cat([known.where(kept, fresh), start[len(predicted) :]])
     if sampling.suffix:
         suffix = torch.tensor(sampling.suffix, device=device)
         start = torch.cat([start[: -len(suffix)], suffix])
+    figures = None
+    if predicted:
+        unknown = [-1] * (width - len(predicted) - len(sampling.suffix))
+        draft = [*predicted, *unknown, *sampling.suffix]
+        figures = StepFigures(draft, steps=0, stable_steps=0, entropies=[])
     thoughts, cut, banned = sequence.thoughts, None, list(sampling.banned_tokens)
     if thoughts is not None:
         state = thoughts.after(sequence.thought, ahead or [])
@@ -218,6 +241,7 @@ def new_canvas(
         suffix=suffix,
         constraint=constraint,
         tokens=start,
+        figures=figures,
         cut=cut,
     )
 

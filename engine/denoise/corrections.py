@@ -20,7 +20,13 @@ from torch import Tensor
 from engine.constraint.projection import Projector
 from engine.denoise.canvas import Canvas
 from engine.model.diffusion_gemma import DiffusionGemma
-from engine.tail.class_best import ClassBest, TokenClasses, best_allowed, class_best
+from engine.tail.class_best import (
+    ClassBest,
+    TokenClasses,
+    best_allowed,
+    class_best,
+    prepare_class_best,
+)
 from engine.tail.vocab_tail import Bias, TailResult
 
 
@@ -38,6 +44,11 @@ class Corrections:
     def __init__(self, model: DiffusionGemma) -> None:
         self._model = model
         self._classes: WeakKeyDictionary[Projector, TokenClasses] = WeakKeyDictionary()
+
+    def prepare(self, projector: Projector) -> None:
+        """Have the loops compiled that a correction needs, unless they are."""
+        projector.prepare()
+        prepare_class_best(self._model.device)
 
     def correction(
         self,

@@ -19,14 +19,16 @@ from heapq import heappop, heappush
 import torch
 from torch import Tensor
 
+from engine.constraint.projection import Projector
 from engine.denoise.canvas import Canvas, Rules, new_canvas, self_conditioning
 from engine.denoise.decision_pass import read_segments, run_alone
 from engine.denoise.denoising_step import DenoisingStep
 from engine.denoise.graphs import Graphs
+from engine.denoise.prediction import PredictedAnswer
 from engine.denoise.reader import CanvasStep, ReadCanvas, Reader
 from engine.denoise.sampler import SamplerConfig
 from engine.device import out_of_memory
-from engine.messages import Image
+from engine.messages import Image, Prediction
 from engine.model.diffusion_gemma import DiffusionGemma
 from engine.model.kv_cache import KVCache, Snapshot, new_caches
 from engine.model.rows import ImageRows, Segment
@@ -105,6 +107,7 @@ class Denoiser:
         self._slots: dict[Sequence, Slot] = {}
         self._parked: dict[Sequence, Parked] = {}
         self._rules: dict[Sequence, Rules] = {}  # of constrained sequences
+        self._predictions: dict[Sequence, PredictedAnswer] = {}  # of sequences that have one
         self._step = DenoisingStep(model)
         self._reader = Reader(model)
         # On a CPU, where a pass for each piece costs little more than one for all.
@@ -121,6 +124,11 @@ class Denoiser:
         """Capture what can be known before the first request. Call it before that."""
         if self._graphs is not None:
             self._graphs.prepare(self._caches, self.model.dimensions.canvas_length)
+
+    def prepare_corrections(self, rules: Rules) -> None:
+        """Have the loops compiled that corrections need. Another thread may call it."""
+        if isinstance(rules, Projector):
+            self._step.corrections.prepare(rules)
 
     @property
     def captured_graphs(self) -> int:
@@ -217,6 +225,7 @@ class Denoiser:
             vocab_size=dimensions.vocab_size,
             device=self._device,
             rules=self._rules.get(sequence),
+            prediction=self._predictions.get(sequence),
             ahead=ahead,
             kernel=self._step.kernel,
         )
@@ -283,6 +292,18 @@ class Denoiser:
         """Constrain the sequence's answer until its `release`. Call it before `start`."""
         self._rules[sequence] = rules
 
+    def predict(self, sequence: Sequence, prediction: Prediction) -> None:
+        """Start the sequence's canvases from `prediction` until its `release`. Call before `start`.
+
+        Nothing else about the sequence changes.
+        """
+        self._predictions[sequence] = PredictedAnswer(prediction.tokens, prediction.behind)
+
+    def predicted_tokens(self, sequence: Sequence) -> int:
+        """Returns how many tokens of its prediction the sequence's answer has so far."""
+        prediction = self._predictions.get(sequence)
+        return 0 if prediction is None else prediction.agreed(sequence.answer)
+
     def start(self, sequence: Sequence) -> int:
         """Assign a free KV cache to the sequence, until `release` or `park`.
 
@@ -324,6 +345,7 @@ class Denoiser:
         """
         self._parked.pop(sequence, None)
         self._rules.pop(sequence, None)
+        self._predictions.pop(sequence, None)
         self._free_slot(sequence, keep=keep)
 
     def _free_slot(self, sequence: Sequence, *, keep: bool) -> None:

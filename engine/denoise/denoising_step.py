@@ -44,7 +44,7 @@ class DenoisingStep:
 
     def __init__(self, model: DiffusionGemma) -> None:
         self._model = model
-        self._corrections = Corrections(model)
+        self.corrections = Corrections(model)
         self._kernels = model.device.type == GPU
         # On a GPU everything is launched before the host waits, so that the GPU is never idle. On a
         # CPU, launching is computing, and nothing is drawn if all canvases are done.
@@ -110,7 +110,7 @@ class DenoisingStep:
                 block, closes = canvas.cut(draft)
             if canvas.constraint is not None and is_finite:
                 try:
-                    correction = self._corrections.correction(
+                    correction = self.corrections.correction(
                         canvas,
                         hidden,
                         tail,
@@ -168,7 +168,7 @@ class DenoisingStep:
                 canvas.tokens, canvas.soft_embeddings = tokens, soft_embeddings
                 canvas.step_index += 1
         for canvas, correction in fixes:
-            self._corrections.fix(canvas, correction)
+            self.corrections.fix(canvas, correction)
         return steps
 
     def _vocab_tail(

@@ -44,6 +44,14 @@ class TokenClasses:
         self.groups = [] if device.type == "cpu" else [*_groups(token_class, device)]
 
 
+def prepare_class_best(device: torch.device) -> None:
+    """Have the loops of `class_best` compiled for a device, unless they are."""
+    if device.type == "cpu":
+        logits, kinds = np.zeros((1, 1), np.float32), np.zeros(1, np.int32)
+        best, tokens = np.zeros((1, 1), np.float32), np.zeros((1, 1), np.int64)
+        _take_best(logits, kinds, 0, best, tokens, np.zeros(1, np.float32))
+
+
 def class_best(
     hidden: Tensor,
     embedding: Embedding,

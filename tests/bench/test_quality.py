@@ -8,8 +8,9 @@ import typer
 from transformers import AutoTokenizer
 
 from bench.curve import Point, area
-from bench.quality import COLUMNS, LIMITS, draw, rows, sides
+from bench.quality import COLUMNS, LIMITS, draw, predicted, rows, sides
 from bench.questions import Line, file_questions, read_file
+from demo.evaluate import questions
 from engine.config import DEMO_MODEL_PATH
 
 
@@ -133,6 +134,37 @@ def measured(tmp_path_factory):
     file.write_text("\n".join(map(json.dumps, lines)))
     compared = sides("demo", ["confidence_threshold=0"])
     return list(rows(compared, read_file(file), None, max_tokens=64))
+
+
+def test_predicted_answers_have_a_curve_of_their_own_on_the_questions_that_have_one(tmp_path):
+    file, numbers = tmp_path / "own.jsonl", ", ".join(map(str, range(1, 21)))
+    lines = [
+        {"prompt": "Count to 20", "answer": numbers, "prediction": numbers},
+        {"task": "greet", "prompt": "hello", "answer": "Hello! How can I help you?"},
+    ]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    compared = predicted(sides("demo", []))
+    measured = list(rows(compared, read_file(file), None, max_tokens=64))
+    assert [row["case"] for row in measured] == [
+        f"{task}, {side}" for task in ("own", "all") for side in ("released", "released, predicted")
+    ]
+    plain, with_prediction = measured[:2]
+    assert plain["exact_match"] == with_prediction["exact_match"] == 1
+    assert with_prediction["steps_a_block"] < plain["steps_a_block"]
+
+
+def test_questions_without_any_prediction_are_refused():
+    lines = [Line(task="own", prompt="hello", answer="b")]
+    with pytest.raises(typer.BadParameter, match="no question has a prediction"):
+        list(rows(predicted(sides("demo", [])), lines, None, max_tokens=8))
+
+
+def test_an_edit_of_the_demo_model_has_a_prediction():
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL_PATH, trust_remote_code=False)
+    (question,) = questions("edit", tokenizer, 1)
+    assert question.prediction is not None
+    (question,) = questions("greet", tokenizer, 1)
+    assert question.prediction is None
 
 
 def test_each_task_of_a_file_has_a_row_for_each_side_with_its_whole_curve(measured):

@@ -5,10 +5,11 @@ import torch
 
 from demo.batches import CANVASES, batches
 from demo.examples import Example, user
-from demo.network import CANVAS, new_config, new_model
+from demo.mixed_precision import ProductsInBfloat16
+from demo.network import CANVAS, Network, new_config, new_model
 from demo.tasks import TASKS
 from demo.tokenizer import VOCAB_SIZE, build_tokenizer
-from demo.train import Training, check_forward, optimisers, train_step
+from demo.train import Training, check_forward, loss_of, optimisers, train_step
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +105,25 @@ def test_a_narrow_canvas_has_room_for_the_end_and_none_is_too_wide(tokenizer, fe
         assert width <= CANVAS
         assert batch.noisy.shape == (len(batch.block) * CANVASES, width)
     assert min(widths) < CANVAS in widths
+
+
+def test_products_in_bfloat16_give_nearly_the_same_loss_and_gradients(tokenizer, few):
+    model = new_model(0, new_config(layers=("sliding", "full")))
+    batch = next(batches(tokenizer, VOCAB_SIZE, 0))
+
+    def loss_and_gradients():
+        model.zero_grad()
+        torch.manual_seed(0)
+        loss = sum(loss_of(Network(model), batch)[0].values())
+        loss.backward()
+        parameters = model.model.decoder.named_parameters()
+        return loss.item(), {name: each.grad.clone() for name, each in parameters}
+
+    loss, gradients = loss_and_gradients()
+    with ProductsInBfloat16():
+        other_loss, others = loss_and_gradients()
+    assert other_loss == pytest.approx(loss, rel=2e-3)
+    assert other_loss != loss  # so the mode was on
+    for name, gradient in gradients.items():
+        error = (others[name] - gradient).norm() / gradient.norm().clamp(min=1e-6)
+        assert error < 0.25, name  # a few gradients are small sums of large parts

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from bench.passes import decode, encode
+from engine.denoise.canvas import PREDICTION_NOISE
 from engine.denoise.denoiser import Denoiser
 from engine.denoise.noise import block_noise
+from engine.denoise.prediction import PredictedAnswer
 from engine.messages import GenerateRequest
 from engine.model.kv_cache import KVCache
 
@@ -85,6 +87,13 @@ def plain_block(
     embedding = model.embedding.double()  # type: ignore[union-attr]  # it is not quantised
     canvas = torch.cat([noise.canvases[0][:free], suffix])
     previous, stable, soft = None, 0, None
+    if request.prediction is not None and not stream:
+        known = PredictedAnswer(request.prediction.tokens).following(answer)[:free]
+        for position, token in enumerate(known):
+            if noise.canvases[-1][position] >= int(PREDICTION_NOISE * model.dimensions.vocab_size):
+                canvas[position] = token
+        if len(known) == free:
+            previous = torch.cat([torch.tensor(known), suffix])
     for step in range(steps):
         hidden = decode(model, canvas, soft, cache).double()
         raw = model.config.softcap * (hidden @ embedding.T / model.config.softcap).tanh()

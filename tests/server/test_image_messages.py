@@ -138,3 +138,13 @@ def test_slow_image_hosts_end_with_the_deadline_and_delay_no_other_request(
             for each in waiting:
                 assert each.exception().status_code == 504
     assert server.stop() == 0
+
+
+def test_an_answer_to_images_cannot_be_recorded(vision_client):
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(
+            vision_client,
+            data_url(noise_picture(40, 60)),
+            extra_body={"diffusion": {"record": True}},
+        )
+    assert refused.value.param == "diffusion.record"

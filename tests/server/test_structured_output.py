@@ -402,6 +402,68 @@ def test_messages_have_the_demanded_format_and_make_required_calls(server):
         jsonschema.validate(json.loads(message.content[0].text), schema)
 
 
+def test_a_title_of_a_claude_code_session_has_its_schema(server):
+    """Claude Code sends this when a session begins."""
+    title = {
+        "type": "object",
+        "properties": {"title": {"type": "string"}},
+        "required": ["title"],
+        "additionalProperties": False,
+    }
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as sdk:
+        for seed in range(3):
+            with sdk.messages.stream(
+                model=MODEL,
+                max_tokens=60,
+                system="Generate a concise title.",
+                messages=[{"role": "user", "content": [{"type": "text", "text": "<session>x"}]}],
+                tools=[],
+                output_config={
+                    "effort": "high",
+                    "format": {"type": "json_schema", "schema": title},
+                },
+                extra_body={"seed": seed},
+            ) as stream:
+                message = stream.get_final_message()
+            (block,) = message.content
+            jsonschema.validate(json.loads(block.text), title)
+            assert message.stop_reason == "end_turn"
+
+
+def test_a_message_of_codex_by_an_output_schema_is_json_or_calls(client):
+    """`codex exec --output-schema` sends this, with its tools."""
+    run = {"type": "function", "name": "exec_command", "strict": False}
+    run["parameters"] = {
+        "type": "object",
+        "properties": {"cmd": {"type": "string", "maxLength": 20}},
+        "required": ["cmd"],
+        "additionalProperties": False,
+    }
+    shape = {"type": "json_schema", "name": "codex_output_schema", "strict": True}
+    schema = SCHEMAS["object"]
+    for seed in range(6):
+        with client.responses.stream(
+            model=MODEL,
+            input=[{"type": "message", "role": "user", "content": "Make JSON"}],
+            tools=[run, {"type": "web_search"}],
+            tool_choice="auto",
+            parallel_tool_calls=True,
+            reasoning={"summary": "auto"},
+            store=False,
+            include=["reasoning.encrypted_content"],
+            text={"format": {**shape, "schema": schema}},
+            max_output_tokens=200,
+            extra_body={"seed": seed},
+        ) as stream:
+            response = stream.get_final_response()
+        assert response.status == "completed"
+        for item in response.output:
+            if item.type == "function_call":
+                jsonschema.validate(json.loads(item.arguments), run["parameters"])
+            elif item.type == "message":
+                jsonschema.validate(json.loads(item.content[0].text), schema)
+
+
 def test_a_new_worker_gets_the_constraints_that_its_requests_need(start_server):
     server = start_server(EASEL_MODEL="demo").wait_until_ready()
     grammar = {"structured_outputs": {"grammar": 'start: "a"+ "b"'}}

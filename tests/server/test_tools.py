@@ -117,6 +117,7 @@ def test_a_schema_that_cannot_check_arguments_is_refused(demo_client, parameters
     with pytest.raises(openai.BadRequestError) as refused:
         ask(demo_client, tools=[weather(parameters=parameters, strict=True)])
     assert refused.value.param == "tools.0.function.parameters"
+    assert "tools.0.function.parameters (get_weather): " in refused.value.message
 
 
 @pytest.mark.parametrize(
@@ -138,9 +139,13 @@ def test_a_strict_schema_may_use_any_valid_keyword(demo_client, city):
 
 def test_a_strict_schema_that_cannot_be_enforced_is_refused(demo_client):
     for city in ({"pattern": "^(?!x)y$", "type": "string"}, {"not": {"multipleOf": 2}}):
-        with pytest.raises(openai.BadRequestError, match="cannot be enforced") as refused:
-            ask(demo_client, tools=[weather(city, strict=True)])
-        assert refused.value.param == "tools"
+        other = weather(name="other", strict=True)
+        where = r"tools\.1\.function\.parameters \(get_weather\): it cannot be enforced at /prop"
+        for choice in ("auto", "required"):
+            tools = [other, weather(city, strict=True)]
+            with pytest.raises(openai.BadRequestError, match=where) as refused:
+                ask(demo_client, tools=tools, tool_choice=choice)
+            assert refused.value.param == "tools.1.function.parameters"
         ask(demo_client, tools=[weather(city)], max_tokens=1)
 
 

@@ -47,6 +47,7 @@ class ChatCompletion(Sent):
     object: Literal["chat.completion"]
     created: int
     model: str
+    system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
     diffusion: Diffusion
@@ -101,6 +102,7 @@ class ChatCompletionChunk(Sent):
     object: Literal["chat.completion.chunk"]
     created: int
     model: str
+    system_fingerprint: str
     choices: list[ChatChunkChoice]
     usage: Usage | None = optional()
     diffusion: Diffusion | Frame = optional()

@@ -17,6 +17,7 @@ from engine.messages import TokenLogprobs
 class ChatAnswer(OpenAIAnswer):
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+    endpoint = "/v1/chat/completions"
 
     body: ChatCompletionRequest
 

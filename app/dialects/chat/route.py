@@ -8,14 +8,17 @@ from fastapi import APIRouter, Request, Response
 
 from app.answer.constraint import Demand, constrained
 from app.answer.request import AnswerRequest, ChatFormat, prepare, unset_seed
+from app.chat_format.gemma import CHANNEL_END
 from app.dialects.chat.events import ChatAnswer
 from app.dialects.chat.schema import ChatCompletionRequest
 from app.dialects.chat.turns import chat_prompt, conversation, offered_tools
 from app.dialects.demands import answer_demand
 from app.dialects.incoming import incoming
 from app.dialects.waiting import unless_gone
+from app.errors import UNSUPPORTED, BadRequest
 from app.prompting.conversation import Conversation
 from app.prompting.images import Picture
+from app.prompting.prompt import Prompt
 from app.services import Admission, Services, prefix_salt, services_of
 from engine.messages import Ready
 
@@ -32,6 +35,12 @@ async def chat_completions(http: Request, admit: Admission) -> Response:
         limits = admit(body.n or 1, priority=body.priority or 0)
         turns = await arriving.run(conversation, body.messages)
         pictures = await arriving.pictures(turns)
+        if pictures and body.recorded:
+            raise BadRequest(
+                "diffusion.record: an answer to images cannot be recorded.",
+                param="diffusion.record",
+                code=UNSUPPORTED,
+            )
         request = await arriving.run(answer_request, services, body, turns, pictures, limits)
         demand = await arriving.run(_demand, body)
         request = await constrained(services, request, demand, limits, thinks=body.thinks)
@@ -40,6 +49,7 @@ async def chat_completions(http: Request, admit: Admission) -> Response:
         "id": f"chatcmpl-{request.id}",
         "created": int(time.time()),
         "model": model,
+        "system_fingerprint": services.fingerprint(limits),
     }
     answer = ChatAnswer(services, request, prepared, head, body)
     if body.stream:
@@ -82,5 +92,13 @@ def answer_request(
             calls=bool(body.offered), parallel_calls=body.parallel_tool_calls is not False
         ),
         limit_field=body.limit_field,
+        prediction=body.predicted(services.prompts, limits, _thought_end(services, body, prompt)),
         thinking_budget=services.thinking_budget(body.thought_budget),
     )
+
+
+def _thought_end(services: Services, body: ChatCompletionRequest, prompt: Prompt) -> int | None:
+    """Returns the token that ends the thought before the answer, or None if there is no thought."""
+    if not (prompt.thinking or body.thinks):
+        return None
+    return next(iter(services.prompts.vocabulary.control_ids((CHANNEL_END,))), None)

@@ -33,6 +33,7 @@ class CompletionChunk(Sent):
     object: Literal["text_completion"]
     created: int
     model: str
+    system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage | None = optional()
     diffusion: Diffusion | Frame = optional()

@@ -17,6 +17,7 @@ from engine.messages import TokenLogprobs
 class CompletionAnswer(OpenAIAnswer):
     object = "text_completion"
     chunk_object = "text_completion"
+    endpoint = "/v1/completions"
 
     body: CompletionRequest
     # For each choice, the offset in its text at which its next token begins.

@@ -39,6 +39,7 @@ async def completions(http: Request, admit: Admission) -> Response:
         "id": f"cmpl-{request.id}",
         "created": int(time.time()),
         "model": model,
+        "system_fingerprint": services.fingerprint(limits),
     }
     answer = CompletionAnswer(services, request, prepared, head, body)
     if body.stream:
@@ -61,6 +62,7 @@ def answer_request(services: Services, body: CompletionRequest, limits: Ready) -
         timeout_s=body.timeout,
         n=body.n or 1,
         stops=body.stops,
+        prediction=body.predicted(services.prompts, limits),
     )
 
 

@@ -10,7 +10,7 @@ from app.errors import BadRequest
 from app.prompting.prompt import Prompt
 from app.prompting.vocabulary import Vocabulary
 from engine.config import DEMO_MODEL_PATH
-from engine.messages import Ready, Sampling, Thought
+from engine.messages import Constraint, Ready, Sampling, Thought
 
 LIMITS = Ready("cpu", "float32", 64, 8, vocab_size=100, profile="")
 
@@ -67,7 +67,7 @@ def test_the_worker_gets_the_marks_of_a_chat_and_what_a_form_needs(vocabulary, t
     header = vocabulary.encode_literally("thought\n")
     (made,) = prepare(chat, limits, vocabulary)
     assert made.thought == Thought(*marks, header, begun=thinking, budget=9)
-    form = AnswerConstraint(Enforced("x", (), (), 7, ()), "response_format")
+    form = AnswerConstraint(Enforced(Constraint("x"), (), 7, ()), "response_format")
     (made,) = prepare(replace(chat, constraint=form), limits, vocabulary)
     assert made.thought.reserve == 7 - thinking  # the closing mark is not kept for what follows
     (made,) = prepare(replace(chat, format=None), limits, vocabulary)

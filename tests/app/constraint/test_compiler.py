@@ -1,4 +1,5 @@
 import asyncio
+import json
 import os
 import signal
 
@@ -40,8 +41,8 @@ async def test_a_fault_comes_with_its_path_each_time(made):
 
 async def test_a_process_that_is_killed_is_replaced(made):
     await made.compiled(Constraint(OneOf(("red",))))
-    os.kill(made._process.pid, signal.SIGKILL)
-    await made._process.wait()
+    os.kill(made.quick.pid, signal.SIGKILL)
+    await made.quick._process.wait()
     await made.compiled(Constraint(OneOf(("blue",))))
 
 
@@ -49,7 +50,7 @@ async def test_a_constraint_whose_process_is_killed_is_refused(made):
     await made.compiled(Constraint(OneOf(("red",))))
     request = asyncio.create_task(made.compiled(Constraint(Pattern("(.{0,300}a){0,300}"))))
     await asyncio.sleep(0.05)
-    os.kill(made._process.pid, signal.SIGKILL)
+    os.kill(made.quick.pid, signal.SIGKILL)
     with pytest.raises(TooLargeError, match="memory"):
         await request
     await made.compiled(Constraint(OneOf(("blue",))))
@@ -60,7 +61,36 @@ async def test_a_constraint_that_takes_too_long_is_stopped(made, monkeypatch):
     monkeypatch.setattr(compiler, "MOST_SECONDS", 0.05)
     with pytest.raises(TooLargeError, match=r"longer than 0\.05 s"):
         await made.compiled(Constraint(Pattern("(.{0,300}a){0,300}")))
-    assert made._process is None
+    assert (made.quick.pid, made.slow.pid) == (None, None)
+
+
+def expensive(name):
+    """Returns a schema whose references double at each step, so that compiling takes seconds."""
+    steps = {
+        f"{n}": {"properties": {key: {"$ref": f"#/$defs/{n + 1}"} for key in ("a", name)}}
+        for n in range(40)
+    }
+    schema = {"$defs": {**steps, "40": {"type": "string"}}, "$ref": "#/$defs/0"}
+    return Constraint(JsonSchema(json.dumps(schema)))
+
+
+async def test_constraints_do_not_wait_behind_expensive_ones(made):
+    slow = [asyncio.create_task(made.compiled(expensive(name))) for name in "bcd"]
+    await asyncio.sleep(0)
+    for text in ("red", "green", "blue"):
+        await made.compiled(Constraint(OneOf((text,))))
+    assert [task.done() for task in slow] == [False, False, False]
+    for task in slow:
+        task.cancel()
+
+
+async def test_a_constraint_that_is_not_compiled_quickly_is_compiled_all_the_same(
+    made, monkeypatch
+):
+    monkeypatch.setattr(compiler, "QUICK_SECONDS", 0.0)
+    red = Constraint(OneOf(("red", "green")))
+    assert allows((await made.compiled(red)).automaton, tokens_of("red"))
+    assert made.slow.pid is not None
 
 
 async def test_a_request_that_goes_away_does_not_stop_the_compiling(made):

@@ -183,12 +183,43 @@ def test_grammars_with_faults_are_refused():
 )
 def test_arguments_that_cannot_be_enforced_are_refused_for_strict_tools_only(parameter, why, path):
     schema = json.dumps({"properties": {"a": parameter}, "required": ["a"]})
+    others = (Callable("a", None, True), Callable("z", "{}", True))
     with pytest.raises(ConstraintError, match=why) as refused:
-        _compiled(Calls((Callable("f", schema, True),)))
+        _compiled(Calls((others[0], Callable("f", schema, True), others[1])))
     assert refused.value.path == path
+    assert refused.value.tool == "f"
     automaton = _compiled(Calls((Callable("f", schema, False),), 1, 1)).automaton
     (call,) = _calls(an_answer(automaton, random.Random(0), 60))
     assert isinstance(json.loads(call.arguments), dict)
+
+
+@pytest.mark.parametrize(
+    ("schema", "allowed"),
+    [
+        (None, ["{}"]),
+        ({"type": "object", "properties": {}}, ["{}"]),
+        ({"properties": {}, "required": [], "title": "F", "type": "object"}, ["{}"]),
+        ({"type": "object", "properties": {}, "additionalProperties": False}, ["{}"]),
+        ({"type": "object"}, ["{}", "{a:1}", "{a:1,b:[true]}"]),
+        ({}, ["{}", "{a:1}", "{a:1,b:[true]}"]),
+        (
+            {"type": "object", "properties": {}, "additionalProperties": True},
+            ["{}", "{a:1}", "{a:1,b:[true]}"],
+        ),
+        ({"properties": {}, "minProperties": 1}, ["{a:1}", "{a:1,b:[true]}"]),
+        ({"properties": {}, "anyOf": [{"properties": {"a": {"const": 1}}}]}, ["{}", "{a:1}"]),
+        ({"$ref": "#/$defs/f", "$defs": {"f": {"properties": {"a": {}}}}}, ["{}", "{a:1}"]),
+    ],
+)
+def test_a_tool_whose_schema_leaves_its_properties_open_may_have_any_arguments(schema, allowed):
+    tool = Callable("f", None if schema is None else json.dumps(schema), True)
+    automaton = _compiled(Calls((tool,))).automaton
+    call, end = map(_control, ("<|tool_call>", "<tool_call|>"))
+    texts = ["{}", "{a:1}", "{a:1,b:[true]}"]
+    calls = [[call, *tokens_of(f"call:f{text}"), end] for text in texts]
+    assert [
+        text for text, each in zip(texts, calls, strict=True) if allows(automaton, each)
+    ] == allowed
 
 
 @pytest.mark.parametrize(

@@ -484,6 +484,15 @@ def test_members_of_an_opposite_are_not_taken_as_evaluated():
         _automaton(schema)
 
 
+def test_values_of_an_enum_that_have_another_type_are_not_written():
+    assert _allowed({"enum": [2.5, 3, "3", None], "type": "integer"}, "2.5", "3") == [False, True]
+    one_of = {"enum": [-2.25, 4.0, False], "oneOf": [{"minimum": -8, "type": "integer"}]}
+    assert _allowed(one_of, "-2.25", "4.0", "false") == [False, True, False]
+    assert _allowed({"enum": [2.5, 3, True], "type": "number"}, "2.5", "3", "true") == [
+        *(True, True, False)
+    ]
+
+
 def test_half_a_surrogate_pair_is_written_as_an_escape():
     assert _allowed({"enum": ["\ud800x"]}, '"\\ud800x"', '"?x"') == [True, False]
 

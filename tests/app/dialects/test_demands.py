@@ -19,7 +19,11 @@ BY_SCHEMA = kinds.JsonSchema(json.dumps(SCHEMA))
 
 
 def tool(name, *, strict=False):
-    return Tool(name, None, SCHEMA, strict, "tools.0.function.parameters")
+    return Tool(name, None, SCHEMA, strict, f"tools.{name}.function.parameters")
+
+
+def calls_demand(kind, *names, field="tools"):
+    return Demand(kind, field, {name: f"tools.{name}.function.parameters" for name in names})
 
 
 def callables(*names, strict=False):
@@ -105,21 +109,21 @@ def test_a_tool_choice_is_read_in_the_forms_of_both_apis(value, choice):
 def test_calls_are_demanded_if_one_is_required():
     tools = [tool("f"), tool("g")]
     demand = answer_demand(None, tools, Choice("required"), parallel=True)
-    assert demand == Demand(kinds.Calls(callables("f", "g"), 1, None), "tools")
+    assert demand == calls_demand(kinds.Calls(callables("f", "g"), 1, None), "f", "g")
     demand = answer_demand(None, tools, Choice("required"), parallel=False)
-    assert demand == Demand(kinds.Calls(callables("f", "g"), 1, 1), "tools")
+    assert demand == calls_demand(kinds.Calls(callables("f", "g"), 1, 1), "f", "g")
     named = Choice("required", ("g",), single=True)
     demand = answer_demand(None, tools, named, parallel=True)
-    assert demand == Demand(kinds.Calls(callables("g"), 1, 1), "tools")
+    assert demand == calls_demand(kinds.Calls(callables("g"), 1, 1), "g")
 
 
 def test_text_with_calls_is_demanded_if_only_some_calls_are_allowed():
     tools = [tool("f"), tool("g")]
     assert answer_demand(None, tools, Choice("auto"), parallel=True) is None
     demand = answer_demand(None, tools, Choice("auto", ("f",)), parallel=True)
-    assert demand == Demand(kinds.TextAndCalls(callables("f"), None), "tools")
+    assert demand == calls_demand(kinds.TextAndCalls(callables("f"), None), "f")
     demand = answer_demand(None, [tool("f", strict=True)], Choice("auto"), parallel=False)
-    assert demand == Demand(kinds.TextAndCalls(callables("f", strict=True), 1), "tools")
+    assert demand == calls_demand(kinds.TextAndCalls(callables("f", strict=True), 1), "f")
 
 
 def test_a_form_or_calls_are_demanded_if_a_form_comes_with_tools():
@@ -128,7 +132,7 @@ def test_a_form_or_calls_are_demanded_if_a_form_comes_with_tools():
     assert answer_demand(form, [tool("f")], Choice("none"), parallel=True) == form
     demand = answer_demand(form, [tool("f")], Choice("auto"), parallel=True)
     kind = kinds.TextOrCalls(kinds.JsonObject(), callables("f"), None)
-    assert demand == Demand(kind, "response_format")
+    assert demand == calls_demand(kind, "f", field="response_format")
 
 
 def test_a_call_and_a_form_that_are_both_demanded_are_both_named():

@@ -88,7 +88,6 @@ def test_a_value_that_asks_for_nothing_is_accepted(fields):
                 "metadata": [{"a": [1]}],
                 "prompt_cache_key": 7,
                 "prompt_cache_retention": "24h",
-                "prediction": {"type": "content", "content": "x"},
                 "user": "me",
             },
         ),

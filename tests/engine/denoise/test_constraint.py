@@ -2,16 +2,30 @@
 
 import dataclasses
 import re
+import threading
 
+import msgspec
 import pytest
 
+import engine.worker
 from bench.random_model import Shape, write_random_model
 from engine.config import EngineConfig
 from engine.constraint.automaton import Automaton
 from engine.constraint.grammar import lark_grammar
 from engine.constraint.rules import GrammarRules
 from engine.loading import build_denoiser
-from engine.messages import Block, Constraint, Failed, GenerateRequest, Sampling, Sibling, Texts
+from engine.messages import (
+    Block,
+    Cancel,
+    Cancelled,
+    Constraint,
+    EndThought,
+    Failed,
+    GenerateRequest,
+    Sampling,
+    Sibling,
+    Texts,
+)
 from engine.worker import Worker
 from tests.engine.toy_automata import automaton, one_of, text
 
@@ -236,6 +250,75 @@ def test_speculation_changes_no_token_of_an_answer(worker, denoiser):
     assert speculations > 0
 
 
+class HeldBack:
+    """Makes constraints no further until it is let go."""
+
+    def __init__(self, monkeypatch):
+        self.let_go = threading.Event()
+        made = Worker._rules
+
+        def rules(worker, constraint):
+            self.let_go.wait()
+            return made(worker, constraint)
+
+        monkeypatch.setattr(Worker, "_rules", rules)
+
+
+def test_running_answers_go_on_while_a_constraint_is_made(worker, monkeypatch):
+    constraint = made(OBJECT)
+    alone = tokens_of(blocks_of(worker, constraint))
+    free = GenerateRequest("b", PROMPT, 30, Sampling(7))
+    free_alone = tokens_of(worker.generate(free))
+    held = HeldBack(monkeypatch)
+    other = dataclasses.replace(constraint, need=constraint.need.copy())
+    worker.handle(Constraint("other", other.to_bytes()))
+    worker.handle(free)
+    worker.step()
+    demanding = request(constraint, siblings=[Sibling("c", 2)])
+    demanding = msgspec.structs.replace(demanding, constraint="other")
+    assert worker.handle(demanding) == []
+    works = worker.next_pass()
+    (beat,) = worker.heartbeat(works)
+    assert set(beat.in_pass) == {"a", "b", "c"}  # if the worker dies, each may be the cause
+    messages = worker.run(works)
+    while sum(len(m.tokens) for m in messages if m.id == "b") < 16:
+        messages += worker.step()
+    assert {m.id for m in messages} == {"b"}
+    held.let_go.set()
+    while not worker.idle:
+        messages += worker.step()
+    assert tokens_of(m for m in messages if m.id == "a") == alone
+    assert tokens_of(m for m in messages if m.id == "b") == free_alone
+    assert {m.id for m in messages if isinstance(m, Block)} == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("early", [Cancel("c"), EndThought("c")])
+def test_a_message_about_a_request_is_heard_before_its_constraint_is_made(
+    worker, monkeypatch, early
+):
+    constraint = made(OBJECT)
+    held = HeldBack(monkeypatch)
+    worker.handle(Constraint(constraint.hash, constraint.to_bytes()))
+    worker.handle(GenerateRequest("b", PROMPT, 30, Sampling(7)))
+    worker.step()
+    assert worker.handle(request(constraint, siblings=[Sibling("c", 2)])) == []
+    assert not worker.idle
+    held.let_go.set()
+    assert worker.handle(early) == ([Cancelled("c")] if early == Cancel("c") else [])
+    messages = worker.handle(Cancel("c"))
+    assert worker.idle is False
+    while not worker.idle:
+        messages += worker.step()
+    assert {m.id for m in messages if isinstance(m, Block)} == {"a", "b"}
+
+
+def test_the_vocabulary_of_grammars_is_made_before_the_first_request(worker, monkeypatch):
+    worker.handle(Texts(VOCABULARY, [END]))
+    monkeypatch.setattr(engine.worker, "GrammarVocabulary", None)  # it is not made again
+    worker.handle(Constraint("g", grammar=GRAMMAR))
+    assert tokens_of(worker.generate(grammar_request()))
+
+
 def failure(worker, constraint, known=True, **options):
     if known:
         worker.handle(Constraint(constraint.hash, constraint.to_bytes()))
@@ -244,11 +327,18 @@ def failure(worker, constraint, known=True, **options):
     return message.message
 
 
-def test_a_request_whose_constraint_cannot_be_held_fails_at_once(worker):
+def test_a_request_whose_constraint_cannot_be_held_fails_at_once(worker, denoiser):
     constraint = made(OBJECT)
     assert "not known" in failure(worker, constraint, known=False)
-    worker.handle(Texts(VOCABULARY))
-    worker.handle(Constraint("broken", grammar="start: [", ends=[END]))
+    for texts, why in (([], "cannot be held"), (None, "texts of the tokens are not known")):
+        without = Worker(denoiser, EngineConfig(prefill_chunk=16))
+        if texts is not None:
+            without.handle(Texts(texts, [END]))
+        without.handle(Constraint("g", grammar=GRAMMAR))
+        (message,) = without.handle(grammar_request())
+        assert why in message.message
+    worker.handle(Texts(VOCABULARY, [END]))
+    worker.handle(Constraint("broken", grammar="start: ["))
     (message,) = worker.handle(GenerateRequest("a", PROMPT, 30, Sampling(1), constraint="broken"))
     assert "cannot be held" in message.message
     short = {"max_tokens": constraint.least_tokens - 1}
@@ -266,8 +356,8 @@ GRAMMAR_PATTERN = r"\[[a-c]+(,[a-c]+)*\]"
 
 
 def grammar_blocks(worker, *, grammar=GRAMMAR, thought=(), **options):
-    worker.handle(Texts(VOCABULARY))
-    worker.handle(Constraint("g", grammar=grammar, ends=[END], thought=list(thought)))
+    worker.handle(Texts(VOCABULARY, [END]))
+    worker.handle(Constraint("g", grammar=grammar, thought=list(thought)))
     return [*worker.generate(grammar_request(**options))]
 
 
@@ -328,8 +418,8 @@ def test_a_grammar_that_becomes_too_complex_fails_its_request_alone(worker, monk
     def too_complex(_rules, _answer):
         raise ValueError("too complex")
 
-    worker.handle(Texts(VOCABULARY))
-    worker.handle(Constraint("g", grammar=GRAMMAR, ends=[END]))
+    worker.handle(Texts(VOCABULARY, [END]))
+    worker.handle(Constraint("g", grammar=GRAMMAR))
     messages = worker.handle(grammar_request())
     messages += worker.handle(GenerateRequest("b", PROMPT, 10, Sampling(3)))
     monkeypatch.setattr(GrammarRules, "read", too_complex)

@@ -9,7 +9,7 @@ from bench.random_model import Shape, write_random_model
 from engine.config import EngineConfig
 from engine.denoise.sampler import accept
 from engine.loading import build_denoiser
-from engine.messages import Block, Failed, GenerateRequest, Sampling
+from engine.messages import Block, Failed, GenerateRequest, Prediction, Sampling
 from engine.tail.vocab_tail import vocab_tail
 from engine.worker import Worker
 from tests.engine.plain_answer import plain_answer
@@ -44,8 +44,13 @@ def worker(denoiser, with_ends):
     return Worker(denoiser, EngineConfig(prefill_chunk=16))
 
 
-def request(request_id="a", *, prompt=PROMPT, max_tokens=20, seed=1, **sampling):
-    return GenerateRequest(request_id, prompt, max_tokens, Sampling(seed, **sampling))
+def request(
+    request_id="a", *, prompt=PROMPT, max_tokens=20, seed=1, prediction=(), behind=None, **sampling
+):
+    predicted = Prediction(list(prediction), behind) if prediction else None
+    return GenerateRequest(
+        request_id, prompt, max_tokens, Sampling(seed, **sampling), prediction=predicted
+    )
 
 
 def answer(worker, **options):
@@ -108,6 +113,9 @@ OPTIONS = {
     "confidence": {"confidence_threshold": 1.0},
     "top_logprobs": {"top_logprobs": 4},
     "suffix": {"suffix": [40, 41, 42], "max_tokens": 5},
+    "prediction": {"prediction": range(40, 70)},
+    "prediction of less than a block": {"prediction": [40, 41, 42]},
+    "prediction and suffix": {"prediction": range(60, 80), "suffix": [40, 41], "max_tokens": 5},
     "everything": {
         "choice": 1,
         "temperature": 0.8,
