@@ -17,7 +17,8 @@ TORCH := torch==2.13.0
 # PyPI's CUDA build of that release asks for exactly this one; a CPU build brings none.
 TRITON := triton==3.7.1
 
-.PHONY: help serve test coverage soak chaos fuzz schemas image-test gpu-check check fmt lock demo-accuracy clean
+.PHONY: help serve test coverage soak chaos fuzz schemas image-test gpu-check check fmt lock browser \
+	screenshots vendored demo-accuracy clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -71,6 +72,20 @@ lock: ## Write the newest versions that pyproject.toml allows to constraints.txt
 	$(LOCK)/bin/pip install --quiet --disable-pip-version-check '$(TORCH)' '$(TRITON)' --editable '.[dev]'
 	{ sed -n '/^#/p' $(CONSTRAINTS); $(LOCK)/bin/pip freeze --exclude-editable | sed 's/+cpu$$//'; } > $(LOCK)/new
 	mv $(LOCK)/new $(CONSTRAINTS) && rm -rf $(LOCK)
+
+# tests/page/browser.py looks for the same names.
+browser: ## Install a Chromium for the tests of the web page, if there is none (needs Debian and root)
+	@for name in chromium-headless-shell chromium chromium-browser google-chrome google-chrome-stable; do \
+		if command -v $$name > /dev/null; then exit 0; fi; \
+	done; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install --yes --no-install-recommends -qq chromium-headless-shell > /dev/null
+
+screenshots: $(VENV)/.installed-dev ## Take the pictures of the web page in docs/ again (docs/page.md)
+	$(BIN)/python -m tests.page.screenshots
+
+vendored: $(VENV)/.installed-dev ## Fetch the web page's libraries in the versions of tests/page/vendored.json
+	$(BIN)/python -m tests.page.vendored
 
 demo-accuracy: $(VENV)/.installed ## Measure the demo model's accuracy per task, of which it knows the easy ones (demo/README.md)
 	$(BIN)/python -m demo.evaluate

@@ -48,6 +48,7 @@ from app.security import ApiKeys, api_keys, open_paths
 from app.services import Services
 from app.settings import Settings, listed
 from app.threads import Threads
+from app.web_page import WebPage
 from engine.messages import Loading, Ready
 from engine.sizing.model_files import ModelFiles
 
@@ -144,6 +145,7 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
     app.add_middleware(RequestBody, most=settings.max_body_bytes)
     if keys:
         app.add_middleware(ApiKeys, keys=keys, open_paths=open_paths(settings))
+    app.add_middleware(WebPage)
     app.add_middleware(AllowedOrigins, origins=listed(settings.cors_origins))
     app.add_middleware(AllowedHosts, hosts=allowed_hosts(settings))
     app.add_middleware(HttpOnly)

@@ -104,6 +104,11 @@ class PromptBuilder:
         # With this token the chat format ends a turn, unless the tokenizer lacks it.
         self.end_of_turn = next(iter(self.vocabulary.control_ids(ANSWER_ENDS)), None)
 
+    @property
+    def sees(self) -> bool:
+        """Returns whether the model takes images."""
+        return self._images.sees
+
     def images(self, conversation: Conversation, param: str = "messages") -> list[ImagePart]:
         """Returns the images that the prompt of a conversation has, in their order.
 
@@ -115,9 +120,7 @@ class PromptBuilder:
             return []  # as nearly always: `chat` checks the rest
         _check_size(conversation, (), param)
         template = self._chat_template(param)
-        return images_of(
-            shown_conversation(readable(conversation, sees=self._images.sees), template)
-        )
+        return images_of(shown_conversation(readable(conversation, sees=self.sees), template))
 
     async def pictures(self, images: Sequence[ImagePart], pool: Pool) -> list[Picture]:
         """Returns the pictures of `images`, which `pool` decodes. Raises BadRequest."""
@@ -146,7 +149,7 @@ class PromptBuilder:
         _check_size(conversation, tools, param)
         template = self._chat_template(param)
         _check_names(tools)
-        shown = shown_conversation(readable(conversation, sees=self._images.sees), template)
+        shown = shown_conversation(readable(conversation, sees=self.sees), template)
         continues = continues and bool(shown) and _may_continue(shown[-1])
         if context_length is not None:
             _check_fits(len(shown), len(shown), "messages", context_length, param)

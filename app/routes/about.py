@@ -9,6 +9,7 @@ router = APIRouter()
 
 @router.get("/")
 async def root() -> dict[str, str]:
+    """Returns name and version. A request that accepts HTML gets the web page instead."""
     return {"name": "easel", **await about()}
 
 

@@ -38,6 +38,7 @@ class Model(Sent):
     context_length: int | None
     max_model_len: int | None
     canvas_length: int | None
+    input_modalities: list[Literal["text", "image"]]
 
 
 class ModelList(Sent):

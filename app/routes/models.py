@@ -64,7 +64,10 @@ def _model_info(http: Request, name: str) -> dict[str, Any]:
 
 
 def _model(http: Request, name: str) -> dict[str, Any]:
-    """Returns OpenAI's fields and the lengths in tokens, null until the model is loaded."""
+    """Returns OpenAI's fields, what a prompt may have, and the lengths in tokens.
+
+    The lengths are null until the model is loaded.
+    """
     services = services_of(http)
     ready = services.worker.ready
     context_length = None if ready is None else ready.context_length
@@ -76,4 +79,5 @@ def _model(http: Request, name: str) -> dict[str, Any]:
         "context_length": context_length,
         "max_model_len": context_length,  # the name that clients of vLLM read
         "canvas_length": None if ready is None else ready.canvas_length,
+        "input_modalities": ["text", "image"] if services.prompts.sees else ["text"],
     }

@@ -15,9 +15,10 @@ from app.terminal import ProgressLine
 from engine.messages import Loading, Ready
 
 
-def test_the_banner_shows_the_profile():
+def test_the_banner_shows_the_profile_and_where_the_page_is():
     ready = Ready("cpu", "float32", 2048, 32, 1280, profile="demo: max_active 4")
-    assert "  profile  demo: max_active 4\n" in banner(Settings(), "http://127.0.0.1:8000", ready)
+    shown = banner(Settings(), "http://127.0.0.1:8000", ready)
+    assert "  profile  demo: max_active 4\n  page     http://127.0.0.1:8000/\n" in shown
 
 
 async def test_the_start_shows_what_is_loaded_and_then_the_address():
