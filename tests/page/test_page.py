@@ -127,6 +127,7 @@ def test_without_drafts_none_are_requested_or_shown(demo_server, open_page):
 
 def test_escape_stops_an_answer_keeps_its_blocks_and_another_can_be_made(server, open_page):
     page = open_page(server.url)
+    page.evaluate("allowEvents(12)")  # so the answer can't be at its end before it is stopped
     ask(page, "Say very much")
     expect(page.locator("#announcer p").first).to_be_attached()
     page.keyboard.press("Escape")
@@ -135,6 +136,7 @@ def test_escape_stops_an_answer_keeps_its_blocks_and_another_can_be_made(server,
     assert answer.locator(".prose").last.inner_text()
     expect(answer.locator(".foot .figures")).to_contain_text("tokens/s")
     wait_until(lambda: server.in_flight() == 0)
+    page.evaluate("allowEvents(Infinity)")
     options(page, Most_tokens="8")
     answer.get_by_role("button", name="Another answer").click()
     expect(ended_answer(page).get_by_text("limit of tokens")).to_be_visible()

@@ -325,7 +325,7 @@ def test_a_refusal_names_the_field_in_the_envelope_of_anthropic(demo_server, cha
     error = envelope(response)
     assert (response.status_code, error["type"]) == (400, "invalid_request_error")
     shared.ErrorResponse.model_validate(response.json(), strict=True)
-    assert error["message"].startswith((f"{named}:", f"{named}."))
+    assert error["message"].startswith((f"{named}:", f"{named}.", f"{named} ("))
 
 
 def test_a_request_needs_no_model(demo_server):
