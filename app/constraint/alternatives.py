@@ -5,15 +5,13 @@ all values and not only for those that an automaton writes. So the same values a
 schema.
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
-from itertools import combinations, product
+from itertools import combinations
 from typing import Any
 
-from app.constraint.keywords import Schema, Shape, list_of
+from app.constraint.keywords import Schema, list_of
 from app.constraint.limits import ConstraintError, Effort, LateError
 from app.constraint.shapes import Shapes
-from app.constraint.values import TYPES, common_types, has_type, same, type_of
 
 # The keywords whose value is a part, a list of parts, or an object whose values are parts.
 _PARTS = frozenset(
@@ -25,7 +23,6 @@ _OBJECTS = frozenset(
     {"properties", "patternProperties", "definitions", "$defs", "dependencies", "dependentSchemas"}
 )
 _MOST_REFERENCES = 6  # of a reference to itself
-_MOST_MEMBERS = 3  # in members, in which two alternatives are compared
 
 
 def with_any_of(root: Any, effort: Effort) -> Any:
@@ -72,66 +69,14 @@ def _is_exclusive(schema: Schema, root: Any, effort: Effort) -> bool:
     )
     try:
         alternatives = [
-            shapes.of_all((common, schema.inner(part, "oneOf", index)))
+            shapes.found((common, schema.inner(part, "oneOf", index)))
             for index, part in enumerate(list_of(schema, "oneOf"))
         ]
-        exclusive = all(
-            _exclude(first, second, shapes, effort, _MOST_MEMBERS)
-            for first, second in combinations(alternatives, 2)
+        return all(are_all for _, are_all in alternatives) and all(
+            shapes.exclude(first, second)
+            for (first, _), (second, _) in combinations(alternatives, 2)
         )
     except LateError:
         raise
     except ConstraintError:
         return False
-    return exclusive and not shapes.are_narrow
-
-
-def _exclude(
-    first: Iterable[Shape], second: Iterable[Shape], shapes: Shapes, effort: Effort, depth: int
-) -> bool:
-    """Returns whether no value has one of the first shapes and one of the second ones."""
-    for one, other in product(first, second):
-        effort.take()
-        if _excludes(one, other):
-            continue
-        both_may_be = common_types(_types(one), _types(other))
-        if depth == 0 or both_may_be != {"object"} or one.patterns_of_names:
-            return False
-        if other.patterns_of_names or not (
-            _demands_another(one, other, shapes, effort, depth)
-            or _demands_another(other, one, shapes, effort, depth)
-        ):
-            return False
-    return True
-
-
-def _excludes(one: Shape, other: Shape) -> bool:
-    """Returns whether the types or the listed values of two shapes exclude each other."""
-    if not common_types(_types(one), _types(other)):
-        return True
-    if one.values is None or other.values is None:
-        return False
-    return not any(same(mine, each) for mine in _values(one) for each in _values(other))
-
-
-def _demands_another(one: Shape, other: Shape, shapes: Shapes, effort: Effort, depth: int) -> bool:
-    """Returns whether a member that one shape demands is never valid by the other one."""
-    for name in one.required:
-        if name in other.properties:
-            own = shapes.of_all(one.properties.get(name, ()))
-            their = shapes.of_all(other.properties[name])
-            if _exclude(own, their, shapes, effort, depth - 1):
-                return True
-        elif any(schema.value is False for schema in other.additional or ()):
-            return True
-    return False
-
-
-def _types(shape: Shape) -> frozenset[str]:
-    if shape.values is not None:
-        return frozenset(map(type_of, _values(shape)))
-    return frozenset(TYPES) if shape.types is None else shape.types
-
-
-def _values(shape: Shape) -> list[Any]:
-    return [each for each in shape.values or () if has_type(each, shape.types)]

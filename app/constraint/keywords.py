@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from app.constraint.limits import ConstraintError, NoWayError
-from app.constraint.values import TYPES, same
+from app.constraint.values import TYPES, has_type, same, type_of
 
 _REFUSED = frozenset(
     {"unevaluatedItems", "$dynamicRef", "$recursiveRef", "minContains", "maxContains"}
@@ -80,15 +80,39 @@ class Shape:
     contained: tuple[Schema, ...] = ()  # by each of which one item is valid
     # There is a member that is neither one of the names nor matched by one of the patterns.
     others_than: tuple[tuple[frozenset[str], tuple[str, ...]], ...] = ()
-    opposed: bool = False  # some properties are listed only because a part is not valid
+    opposed: bool = False  # some members are spoken of only because a part is not valid
 
     @property
     def lists_members(self) -> bool:
         """Returns whether it names members that may be there."""
-        return bool(self.required) or any(
-            all(schema.value is not False for schema in schemas)
-            for schemas in self.properties.values()
+        return bool(self.required) or any(map(self.lists, self.properties))
+
+    def lists(self, name: str) -> bool:
+        """Returns whether it names this member, which may be there."""
+        if name in self.properties:
+            return all(schema.value is not False for schema in self.properties[name])
+        return name in self.required
+
+    @property
+    def may_evaluate(self) -> bool:
+        """Returns whether members are valid by a part of it that says something about them."""
+        return (
+            self.additional is not None
+            or bool(self.patterns_of_names)
+            or any(map(self.lists, self.properties))
         )
+
+    @property
+    def possible_types(self) -> frozenset[str]:
+        """Returns the types of its values."""
+        if self.values is not None:
+            return frozenset(map(type_of, self.typed_values))
+        return frozenset(TYPES) if self.types is None else self.types
+
+    @property
+    def typed_values(self) -> list[Any]:
+        """Returns those of its listed values that have one of its types."""
+        return [each for each in self.values or () if has_type(each, self.types)]
 
     def may_be(self, value: Any) -> bool:
         """Returns whether a value is none of the excluded ones."""

@@ -17,7 +17,7 @@ _STRING, _NUMBER = frozenset(("string",)), frozenset(("number",))
 
 
 def opposites(shape: Shape) -> list[Shape]:
-    """Returns shapes, of which a value has at least one if it does not have this shape.
+    """Returns shapes, none of whose values has this shape.
 
     Raises NoWayError with the path of a keyword that has no opposite.
     """
@@ -28,6 +28,12 @@ def opposites(shape: Shape) -> list[Shape]:
         *_of_arrays(shape),
         *_of_objects(shape),
     ]
+
+
+def are_all_opposites(shape: Shape) -> bool:
+    """Returns whether each value without this shape has one of its `opposites`."""
+    has_integers = shape.values is None and "integer" in (shape.types or ())
+    return not has_integers and not shape.patterns_of_names
 
 
 def _check(shape: Shape) -> None:
@@ -100,7 +106,7 @@ def _of_objects(shape: Shape) -> Iterator[Shape]:
         for schema in schemas:
             if not schema.is_open:
                 own = {name: (schema.opposite,)}
-                yield Shape(path, _OBJECT, properties=own, required=(name,), opposed=True)
+                yield Shape(path, _OBJECT, properties=own, required=(name,))
     for name in shape.required:
         yield Shape(path, _OBJECT, properties={name: (Schema(False, path),)})
     if shape.additional and not shape.additional[0].is_open:

@@ -9,7 +9,7 @@ by it, nor by its opposite.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 from urllib.parse import unquote
 
@@ -23,11 +23,12 @@ from app.constraint.keywords import (
     plain_shape,
 )
 from app.constraint.limits import ConstraintError, Effort, NoWayError, TooLargeError
-from app.constraint.negation import opposites
-from app.constraint.values import common_types, same, type_of
+from app.constraint.negation import are_all_opposites, opposites
+from app.constraint.values import common_types, same
 
 _MOST_SHAPES = 300  # of one schema
 _MOST_LEVELS = 60  # of combinations in combinations
+_MOST_MEMBERS = 3  # in members, in which two shapes are compared
 _COMBINING = frozenset(
     {"$ref", "allOf", "anyOf", "oneOf", "not", "if"}
     | {"dependencies", "dependentRequired", "dependentSchemas"}
@@ -35,19 +36,18 @@ _COMBINING = frozenset(
 
 
 class Shapes:
-    """Finds the shapes of the parts of one schema.
-
-    Afterwards, if `are_narrow`, a value that is valid may have none of them.
-    """
+    """Finds the shapes of the parts of one schema."""
 
     def __init__(self, root: Any, depth: int, effort: Effort) -> None:
         self._root = root
         self._depth = depth
         self._effort = effort
         self._level = 0
-        self.are_narrow = False
+        self._left_out = 0  # how often some valid values had none of the shapes
         # By the identities of values, which the schemas that are kept too hold alive.
-        self._plain: dict[tuple[tuple[int, bool], ...], tuple[tuple[Schema, ...], list[Shape]]] = {}
+        self._plain: dict[
+            tuple[tuple[int, bool], ...], tuple[tuple[Schema, ...], list[Shape], bool]
+        ] = {}
 
     def of_all(self, schemas: Iterable[Schema]) -> list[Shape]:
         """Returns the shapes of the values that are valid by each of these schemas.
@@ -59,6 +59,12 @@ class Shapes:
             own = self._of(schema)
             shapes = own if shapes is None else self._products(shapes, own, schema.path)
         return [Shape("")] if shapes is None else shapes
+
+    def found(self, schemas: Iterable[Schema]) -> tuple[list[Shape], bool]:
+        """Returns the shapes, as `of_all` does, and whether each valid value has one of them."""
+        before = self._left_out
+        shapes = self.of_all(schemas)
+        return shapes, self._left_out == before
 
     def _of(self, schema: Schema) -> list[Shape]:
         self._effort.take()
@@ -113,13 +119,15 @@ class Shapes:
 
     def _opposite(self, schema: Schema) -> list[Shape]:
         """Returns the shapes of the values that are not valid by a schema."""
-        self.are_narrow = True
         value = schema.value
         if "$ref" in value:
             # Up to draft 7, other keywords beside a reference demand nothing.
+            self._left_out += len(value) > 1
             target = self._target(schema, value["$ref"])
             return [] if target is None else self._of(target.opposite)
-        shapes = opposites(plain_shape(schema))
+        shape = plain_shape(schema)
+        shapes = opposites(shape)
+        self._left_out += not are_all_opposites(shape)
         for part in _parts(schema, "allOf"):
             shapes += self._of(part.opposite)
         if "anyOf" in value:
@@ -139,14 +147,14 @@ class Shapes:
         if value.get("unevaluatedProperties", True) is not True:
             path = f"{schema.path}/unevaluatedProperties"
             raise NoWayError("not with unevaluatedProperties is not supported", path)
-        return shapes
+        return [replace(each, opposed=each.may_evaluate) for each in shapes]
 
     def _evaluated(self, shape: Shape, path: str) -> Shape:
         """Returns the shape without the members that `unevaluatedProperties` limits."""
-        if shape.additional is not None:
-            return shape
         if shape.opposed:
             raise NoWayError("members of an opposite may not be evaluated", path)
+        if shape.additional is not None:
+            return shape
         if not shape.properties.keys() >= set(shape.required):
             raise NoWayError("a member is required that properties do not name", path)
         return replace(shape, closed=shape.closed or not shape.patterns_of_names)
@@ -155,16 +163,16 @@ class Shapes:
         """Returns the shapes merged with those of `oneOf`, so that no value has two of them."""
         path = f"{schema.path}/oneOf"
         parts = _parts(schema, "oneOf")
-        branches = [self._of(part) for part in parts]
+        branches = [self.found((part,)) for part in parts]
         exclusive = []
-        for index, branch in enumerate(branches):
+        for index, (branch, _) in enumerate(branches):
             own = self._products(shapes, branch, path)
-            for number, other in enumerate(branches):
+            for number, (other, are_all) in enumerate(branches):
                 if number == index:
                     continue
-                apart = [all(self._excludes(mine, each, 3) for each in other) for mine in own]
-                near = [mine for mine, is_apart in zip(own, apart, strict=True) if not is_apart]
-                own = [mine for mine, is_apart in zip(own, apart, strict=True) if is_apart]
+                apart = [self._apart(mine, other) if are_all else None for mine in own]
+                near = [mine for mine, each in zip(own, apart, strict=True) if each is None]
+                own = [each for each in apart if each is not None]
                 if near:
                     own += self._products(near, self._opposite_branch(parts[number]), path)
             exclusive += own
@@ -179,42 +187,58 @@ class Shapes:
             fault = "a value may be valid by two alternatives of oneOf"
             raise NoWayError(fault, branch.path.rpartition("/")[0]) from None
 
-    def _excludes(self, written: Shape, other: Shape, depth: int) -> bool:
-        """Returns whether no value that is written for one shape has the other one too."""
-        self._effort.take()
-        if written.values is not None:
-            types = frozenset(map(type_of, written.values))
-        else:
-            types = written.emitted_types
-        if other.types is not None and not common_types(types, other.types):
-            return True
-        if written.values is not None and other.values is not None:
-            return not any(same(mine, each) for mine in written.values for each in other.values)
-        if types != {"object"} or written.values is not None or other.values is not None:
-            return (
-                other.values is not None
-                and common_types(types, frozenset(map(type_of, other.values))) == frozenset()
-            )
-        names = {
-            name
-            for name, schemas in written.properties.items()
-            if all(schema.value is not False for schema in schemas)
-        }
-        if not written.writes_others and any(
-            name not in names and name not in written.required for name in other.required
-        ):
-            return True
-        for name in written.required:
-            if name not in other.properties:
-                limits = () if other.patterns_of_names else other.additional or ()
-                if any(schema.value is False for schema in limits):
-                    return True
+    def _apart(self, shape: Shape, others: Iterable[Shape]) -> Shape | None:
+        """Returns what is written for a shape, or None if that may have one of the others too.
+
+        That only some types or members are written is part of what is returned, since more could be
+        written for what the shape is merged with later.
+        """
+        for other in others:
+            if self.exclude((shape,), (other,)):
                 continue
-            if depth and name in names:
-                own = self.of_all(written.properties[name])
-                their = self.of_all(other.properties[name])
-                if all(self._excludes(a, b, depth - 1) for a in own for b in their):
+            if shape.values is not None:
+                return None
+            written = replace(shape, types=shape.emitted_types)
+            if written.types == shape.types or not self.exclude((written,), (other,)):
+                name = _unwritten_member(written, other)
+                if name is None:
+                    return None
+                never = {name: (Schema(False, shape.path),)}
+                written = replace(written, properties={**shape.properties, **never})
+            shape = written
+        return shape
+
+    def exclude(
+        self, first: Iterable[Shape], second: Iterable[Shape], depth: int = _MOST_MEMBERS
+    ) -> bool:
+        """Returns whether it is proved that no value has one of the first and one of the second.
+
+        Members are compared in members so deep.
+        """
+        for one, other in product(first, second):
+            self._effort.take()
+            if _exclude_plainly(one, other):
+                continue
+            if depth == 0 or common_types(one.possible_types, other.possible_types) != {"object"}:
+                return False
+            if not (
+                self._demands_another(one, other, depth) or self._demands_another(other, one, depth)
+            ):
+                return False
+        return True
+
+    def _demands_another(self, one: Shape, other: Shape, depth: int) -> bool:
+        """Returns whether a member that one shape demands is never valid by the other one."""
+        for name in one.required:
+            if name in other.properties:
+                own, own_are_all = self.found(one.properties.get(name, ()))
+                their, their_are_all = self.found(other.properties[name])
+                if own_are_all and their_are_all and self.exclude(own, their, depth - 1):
                     return True
+            elif not other.patterns_of_names and any(
+                schema.value is False for schema in other.additional or ()
+            ):
+                return True
         return False
 
     def _products(self, first: list[Shape], second: list[Shape], path: str) -> list[Shape]:
@@ -246,7 +270,7 @@ class Shapes:
         if written and any(
             schema.value is False for name in required for schema in properties.get(name, ())
         ):
-            self.are_narrow |= types is None  # what is no object is valid
+            self._left_out += types is None  # what is no object is valid
             return None
         # Names that one of two schemas has patterns for are others to the other one.
         others = [bool(each.patterns_of_names) for each in (first, second)]
@@ -294,6 +318,13 @@ class Shapes:
 
     def _common_properties(self, first: Shape, second: Shape) -> dict[str, tuple[Schema, ...]]:
         """Returns the properties of both. Those that no value fulfils plainly are false."""
+        # A name that one of them lists counts as an other one, though it may match a pattern.
+        self._left_out += any(
+            one.patterns_of_names
+            and one.additional is not None
+            and other.properties.keys() - one.properties.keys()
+            for one, other in ((first, second), (second, first))
+        )
         properties = dict(first.properties)
         for name in first.properties.keys() - second.properties.keys():
             properties[name] += second.additional or ()
@@ -311,12 +342,15 @@ class Shapes:
         """
         key = tuple((id(schema.value), schema.negated) for schema in schemas)
         if key not in self._plain:
+            left_out = self._left_out
             shapes = self._of(schemas[-1])
             if len(schemas) > 1:
                 before = self._plain_shapes(schemas[:-1])
                 shapes = self._products(before, shapes, schemas[-1].path)
-            self._plain[key] = (schemas, shapes)
-        return self._plain[key][1]
+            self._plain[key] = (schemas, shapes, self._left_out == left_out)
+        _, shapes, are_all = self._plain[key]
+        self._left_out += not are_all
+        return shapes
 
     def _target(self, schema: Schema, reference: Any) -> Schema | None:
         """Returns the schema that a reference names, or None if it has named it too often."""
@@ -328,7 +362,7 @@ class Shapes:
         followed = schema.references.count(reference)
         self._effort.deepest_reference = max(self._effort.deepest_reference, followed)
         if followed > self._depth:
-            self.are_narrow = True
+            self._left_out += 1
             return None
         value = self._root
         pointer = unquote(reference[1:])
@@ -368,6 +402,22 @@ def _dependencies(schema: Schema) -> Iterator[tuple[str, Schema, Schema]]:
             needed = {"required": needed} if isinstance(needed, list) else needed
             has_name = schema.inner({"type": "object", "required": [name]}, keyword, name)
             yield name, has_name, schema.inner(needed, keyword, name)
+
+
+def _exclude_plainly(one: Shape, other: Shape) -> bool:
+    """Returns whether the types or the listed values of two shapes exclude each other."""
+    if not common_types(one.possible_types, other.possible_types):
+        return True
+    if one.values is None or other.values is None:
+        return False
+    return not any(same(mine, each) for mine in one.typed_values for each in other.typed_values)
+
+
+def _unwritten_member(written: Shape, other: Shape) -> str | None:
+    """Returns a name that one shape demands and that is not written for the other one."""
+    if written.types != {"object"} or written.writes_others:
+        return None
+    return next((name for name in other.required if not written.lists(name)), None)
 
 
 def _is_plain(schemas: Sequence[Schema]) -> bool:

@@ -221,6 +221,33 @@ def test_other_members_count_as_written_when_alternatives_of_one_of_are_compared
     assert _allowed(closed, {"a": 1}, {"a": 1, "b": 2}, {"b": 2}) == [True, True, False]
 
 
+def test_what_one_of_is_merged_with_allows_no_value_of_two_alternatives():
+    either = {"oneOf": [{"required": ["a"]}, {"required": ["b"]}]}
+    objects = {"type": "object", "properties": {"a": {"type": "null"}, "b": {"type": "null"}}}
+    both, one = {"a": None, "b": None}, {"b": None}
+    for schema in (
+        {"allOf": [either, objects]},
+        {"$defs": {"either": either}, "$ref": "#/$defs/either", **objects},
+        {**objects, "anyOf": [either]},
+        {**objects, "if": {}, "then": either},
+    ):
+        assert _allowed(schema, both, one, {}) == [False, True, False]
+    inner = {"properties": {"x": either}, "allOf": [{"properties": {"x": objects}}]}
+    assert _allowed(inner, {"x": both}, {"x": one}) == [False, True]
+    kinds = {"allOf": [either, {"type": ["object", "null"]}]}
+    assert _allowed(kinds, None, {"a": 1}) == [False, True]
+
+
+def test_values_without_a_shape_are_left_out_of_the_other_alternatives_too():
+    half = {"oneOf": [{"not": {"type": "integer"}}, {"type": "number"}]}
+    assert _allowed(half, 0.5, '"a"', 1) == [False, True, True]
+    objects = {"type": "object", "required": ["k"]}
+    members = {"oneOf": [{**objects, "properties": {"k": each}} for each in half["oneOf"]]}
+    assert _allowed(members, {"k": 0.5}, {"k": "a"}, {"k": 1}) == [False, True, True]
+    never = {"allOf": [{"properties": {"k": False}}, {"required": ["k"]}]}
+    assert _allowed({"oneOf": [never, {"type": ["null", "object"]}]}, None, {}) == [False, True]
+
+
 def test_members_that_are_not_evaluated_are_not_written():
     for types in ({"type": "object"}, {}):
         nothing = {**types, "unevaluatedProperties": False}
@@ -480,8 +507,11 @@ def test_members_of_an_opposite_are_not_taken_as_evaluated():
         "then": {"properties": {"b": True}},
         "unevaluatedProperties": False,
     }
-    with pytest.raises(ConstraintError, match="may not be evaluated"):
-        _automaton(schema)
+    twice = [{"properties": {"a": True}}, {"additionalProperties": True}]
+    negated = [{"not": {"not": each}, "unevaluatedProperties": False} for each in twice]
+    for each in (schema, *negated):
+        with pytest.raises(ConstraintError, match="may not be evaluated"):
+            _automaton(each)
 
 
 def test_values_of_an_enum_that_have_another_type_are_not_written():
