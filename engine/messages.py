@@ -235,8 +235,9 @@ class Thought(msgspec.Struct, frozen=True):
 
     `budget` (0 or more) is the most tokens of all thoughts together, with their marks and headers.
     None is no limit. `reserve`: so many of `max_tokens` are kept for what follows the thoughts,
-    because the shortest answer that a constraint allows has so many. When a thought has no tokens
-    left, its block ends there, with `close` as its last token, and no further thought begins.
+    because the shortest answer that a constraint allows has so many. `ended`: the client has ended
+    the thoughts, so none are left. When a thought has no tokens left, its block ends there, with
+    `close` as its last token, and no further thought begins.
     """
 
     open: int
@@ -245,6 +246,7 @@ class Thought(msgspec.Struct, frozen=True):
     begun: bool = False
     budget: int | None = None
     reserve: int = 0
+    ended: bool = False
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, tag=True):

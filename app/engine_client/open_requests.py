@@ -67,7 +67,7 @@ class OpenRequest:
     def end_thought(self) -> None:
         """Leave no tokens to the answer's thoughts, whichever worker makes it."""
         assert self.request.thought is not None
-        thought = msgspec.structs.replace(self.request.thought, budget=0)
+        thought = msgspec.structs.replace(self.request.thought, ended=True)
         self.request = msgspec.structs.replace(self.request, thought=thought)
 
 

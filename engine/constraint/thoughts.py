@@ -51,6 +51,8 @@ class Thoughts:
         self.closed_by: ClosedBy | None = None  # what sets this limit
         if limits:
             self._limit, self.closed_by = min(limits)
+        if thought.ended:
+            self.end()
 
     @property
     def opener(self) -> int:

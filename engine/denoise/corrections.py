@@ -65,8 +65,8 @@ class Corrections:
 
         hidden is [R, D], and `rows` are the canvas' rows of it and of the tail. The draft is
         shorter than the canvas if the block is cut. `converged` says that the block would be
-        finished, and `last` that it has no further step. Raises ValueError
-        if the constraint has become too complex. Waits for the device if the draft is not allowed.
+        finished, and `last` that it has no further step. Raises ValueError if the constraint has
+        become too complex. Waits for the device if the draft is not allowed.
         """
         constraint = canvas.constraint
         assert constraint is not None

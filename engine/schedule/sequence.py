@@ -406,6 +406,13 @@ class Sequence:
         if self.settling is not None:
             counts = self.settling.counts(len(tokens), self.step_index)
             settled = [len(self.lead) + count for count in counts]
+        thought_closed = None
+        if self.thoughts is not None:
+            had_open = self.thoughts.after(self.thought, tokens[:-1]).open
+            self.thought = self.thoughts.after(self.thought, tokens)
+            closes = had_open and not self.thought.open and len(tokens) == len(step.draft)
+            if step.thought_closed and closes:
+                thought_closed = self.thoughts.closed_by
         block = FinishedBlock(
             [*self.lead, *tokens],
             self.step_index,
@@ -416,13 +423,8 @@ class Sequence:
             stopped=step.stopped,
             corrections=self.corrections,
             settled=settled,
+            thought_closed=thought_closed,
         )
-        if self.thoughts is not None:
-            had_open = self.thoughts.after(self.thought, tokens[:-1]).open
-            self.thought = self.thoughts.after(self.thought, tokens)
-            closes = had_open and not self.thought.open and len(tokens) == len(step.draft)
-            if step.thought_closed and closes:
-                block = dataclasses.replace(block, thought_closed=self.thoughts.closed_by)
         self.answer += tokens
         self.unencoded = step.draft
         self.block_index += 1

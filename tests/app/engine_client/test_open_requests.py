@@ -200,7 +200,7 @@ def test_the_end_of_a_thought_outlives_the_worker(requests):
     opened.end_thought()
     requests.worker_died()
     (again,) = requests.due()
-    assert again.thought.budget == 0
+    assert again.thought.ended
 
 
 def test_the_open_choices_of_an_answer_are_found_by_its_id(requests):

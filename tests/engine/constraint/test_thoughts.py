@@ -10,8 +10,8 @@ HEADER = [NAME, LINE]
 HEAD = [OPEN, *HEADER]
 
 
-def thoughts(budget=None, *, max_tokens=100, reserve=0, begun=False):
-    mark = Thought(OPEN, CLOSE, HEADER, begun=begun, budget=budget, reserve=reserve)
+def thoughts(budget=None, *, max_tokens=100, reserve=0, begun=False, ended=False):
+    mark = Thought(OPEN, CLOSE, HEADER, begun=begun, budget=budget, reserve=reserve, ended=ended)
     return Thoughts(mark, max_tokens)
 
 
@@ -118,6 +118,14 @@ def test_a_thought_that_is_ended_gets_no_further_token():
     assert cut_of(thinks, state, [CLOSE, 5]) is None
     assert thinks.closed_by == "client"
     assert thinks.is_over(thinks.after(state, [CLOSE]))
+
+
+@pytest.mark.parametrize("budget", [None, 0, 100])
+def test_a_thought_that_was_ended_before_its_request_came_was_ended_by_the_client(budget):
+    thinks = thoughts(budget, ended=True)
+    state = thinks.after(thinks.start, [*HEAD, 1, 2])
+    assert cut_of(thinks, state, [3, 4, CLOSE, 5]) == [CLOSE]
+    assert thinks.closed_by == "client"
 
 
 @pytest.mark.parametrize(
