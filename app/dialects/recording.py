@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from app.answer.generation import Finished
-from app.dialects.sampling_fields import ApiRequest
+from app.dialects.openai_fields import ApiRequest
 from app.services import VERSION
 from engine.messages import GenerateRequest
 
