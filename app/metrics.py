@@ -218,7 +218,6 @@ class Metrics:
         self.blocks.inc()
         if block.stopped is not None:
             self.block_ends.labels(block.stopped).inc()
-        if block.stopped is not None and block.denoising_steps:
             self.steps_per_block.observe(block.denoising_steps)
             self.tokens_per_step.observe(len(block.tokens) / block.denoising_steps)
         self.denoising_steps.inc(block.denoising_steps)

@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
@@ -45,7 +44,7 @@ from app.prompting.prompt import PromptBuilder
 from app.request_body import RequestBody
 from app.routes import about, health, models, tokens
 from app.security import ApiKeys, api_keys, open_paths
-from app.services import Services
+from app.services import VERSION, Services
 from app.settings import Settings, listed
 from app.threads import Threads
 from app.web_page import WebPage
@@ -128,7 +127,7 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
 
     app = FastAPI(
         title="Easel",
-        version=version("easel-server"),
+        version=VERSION,
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,

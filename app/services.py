@@ -18,6 +18,8 @@ from app.settings import Settings
 from app.threads import Threads
 from engine.messages import Ready
 
+VERSION = version("easel-server")  # read once, because it is read from a file
+
 _PROVIDER = "openai/"
 
 
@@ -50,7 +52,7 @@ class Services:
         It is the same as long as the model, Easel's version and all settings that change an answer
         are. `limits` are those of the worker.
         """
-        own = (version("easel-server"), self.prompts.digest, self.settings.thinking_budget)
+        own = (VERSION, self.prompts.digest, self.settings.thinking_budget)
         digest = blake2b(repr((*own, limits.fingerprint)).encode(), digest_size=5)
         return f"fp_{digest.hexdigest()}"
 

@@ -5,7 +5,6 @@ a file it is printed now and then, so that a log stays short.
 """
 
 import time
-from types import TracebackType
 
 from rich.console import Console
 
@@ -66,12 +65,7 @@ class ProgressLine:
     def __enter__(self) -> "ProgressLine":
         return self
 
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.hide()
 
     def show(self, text: str, share: float | None = None) -> None:

@@ -14,8 +14,8 @@ from app.answer.figures import Figures, diffusion, usage
 from app.answer.frames import Frame
 from app.answer.generation import Choice, Delta, Finished, answer_events, whole_answers
 from app.answer.request import AnswerRequest
+from app.dialects.openai_fields import ApiRequest
 from app.dialects.recording import record
-from app.dialects.sampling_fields import ApiRequest
 from app.errors import ApiError, error_body
 from app.services import Services
 from app.sse import event_stream, unreceived_bytes

@@ -1,11 +1,11 @@
 """The record of an answer, with which `easel replay` makes it again."""
 
 from collections.abc import Iterable, Sequence
-from importlib.metadata import version
 from typing import Any
 
 from app.answer.generation import Finished
-from app.dialects.sampling_fields import ApiRequest
+from app.dialects.openai_fields import ApiRequest
+from app.services import VERSION
 from engine.messages import GenerateRequest
 
 # Fields that concern who serves the request, when and how its answer is sent.
@@ -25,9 +25,8 @@ def record(
     prompts are recorded as they became of it, so that a replay can tell whether they still do.
     """
     request = body.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude=_NOT_RECORDED)
-    ended = list(ends)
     return {
-        "version": version("easel-server"),
+        "version": VERSION,
         "fingerprint": fingerprint,
         "endpoint": endpoint,
         "request": {**request, "seed": _signed(prepared[0].sampling.seed)},
@@ -45,7 +44,7 @@ def record(
                 ],
                 "finish_reason": end.reason,
             }
-            for end in ended
+            for end in ends
         ],
     }
 

@@ -97,7 +97,7 @@ class OpenRequests:
         return [
             each
             for each in self._open.values()
-            if each.request.id.rpartition("-")[0] == answer_id and not each.cancelled
+            if each.request.id.startswith(f"{answer_id}-") and not each.cancelled
         ]
 
     def constraint(self, request_id: str) -> Constraint | None:

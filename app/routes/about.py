@@ -1,8 +1,8 @@
 """The endpoints `/` and `/version`, by which people and clients check that Easel is running."""
 
-from importlib.metadata import version
-
 from fastapi import APIRouter
+
+from app.services import VERSION
 
 router = APIRouter()
 
@@ -15,4 +15,4 @@ async def root() -> dict[str, str]:
 
 @router.get("/version")
 async def about() -> dict[str, str]:
-    return {"version": version("easel-server")}
+    return {"version": VERSION}

@@ -5,7 +5,6 @@ terminal, are shown as replacement characters.
 """
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Protocol
 
 from rich.console import Console
@@ -31,12 +30,7 @@ class AnswerView(Protocol):
 
     def __enter__(self) -> "AnswerView": ...
 
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *_error: object) -> None: ...
 
     def add(self, text: str, *, is_thought: bool) -> None:
         """Show text that a finished block has added."""
@@ -54,12 +48,7 @@ class PlainView:
     def __enter__(self) -> "PlainView":
         return self
 
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._console.print()
 
     def add(self, text: str, *, is_thought: bool) -> None:
@@ -87,12 +76,7 @@ class LiveView:
         self._live.start()
         return self
 
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._live.stop()
         self._console.print(self._line, soft_wrap=True)
 

@@ -20,7 +20,7 @@ from app.dialects.fields import (
     Whole,
     unsupported,
 )
-from app.dialects.sampling_fields import ApiRequest
+from app.dialects.openai_fields import ApiRequest
 from app.dialects.thinking import ThinkingFields
 from app.dialects.tools import Function, OtherTool, tool_type
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from app.dialects.fields import MAX_MESSAGES, MAX_TOKEN_IDS, unsupported
-from app.dialects.sampling_fields import ApiRequest
+from app.dialects.openai_fields import ApiRequest
 
 MAX_LOGPROBS = 5  # OpenAI's limit
 

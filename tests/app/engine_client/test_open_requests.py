@@ -206,6 +206,7 @@ def test_the_end_of_a_thought_outlives_the_worker(requests):
 def test_the_open_choices_of_an_answer_are_found_by_its_id(requests):
     first, second = requests.add(thinking("abc-0")), requests.add(thinking("abc-1"))
     requests.add(thinking("def-0"))
+    requests.add(thinking("decision"))
     assert requests.choices("abc") == [first, second]
     due(requests)
     requests.cancel("abc-0")
