@@ -166,8 +166,14 @@ def test_chats_survive_a_reload_and_are_deleted_together(demo_server, open_page)
 
 def test_a_browser_that_keeps_nothing_can_chat_too(demo_server, open_page):
     page = open_page(demo_server.url)
-    page.context.add_init_script("indexedDB.open = () => { throw new Error('no storage'); }")
+    page.context.add_init_script("""
+        indexedDB.open = () => { throw new Error("no storage"); };
+        const get = () => { throw new DOMException("Access is denied", "SecurityError"); };
+        for (const name of ["localStorage", "sessionStorage"])
+            Object.defineProperty(window, name, { get });
+    """)
     page.reload()
+    options(page, Seed="7")
     ask(page, "hello")
     assert ended_answer(page).locator(".prose").last.inner_text()
     expect(page.get_by_text("This browser can't keep the chats: no storage")).to_be_visible()
