@@ -15,7 +15,7 @@ import { replayView } from "./replay_view.js";
 export class AnswerView {
   constructor(answer) {
     this.answer = answer;
-    this.shownText = null;
+    this.rendered = new Map(); // the text that each element shows
     this.actions = h("span", { class: "actions" });
     this.thoughts = h("div", { class: "prose" });
     this.thinking = h("details", { class: "thinking", hidden: true }, h("summary"), this.thoughts);
@@ -43,15 +43,19 @@ export class AnswerView {
     const { answer } = this;
     this.canvas.remove();
     this.canvas.replaceChildren();
-    if (this.shownText !== answer.text) {
-      this.text.replaceChildren(rendered(answer.text));
-      this.shownText = answer.text;
-    }
-    this.thoughts.replaceChildren(rendered(answer.thinking));
+    this.render(this.text, answer.text);
+    this.render(this.thoughts, answer.thinking);
     this.calls.replaceChildren(...answer.calls.map(callView));
     this.showThinking();
     this.element.setAttribute("aria-busy", "true");
     this.progress.replaceChildren(waiting(answer));
+  }
+
+  /** Show a text in Markdown, unless it is shown already: its documents stay open. */
+  render(element, text) {
+    if (this.rendered.get(element) === text) return;
+    element.replaceChildren(rendered(text));
+    this.rendered.set(element, text);
   }
 
   /** Show how the answer ended, and its figures. */

@@ -1,5 +1,7 @@
 // Requests to the server that this page came from, and its event streams.
 
+import { forBrowser, forTab } from "./storage.js";
+
 const KEY = "easel.key";
 
 /** An error that the server answered with, or the loss of the connection (`status` 0). */
@@ -14,12 +16,12 @@ export class ApiError extends Error {
 /** Keep the API key for this tab, or in the browser for later if `remember`. */
 export function setKey(key, remember) {
   forgetKey();
-  (remember ? localStorage : sessionStorage).setItem(KEY, key);
+  (remember ? forBrowser : forTab).setItem(KEY, key);
 }
 
 export function forgetKey() {
-  localStorage.removeItem(KEY);
-  sessionStorage.removeItem(KEY);
+  forBrowser.removeItem(KEY);
+  forTab.removeItem(KEY);
 }
 
 export function hasKey() {
@@ -27,7 +29,7 @@ export function hasKey() {
 }
 
 function key() {
-  return sessionStorage.getItem(KEY) ?? localStorage.getItem(KEY);
+  return forTab.getItem(KEY) ?? forBrowser.getItem(KEY);
 }
 
 /** Returns the served model as `/v1/models` describes it. Throws ApiError. */

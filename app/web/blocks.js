@@ -47,10 +47,14 @@ export function settledAt(block) {
   });
 }
 
-/** Returns the indices of the tokens that became final in the later half of the block's steps. */
-export function lateTokens(block) {
-  const half = Math.max(1, Math.floor(block.settled.length / 2));
-  return settledAt(block).flatMap((step, index) => (step > half ? [index] : []));
+/** Returns whether a step is in the later half of a finished block's steps. */
+export function isLate(step, block) {
+  return step > Math.max(1, Math.floor(block.settled.length / 2));
+}
+
+/** Returns the indices of the tokens that became final late. */
+function lateTokens(block) {
+  return settledAt(block).flatMap((step, index) => (isLate(step, block) ? [index] : []));
 }
 
 /** Returns the sentences that say what a finished block's replay shows and why it took so long. */

@@ -117,7 +117,8 @@ export class Composer {
 
   async attach(files) {
     const pictures = [...files].filter((file) => file.type.startsWith("image/"));
-    this.images = [...this.images, ...(await Promise.all(pictures.map(pictureUrl)))];
+    const urls = await Promise.all(pictures.map(pictureUrl));
+    this.images = [...this.images, ...urls]; // others may have come meanwhile
     this.file.value = "";
     this.showImages();
   }

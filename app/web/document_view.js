@@ -6,9 +6,20 @@
 
 import { button, h } from "./dom.js";
 
+const documents = new WeakMap(); // the document of each frame
+
+// A frame asks for its document when it is loaded, also when it is loaded once more.
+addEventListener("message", ({ source, data }) => {
+  if (data !== "ready") return;
+  const frames = [...document.querySelectorAll("iframe")];
+  const asking = frames.find((each) => each.contentWindow === source);
+  if (documents.has(asking)) source.postMessage(documents.get(asking), "*");
+});
+
 /** Returns whether a text is an HTML document. */
 export function isDocument(text) {
-  return /^\s*(<!--[^]*?-->\s*)*(<!doctype html|<html[\s>])/i.test(text);
+  // A comment has only one end here. If it could go on behind it, many of them would take for ever.
+  return /^\s*(<!--((?!-->)[^])*-->\s*)*(<!doctype html|<html[\s>])/i.test(text);
 }
 
 /** Returns the source, beside which buttons in `head` show the document. */
@@ -19,10 +30,7 @@ export function documentView(source, text, head) {
     title: "The document that the model wrote",
     referrerpolicy: "no-referrer",
   });
-  // The frame asks for its document when it is loaded, also when it is loaded once more.
-  addEventListener("message", ({ source: asking, data }) => {
-    if (asking && asking === frame.contentWindow && data === "ready") asking.postMessage(text, "*");
-  });
+  documents.set(frame, text);
   const show = (src) => {
     frame.remove();
     frame.src = src ?? "";

@@ -1,6 +1,6 @@
 // Small plots of an answer's blocks and of a block's steps.
 
-import { settledAt } from "./blocks.js";
+import { isLate, settledAt } from "./blocks.js";
 import { several, svg } from "./dom.js";
 
 const WIDTH = 320;
@@ -45,11 +45,10 @@ export function settledPlot(block) {
   const bottom = HEIGHT - BOTTOM;
   const x = (step) => LEFT + ((right - LEFT) * (step - 0.5)) / steps;
   const y = (count) => bottom - ((bottom - TOP) * count) / tokens;
-  const half = Math.max(1, Math.floor(steps / 2));
   const width = Math.min(18, (0.7 * (right - LEFT)) / steps);
   const bars = settled.map((count, index) => {
     const added = count - (settled[index - 1] ?? 0);
-    const late = index + 1 > half && added > 0;
+    const late = isLate(index + 1, block) && added > 0;
     const height = added > 0 ? Math.max(2, bottom - y(added)) : 0;
     return svg("rect", {
       class: late ? "late" : "bar",

@@ -166,8 +166,14 @@ def test_chats_survive_a_reload_and_are_deleted_together(demo_server, open_page)
 
 def test_a_browser_that_keeps_nothing_can_chat_too(demo_server, open_page):
     page = open_page(demo_server.url)
-    page.context.add_init_script("indexedDB.open = () => { throw new Error('no storage'); }")
+    page.context.add_init_script("""
+        indexedDB.open = () => { throw new Error("no storage"); };
+        const get = () => { throw new DOMException("Access is denied", "SecurityError"); };
+        for (const name of ["localStorage", "sessionStorage"])
+            Object.defineProperty(window, name, { get });
+    """)
     page.reload()
+    options(page, Seed="7")
     ask(page, "hello")
     assert ended_answer(page).locator(".prose").last.inner_text()
     expect(page.get_by_text("This browser can't keep the chats: no storage")).to_be_visible()
@@ -327,6 +333,30 @@ def test_an_html_document_is_rendered_in_a_frame_without_origin_and_network(demo
     expect(answer.locator("pre")).to_be_visible()
     toggle.click()
     expect(answer.locator("iframe")).to_have_count(0)
+
+
+def test_answers_with_documents_leave_no_listeners_behind(demo_server, open_page):
+    page = open_page(demo_server.url)
+    page.context.add_init_script("""
+        window.listeners = 0;
+        const add = window.addEventListener;
+        window.addEventListener = (...given) => { listeners += 1; add(...given); };
+    """)
+    page.reload()
+    page.route(COMPLETIONS, scripted(DOCUMENT))
+    ask(page, "Write a page")
+    ended_answer(page)
+    before = page.evaluate("listeners")
+    ask(page, "Write another page")
+    expect(page.get_by_role("button", name="Show as a page")).to_have_count(2)
+    assert page.evaluate("listeners") == before
+
+
+def test_a_text_of_many_comments_is_shown(demo_server, open_page):
+    page = open_page(demo_server.url)
+    page.route(COMPLETIONS, scripted("<!-- a comment -->\n" * 60 + "no document"))
+    ask(page, "Write comments")
+    expect(ended_answer(page)).to_contain_text("no document")
 
 
 def test_a_document_can_lead_its_frame_nowhere(demo_server, open_page):
