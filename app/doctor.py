@@ -18,6 +18,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from app.servable_models import ServableModel
+from app.terminal import command_line
 from engine.sizing.gpu import Gpu
 from engine.sizing.memory import available_ram_bytes, total_ram_bytes
 from engine.sizing.plan import gb
@@ -151,8 +152,8 @@ def _model(model: ServableModel) -> Finding:
     if not model.fits:
         return Finding(name, "note", model.report.verdict)
     text = f"profile {model.report.profile} ({formats}). {model.report.verdict}"
-    remedy = f"easel serve --model {model.name}"
-    return Finding(name, "ok", text, f"{remedy} downloads it." * (model.where == "on the hub"))
+    remedy = f"{command_line(f'serve --model {model.name}')} downloads it."
+    return Finding(name, "ok", text, remedy * (model.where == "on the hub"))
 
 
 def _has_nvidia_card() -> bool:

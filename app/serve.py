@@ -23,7 +23,7 @@ from app.listening_socket import ListeningSocket
 from app.logs import configure_logs
 from app.settings import PREFIX, Settings, server_url
 from app.stderr import unblocked_stderr
-from app.terminal import ProgressLine
+from app.terminal import ProgressLine, command_line
 from engine.messages import Loading, Ready
 from engine.sizing.plan import gb
 
@@ -227,5 +227,5 @@ def banner(settings: Settings, url: str, ready: Ready) -> str:
         f"  page     {url}/\n\n"
         f"  curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
         f"    -d '{body}'\n"
-        f"  easel chat --url {url}\n"
+        f"  {command_line(f'chat --url {url}')}\n"
     )

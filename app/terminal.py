@@ -4,7 +4,11 @@ It does not know what is done meanwhile. On a terminal the line of progress is r
 a file it is printed now and then, so that a log stays short.
 """
 
+import shlex
+import shutil
+import sys
 import time
+from pathlib import Path
 
 from rich.console import Console
 
@@ -29,6 +33,19 @@ class _Stderr(Console):
 def stderr_console() -> Console:
     """Returns a console that prints lines on stderr as they are."""
     return _Stderr()
+
+
+def command_line(arguments: str) -> str:
+    """Returns the line that runs `easel` with these arguments in the shell that ran this process.
+
+    The shell may not find `easel` itself: `make serve` runs `.venv/bin/easel`.
+    """
+    found = shutil.which("easel")
+    if found is not None and Path(found).resolve() == Path(sys.argv[0]).resolve():
+        return f"easel {arguments}"
+    if Path(sys.argv[0]).name == "easel":
+        return f"{shlex.quote(sys.argv[0])} {arguments}"
+    return f"{shlex.quote(sys.executable)} -m app {arguments}"
 
 
 class ProgressLine:

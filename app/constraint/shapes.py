@@ -415,7 +415,7 @@ def _exclude_plainly(one: Shape, other: Shape) -> bool:
 
 def _unwritten_member(written: Shape, other: Shape) -> str | None:
     """Returns a name that one shape demands and that is not written for the other one."""
-    if written.types != {"object"} or written.writes_others:
+    if written.types != frozenset(("object",)) or written.writes_others:
         return None
     return next((name for name in other.required if not written.lists(name)), None)
 

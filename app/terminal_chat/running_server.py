@@ -7,6 +7,8 @@ from typing import Any
 
 import httpx
 
+from app.terminal import command_line
+
 _CONNECT_S = 5.0
 _DRAFTS_INTERVAL_MS = 40  # faster than people see, slow enough for any terminal
 
@@ -104,8 +106,8 @@ class RunningServer:
 
     def _unreachable(self, error: Exception) -> ServerError:
         return ServerError(
-            f"{self.url} cannot be reached ({error}). `easel serve` starts a server; --url names "
-            "another one."
+            f"{self.url} cannot be reached ({error}). `{command_line('serve')}` starts a server; "
+            "--url names another one."
         )
 
 

@@ -1,6 +1,8 @@
 """The server as a newcomer sees it: with its default settings and the trained demo model."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 
@@ -49,14 +51,40 @@ def test_a_long_answer_is_streamed_in_one_chunk_per_block(client):
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl on this machine")
 def test_the_curl_line_that_the_server_prints_works(demo_server):
-    log = demo_server.log.read_text()
-    command = log[log.index("curl -N") :].split("\n\n")[0]
+    command, _ = printed_commands(demo_server)
     seeded = command.replace('"stream": true', '"stream": true, "seed": 0')
     assert seeded != command
-    printed = subprocess.run(
-        ["bash", "-c", seeded], capture_output=True, text=True, timeout=60, check=True
-    )
-    *chunks, done = [line[6:] for line in printed.stdout.splitlines() if line.startswith("data: ")]
+    *chunks, done = [
+        line[6:] for line in output_of(seeded).splitlines() if line.startswith("data: ")
+    ]
     text = "".join(json.loads(c)["choices"][0]["delta"].get("content", "") for c in chunks)
     assert text == ", ".join(map(str, range(1, 21)))
     assert done == "[DONE]"
+
+
+def test_the_chat_line_that_the_server_prints_works_where_the_shell_finds_no_easel(demo_server):
+    _, command = printed_commands(demo_server)
+    assert output_of(command, "What is the capital of France?\n") == (
+        "The capital of France is Paris.\n"
+    )
+
+
+def printed_commands(server):
+    """Returns the commands that the server has printed to be pasted."""
+    log = server.log.read_text()
+    curl, chat = re.search(r"^  (curl .*\n    .*)\n  (.*)\n", log, re.MULTILINE).groups()
+    return curl, chat
+
+
+def output_of(command, stdin=""):
+    """Returns what a shell prints that finds no `easel`."""
+    done = subprocess.run(
+        ["bash", "-c", command],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={**os.environ, "PATH": os.defpath},
+    )
+    return done.stdout
