@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CLIENTS := .venv-clients
+PROMETHEUS := .venv-prometheus
 LOCK := .venv-lock
 CONSTRAINTS := constraints.txt
 MINUTES ?= 10
@@ -25,10 +26,10 @@ help: ## Show this list
 serve: $(VENV)/.installed ## Start the server with the demo model on 127.0.0.1:8000
 	@$(BIN)/easel serve
 
-test: check $(CLIENTS)/.installed ## Run lint, types, import rules and every test, on the CPU
+test: check $(CLIENTS)/.installed $(PROMETHEUS)/.installed ## Run lint, types, import rules and every test, on the CPU
 	$(BIN)/pytest
 
-coverage: $(VENV)/.installed-dev $(CLIENTS)/.installed ## Run every test and report which lines of app/ and engine/ they ran
+coverage: $(VENV)/.installed-dev $(CLIENTS)/.installed $(PROMETHEUS)/.installed ## Run every test and report which lines of app/ and engine/ they ran
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
@@ -90,7 +91,7 @@ demo-accuracy: $(VENV)/.installed ## Measure the demo model's accuracy per task,
 	$(BIN)/python -m demo.evaluate
 
 clean: ## Remove the virtual environments and every cache
-	rm -rf $(VENV) $(CLIENTS) $(LOCK) .coverage* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(CLIENTS) $(PROMETHEUS) $(LOCK) .coverage* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -125,3 +126,17 @@ $(CLIENTS)/.installed: tests/clients/requirements.txt tests/clients/package.json
 	PATH="$(CURDIR)/$(CLIENTS)/bin:$$PATH" npm ci --prefix $(CLIENTS) --silent --no-audit --no-fund; \
 	echo "Installed the clients in $$(($$(date +%s) - start)) s."
 	@touch $@
+
+# Prometheus and promtool for the tests, if they are not installed: from Debian's or Ubuntu's package,
+# which is unpacked here and not installed, so that this needs no root.
+$(PROMETHEUS)/.installed:
+	@mkdir -p $(PROMETHEUS)/lists/partial $(PROMETHEUS)/cache/archives/partial
+	@cd $(PROMETHEUS); \
+	if command -v prometheus > /dev/null && command -v promtool > /dev/null; then :; \
+	elif command -v apt-get > /dev/null; then \
+		echo "Creating $(PROMETHEUS) from the package prometheus. This happens once."; \
+		own="-o Dir::State::Lists=$$PWD/lists -o Dir::Cache=$$PWD/cache -o APT::Sandbox::User="; \
+		apt-get -qq $$own update && apt-get -qq $$own download prometheus && \
+			dpkg-deb -x prometheus_*.deb . && rm -rf lists cache prometheus_*.deb; \
+	else false; \
+	fi && touch .installed || echo "Without prometheus, the tests that need it are skipped."

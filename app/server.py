@@ -94,7 +94,7 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
         template_file=settings.chat_template,
         revision=commit,
     )
-    metrics = Metrics()
+    metrics = Metrics(settings.model_names[0])
     config = settings.engine_config()
     if commit:
         config = config.model_copy(update={"revision": commit})

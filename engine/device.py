@@ -94,8 +94,16 @@ def taken_memory(device: torch.device) -> int:
     Besides torch's tensors these are what its allocator keeps, graphs, libraries and the context,
     and what other programs use.
     """
+    taken, _ = gpu_memory(device)
+    return taken
+
+
+def gpu_memory(device: torch.device) -> tuple[int, int]:
+    """Returns how many bytes of a GPU's memory are in use, and how many it has: 0 for a CPU."""
+    if device.type == "cpu":
+        return 0, 0
     free, total = torch.cuda.mem_get_info(device)
-    return total - free
+    return total - free, total
 
 
 def used_memory(device: torch.device) -> int:

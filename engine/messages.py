@@ -419,6 +419,10 @@ class Block(msgspec.Struct, frozen=True, tag=True):
     seconds since the previous block, or since the request first ran. It includes prefill and
     commit.
 
+    `queue_s` is the time in seconds for which the answer waited before it first ran. The first
+    block that a worker process sends of an answer has it. `step_times_s` are the times in seconds
+    of the passes that made the block's denoising steps. Other requests may take part in them.
+
     `cached_tokens` is the number of prompt tokens that did not have to be encoded, because the keys
     and values of an earlier request were reused. It is the same in each block of an answer.
 
@@ -456,6 +460,8 @@ class Block(msgspec.Struct, frozen=True, tag=True):
     denoising_steps: int
     duration_s: float
     stopped: StopReason | None = None
+    queue_s: float | None = None
+    step_times_s: list[float] = []
     cached_tokens: int = 0
     speculations: int = 0
     speculation_won: bool = False
@@ -505,7 +511,11 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True):
 
 
 class Stats(msgspec.Struct, frozen=True, tag=True):
-    """The number of waiting and running requests, and the size of all kept prefixes in bytes.
+    """The number of waiting and running requests, and what the worker's memory is used for.
+
+    Of `kv_budget_bytes`, which the KV caches take, running requests fill `kv_used_bytes`. All kept
+    prefixes take `kept_prefix_bytes` and may take `kept_prefix_budget_bytes`. Of the GPU's
+    `gpu_bytes`, `gpu_used_bytes` are in use by all programs. Both are 0 on a CPU.
 
     `captured_graphs` is the number of CUDA graphs that have been made since the worker's start. The
     worker sends this message when a number has changed.
@@ -513,7 +523,12 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
 
     waiting: int
     running: int
+    kv_used_bytes: int = 0
+    kv_budget_bytes: int = 0
     kept_prefix_bytes: int = 0
+    kept_prefix_budget_bytes: int = 0
+    gpu_used_bytes: int = 0
+    gpu_bytes: int = 0
     captured_graphs: int = 0
 
 

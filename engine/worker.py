@@ -23,7 +23,14 @@ from engine.constraint.rules import GrammarRules
 from engine.denoise.canvas import Rules
 from engine.denoise.denoiser import Denoiser
 from engine.denoise.sampler import UnsupportedSamplerError
-from engine.device import DeviceError, device_name, free_memory, out_of_memory, used_memory
+from engine.device import (
+    DeviceError,
+    device_name,
+    free_memory,
+    gpu_memory,
+    out_of_memory,
+    used_memory,
+)
 from engine.fingerprint import fingerprint
 from engine.loading import build_denoiser, with_profile
 from engine.messages import (
@@ -83,6 +90,10 @@ class Worker:
         )
         self._block_started: dict[str, float] = {}  # by request id, when running
         self._draft_sent: dict[str, float] = {}  # by request id, if it asks for drafts
+        self._queued_at: dict[str, float] = {}  # by request id, until it first runs
+        self._queue_s: dict[str, float] = {}  # by request id, until its first block is sent
+        self._step_times_s: dict[str, list[float]] = {}  # by request id, of the current block
+        self._gpu_bytes, self._gpu_at = (0, 0), -HEARTBEAT_S  # used and all, and when it was read
         self._last_stats = Stats(waiting=0, running=0)
         self._last_beat = Heartbeat([], 0, 0.0)
         self._beat_at = -HEARTBEAT_S
@@ -170,6 +181,9 @@ class Worker:
                 sequence.park()
             for sequence in changes.started:
                 sequence.reuse(self._denoiser.start(sequence))
+                queued_at = self._queued_at.pop(sequence.request.id, None)
+                if queued_at is not None:  # else it ran before, and was parked
+                    self._queue_s[sequence.request.id] = monotonic() - queued_at
             # If one has started whose prompt was kept, the prompt's other choices can start too.
             if not any(sequence.prompt_encoded for sequence in changes.started):
                 return self._scheduler.next_pass(now)
@@ -202,10 +216,18 @@ class Worker:
 
     def stats(self) -> list[FromWorker]:
         """Returns one `Stats` message if a number has changed since the last call, or none."""
+        if monotonic() - self._gpu_at >= HEARTBEAT_S:  # not for every pass: the driver is asked
+            self._gpu_bytes, self._gpu_at = gpu_memory(self._denoiser.model.device), monotonic()
+        gpu_used_bytes, gpu_bytes = self._gpu_bytes
         now = Stats(
             waiting=self._scheduler.waiting,
             running=self._scheduler.running,
+            kv_used_bytes=self._denoiser.kv_used_bytes,
+            kv_budget_bytes=self._denoiser.kv_budget_bytes,
             kept_prefix_bytes=self._denoiser.kept_prefix_bytes,
+            kept_prefix_budget_bytes=self._denoiser.kept_prefix_budget_bytes,
+            gpu_used_bytes=gpu_used_bytes,
+            gpu_bytes=gpu_bytes,
             captured_graphs=self._denoiser.captured_graphs,
         )
         if now == self._last_stats:
@@ -227,6 +249,7 @@ class Worker:
         nothing. A request that does not fit alone fails. If every request fits alone, fewer run
         together from then on.
         """
+        started = perf_counter()
         try:
             steps = self._denoiser.run(works)
         except (RuntimeError, MemoryError) as error:
@@ -234,6 +257,10 @@ class Worker:
                 raise
             logger.warning("out of memory in a pass for %d requests: %s", len(works), error)
         else:
+            took_s = perf_counter() - started
+            for work, step in zip(works, steps, strict=True):
+                if step is not None:
+                    self._step_times_s.setdefault(work.sequence.request.id, []).append(took_s)
             return [
                 message
                 for work, step in zip(works, steps, strict=True)
@@ -275,6 +302,7 @@ class Worker:
                 if choice.prediction is not None:
                     self._denoiser.predict(sequence, choice.prediction)
                 self._scheduler.add(sequence, monotonic())
+                self._queued_at[choice.id] = monotonic()
             else:
                 replies.append(Failed(choice.id, obstacle))
         return replies
@@ -313,6 +341,8 @@ class Worker:
             return
         started, now = self._block_started[request_id], perf_counter()
         self._block_started[request_id] = now
+        queue_s = self._queue_s.pop(request_id, None)
+        step_times_s = self._step_times_s.pop(request_id, [])
         predicted_tokens = self._denoiser.predicted_tokens(sequence)
         if block.finish_reason is not None:
             self._end(sequence)
@@ -323,6 +353,8 @@ class Worker:
             block.denoising_steps,
             duration_s=now - started,
             stopped=block.stopped,
+            queue_s=queue_s,
+            step_times_s=step_times_s,
             cached_tokens=sequence.reused or 0,
             speculations=block.speculations,
             speculation_won=isinstance(step, StepResult) and step.next_step is not None,
@@ -363,8 +395,14 @@ class Worker:
         """Remove a sequence that has ended. With `keep`, its cache is kept as a prefix."""
         self._scheduler.remove(sequence)
         self._denoiser.release(sequence, keep=keep)
-        self._block_started.pop(sequence.request.id, None)
-        self._draft_sent.pop(sequence.request.id, None)
+        for times in (
+            self._block_started,
+            self._draft_sent,
+            self._queued_at,
+            self._queue_s,
+            self._step_times_s,
+        ):
+            times.pop(sequence.request.id, None)
 
 
 def serve(address: str, config: EngineConfig) -> NoReturn:

@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from app.logs import log_answer
-from app.metrics import Metrics
-
-Outcome = Literal["stop", "length", "cancelled", "timeout", "error"]
+from app.metrics import Metrics, Outcome
 
 
 @dataclass
@@ -32,7 +30,10 @@ class Figures:
         metrics.requests.labels(self.outcome).inc()
         metrics.prompt_tokens.inc(self.prompt_tokens)
         metrics.cached_tokens.inc(self.cached_tokens)
+        metrics.prefix_hits.inc(self.cached_tokens > 0)
         metrics.completion_tokens.inc(self.completion_tokens)
+        metrics.prompt_length.observe(self.prompt_tokens)
+        metrics.completion_length.observe(self.completion_tokens)
         if self.blocks:
             metrics.time_to_first_block.observe(self.time_to_first_block_s)
         log_answer(asdict(self))

@@ -7,6 +7,7 @@ from typing import Any
 
 from app.chat_format.gemma import CALL, CALL_END, CHANNEL, CHANNEL_END, QUOTE
 from app.constraint import kinds
+from app.constraint.alternatives import with_any_of
 from app.constraint.characters import utf8
 from app.constraint.classes import FIRST_CONTROL, automaton
 from app.constraint.expressions import (
@@ -108,13 +109,14 @@ def compiled(
     attempts = [*_DEPTHS] if has_depths else [Depths(0, 0)]
     while attempts:
         depths = attempts.pop(0)
+        effort = Effort(depths.most_states, most_seconds)
         try:
-            effort = Effort(depths.most_states, most_seconds)
             return _by_automaton(constraint, depths, trie, ends, effort)
         except TooLargeError as error:
             if most_seconds is not None and isinstance(error, LateError):
                 raise
             fault: NoWayError = error
+            attempts = [each for each in attempts if not _is_equal(each, depths, effort)]
         except AmbiguousError as error:
             fault = error
             attempts = [replace(each, counted=False) for each in (depths, *attempts)]
@@ -122,13 +124,33 @@ def compiled(
             fault = error
             break
     if isinstance(kind, kinds.JsonSchema):
-        grammar = schema_grammar(kind.schema)
+        grammar = _grammar(kind.schema, most_seconds)
         if grammar_fault(grammar) is None:
             return _by_grammar(grammar)
     loose = _loosened(kind)
     if loose != kind:
         return compiled(replace(constraint, kind=loose), trie, ends, most_seconds)
     raise fault
+
+
+def _is_equal(attempt: Depths, failed: Depths, effort: Effort) -> bool:
+    """Returns whether an attempt would make the same automaton as one that failed."""
+    return (
+        effort.is_written
+        and effort.deepest_reference <= attempt.references
+        and replace(attempt, references=failed.references) == failed
+    )
+
+
+def _grammar(schema: str, most_seconds: float | None) -> str:
+    """Returns the grammar of a schema. Raises LateError if `most_seconds` are given and over."""
+    try:
+        root = with_any_of(json.loads(schema), Effort(most_seconds=most_seconds))
+    except LateError:
+        if most_seconds is not None:
+            raise
+        return schema_grammar(schema)
+    return schema_grammar(json.dumps(root))
 
 
 def _loosened(kind: kinds.Kind) -> kinds.Kind:
@@ -158,6 +180,7 @@ def _by_automaton(
 ) -> Compiled:
     try:
         expression = _expression(constraint.kind, depths, trie.controls, effort)
+        effort.is_written = True
         whole = machine(_behind_thought(expression, constraint.thought, trie), effort)
     except RecursionError:
         raise TooLargeError("it is nested too deeply") from None

@@ -48,11 +48,14 @@ class Effort:
     """How much one attempt to compile a constraint may still cost.
 
     It may take `most_seconds` of a processor. An automaton that is made meanwhile may have
-    `most_states`.
+    `most_states`. `deepest_reference` is how often a reference has referred to itself so far, and
+    `is_written` says that no more references come.
     """
 
     def __init__(self, most_states: int = MOST_STATES, most_seconds: float | None = None) -> None:
         self.most_states = most_states
+        self.deepest_reference = 0
+        self.is_written = False
         self._most_seconds = MOST_SECONDS if most_seconds is None else most_seconds
         self._deadline = time.thread_time() + self._most_seconds
         self._expressions = MOST_EXPRESSIONS

@@ -35,13 +35,17 @@ _COMBINING = frozenset(
 
 
 class Shapes:
-    """Finds the shapes of the parts of one schema."""
+    """Finds the shapes of the parts of one schema.
+
+    Afterwards, if `are_narrow`, a value that is valid may have none of them.
+    """
 
     def __init__(self, root: Any, depth: int, effort: Effort) -> None:
         self._root = root
         self._depth = depth
         self._effort = effort
         self._level = 0
+        self.are_narrow = False
         # By the identities of values, which the schemas that are kept too hold alive.
         self._plain: dict[tuple[tuple[int, bool], ...], tuple[tuple[Schema, ...], list[Shape]]] = {}
 
@@ -109,6 +113,7 @@ class Shapes:
 
     def _opposite(self, schema: Schema) -> list[Shape]:
         """Returns the shapes of the values that are not valid by a schema."""
+        self.are_narrow = True
         value = schema.value
         if "$ref" in value:
             # Up to draft 7, other keywords beside a reference demand nothing.
@@ -241,6 +246,7 @@ class Shapes:
         if written and any(
             schema.value is False for name in required for schema in properties.get(name, ())
         ):
+            self.are_narrow |= types is None  # what is no object is valid
             return None
         # Names that one of two schemas has patterns for are others to the other one.
         others = [bool(each.patterns_of_names) for each in (first, second)]
@@ -319,7 +325,10 @@ class Shapes:
             raise ConstraintError("a reference is no text", path)
         if not reference.startswith("#"):
             raise NoWayError(f"the reference {reference!r} leaves the schema", path)
-        if schema.references.count(reference) > self._depth:
+        followed = schema.references.count(reference)
+        self._effort.deepest_reference = max(self._effort.deepest_reference, followed)
+        if followed > self._depth:
+            self.are_narrow = True
             return None
         value = self._root
         pointer = unquote(reference[1:])

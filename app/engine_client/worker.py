@@ -126,7 +126,7 @@ class WorkerClient:
                 ever_ready = ever_ready or was_ready
                 self._open.worker_died()
                 self._count_open()
-                self._metrics.set_stats(Stats(waiting=0, running=0))
+                self._metrics.set_worker_ended()
                 if not ever_ready:
                     raise WorkerCannotStartError(end)
                 backoff = _FIRST_BACKOFF_S if was_ready else min(2 * backoff, _LONGEST_BACKOFF_S)
@@ -372,6 +372,7 @@ class WorkerClient:
                     for first in await self._first_messages(message.end_tokens):
                         socket.send(encode(first))
                     self.ready = message
+                    self._metrics.set_ready(message)
                     self._change_state(message)
                     self._give_due()
                 case Stats():
@@ -379,17 +380,7 @@ class WorkerClient:
                 case Draft():
                     self._open.deliver(message)
                 case Block():
-                    self._metrics.blocks.inc()
-                    if message.stopped is not None:
-                        self._metrics.block_ends.labels(message.stopped).inc()
-                    self._metrics.denoising_steps.inc(message.denoising_steps)
-                    self._metrics.corrections.inc(message.corrections)
-                    self._metrics.block_time.observe(message.duration_s)
-                    self._metrics.speculations.inc(message.speculations)
-                    self._metrics.speculations_won.inc(message.speculation_won)
-                    self._metrics.rerolls.inc(message.rerolled)
-                    if message.thought_closed is not None:
-                        self._metrics.thoughts_closed.labels(message.thought_closed).inc()
+                    self._metrics.count_block(message)
                     self._deliver(message)
                 case Cancelled() | Failed():
                     self._deliver(message)

@@ -103,7 +103,9 @@ class Denoiser:
             slack=SLACK_TOKENS,
         )
         self._free = list(range(max_active))  # a heap of the slots without a sequence
+        self.kv_budget_bytes = sum(cache.most_stored_nbytes for cache in self._caches)
         self._prefixes: PrefixCache[Snapshot] = PrefixCache(prefix_cache_bytes)
+        self.kept_prefix_budget_bytes = prefix_cache_bytes
         self._slots: dict[Sequence, Slot] = {}
         self._parked: dict[Sequence, Parked] = {}
         self._rules: dict[Sequence, Rules] = {}  # of constrained sequences
@@ -355,6 +357,11 @@ class Denoiser:
                 self._keep(sequence, slot)
             slot.cache.clear()
             heappush(self._free, slot.number)
+
+    @property
+    def kv_used_bytes(self) -> int:
+        """Returns how many bytes of `kv_budget_bytes` hold tokens of running sequences."""
+        return sum(slot.cache.stored_nbytes for slot in self._slots.values())
 
     @property
     def kept_prefix_bytes(self) -> int:

@@ -112,6 +112,7 @@ class KVCache:
             1, layers, capacity, pass_tokens, slack, dtype=dtype, device=device
         )
         self._tensors = [each[number] for each in self.shared]
+        self._token_nbytes = [each[:, :, :1].nbytes for each in self._tensors]  # of each layer
         # `advance` copies through this buffer, so that it never allocates.
         scratch = scratch_elements(layers, capacity, slack)
         self._scratch = torch.empty(scratch, dtype=dtype, device=device)
@@ -181,7 +182,13 @@ class KVCache:
     @property
     def stored_nbytes(self) -> int:
         """Returns the bytes of the stored entries."""
-        return sum(tensor.nbytes for tensor in self._stored())
+        return sum(held * size for held, size in zip(self._held, self._token_nbytes, strict=True))
+
+    @property
+    def most_stored_nbytes(self) -> int:
+        """Returns the bytes of the stored entries of a cache that holds `capacity` tokens."""
+        most = (self._most(layer.window) for layer in self._layers)
+        return sum(held * size for held, size in zip(most, self._token_nbytes, strict=True))
 
     def snapshot(self) -> Snapshot:
         """Returns a copy of the stored entries."""

@@ -11,8 +11,7 @@ import pytest
 import yaml
 from prometheus_client.metrics_core import Metric
 
-from app.answer.figures import Outcome
-from app.metrics import Metrics
+from app.metrics import Metrics, Outcome
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -51,6 +50,8 @@ def exposed() -> set[str]:
                 names |= {f"{family.name}_{end}" for end in ("bucket", "sum", "count")}
             case "gauge":
                 names.add(family.name)
+            case "info":
+                names.add(f"{family.name}_info")
             case other:
                 raise AssertionError(f"{family.name} is a {other}")
     return names
@@ -79,7 +80,9 @@ def test_a_query_names_only_outcomes_that_exist(query):
 
 def test_the_dashboard_shows_every_metric():
     shown = {
-        re.sub(r"_(bucket|sum|count)$", "", name) for each in QUERIES for name in requested(each)
+        re.sub(r"_(bucket|sum|count)$", "", name)
+        for query in dashboard_queries()
+        for name in requested(query)
     }
     existing = {re.sub(r"_(bucket|sum|count)$", "", name) for name in exposed()}
     assert existing - shown == set()

@@ -3,7 +3,7 @@ import torch
 
 from bench.compare import peak_bytes
 from engine.config import EngineConfig
-from engine.device import choose_threads, taken_memory
+from engine.device import choose_threads, gpu_memory, taken_memory
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,11 @@ def test_a_narrow_model_on_a_cpu_gets_one_thread_unless_a_number_is_set(
 def test_the_taken_memory_of_a_gpu_is_what_its_driver_reports(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (30, 100))
     assert taken_memory(torch.device("cuda")) == 70
+    assert gpu_memory(torch.device("cuda")) == (70, 100)
+
+
+def test_a_cpu_has_no_memory_of_a_gpu():
+    assert gpu_memory(torch.device("cpu")) == (0, 0)
 
 
 def test_the_memory_of_work_on_a_gpu_is_what_the_driver_reports_more_than_before(monkeypatch):

@@ -19,7 +19,6 @@ from engine.messages import (
     Heartbeat,
     Sampling,
     Sibling,
-    Stats,
 )
 from engine.schedule.prefix_cache import PrefixCache
 from engine.worker import Worker
@@ -520,14 +519,35 @@ def test_stats_are_sent_only_when_a_number_changes(denoiser, worker):
     worker.stats()
     worker.handle(request("a"))
     worker.handle(request("b"))
-    assert worker.stats() == [Stats(waiting=2, running=0)]
+    (queued,) = worker.stats()
+    assert (queued.waiting, queued.running, queued.kv_used_bytes) == (2, 0, 0)
     worker.step()
-    assert worker.stats() == [Stats(waiting=0, running=2)]
+    (running,) = worker.stats()
+    assert (running.waiting, running.running) == (0, 2)
+    assert 0 < running.kv_used_bytes < running.kv_budget_bytes == queued.kv_budget_bytes
     assert worker.stats() == []
     until_idle(worker)
     (last,) = worker.stats()
-    assert (last.waiting, last.running) == (0, 0)
+    assert (last.waiting, last.running, last.kv_used_bytes) == (0, 0, 0)
     assert last.kept_prefix_bytes == denoiser.kept_prefix_bytes > 0
+
+
+def test_the_first_block_has_the_time_in_the_queue_and_each_block_a_time_for_each_step(worker):
+    blocks = [m for m in worker.generate(request()) if isinstance(m, Block)]
+    assert [block.queue_s is not None for block in blocks] == [True, False, False]
+    for block in blocks:
+        # The pass that wins a speculation has made the next block's first step as well.
+        assert block.denoising_steps - 1 <= len(block.step_times_s) <= block.denoising_steps
+        assert all(step_s > 0 for step_s in block.step_times_s)
+    assert sum(sum(block.step_times_s) for block in blocks) <= sum(b.duration_s for b in blocks)
+
+
+def test_a_request_that_waits_for_the_device_has_waited_longer(denoiser):
+    worker = Worker(denoiser, EngineConfig(prefill_chunk=16, max_active=1))
+    worker.handle(request("a"))
+    worker.handle(request("b", prompt=[*PROMPT, 5]))
+    firsts = {m.id: m for m in until_idle(worker) if isinstance(m, Block) and m.index == 0}
+    assert firsts["b"].queue_s > firsts["a"].queue_s + firsts["a"].duration_s
 
 
 def test_at_temperature_zero_only_the_starting_noise_is_random(worker, monkeypatch):

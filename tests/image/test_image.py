@@ -16,7 +16,6 @@ import socket
 import subprocess
 import tempfile
 import time
-import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,8 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-import yaml
+
+from tests.real_prometheus import running_prometheus
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -36,7 +36,6 @@ TOOLS = ("debootstrap", "buildah", "podman", "runc", "iptables")
 CERTIFICATES = "/etc/ssl/certs"
 BRIDGE = Path("/sys/class/net/cni-podman0")
 START_S = 120
-SCRAPES_S = 30
 
 
 @dataclass(frozen=True)
@@ -259,82 +258,17 @@ def test_easel_itself_is_a_small_layer(machine, image):
     assert last < 20e6
 
 
-def test_prometheus_accepts_its_configuration():
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed; on Debian: apt-get install prometheus")
-    done = subprocess.run(
-        [promtool, "check", "config", ROOT / "docker" / "prometheus" / "prometheus.yml"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.fixture
-def prometheus(container: Container, tmp_path: Path) -> Iterator[httpx.Client]:
-    """A client of a real Prometheus that scrapes the container with the project's files."""
-    program = shutil.which("prometheus")
-    if program is None:
-        pytest.skip("prometheus is not installed; on Debian: apt-get install prometheus")
-    folder = ROOT / "docker" / "prometheus"
-    ours = yaml.safe_load((folder / "prometheus.yml").read_text())
-    ours["global"]["scrape_interval"] = "1s"
-    ours["rule_files"] = [str(folder / name) for name in ours["rule_files"]]
-    ours["scrape_configs"][0]["static_configs"][0]["targets"] = [container.url.partition("//")[2]]
-    configuration = tmp_path / "prometheus.yml"
-    configuration.write_text(yaml.safe_dump(ours))
-    port = free_port()
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [
-                program,
-                f"--config.file={configuration}",
-                f"--storage.tsdb.path={tmp_path / 'data'}",
-                f"--web.listen-address=127.0.0.1:{port}",
-            ],
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=10) as client:
-            yield client
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def test_prometheus_scrapes_the_container_and_answers_every_query(prometheus, container):
-    def query_result(query: str) -> list[dict]:
-        answer = prometheus.get(f"query?query={urllib.parse.quote(query)}").json()
-        assert answer["status"] == "success", f"{query}: {answer}"
-        return answer["data"]["result"]
-
-    def steps() -> float:
-        with contextlib.suppress(httpx.TransportError):
-            return sum(
-                float(one["value"][1]) for one in query_result("easel_denoising_steps_total")
-            )
-        return 0
-
+def test_prometheus_scrapes_the_container(container, tmp_path):
     httpx.post(
         f"{container.url}/v1/chat/completions",
         json={"messages": [{"role": "user", "content": "Count to 20"}]},
         timeout=60,
     ).raise_for_status()
-    deadline = time.monotonic() + SCRAPES_S
-    while steps() == 0:
-        assert time.monotonic() < deadline, "Prometheus has scraped nothing"
-        time.sleep(0.5)
-    (up,) = query_result('up{job="easel"}')
-    assert up["value"][1] == "1"
-    dashboard = json.loads((ROOT / "docker" / "grafana" / "dashboards" / "easel.json").read_text())
-    for panel in dashboard["panels"]:
-        for target in panel["targets"]:
-            query_result(re.sub(r"\$__\w+", "1m", target["expr"]))
-    rules = prometheus.get("rules").json()["data"]["groups"][0]["rules"]
-    assert len(rules) == 7
-    assert {rule["lastError"] for rule in rules if "lastError" in rule} <= {""}
+    with running_prometheus(container.url.partition("//")[2], tmp_path) as prometheus:
+        prometheus.wait_for_scrapes(2)
+        ((_, up),) = prometheus.query('up{job="easel"}')
+        ((_, steps),) = prometheus.query("easel_denoising_steps_total")
+    assert (up, steps > 0) == (1, True)
 
 
 def test_sigterm_ends_the_container_gracefully(machine, container):

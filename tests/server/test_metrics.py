@@ -1,5 +1,7 @@
 """The metrics before and after an answer."""
 
+from importlib.metadata import version
+
 from tests.polling import wait_until
 from tests.running_server import figures
 
@@ -29,10 +31,57 @@ def test_an_answer_is_counted_once_in_every_metric(http, client):
     reasons = [key for key in after if key[0] == "easel_block_ends_total"]
     assert sum(rise(*key) for key in reasons) == answer.diffusion["blocks"]
     assert rise("easel_denoising_steps_total") == answer.diffusion["denoising_steps"]
+    assert rise("easel_prefix_hits_total") == (cached > 0)
     assert rise("easel_time_to_first_block_seconds_count") == 1
+    assert rise("easel_queue_seconds_count") == 1
+    blocks, steps = answer.diffusion["blocks"], answer.diffusion["denoising_steps"]
+    assert steps - blocks <= rise("easel_step_seconds_count") <= steps
+    assert rise("easel_steps_per_block_count") == rise("easel_tokens_per_step_count") == blocks
+    assert rise("easel_steps_per_block_sum") == steps
+    assert rise("easel_prompt_length_tokens_sum") == answer.usage.prompt_tokens
+    assert rise("easel_completion_length_tokens_sum") == answer.usage.completion_tokens
     assert rise("easel_block_seconds_count") == answer.diffusion["blocks"]
     assert after[("easel_requests_in_flight",)] == 0
     assert after[("easel_queue_depth",)] == 0
+
+
+def test_the_first_turn_has_no_kept_prefix_and_the_same_prompt_again_has_one(server, http):
+    server.wait_until_idle()
+    body = {"messages": [{"role": "user", "content": "prefixes are counted"}], "max_tokens": 4}
+    hits = [read(http)[("easel_prefix_hits_total",)]]
+    for _ in range(2):
+        http.post("/v1/chat/completions", json=body).raise_for_status()
+        hits.append(read(http)[("easel_prefix_hits_total",)])
+    assert hits[2] == hits[1] + 1
+
+
+def test_the_memory_of_a_running_answer_is_used_until_it_ends(server, http):
+    server.wait_until_idle()
+    wait_until(lambda: read(http)[("easel_kv_cache_used_bytes",)] == 0)
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2000, "stream": True}
+
+    def while_used():
+        metrics = read(http)
+        return metrics if metrics[("easel_kv_cache_used_bytes",)] > 0 else None
+
+    with http.stream("POST", "/v1/chat/completions", json=body):
+        during = wait_until(while_used)
+    used, budget = during[("easel_kv_cache_used_bytes",)], during[("easel_kv_cache_budget_bytes",)]
+    assert used < budget
+    assert during[("easel_kv_cache_usage_ratio",)] == used / budget
+    assert during[("easel_kept_prefix_budget_bytes",)] > 0
+    server.wait_until_idle()
+    wait_until(lambda: while_used() is None)
+
+
+def test_the_build_and_the_model_are_named(http):
+    exposed = http.get("/metrics").text
+    assert f'easel_build_info{{version="{version("easel-server")}"}} 1.0' in exposed
+    (model,) = [line for line in exposed.splitlines() if line.startswith("easel_model_info{")]
+    assert 'device="cpu' in model
+    assert 'dtype="float32"' in model
+    assert 'model="random-weights"' in model
+    assert read(http)[("easel_worker_up",)] == 1
 
 
 def test_a_request_that_a_stop_string_ends_is_counted_as_stop(http, client):

@@ -8,7 +8,7 @@ from jsonschema import Draft202012Validator
 
 from app.chat_format.events import ToolCallEnd
 from app.chat_format.gemma import AnswerParser
-from app.constraint import limits
+from app.constraint import compiling, limits
 from app.constraint.compiling import Forced, compiled
 from app.constraint.kinds import (
     Callable,
@@ -20,7 +20,8 @@ from app.constraint.kinds import (
     Pattern,
     TextAndCalls,
 )
-from app.constraint.limits import ConstraintError, NoWayError
+from app.constraint.limits import ConstraintError, Effort, NoWayError
+from app.constraint.schema import Depths
 from tests.app.constraint.answers import (
     CONTROLS,
     END,
@@ -265,3 +266,38 @@ def test_nested_alternatives_do_not_multiply(monkeypatch):
     made = _compiled(JsonSchema(json.dumps(schema)))
     assert made.automaton is None  # a grammar shares what is written twice
     assert made.grammar is not None
+
+
+_TREE = {
+    "type": "object",
+    "properties": {f"branch{index}": {"$ref": "#"} for index in range(3)},
+    "additionalProperties": False,
+}
+_WIDE = {
+    "$defs": {"text": {"type": "string"}},
+    "type": "object",
+    "properties": {f"p{index}": {"$ref": "#/$defs/text"} for index in range(40)},
+}
+
+
+@pytest.mark.parametrize(
+    ("schema", "attempts"),
+    [
+        (_WIDE, 1),  # no reference refers to itself, so fewer of them make the same automaton
+        (_TREE, 3),
+    ],
+)
+def test_an_automaton_that_was_too_large_is_not_made_again(schema, attempts, monkeypatch):
+    tried = []
+
+    class Counted(Effort):
+        def __init__(self, most_states=0, most_seconds=None):
+            super().__init__(most_states, most_seconds)
+            tried.append(most_states)
+
+    depths = (Depths(6, 1, 500), Depths(4, 1, 500), Depths(1, 1, 500))
+    monkeypatch.setattr(compiling, "_DEPTHS", depths)
+    monkeypatch.setattr(compiling, "Effort", Counted)
+    constraint = _compiled(JsonSchema(json.dumps(schema)))
+    assert (constraint.automaton is None) == (schema is _WIDE)
+    assert tried.count(500) == attempts
