@@ -83,8 +83,9 @@ class Gateway:
                         raise
                     logger.warning("a replica died; the request is sent to another one")
                     call = replace(call, replica=None)
-                finally:
+                except asyncio.CancelledError:  # the client has left
                     messages.cancel()
+                    raise
         except BackPressureError:
             full = TooManyRequests("Every replica has as many open requests as it accepts.")
             await _refuse(full, path, headers, send)
