@@ -56,11 +56,12 @@ def application(settings: Settings, options: ClusterOptions) -> Application:
         graceful_shutdown_timeout_s=settings.shutdown_grace_s + _MARGIN_S,
         **number,
     ).bind(_explicit(settings))
-    most_bytes, affinity = settings.max_body_bytes, options.affinity
+    bounds = {"most_bytes": settings.max_body_bytes, "most_text_bytes": settings.max_text_bytes}
+    affinity = options.affinity
 
     def gateway() -> ASGIApp:
         handle = serve.get_deployment_handle(_EASEL, serve.get_replica_context().app_name)
-        return Gateway(handle, most_bytes=most_bytes, affinity=affinity)
+        return Gateway(handle, **bounds, affinity=affinity)
 
     front = serve.deployment(
         serve.ingress(gateway)(),

@@ -16,7 +16,7 @@ from hashlib import blake2b
 from app.dialects import item_turns
 from app.dialects.anthropic import turns as anthropic_turns
 from app.dialects.anthropic.schema import CountTokensRequest, MessagesRequest
-from app.dialects.body import parse
+from app.dialects.body import checked_size, parse
 from app.dialects.chat import turns as chat_turns
 from app.dialects.chat.control import ControlRequest
 from app.dialects.chat.schema import ChatCompletionRequest
@@ -52,14 +52,16 @@ class Destination:
     held: tuple[str, ...] = ()
 
 
-def destination(path: str, body: bytes) -> Destination:
+def destination(path: str, body: bytes, most_text_bytes: int) -> Destination:
     """Returns where a request belongs, given its path and its body without an encoding.
 
-    A request that is refused anyway belongs to no replica. A large body takes seconds.
+    A request that is refused anyway, as for more than `most_text_bytes` of text, belongs to no
+    replica. A large body takes seconds.
     """
     reader = _READERS.get(path.removeprefix("/v1"))
     if reader is not None:
         try:
+            checked_size(body, most_text_bytes)
             return reader(body)
         except ApiError:
             return Destination()

@@ -34,14 +34,17 @@ logger = logging.getLogger(__name__)
 
 
 class Gateway:
-    """The ASGI application. `most_bytes` is the largest body that replicas accept.
+    """The ASGI application. `most_bytes` and `most_text_bytes` are the bounds of replicas' bodies.
 
     Unless `affinity`, requests go to any replica, except those that refer to something.
     """
 
-    def __init__(self, easel: DeploymentHandle, *, most_bytes: int, affinity: bool) -> None:
+    def __init__(
+        self, easel: DeploymentHandle, *, most_bytes: int, most_text_bytes: int, affinity: bool
+    ) -> None:
         self._easel = easel
         self._most_bytes = most_bytes
+        self._most_text_bytes = most_text_bytes
         self._affinity = affinity
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,7 +124,7 @@ class Gateway:
                 body = decoded(body, encoding, self._most_bytes)
             except (ApiError, KeyError):
                 return Destination()  # a replica refuses it
-        goal = destination(path, body)
+        goal = destination(path, body, self._most_text_bytes)
         return goal if self._affinity else replace(goal, session="")
 
     async def _holder(self, ids: tuple[str, ...]) -> str | None:

@@ -10,11 +10,12 @@ from app.cluster.destination import Destination, destination
 from app.cluster.metrics import with_replicas
 from tests.running_server import figures
 
+MOST_BYTES = 10_000
 ATTRIBUTION = "x-anthropic-billing-header: cc_version=1; cch={};"
 
 
 def goal(path: str, **body: Any) -> Destination:
-    return destination(path, json.dumps(body).encode())
+    return destination(path, json.dumps(body).encode(), MOST_BYTES)
 
 
 def user(text: str) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def test_responses_go_where_what_they_refer_to_is():
 
 @pytest.mark.parametrize("end", ["", "/input_items"])
 def test_a_kept_response_is_looked_for(end):
-    assert destination(f"/v1/responses/resp_1{end}", b"").held == ("resp_1",)
+    assert destination(f"/v1/responses/resp_1{end}", b"", MOST_BYTES).held == ("resp_1",)
 
 
 def test_a_running_answer_is_looked_for():
@@ -137,17 +138,20 @@ def test_decisions_about_one_state_have_one_session():
 
 @pytest.mark.parametrize("path", ["/v1/models", "/health", "/", "/tokenize", "/nowhere"])
 def test_other_requests_go_to_any_replica(path):
-    assert destination(path, b"") == Destination()
+    assert destination(path, b"", MOST_BYTES) == Destination()
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b'{"messages": 3}'])
 def test_a_request_that_is_refused_goes_to_any_replica(body):
-    assert destination("/v1/chat/completions", body) == Destination()
+    assert destination("/v1/chat/completions", body, MOST_BYTES) == Destination()
+
+
+def test_a_request_with_too_much_text_goes_to_any_replica():
+    assert not chat(user("a b " * MOST_BYTES))
 
 
 def test_paths_without_v1_belong_to_the_same_endpoints():
-    body = json.dumps({"messages": [user("Hello")]}).encode()
-    assert destination("/chat/completions", body) == destination("/v1/chat/completions", body)
+    assert goal("/chat/completions", messages=[user("Hello")]).session == chat(user("Hello"))
 
 
 def test_metrics_of_several_replicas_have_the_replica_as_a_label():
