@@ -22,7 +22,7 @@ from app.prompting.prompt import PromptBuilder
 from engine.config import DEMO_MODEL_PATH
 
 PROMPTS = PromptBuilder(str(DEMO_MODEL_PATH))
-SERVICES = SimpleNamespace(prompts=PROMPTS)
+SERVICES = SimpleNamespace(prompts=PROMPTS, thinking_budget=lambda given: given)
 LIMITS = SimpleNamespace(vocab_size=1280, context_length=100_000)
 CONTROLS = PROMPTS.vocabulary.controls
 HARMLESS = ["ab", "cd", "ef"]
