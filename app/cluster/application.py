@@ -18,12 +18,13 @@ from app.cluster.replica import Replica
 from app.cluster.router import Router
 from app.settings import Settings
 
-_EASEL = "easel"  # the deployment of the replicas
+REPLICAS = "easel"  # the name of their deployment
 _UNLIMITED = 10_000  # requests that the gateway relays at the same time; the replicas limit them
 # uvloop, which Ray prefers, can't start a worker in a process group of its own.
 _ASYNCIO = {"env_vars": {"RAY_USE_UVLOOP": "0"}}
 _MARGIN_S = 15.0  # after the grace period, in which a replica ends its worker
 _HEALTH_S = 5.0
+_STARTS = 3  # of a replica, before the application counts as failed
 
 
 def application(settings: Settings, options: ClusterOptions) -> Application:
@@ -46,12 +47,13 @@ def application(settings: Settings, options: ClusterOptions) -> Application:
         }
     easel = serve.deployment(
         Replica,
-        name=_EASEL,
+        name=REPLICAS,
         ray_actor_options={"num_cpus": 1, "num_gpus": gpus, "runtime_env": _ASYNCIO},
         # Beyond this many, requests go to the next replica, and then wait in the gateway.
         max_ongoing_requests=settings.max_queue,
         max_queued_requests=settings.max_queue,
         request_router_config=RequestRouterConfig(request_router_class=Router),
+        max_constructor_retry_count=_STARTS,
         health_check_period_s=_HEALTH_S,
         graceful_shutdown_timeout_s=settings.shutdown_grace_s + _MARGIN_S,
         **number,
@@ -60,7 +62,7 @@ def application(settings: Settings, options: ClusterOptions) -> Application:
     affinity = options.affinity
 
     def gateway() -> ASGIApp:
-        handle = serve.get_deployment_handle(_EASEL, serve.get_replica_context().app_name)
+        handle = serve.get_deployment_handle(REPLICAS, serve.get_replica_context().app_name)
         return Gateway(handle, **bounds, affinity=affinity)
 
     front = serve.deployment(

@@ -20,12 +20,12 @@ class Call:
     replica: str | None = None
 
     @classmethod
-    def of(cls, scope: Scope, body: bytes, replica: str | None) -> "Call":
+    def of(cls, scope: Scope, body: bytes) -> "Call":
         """Returns the call of an ASGI scope, of which only fields that can travel are kept."""
         head = {name: scope[name] for name in _FIELDS if name in scope}
         for end in ("client", "server"):
             head[end] = None if scope.get(end) is None else tuple(scope[end])
-        return cls(head, body, replica)
+        return cls(head, body)
 
     def scope(self) -> Scope:
         """Returns a new ASGI scope of the request."""

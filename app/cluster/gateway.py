@@ -5,14 +5,13 @@ a request is refused for, a replica refuses it.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from ray.exceptions import RayActorError, RayError
-from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
+from ray.serve.exceptions import BackPressureError, RayServeException, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -21,12 +20,21 @@ from starlette.types import Message, Receive, Scope, Send
 from app.cluster.call import Call, Whole
 from app.cluster.destination import Destination, destination
 from app.cluster.metrics import with_replicas
-from app.errors import ApiError, GenerationFailed, TooManyRequests, dialect, error_body, stream_end
+from app.errors import (
+    ApiError,
+    GenerationFailed,
+    NotReady,
+    TooManyRequests,
+    dialect,
+    error_body,
+    stream_end,
+)
 from app.middleware import meant_path
 from app.request_body import decoded
 
 _TRIES = 3  # replicas that a request is sent to, if each of them dies before it answers
 _SEARCH_S = 5.0  # in which replicas say whether they hold what a request refers to
+_FULL = "Every replica has as many open requests as it accepts."
 _LOST = "The replica that made this answer is gone."
 _REQUEST_ID = b"x-request-id"  # Ray Serve's proxy adds this header, with the same value
 
@@ -57,51 +65,62 @@ class Gateway:
                 await send({"type": "websocket.close", "code": 1003})
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = meant_path(scope["path"])
+        path, headers = meant_path(scope["path"]), Headers(scope=scope)
         body = await self._body(receive)
         if body is None:
             return  # the client has left
-        call = Call.of(scope, body, None)
-        if path == "/metrics":
-            await self._metrics(call, send)
-            return
-        headers = Headers(scope=scope)
-        goal = await asyncio.to_thread(self._destination, path, headers, body)
-        if goal.held:
-            call = replace(call, replica=await self._holder(goal.held))
-        started = streaming = False
+        call = Call.of(scope, body)
         try:
-            for attempt in range(1, _TRIES + 1):
-                messages = self._sent(call, goal.session)
-                try:
-                    async for several in messages:
-                        for message in several:
-                            if message["type"] == "http.response.start":
-                                message, streaming = _relayed(message), _is_stream(message)
-                            started = True
-                            await send(message)
-                    return
-                except (RayActorError, ReplicaUnavailableError):
-                    if started or attempt == _TRIES:
-                        raise
-                    logger.warning("a replica died; the request is sent to another one")
+            if path == "/metrics":
+                await self._metrics(call, send)
+                return
+            goal = await asyncio.to_thread(self._destination, path, headers, body)
+            if goal.held:
+                call = replace(call, replica=await self._holder(goal.held))
+            await self._relay(call, goal.session, path, headers, send)
+        except ApiError as error:
+            await _refuse(error, path, headers, send)
+
+    async def _relay(
+        self, call: Call, session: str, path: str, headers: Headers, send: Send
+    ) -> None:
+        """Send a call to a replica, and its answer to the client.
+
+        If the replica dies before its answer begins, another one gets the call. A stream that has
+        begun ends with an error event. Raises GenerationFailed or TooManyRequests if no answer has
+        begun, and Ray's own error if a whole answer has.
+        """
+        started = streaming = False
+        for attempt in range(1, _TRIES + 1):
+            messages = self._sent(call, session)
+            try:
+                async for several in messages:
+                    for message in several:
+                        if message["type"] == "http.response.start":
+                            message, streaming = _relayed(message), _is_stream(message)
+                        started = True
+                        await send(message)
+                return
+            except asyncio.CancelledError:  # the client has left
+                messages.cancel()
+                raise
+            except BackPressureError as error:
+                raise TooManyRequests(_FULL) from error
+            except (RayError, RayServeException) as error:
+                died = isinstance(error, RayActorError | ReplicaUnavailableError)
+                if died and not started and attempt < _TRIES:
+                    logger.warning("a replica died; its request is sent to another one")
                     call = replace(call, replica=None)
-                except asyncio.CancelledError:  # the client has left
-                    messages.cancel()
+                    continue
+                logger.error("a replica did not finish its answer: %s", error)
+                lost = GenerationFailed(_LOST)
+                if not started:
+                    raise lost from error
+                if not streaming:
                     raise
-        except BackPressureError:
-            full = TooManyRequests("Every replica has as many open requests as it accepts.")
-            await _refuse(full, path, headers, send)
-        except RayError as error:
-            logger.error("a replica did not finish its answer: %s", error)
-            lost = GenerationFailed(_LOST)
-            if not started:
-                await _refuse(lost, path, headers, send)
-            elif streaming:
                 end = stream_end(lost, dialect(path, headers), headers.get("x-request-id"))
                 await send({"type": "http.response.body", "body": end.encode()})
-            else:
-                raise
+                return
 
     async def _body(self, receive: Receive) -> bytes | None:
         """Returns a request's body, or None if the client leaves.
@@ -133,14 +152,18 @@ class Gateway:
         return next((each for each in holders if isinstance(each, str)), None)
 
     async def _all(self, method: str, argument: Any) -> Sequence[Any]:
-        """Returns what a method returns on each replica, or the exception that it raises there."""
+        """Returns what a method returns on each replica, or the exception that it raises there.
+
+        Raises NotReady if a replica does not respond.
+        """
         answers = self._easel.broadcast(method, argument)
-        with contextlib.suppress(TimeoutError):
+        try:
             results: Sequence[Any] = await answers.results_async(
                 timeout_s=_SEARCH_S, return_exceptions=True
             )
-            return results
-        return ()
+        except TimeoutError as error:
+            raise NotReady("A replica does not respond; try again soon.") from error
+        return results
 
     def _sent(self, call: Call, session: str) -> Any:
         """Send the call to a replica. Returns its messages, an asynchronous iterator of lists."""

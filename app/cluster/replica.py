@@ -27,23 +27,24 @@ class Replica:
     ) -> None:
         """Start the front end with these settings, and return when the model is loaded.
 
-        Each machine's environment may set further ones. A worker that can't start ends this
-        process, and Ray Serve then starts another one.
+        Each machine's environment may set further ones. Raises RuntimeError if the worker can't
+        start. Ray Serve then tries it again, a few times.
         """
         settings = Settings(**options)
         configure_logs(settings.log_level, settings.log_format)
-        loaded = asyncio.Event()
+        started = asyncio.Event()
 
         async def announce(states: AsyncIterator[Loading | Ready]) -> None:
             async for state in states:
                 if isinstance(state, Ready):
-                    loaded.set()
+                    started.set()
 
-        self._app = create_app(settings, announce)
+        self._app = create_app(settings, announce, end=started.set)
         self._answering: set[asyncio.Task[None]] = set()
         self._lifespan = self._app.router.lifespan_context(self._app)
         await self._lifespan.__aenter__()
-        await loaded.wait()
+        await started.wait()
+        self.check_health()
 
     async def __del__(self) -> None:
         """End the worker. Ray Serve calls this when the last answer has ended."""

@@ -7,10 +7,11 @@ import ray
 from ray import serve
 from rich.console import Console
 
-from app.cluster.application import application
+from app.cluster.application import REPLICAS, application
 from app.cluster.options import ClusterOptions
 from app.settings import PREFIX, Settings, server_url
 
+_NAME = "easel"  # of the application
 # Ray would send statistics of its use to its maker.
 _NO_STATISTICS = {"RAY_USAGE_STATS_ENABLED": "0"}
 
@@ -52,7 +53,10 @@ def run(settings: Settings, options: ClusterOptions, address: str, console: Cons
     except KeyboardInterrupt:
         pass
     finally:
-        serve.shutdown()
+        if address:  # where others may have applications of their own
+            serve.delete(_NAME)
+        else:
+            serve.shutdown()
         ray.shutdown()
 
 
@@ -63,6 +67,14 @@ def _serve(settings: Settings, options: ClusterOptions) -> None:
         http_options={"host": settings.host, "port": settings.port},
     )
     try:
-        serve.run(application(settings, options), name="easel")
+        serve.run(application(settings, options), name=_NAME)
     except RuntimeError as error:
-        raise CannotRunError(f"the replicas cannot be started: {error}") from error
+        raise CannotRunError(f"no replica can be started: {_reason() or error}") from error
+
+
+def _reason() -> str:
+    """Returns why Ray Serve could not start a replica: the last line of its traceback, if any."""
+    started = serve.status().applications.get(_NAME)
+    replicas = None if started is None else started.deployments.get(REPLICAS)
+    lines = [] if replicas is None else replicas.message.split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

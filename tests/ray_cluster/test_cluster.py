@@ -23,6 +23,14 @@ from tests.polling import wait_until
 from tests.running_server import Figures, figures
 
 START_S = 180
+COMMAND = [sys.executable, "-m", "app", "cluster"]
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(Path(__file__).parents[2]),
+    "EASEL_DEVICE": "cpu",
+    "EASEL_THREADS": "1",
+    "TRITON_INTERPRET": "0",
+}
 REPLICA = b"ray::ServeReplica:easel:easel"  # how Ray renames the processes of the replicas
 
 pytestmark = pytest.mark.timeout(300)
@@ -44,14 +52,8 @@ class Cluster:
         self.log = log
         with log.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "app", "cluster", "--replicas", "2", "--port", str(port)],
-                env={
-                    **os.environ,
-                    "PYTHONPATH": str(Path(__file__).parents[2]),
-                    "EASEL_DEVICE": "cpu",
-                    "EASEL_THREADS": "1",
-                    "TRITON_INTERPRET": "0",
-                },
+                [*COMMAND, "--replicas", "2", "--port", str(port)],
+                env=ENVIRONMENT,
                 stdout=output,
                 stderr=output,
             )
@@ -275,3 +277,12 @@ def test_a_killed_replica_loses_only_the_streams_that_it_has_begun(cluster):
     assert all(answer.startswith("1, 2") for answer in answers)
     assert ask(cluster, "Count to 5").startswith("1, 2")
     wait_until(lambda: len(cluster.replicas()) == 2, START_S)
+
+
+def test_the_last_line_says_why_no_replica_can_be_started(tmp_path):
+    command = [*COMMAND, "--model", str(tmp_path), "--port", str(free_port())]
+    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert result.returncode == 2
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("easel: no replica can be started: ")
+    assert str(tmp_path) in last
