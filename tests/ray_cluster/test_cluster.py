@@ -23,6 +23,7 @@ from tests.polling import wait_until
 from tests.running_server import Figures, figures
 
 START_S = 180
+KEY = "a-key"
 COMMAND = [sys.executable, "-m", "app", "cluster"]
 ENVIRONMENT = {
     **os.environ,
@@ -52,13 +53,14 @@ class Cluster:
         self.log = log
         with log.open("w") as output:
             self.process = subprocess.Popen(
-                [*COMMAND, "--replicas", "2", "--port", str(port)],
+                [*COMMAND, "--replicas", "2", "--port", str(port), "--api-key", KEY],
                 env=ENVIRONMENT,
                 stdout=output,
                 stderr=output,
             )
-        self.http = httpx.Client(base_url=self.url, timeout=120)
-        self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+        headers = {"authorization": f"Bearer {KEY}"}
+        self.http = httpx.Client(base_url=self.url, headers=headers, timeout=120)
+        self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0)
 
     def wait_until_ready(self) -> "Cluster":
         wait_until(self._has_started, START_S)
@@ -217,6 +219,12 @@ def test_every_series_names_its_replica(cluster):
 def test_an_answer_has_one_request_id(cluster):
     response = cluster.http.get("/health", headers={"x-request-id": "mine"})
     assert response.headers.get_list("x-request-id") == ["mine"]
+
+
+def test_a_request_needs_the_key_that_the_command_has(cluster):
+    wrong = {"authorization": "Bearer another"}
+    assert cluster.http.get("/v1/models", headers=wrong).status_code == 401
+    assert cluster.http.get("/v1/models").status_code == 200
 
 
 def test_a_refusal_is_a_replicas_own(cluster):
