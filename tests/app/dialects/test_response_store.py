@@ -86,7 +86,7 @@ def test_a_response_and_its_items_are_held_whatever_key_they_belong_to_without_a
     stores = ResponseStores(2, ROOM)
     keep(stores.of("x"), kept("a"))
     keep(stores.of("x"), kept("b"))
-    assert all(stores.holds(id) for id in ("a", "msg_a", "b", "msg_b"))
+    assert all(stores.holds(id) for id in ("b", "msg_b", "msg_a", "a"))
     assert not stores.holds("c")
     keep(stores.of("x"), kept("c"))
     assert not stores.holds("a")
