@@ -17,7 +17,7 @@ TORCH := torch==2.13.0
 # PyPI's CUDA build of that release asks for exactly this one; a CPU build brings none.
 TRITON := triton==3.7.1
 
-.PHONY: help serve test coverage soak chaos fuzz schemas image-test gpu-check check fmt lock browser \
+.PHONY: help serve test coverage soak chaos fuzz schemas image-test cluster-test gpu-check check fmt lock browser \
 	screenshots vendored demo-accuracy clean
 
 help: ## Show this list
@@ -51,6 +51,9 @@ schemas: $(VENV)/.installed-dev ## Judge answers by random schemas: of random ca
 
 image-test: $(VENV)/.installed-dev ## Build and run the image without Docker (needs Debian and root; takes minutes)
 	$(BIN)/pytest -n 0 -s tests/image/test_image.py
+
+cluster-test: $(VENV)/.installed-ray ## Run two replicas behind one address on Ray Serve, and kill one (docs/cluster.md)
+	$(BIN)/pytest -n 0 tests/ray_cluster/test_cluster.py
 
 gpu-check: MINUTES = 9
 gpu-check: $(VENV)/.installed-dev ## Check kernels, answers, speed and server on an NVIDIA GPU in MINUTES (9), and write a report (docs/gpu.md)
@@ -114,6 +117,11 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) $(VENV)/.torch
 $(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) $(VENV)/.torch
 	$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+# Ray is not in constraints.txt, because neither the image nor any other test has it.
+$(VENV)/.installed-ray: $(VENV)/.installed-dev
+	$(PIP_INSTALL) --editable '.[ray]'
+	@touch $@
 
 # The clients that docs/clients.md shows and the tests run: for Python, and for Node.
 $(CLIENTS)/.installed: tests/clients/requirements.txt tests/clients/package.json \

@@ -9,15 +9,16 @@ import json
 import runpy
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from rich.console import Console
 
+from app.cluster.options import ClusterOptions
 from app.plan_report import PlanError, device_names, make_report, print_report, report_json
 from app.settings import PREFIX, Settings, server_url, unknown_variables
 from app.terminal import stderr_console
@@ -28,6 +29,7 @@ console = stderr_console()
 
 _EVERYWHERE = ("0.0.0.0", "::")  # addresses to listen on that nobody can connect to
 _LOOPBACK = "127.0.0.1"
+M = TypeVar("M", bound=BaseModel)
 _JSON = typer.Option("--json", help="Print JSON instead of a table.")
 
 
@@ -65,7 +67,11 @@ def _serve_command(**options: str | None) -> None:
 
 def _settings_as_options(names: Iterable[str]) -> list[inspect.Parameter]:
     """Returns a command-line option for each of these settings. `Settings` checks the values."""
-    fields = {name: Settings.model_fields[name] for name in names}
+    return _as_options({name: Settings.model_fields[name] for name in names})
+
+
+def _as_options(fields: Mapping[str, FieldInfo]) -> list[inspect.Parameter]:
+    """Returns a command-line option for each of a model's fields. The model checks the values."""
     return [
         inspect.Parameter(
             name,
@@ -89,6 +95,50 @@ _serve_command.__signature__ = inspect.Signature(  # type: ignore[attr-defined] 
     _settings_as_options(Settings.model_fields)
 )
 main.command("serve")(_serve_command)
+
+
+def _cluster_command(ray_address: str, **options: str | None) -> None:
+    """Start several Easels behind one address, on Ray Serve.
+
+    Each has a worker process of its own, and a GPU if there are any. The options of easel serve
+    apply to all of them, and host and port to the address. This needs Ray:
+    pip install 'easel-server[ray]'.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    own = {name: given.pop(name) for name in ClusterOptions.model_fields if name in given}
+    settings, chosen = _settings(given), _checked(ClusterOptions, own, "--")
+    try:
+        from app.cluster.run import CannotRunError, run
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        _refuse("Ray is not installed; install it with: pip install 'easel-server[ray]'")
+    try:
+        run(settings, chosen, ray_address, console)
+    except CannotRunError as error:
+        _refuse(str(error))
+
+
+_cluster_command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # typer reads it
+    [
+        inspect.Parameter(
+            "ray_address",
+            inspect.Parameter.KEYWORD_ONLY,
+            default="",
+            annotation=Annotated[
+                str,
+                typer.Option(
+                    metavar="",
+                    help="Address of a running Ray cluster, or auto for the one of this machine. "
+                    "If not set, a cluster is started that has this machine alone.",
+                ),
+            ],
+        ),
+        *_as_options(ClusterOptions.model_fields),
+        *_settings_as_options(Settings.model_fields),
+    ]
+)
+main.command("cluster")(_cluster_command)
 
 
 def _plan_command(device: str, as_json: bool, **options: str | None) -> None:
@@ -275,14 +325,24 @@ def _settings(options: dict[str, Any]) -> Settings:
     unknown = unknown_variables()
     if unknown:
         _refuse("; ".join(f"{name}: no such setting{_suggestion(name)}" for name in unknown))
+    return _checked(Settings, options, PREFIX)
+
+
+def _checked(model: type[M], options: dict[str, Any], prefix: str) -> M:
+    """Returns the options as an instance of `model`, or ends with what is wrong with them.
+
+    `prefix` is that of the options' names: EASEL_ for environment variables, -- for options that
+    the command line alone has.
+    """
     try:
-        return Settings(**options)
+        return model(**options)
     except ValidationError as error:
         for each in error.errors():
             name = "_".join(str(part) for part in each["loc"])
+            shown = name.upper() if prefix == PREFIX else name.replace("_", "-")
             # The text of an error of our own has the value already.
             value = "" if each["type"] == "value_error" else f", not {each['input']!r}"
-            console.print(f"easel: {PREFIX}{name.upper()}: {each['msg']}{value}", markup=False)
+            console.print(f"easel: {prefix}{shown}: {each['msg']}{value}", markup=False)
         sys.exit(2)
 
 

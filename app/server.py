@@ -76,8 +76,19 @@ async def _announce_nothing(_states: AsyncIterator[Loading | Ready]) -> None:
     pass
 
 
-def create_app(settings: Settings, announce: Announce = _announce_nothing) -> FastAPI:
+def _end_server() -> None:
+    """End the server in order. It then exits with code 1."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def create_app(
+    settings: Settings,
+    announce: Announce = _announce_nothing,
+    end: Callable[[], None] = _end_server,
+) -> FastAPI:
     """Returns an app that starts its own worker and passes the worker's states to `announce`.
+
+    If the worker can't start, `app.state.worker_error` says why, and `end` is called.
 
     Raises ModelFilesError, DimensionsError or TemplateUnreadableError if the model's files can't be
     used, and KeysUnreadableError if the API keys can't be read.
@@ -115,7 +126,7 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
         app.state.worker_error = None
         announcing = asyncio.ensure_future(announce(worker.states()))
         running = asyncio.create_task(worker.run())
-        running.add_done_callback(lambda task: _end_if_failed(app, task))
+        running.add_done_callback(lambda task: _end_if_failed(app, task, end))
         try:
             yield
         finally:
@@ -165,8 +176,8 @@ def create_app(settings: Settings, announce: Announce = _announce_nothing) -> Fa
     return app
 
 
-def _end_if_failed(app: FastAPI, task: asyncio.Task[None]) -> None:
-    """End the server if its worker can't start. The server then exits with code 1."""
+def _end_if_failed(app: FastAPI, task: asyncio.Task[None], end: Callable[[], None]) -> None:
+    """Call `end` if the worker can't start."""
     error = None if task.cancelled() else task.exception()
     if error is None:
         return
@@ -174,7 +185,7 @@ def _end_if_failed(app: FastAPI, task: asyncio.Task[None]) -> None:
     if not isinstance(error, WorkerCannotStartError):
         app.state.worker_error = f"{type(error).__name__}: {error}"
         logger.critical("unexpected error", exc_info=error)
-    os.kill(os.getpid(), signal.SIGTERM)
+    end()
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

@@ -211,6 +211,12 @@ def autoregressive_command(
     _measure("autoregressive", "Blocks against tokens", Output(json, plot), rounds=rounds)
 
 
+@main.command("cluster")
+def cluster_command(rounds: Rounds = 30, json: Json = None, plot: Plot = None) -> None:
+    """Compare two replicas behind one address, on Ray Serve, with one Easel."""
+    _measure("cluster", "Cached prompt tokens", Output(json, plot), rounds=rounds)
+
+
 @main.command("roofline")
 def roofline_command(json: Json = None, plot: Plot = None) -> None:
     """Compute the least time of a step of the released model on each device."""

@@ -252,6 +252,10 @@ class WorkerClient:
                 self._socket.send(encode(EndThought(each.request.id)))
         return None if thinking else "the completion has no thought that is running or may begin"
 
+    def answers(self, answer_id: str) -> bool:
+        """Returns whether an answer with this id is open."""
+        return bool(self._open.choices(answer_id))
+
     def _give_due(self) -> None:
         """Send the worker the requests that are due, if a worker is ready."""
         if self.ready is None or self._socket is None:

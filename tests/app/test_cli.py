@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 from typer.testing import CliRunner
 
 from app.cli import main
+from app.cluster.options import ClusterOptions
 from app.settings import Settings
 from engine.config import profile_names
 
@@ -28,7 +30,7 @@ def test_the_help_of_serve_names_every_profile_and_every_setting():
     "arguments",
     [
         ["--help"],
-        *([name, "--help"] for name in ("serve", "chat", "plan", "models", "doctor")),
+        *([name, "--help"] for name in ("serve", "cluster", "chat", "plan", "models", "doctor")),
         ["--version"],
         ["version"],
     ],
@@ -45,6 +47,35 @@ def test_help_and_version_import_nothing_that_takes_long(arguments):
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
     )
     assert json.loads(result.stdout.splitlines()[-1]) == []
+
+
+def test_the_help_of_cluster_names_its_own_options_and_every_setting():
+    text = easel("cluster", "--help").output
+    fields = [*ClusterOptions.model_fields, "ray_address", *Settings.model_fields]
+    assert all(f"--{name.replace('_', '-')}" in text for name in fields)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--replicas", "0"], "--replicas: Input should be greater than or equal to 1, not '0'"),
+        (["--replicas", "3", "--max-replicas", "2"], "2 is less than replicas, which is 3"),
+        (["--port", "x"], "EASEL_PORT: "),
+    ],
+)
+def test_a_wrong_option_of_a_cluster_is_refused_by_its_name(arguments, error):
+    result = easel("cluster", *arguments)
+    assert result.exit_code == 2
+    assert error in result.stderr
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
+def test_a_cluster_without_ray_says_how_to_install_it():
+    result = easel("cluster")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "easel: Ray is not installed; install it with: pip install 'easel-server[ray]'\n"
+    )
 
 
 def test_the_version_is_an_option_and_a_command():

@@ -114,6 +114,10 @@ class ResponseStore:
         self._kept.move_to_end(name)
         return self._kept[name][0].named_items[id]
 
+    def holds(self, id: str) -> bool:
+        """Returns whether `get` or `item` would find the id. This counts as no use of it."""
+        return id in self._kept or id in self._holders
+
     def _delete_oldest(self) -> None:
         self.delete(next(iter(self._kept)))
 
@@ -132,6 +136,10 @@ class ResponseStores:
                 self._most, self.most_bytes, self._stores.values()
             )
         return self._stores[client_id]
+
+    def holds(self, id: str) -> bool:
+        """Returns whether the store of any key has a response or an item with this id."""
+        return any(store.holds(id) for store in self._stores.values())
 
 
 def response_store(request: Request) -> ResponseStore:

@@ -82,6 +82,17 @@ def test_stores_of_other_keys_have_other_responses_and_items():
     assert still_kept(stores.of("ann"), "a") == ["a"]
 
 
+def test_a_response_and_its_items_are_held_whatever_key_they_belong_to_without_a_use():
+    stores = ResponseStores(2, ROOM)
+    keep(stores.of("x"), kept("a"))
+    keep(stores.of("x"), kept("b"))
+    assert all(stores.holds(id) for id in ("b", "msg_b", "msg_a", "a"))
+    assert not stores.holds("c")
+    keep(stores.of("x"), kept("c"))
+    assert not stores.holds("a")
+    assert not stores.holds("msg_a")
+
+
 def test_the_key_that_holds_the_most_responses_loses_its_least_recently_used_one():
     stores = ResponseStores(4, ROOM)
     for name in "abc":

@@ -1,0 +1,1 @@
+"""Several Easels behind one address, on Ray Serve."""
