@@ -17,8 +17,8 @@ TORCH := torch==2.13.0
 # PyPI's CUDA build of that release asks for exactly this one; a CPU build brings none.
 TRITON := triton==3.7.1
 
-.PHONY: help serve test coverage soak chaos fuzz schemas image-test cluster-test gpu-check check fmt lock browser \
-	screenshots vendored demo-accuracy clean
+.PHONY: help serve test coverage soak chaos fuzz schemas image-test cluster-test gpu-check check fmt \
+	lock browser screenshots vendored demo-accuracy clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16

@@ -280,8 +280,11 @@ def replay_command(
         ),
     ] = None,
     api_key: Annotated[
-        str | None, typer.Option(help="The key of the server at --url, if it needs one.")
-    ] = None,
+        str,
+        typer.Option(
+            help="The key of the server at --url, if it needs one.", envvar=f"{PREFIX}API_KEY"
+        ),
+    ] = "",
 ) -> None:
     """Make a recorded answer again, and say where it differs.
 

@@ -16,6 +16,7 @@ from typing import TextIO
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from app.server_client import server_client
 from app.settings import PREFIX
 
 _LISTENS = re.compile(r"Easel listens on (http://\S+)/v1")
@@ -88,20 +89,16 @@ def read_record(file: str) -> Record:
         ) from error
 
 
-def made_again(record: Record, url: str, api_key: str | None = None) -> Record:
+def made_again(record: Record, url: str, api_key: str = "") -> Record:
     """Returns the record of the same request's answer by the server at `url`.
 
     Raises ReplayError if the server cannot be reached or gives no such answer.
     """
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    body = {**record.request, "diffusion": {"record": True}}
     try:
-        response = httpx.post(
-            url.rstrip("/").removesuffix("/v1") + record.endpoint,
-            json={**record.request, "diffusion": {"record": True}},
-            headers=headers,
-            timeout=None,
-        )
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        with server_client(url, api_key) as server:
+            response = server.post(record.endpoint, json=body)
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise ReplayError(f"{url} can't be reached: {error}") from error
     if response.status_code != 200:
         raise ReplayError(f"{url} answers {response.status_code}: {response.text}")

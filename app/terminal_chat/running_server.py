@@ -7,9 +7,9 @@ from typing import Any
 
 import httpx
 
+from app.server_client import server_client
 from app.terminal import command_line
 
-_CONNECT_S = 5.0
 _DRAFTS_INTERVAL_MS = 40  # faster than people see, slow enough for any terminal
 
 Message = dict[str, str]
@@ -65,11 +65,9 @@ class RunningServer:
 
     def __init__(self, url: str, key: str) -> None:
         """Raises ServerError if `url` is no address of a server."""
-        self.url = url.rstrip("/").removesuffix("/v1")
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        timeout = httpx.Timeout(None, connect=_CONNECT_S)
+        self.url = url
         try:
-            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout)
+            self._http = server_client(url, key)
         except (httpx.InvalidURL, ValueError) as error:
             raise ServerError(f"--url is {url!r}: {error}") from error
 

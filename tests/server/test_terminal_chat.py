@@ -183,6 +183,11 @@ def test_a_server_that_cannot_be_reached_is_an_error_that_names_it(url):
     assert "Traceback" not in result.stderr
 
 
+def test_a_proxy_of_the_environment_is_not_used_for_this_machine(demo_server):
+    result = piped(demo_server.url, "Count to 3\n", http_proxy="http://127.0.0.1:1")
+    assert (result.stdout, result.stderr) == ("1, 2, 3\n", "")
+
+
 def test_a_failed_answer_without_a_terminal_is_an_error(demo_server):
     result = piped(demo_server.url, "word " * 3000)
     assert result.returncode == 1
