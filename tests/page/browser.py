@@ -31,8 +31,12 @@ if (window === window.top) {
   window.fetch = async (...request) => {
     const response = await original(...request);
     if (!String(request[0]).endsWith("/completions") || !response.ok) return response;
+    const signal = request[1]?.signal;
     let text = "";
     const gate = new TransformStream({
+      start(controller) { // a stream that is stopped does not wait for events that are held back
+        signal?.addEventListener("abort", () => controller.error(signal.reason));
+      },
       async transform(chunk, controller) {
         const events = (text + chunk).split("\\n\\n");
         text = events.pop();

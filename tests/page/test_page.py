@@ -127,7 +127,8 @@ def test_without_drafts_none_are_requested_or_shown(demo_server, open_page):
 
 def test_escape_stops_an_answer_keeps_its_blocks_and_another_can_be_made(server, open_page):
     page = open_page(server.url)
-    page.evaluate("allowEvents(12)")  # so the answer can't be at its end before it is stopped
+    page.get_by_role("button", name="Drafts").click()  # so each event after the opening is a block
+    page.evaluate("allowEvents(3)")  # so the answer can't be at its end before it is stopped
     ask(page, "Say very much")
     expect(page.locator("#announcer p").first).to_be_attached()
     page.keyboard.press("Escape")
@@ -182,7 +183,8 @@ def test_a_browser_that_keeps_nothing_can_chat_too(demo_server, open_page):
 def test_an_answer_that_a_reload_interrupts_keeps_what_came_and_can_be_retried(server, open_page):
     page = open_page(server.url)
     options(page, Most_tokens="96")
-    page.evaluate("allowEvents(5)")  # so the second block is not finished
+    page.get_by_role("button", name="Drafts").click()
+    page.evaluate("allowEvents(2)")  # the opening and the first block
     ask(page, "Say much")
     expect(page.locator("#announcer p").first).to_be_attached()
     page.reload()

@@ -40,6 +40,10 @@ class Terminal:
         text, self._screen = self._screen[: match.end()], self._screen[match.end() :]
         return text
 
+    def prompted(self):
+        """Wait until the chat reads a line. Before that, the terminal itself would take Ctrl-D."""
+        self.until("> ")
+
     def end(self):
         """Returns the exit code, after what was typed has ended the chat."""
         while True:
@@ -63,7 +67,7 @@ def chat(tmp_path):
         terminal = Terminal("--url", server.url, *arguments, **{**home, **variables})
         started.append(terminal)
         terminal.until("/help lists the commands")
-        terminal.until("> ")
+        terminal.prompted()
         return terminal
 
     yield start
@@ -109,12 +113,13 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(server, chat):
     terminal.until(r"\x1b\[2K")  # something was drawn
     terminal.type("\x03")
     terminal.until("Stopped")
-    terminal.until("> ")
+    terminal.prompted()
     server.wait_until_idle()
     terminal.type("half a line\x03")
-    terminal.until("> ")
+    terminal.prompted()
     terminal.type("/system Be brief\r")
     terminal.until("from the next answer on")
+    terminal.prompted()
     terminal.type("\x04")
     assert terminal.end() == 0
 
@@ -123,10 +128,12 @@ def test_earlier_lines_come_back_with_the_arrow_keys_also_in_the_next_chat(demo_
     terminal = chat(demo_server)
     terminal.type("Count to 3\r")
     terminal.until("tokens/s")
+    terminal.prompted()
     terminal.type("\x1b[A")
     terminal.until("Count to 3")
     terminal.type("\r")
     terminal.until("tokens/s")
+    terminal.prompted()
     terminal.type("\x04")
     assert terminal.end() == 0
     again = chat(demo_server)
