@@ -16,13 +16,17 @@ from torch.overrides import TorchFunctionMode
 _FEWEST_OUTPUTS = 32  # products with fewer, such as the router's, gain nothing
 
 
+def product_type() -> torch.dtype:
+    """Returns the type of the factors with which products take the least time on this CPU."""
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
 def fast_products() -> AbstractContextManager[object]:
     """Returns a context in which linear products take the least time on this CPU.
 
-    A step of the training then takes 1.8 seconds of one core instead of 2.3.
+    In bfloat16 a step of the training takes about three quarters of the time.
     """
-    is_faster = torch.cpu._is_avx512_bf16_supported()
-    return ProductsInBfloat16() if is_faster else nullcontext()
+    return ProductsInBfloat16() if product_type() == torch.bfloat16 else nullcontext()
 
 
 class ProductsInBfloat16(TorchFunctionMode):

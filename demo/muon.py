@@ -1,8 +1,8 @@
 """Muon, an optimiser for matrices inside a network: momentum with orthogonalised steps.
 
 Source: Keller Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024), with its
-quintic Newton-Schulz iteration. PyTorch's own Muon computes in bfloat16, which is slow on a CPU,
-and it does not accept stacks of matrices such as the experts.
+quintic Newton-Schulz iteration. PyTorch's own Muon does not accept stacks of matrices such as the
+experts.
 """
 
 from collections import defaultdict
@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+
+from demo.mixed_precision import product_type
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
@@ -49,8 +51,8 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     a, b, c = _COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     x: Tensor = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(product_type())
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrices.dtype)

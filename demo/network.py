@@ -186,7 +186,7 @@ class Network:
         `temperature` is [B, 1, 1].
         """
         probs = (logits / temperature).softmax(-1)
-        soft: Tensor = probs @ self.embedding * self.text.hidden_size**0.5
+        soft: Tensor = F.linear(probs, self.embedding.t()) * self.text.hidden_size**0.5
         return soft
 
     def _layer(

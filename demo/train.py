@@ -27,7 +27,7 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from demo.batches import CANVASES, PAD, PREFIXES, Batch, batches
+from demo.batches import BLOCKS, PAD, Batch, batches
 from demo.mixed_precision import fast_products
 from demo.muon import Muon
 from demo.network import Network, new_model, text_config
@@ -42,36 +42,28 @@ from demo.tokenizer import (
 MODEL_FOLDER = Path(__file__).parent / "model"
 STATE_FOLDER = Path("build/demo-training")
 
-CAUSAL_WEIGHT = 0.1
+CAUSAL_WEIGHT = 0.5
 BALANCE_WEIGHT = 0.01
-STEPS = 13_000
+STEPS = 16_000
 MUON_RATE, ADAM_RATE = 0.03, 3e-3  # the highest learning rates
 WARMUP_STEPS = 50
 DECAY_SHARE = 0.5  # the last part of the steps, in which the learning rate falls linearly to zero
 
 
 def loss_of(network: Network, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-    """Returns the parts of the loss and each canvas' denoising loss [N].
+    """Returns the parts of the loss and each canvas' denoising loss [B].
 
     The sum of the parts is minimised.
     """
     network.balance = torch.zeros(())
     hidden, cache = network.encode(batch.tokens)
     prefix = int(batch.lengths.max())
-    cache = [
-        (
-            keys[:, :, :prefix].repeat(CANVASES, 1, 1, 1),
-            values[:, :, :prefix].repeat(CANVASES, 1, 1, 1),
-        )
-        for keys, values in cache
-    ]
-    lengths = batch.lengths.repeat(CANVASES)
-    soft = _self_conditioning(network, batch, lengths, cache)
-    logits = network.decode(batch.noisy, lengths, cache, soft)
-    clean, weights = batch.block.repeat(CANVASES, 1), batch.weights.repeat(CANVASES, 1)
-    each = F.cross_entropy(logits.transpose(1, 2), clean, reduction="none")
-    weighted = each * weights
-    denoising = weighted.sum() / weights.sum()
+    cache = [(keys[:, :, :prefix], values[:, :, :prefix]) for keys, values in cache]
+    soft = _self_conditioning(network, batch, cache)
+    logits = network.decode(batch.noisy, batch.lengths, cache, soft)
+    each = F.cross_entropy(logits.transpose(1, 2), batch.block, reduction="none")
+    weighted = each * batch.weights
+    denoising = weighted.sum() / batch.weights.sum()
     # Each token of the block is predicted by the hidden state before it.
     rows, positions = (batch.weights == 1.0).nonzero(as_tuple=True)
     before = hidden[rows, batch.lengths[rows] - 1 + positions]
@@ -82,13 +74,13 @@ def loss_of(network: Network, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         "causal": CAUSAL_WEIGHT * causal,
         "balance": BALANCE_WEIGHT * balance,
     }
-    return parts, weighted.detach().sum(1) / weights.sum(1)
+    return parts, weighted.detach().sum(1) / batch.weights.sum(1)
 
 
 def _self_conditioning(
-    network: Network, batch: Batch, lengths: Tensor, cache: list[tuple[Tensor, Tensor]]
+    network: Network, batch: Batch, cache: list[tuple[Tensor, Tensor]]
 ) -> Tensor:
-    """Returns soft embeddings [N, C, D] for N canvases.
+    """Returns soft embeddings [B, C, D] for B canvases.
 
     The first half comes from a first pass over the same canvases with more noise. The second half
     is zeros.
@@ -98,7 +90,7 @@ def _self_conditioning(
     with torch.no_grad():
         balance = network.balance
         first = [(keys[:half], values[:half]) for keys, values in cache]
-        logits = network.decode(batch.noisier, lengths[:half], first, None)
+        logits = network.decode(batch.noisier, batch.lengths[:half], first, None)
         network.balance = balance
         temperature = 0.4 + 0.4 * torch.rand(half, 1, 1)
         soft[:half] = network.soft_embeddings(logits, temperature)
@@ -271,8 +263,7 @@ def main() -> None:
         training.load(state)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
-        f"{parameters:,} parameters, step {training.step} of {options.steps}, "
-        f"{PREFIXES * CANVASES} canvases each",
+        f"{parameters:,} parameters, step {training.step} of {options.steps}, {BLOCKS} blocks each",
         flush=True,
     )
     means, tasks, saved = Means(), Means(), time.monotonic()
@@ -282,7 +273,7 @@ def main() -> None:
         parts, losses = train_step(training, batch, steps=options.steps, seed=options.seed)
         for name, part in parts.items():
             means.add(name, part)
-        for task, loss in zip(batch.tasks * CANVASES, losses, strict=True):
+        for task, loss in zip(batch.tasks, losses, strict=True):
             tasks.add(task, loss, share=0.01)
         training.seconds += time.monotonic() - started
         done = training.step == options.steps

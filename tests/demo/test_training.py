@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from demo.batches import CANVASES, batches
+from demo.batches import batches
+from demo.easy_tasks import EASY_TASKS
 from demo.examples import Example, user
+from demo.hard_tasks import HARD_TASKS
 from demo.mixed_precision import ProductsInBfloat16
 from demo.network import CANVAS, Network, new_config, new_model
 from demo.tasks import TASKS
@@ -19,8 +21,9 @@ def tokenizer():
 
 @pytest.fixture
 def few(monkeypatch):
-    """Two prefixes a batch and four batches a pool, so that a step is quick."""
-    monkeypatch.setattr("demo.batches.PREFIXES", 2)
+    """Two blocks a batch and four batches a pool, so that a step is quick, of all tasks."""
+    monkeypatch.setattr("demo.batches.FIRST_STEPS", 0)
+    monkeypatch.setattr("demo.batches.BLOCKS", 2)
     monkeypatch.setattr("demo.batches.POOL_BATCHES", 4)
 
 
@@ -45,7 +48,7 @@ def test_batches_are_the_same_from_whatever_step_they_start(tokenizer, few, star
 def test_a_training_goes_on_from_its_file_as_if_it_had_not_ended(
     tokenizer, few, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("demo.batches.PREFIXES", 1)
+    monkeypatch.setattr("demo.batches.BLOCKS", 1)
     monkeypatch.setattr("demo.batches.NARROW_SHARE", 1.0)
 
     def trained(steps, training):
@@ -69,6 +72,13 @@ def test_a_training_goes_on_from_its_file_as_if_it_had_not_ended(
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
 
 
+def test_the_first_steps_have_easy_tasks_and_the_others_have_all(tokenizer, few, monkeypatch):
+    monkeypatch.setattr("demo.batches.FIRST_STEPS", 8)
+    data = some(batches(tokenizer, VOCAB_SIZE, 0), 80)
+    assert {task for batch in data[:8] for task in batch.tasks} <= EASY_TASKS.keys()
+    assert {task for batch in data[8:] for task in batch.tasks} & HARD_TASKS.keys()
+
+
 def test_the_training_forward_is_that_of_transformers(tokenizer, few):
     check_forward(new_model(0), next(batches(tokenizer, VOCAB_SIZE, 0)))
 
@@ -78,7 +88,7 @@ def test_a_decision_is_also_trained_with_all_but_its_labels_known(tokenizer, few
     monkeypatch.setattr("demo.batches.SLOTS_SHARE", 1.0)
     for batch in some(batches(tokenizer, VOCAB_SIZE, 0), 8):
         for row, noisy in enumerate(batch.noisy):
-            clean = batch.block[row % len(batch.block)]
+            clean = batch.block[row]
             colons = (clean[:-1] == tokenizer.convert_tokens_to_ids(":")).nonzero() + 1
             (changed,) = (noisy != clean).nonzero(as_tuple=True)
             assert set(changed.tolist()) <= set(colons.flatten().tolist())
@@ -103,7 +113,7 @@ def test_a_narrow_canvas_has_room_for_the_end_and_none_is_too_wide(tokenizer, fe
         widths.add(width)
         assert width % 16 == 0
         assert width <= CANVAS
-        assert batch.noisy.shape == (len(batch.block) * CANVASES, width)
+        assert batch.noisy.shape == (len(batch.block), width)
     assert min(widths) < CANVAS in widths
 
 
