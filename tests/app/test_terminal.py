@@ -1,8 +1,9 @@
-"""The line of progress, on a terminal and in a file."""
+"""Commands that are printed to be pasted, and the line of progress on a terminal and in a file."""
 
 import logging
 import os
 import pty
+import sys
 from contextlib import contextmanager
 from io import StringIO
 
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from app import terminal
 from app.logs import _StderrHandler
-from app.terminal import ProgressLine, stderr_console
+from app.terminal import ProgressLine, command_line, stderr_console
 
 _ERASE, _UP = "\x1b[2K", "\x1b[1A"  # erase the cursor's line; move the cursor up
 
@@ -101,3 +102,23 @@ def test_the_log_is_written_above_the_line(monkeypatch):
         handler.handle(logging.makeLogRecord({"msg": "a line of the log"}))
         text = written("loading the model")
     assert text == f"\r{_ERASE}a line of the log\r\nloading the model"
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """An `easel` in a folder that the shell searches, and another one that it does not find."""
+    found, hidden = tmp_path / "bin/easel", tmp_path / "my venv/easel"
+    for file in (found, hidden):
+        file.parent.mkdir()
+        file.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(found.parent))
+    return found, hidden
+
+
+def test_a_printed_command_runs_the_easel_that_printed_it(installed, monkeypatch):
+    found, hidden = installed
+    printed = []
+    for program in (found, hidden, "app/__main__.py"):
+        monkeypatch.setattr("sys.argv", [str(program)])
+        printed.append(command_line("serve"))
+    assert printed == ["easel serve", f"'{hidden}' serve", f"{sys.executable} -m app serve"]
