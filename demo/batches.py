@@ -19,12 +19,11 @@ from demo.tasks import training_example
 from demo.tokenizer import END_OF_TURN, SPECIAL_TOKENS, encode_example
 
 PAD = SPECIAL_TOKENS["<pad>"]
-# Few, because many small steps teach more than few large ones. What a model has to find first is
-# how to copy from the prompt, and for that it needs many different prompts.
+# Few, because in the same time many small steps came further than few large ones (README.md).
 BLOCKS = 32
 POOL_BATCHES = 32  # whose examples are sorted by length together, so that they need little padding
-# The first steps have the easy tasks alone, on canvases no wider than their blocks need. A model
-# that can copy learns the other tasks much faster.
+# The first steps have the easy tasks alone, on canvases no wider than their blocks need, so that
+# the model sees many short prompts to learn copying from.
 FIRST_STEPS = 1536
 NARROW_SHARE = 0.65  # of the batches after that, on canvases no wider than their blocks need
 PURE_NOISE_SHARES = (0.15, 0.6)  # of the canvases with self-conditioning, and of those without

@@ -1,4 +1,4 @@
-"""Train the demo model from scratch: `python -m demo.train`, about eight hours on one CPU core.
+"""Train the demo model from scratch: `python -m demo.train`. It takes hours.
 
 Each training example is one block of one answer. Everything before the block is encoded causally.
 The block itself is a canvas in which a random share of the tokens is replaced by random ones, and

@@ -21,7 +21,7 @@ def tokenizer():
 
 @pytest.fixture
 def few(monkeypatch):
-    """Two blocks a batch and four batches a pool, so that a step is quick, of all tasks."""
+    """Batches of two blocks of any task, and four batches a pool, so that a step is quick."""
     monkeypatch.setattr("demo.batches.FIRST_STEPS", 0)
     monkeypatch.setattr("demo.batches.BLOCKS", 2)
     monkeypatch.setattr("demo.batches.POOL_BATCHES", 4)
