@@ -32,6 +32,16 @@ def figures(exposition: str) -> Figures:
     }
 
 
+def begun(stream: httpx.Response) -> Iterator[str]:
+    """Wait for a stream's first line. Returns the iterator of its further lines.
+
+    The caller must keep the iterator: when it is collected, httpx closes the connection.
+    """
+    lines = stream.iter_lines()
+    next(lines)
+    return lines
+
+
 class Server:
     """`easel serve` with a worker. It listens on a free port and writes its log to a file."""
 

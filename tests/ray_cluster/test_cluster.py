@@ -20,7 +20,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
 from tests.polling import wait_until
-from tests.running_server import Figures, figures
+from tests.running_server import Figures, begun, figures
 
 START_S = 180
 KEY = "a-key"
@@ -242,7 +242,7 @@ def test_an_answer_whose_client_leaves_is_cancelled(cluster):
     body = {"messages": [{"role": "user", "content": "Count to 30"}], "stream": True}
     with stopped_workers(cluster.replicas()):
         with cluster.http.stream("POST", "/v1/chat/completions", json=body) as stream:
-            next(stream.iter_lines())
+            _lines = begun(stream)
         wait_until(lambda: ended(cluster, "cancelled"))
 
 

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from tests.polling import wait_until
+from tests.running_server import begun
 from tests.server.test_errors import check_retry_header
 
 LONG = {"messages": [{"role": "user", "content": "Count"}], "max_tokens": 1500, "seed": 1}
@@ -53,7 +54,7 @@ def test_more_requests_than_the_queue_holds_are_answered_429(limited_server):
         limited_server.stopped_worker(),
         httpx.stream("POST", url, json={**LONG, "n": 3, "stream": True}, timeout=60) as first,
     ):
-        next(first.iter_lines())  # the request has been admitted
+        _lines = begun(first)  # the request has been admitted
         refused = httpx.post(url, json=LONG)
     assert refused.status_code == 429
     check_retry_header(refused)
@@ -91,7 +92,7 @@ def test_a_full_queue_refuses_no_request_that_needs_no_answer(limited_server):
         limited_server.stopped_worker(),
         httpx.stream("POST", url, json={**LONG, "n": 3, "stream": True}, timeout=60) as first,
     ):
-        next(first.iter_lines())
+        _lines = begun(first)
         tokens = limited_server.http.post("/tokenize", json={"prompt": "one two"}).json()["tokens"]
         text = limited_server.http.post("/detokenize", json={"tokens": tokens}).json()["prompt"]
     assert "one two" in text

@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 from tests.polling import wait_until
-from tests.running_server import figures
+from tests.running_server import begun, figures
 
 
 def read(http):
@@ -127,7 +127,7 @@ def test_the_time_of_a_request_is_measured_until_its_stream_has_ended(server, ht
     path = "/v1/chat/completions"
     before = read(http)
     with server.stopped_worker(), http.stream("POST", path, json=body) as streamed:
-        next(streamed.iter_lines())
+        _lines = begun(streamed)
         assert rises(http, before).get(("easel_request_seconds_count", path), 0) == 0
     server.wait_until_idle()
     http.post(path, json=body).raise_for_status()

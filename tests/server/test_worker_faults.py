@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.polling import wait_until
+from tests.running_server import begun
 
 ROOT = Path(__file__).parents[2]
 CHAT = {"messages": [{"role": "user", "content": "Count"}], "max_tokens": 200}
@@ -183,7 +184,7 @@ def test_a_worker_that_does_not_answer_a_cancel_is_replaced(start_faulty):
     server = start_faulty(ANSWERS_NO_CANCEL, EASEL_WORKER_SILENCE_S="2")
     url, body = f"{server.url}/v1/chat/completions", {**CHAT, "max_tokens": 1500, "stream": True}
     with httpx.stream("POST", url, json=body, timeout=60) as left:
-        next(left.iter_lines())
+        _lines = begun(left)
         wait_until(lambda: server.metrics()[("easel_requests_running",)] == 1)
     wait_until(lambda: starts(server) == 2)
     server.wait_until_idle()
