@@ -291,7 +291,8 @@ def replay_command(
     The exit code is 0 if the answer is the same to the token, 1 if it differs, and 2 if it can't be
     made. docs/replay.md says how answers are recorded.
     """
-    from app.replay import ReplayError, differences, made_again, own_server, read_record
+    from app.own_server import ServerNotStarted, own_server
+    from app.replay import ReplayError, differences, made_again, read_record
 
     if context.args and url is not None:
         _refuse(f"{context.args[0]}: options of easel serve are not allowed with --url")
@@ -302,7 +303,7 @@ def replay_command(
         else:
             with own_server(context.args, sys.stderr) as address:
                 made = made_again(recorded, address)
-    except ReplayError as error:
+    except (ReplayError, ServerNotStarted) as error:
         _refuse(str(error))
     if made.fingerprint != recorded.fingerprint:
         console.print(

@@ -4,22 +4,14 @@ The record has the request with its seed, so any server with the same model can 
 again: one that runs, or one that is started for this and ends afterwards.
 """
 
-import os
-import re
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from app.server_client import server_client
-from app.settings import PREFIX
 
-_LISTENS = re.compile(r"Easel listens on (http://\S+)/v1")
 _STDIN = "-"
 
 
@@ -106,39 +98,6 @@ def made_again(record: Record, url: str, api_key: str = "") -> Record:
         return _Answer.model_validate_json(response.content).diffusion.record
     except ValidationError as error:
         raise ReplayError(f"{url} gives answers without a record: is it an Easel?") from error
-
-
-@contextmanager
-def own_server(options: Sequence[str], log: TextIO) -> Iterator[str]:
-    """Yields the address of a server that is started with these options of `easel serve`.
-
-    Its log goes to `log`. Raises ReplayError if it does not start.
-    """
-    # Keys of the environment are for other servers. A start with an empty key has none.
-    keys = (f"{PREFIX}API_KEY", f"{PREFIX}API_KEY_FILE")
-    environment = {name: value for name, value in os.environ.items() if name not in keys}
-    own = ["--host", "127.0.0.1", "--port", "0"]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "app", "serve", *options, *own],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    try:
-        yield _address(server, log)
-    finally:
-        server.terminate()
-        server.communicate()
-
-
-def _address(server: "subprocess.Popen[str]", log: TextIO) -> str:
-    """Returns the server's address once its model is loaded."""
-    assert server.stderr is not None
-    for line in server.stderr:
-        if listens := _LISTENS.search(line):
-            return listens[1]
-        log.write(line)
-    raise ReplayError(f"the server does not start; its exit code is {server.wait()}")
 
 
 def differences(recorded: Record, made: Record) -> list[str]:

@@ -3,16 +3,20 @@
 import os
 import signal
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Annotated, Any, Literal
 
 import typer
 
+from app.own_server import ServerNotStarted, own_server
+from app.server_client import server_client
+from app.settings import PREFIX
 from app.terminal import ProgressLine, stderr_console
 from bench import devices, roofline
 from bench.compare import LEAST_ROUNDS, Output, report
@@ -201,6 +205,62 @@ def drafts_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot 
 def decisions_command(rounds: Rounds = LEAST_ROUNDS, json: Json = None, plot: Plot = None) -> None:
     """Time decisions behind a kept prefix against passes, each other and an answer."""
     _measure("decisions", "Decisions", Output(json, plot), rounds=rounds)
+
+
+@main.command("calibration")
+def calibration_command(
+    tasks: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="Ask the decisions of this file instead of the demo model's. Each line is a body "
+            "of POST /v1/systemone with the right answers by question.",
+        ),
+    ] = None,
+    prompts: Annotated[
+        int, typer.Option(min=1, help="The demo model's decisions to ask for each task.")
+    ] = 50,
+    model: Model = "demo",
+    url: Annotated[
+        str | None,
+        typer.Option(help="Ask the server at this address. By default one is started."),
+    ] = None,
+    api_key: Annotated[
+        str,
+        typer.Option(
+            help="The key of the server at --url, if it needs one.", envvar=f"{PREFIX}API_KEY"
+        ),
+    ] = "",
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """Count right decisions, and say how well their probabilities are calibrated."""
+    output = Output(json, plot)
+    with ProgressLine(stderr_console(), animated=False) as progress, ExitStack() as stack:
+        calibration = _imported("calibration", progress)
+        lines = list(
+            calibration.demo_lines(prompts) if tasks is None else calibration.read_file(tasks)
+        )
+        if url is None:
+            progress.show("starting a server")
+            url, api_key = stack.enter_context(_own_server(model)), ""
+        with _tidy_interrupt(), server_client(url, api_key) as server:
+            measured = calibration.rows(server, lines, show=progress.show)
+            columns, draw = calibration.COLUMNS, calibration.draw
+            report("Calibration", measured, columns, output, hide=progress.hide, draw=draw)
+
+
+@contextmanager
+def _own_server(model: str) -> Iterator[str]:
+    """Yields the address of a server of the model, which ends afterwards."""
+    log = StringIO()
+    try:
+        with own_server(["--model", model], log) as url:
+            yield url
+    except ServerNotStarted as error:
+        raise typer.BadParameter(f"{error}\n{log.getvalue()}") from error
 
 
 @main.command("versus-autoregressive")

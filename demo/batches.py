@@ -144,7 +144,7 @@ def _block(tokenizer: PreTrainedTokenizerFast, random: Random, weights: dict[str
         whole = tokenizer.encode(example.draft, add_special_tokens=False)
         draft = [*whole, END_OF_TURN][start : start + CANVAS]
     slots = []
-    if example.labels:
+    if example.decision:
         colon = tokenizer.convert_tokens_to_ids(":")
         slots = [i for i, before in enumerate(block[:-1], 1) if before == colon]
     return Block(task, prompt + answer[:start], block, draft, slots)

@@ -6,41 +6,27 @@ are single tokens, so that one step can read the probability of each.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from random import Random
 from string import ascii_uppercase, digits
 
-from demo.examples import Example, Task, user
+from demo.examples import Decision, Example, Question, Task, user
 from demo.vocabulary import CAPITALS, CITIES, COLOURS, WORDS
 
 MOST_CHOICES = 20
 _NUMBERED, _NAMED = ("0", "1", "2", "3"), ("none", "one", "two", "all")
 
 
-@dataclass(frozen=True)
-class Question:
-    """A question, its right label, and what the labels of a choice or a score stand for.
-
-    Without choices and levels the labels are yes and no. Levels without names are numbers.
-    """
-
-    text: str
-    label: str
-    choices: tuple[str, ...] = ()
-    levels: tuple[str, ...] = ()
-
-    @property
-    def written(self) -> str:
-        """Returns the question with its possible labels behind it."""
-        labels = "yes or no"
-        if self.choices:
-            labels = _labelled(ascii_uppercase, self.choices)
-        elif self.levels == _NUMBERED:
-            labels = f"0 to {len(self.levels) - 1}"
-        elif self.levels:
-            labels = _labelled(digits, self.levels)
-        return f"{self.text} {labels}"
+def _written(question: Question) -> str:
+    """Returns the question with its possible labels behind it."""
+    labels = "yes or no"
+    if question.choices:
+        labels = _labelled(ascii_uppercase, question.choices)
+    elif question.levels == _NUMBERED:
+        labels = f"0 to {len(question.levels) - 1}"
+    elif question.levels:
+        labels = _labelled(digits, question.levels)
+    return f"{question.text} {labels}"
 
 
 def _labelled(labels: str, meanings: tuple[str, ...]) -> str:
@@ -55,10 +41,10 @@ def _decide(random: Random, askers: list[Asker], state: str = "", most: int = 8)
     """Returns an example of one to `most` questions, behind a state if there is one."""
     number = 1 if random.random() < 0.4 else random.randint(2, most)
     questions = [random.choice(askers)(random) for _ in range(number)]
-    lines = [f"{i}: {question.written}" for i, question in enumerate(questions, 1)]
+    lines = [f"{i}: {_written(question)}" for i, question in enumerate(questions, 1)]
     prompt = "\n".join([state, *lines] if state else lines)
     answer = "\n".join(f"{i}: {question.label}" for i, question in enumerate(questions, 1))
-    return Example([user(prompt)], answer, "I decide.", labels=True)
+    return Example([user(prompt)], answer, "I decide.", decision=Decision(state, questions))
 
 
 def _capital_fact(random: Random) -> Question:

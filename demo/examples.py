@@ -16,6 +16,27 @@ HELD_OUT_SHARE = 0.1
 
 
 @dataclass(frozen=True)
+class Question:
+    """A question, its right label, and what the labels of a choice or a score stand for.
+
+    Without choices and levels the labels are yes and no. Levels without names are numbers.
+    """
+
+    text: str
+    label: str
+    choices: tuple[str, ...] = ()
+    levels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Questions behind a state, which may be empty, each of which a single label answers."""
+
+    state: str
+    questions: list[Question]
+
+
+@dataclass(frozen=True)
 class Example:
     """A conversation in OpenAI's format and the raw text that the model should answer.
 
@@ -24,8 +45,7 @@ class Example:
 
     `accepts` is set if other answers are right as well: it says whether a text is one of them.
     `draft` is a text from which an edit starts: about as long as the answer and mostly equal to it.
-    `labels` is true if the answer consists of lines `1: A`, whose last tokens are read as a
-    decision's labels.
+    `decision` is set if the answer consists of lines `1: A`, whose last tokens are its labels.
     """
 
     messages: list[Message]
@@ -36,7 +56,7 @@ class Example:
     ends_in_call: bool = False
     accepts: Callable[[str], bool] | None = None
     draft: str | None = None
-    labels: bool = False
+    decision: Decision | None = None
 
     @property
     def is_held_out(self) -> bool:

@@ -49,10 +49,20 @@ def training_example(
 def held_out(task: str, count: int, seed: int = 0) -> Iterator[Example]:
     """Yield `count` held-out examples of a task with random additions, the same for each seed."""
     random = Random(f"{task}/{seed}")
+    for example in _held_out(task, count, random):
+        yield _with_additions(example, random)
+
+
+def held_out_bare(task: str, count: int, seed: int = 0) -> Iterator[Example]:
+    """Yield `count` held-out examples of a task without additions, the same for each seed."""
+    yield from _held_out(task, count, Random(f"{task}/{seed}"))
+
+
+def _held_out(task: str, count: int, random: Random) -> Iterator[Example]:
     while count:
         example = TASKS[task](random)
         if example.is_held_out:
-            yield _with_additions(example, random)
+            yield example
             count -= 1
 
 
@@ -72,5 +82,5 @@ def _with_additions(example: Example, random: Random) -> Example:
     if tools is None and random.random() < 0.05 and example.answer != NO_TOOL:
         tools = [other_tool(random)]
     # Labels are read behind a closed thought.
-    thinking = example.thinking or (not example.labels and random.random() < THINKING_SHARE)
+    thinking = example.thinking or (not example.decision and random.random() < THINKING_SHARE)
     return replace(example, messages=messages, tools=tools, thinking=thinking)

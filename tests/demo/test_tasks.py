@@ -142,7 +142,7 @@ def test_an_edit_starts_from_a_draft_that_differs_from_the_answer():
 @pytest.mark.parametrize("task", DECISION_TASKS)
 def test_a_decision_has_one_token_for_each_label_behind_its_number(task, tokenizer):
     for example in examples(task):
-        assert example.labels
+        assert example.decision
         for number, line in enumerate(example.answer.split("\n"), 1):
             head, label = line.split(" ")
             assert head == f"{number}:"
