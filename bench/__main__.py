@@ -19,6 +19,7 @@ from app.server_client import server_client
 from app.settings import PREFIX
 from app.terminal import ProgressLine, stderr_console
 from bench import devices, roofline
+from bench import page as pages
 from bench.compare import LEAST_ROUNDS, Output, report
 from bench.gpu import stages as gpu_stages
 from bench.gpu.results import ROWS_FILE
@@ -41,6 +42,15 @@ Tasks = Annotated[
         readable=True,
         help="Ask the questions of this file instead of the demo model's. Each line is a JSON "
         "object with a prompt (or messages), and an answer or a pattern.",
+    ),
+]
+Page = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        writable=True,
+        help="Write the table into this page, such as docs/quality.md, in place of the old one.",
     ),
 ]
 Prompts = Annotated[
@@ -129,6 +139,16 @@ def _measure(name: str, title: str, output: Output, **options: Any) -> None:
         with _tidy_interrupt():
             rows = measurement.rows(**options, show=progress.show)
             report(title, rows, measurement.COLUMNS, output, hide=progress.hide)
+
+
+def _check_page(page: Path | None, name: str) -> None:
+    if page is not None:
+        pages.check(page, name)
+
+
+def _write_page(page: Path | None, name: str, table: str) -> None:
+    if page is not None:
+        pages.write(page, name, table)
 
 
 def _imported(name: str, progress: ProgressLine) -> ModuleType:
@@ -233,6 +253,7 @@ def calibration_command(
             help="The key of the server at --url, if it needs one.", envvar=f"{PREFIX}API_KEY"
         ),
     ] = "",
+    page: Page = None,
     json: Json = None,
     plot: Plot = None,
 ) -> None:
@@ -240,6 +261,7 @@ def calibration_command(
     output = Output(json, plot)
     with ProgressLine(stderr_console(), animated=False) as progress, ExitStack() as stack:
         calibration = _imported("calibration", progress)
+        _check_page(page, "calibration")
         lines = list(
             calibration.demo_lines(prompts) if tasks is None else calibration.read_file(tasks)
         )
@@ -249,7 +271,8 @@ def calibration_command(
         with _tidy_interrupt(), server_client(url, api_key) as server:
             measured = calibration.rows(server, lines, show=progress.show)
             columns, draw = calibration.COLUMNS, calibration.draw
-            report("Calibration", measured, columns, output, hide=progress.hide, draw=draw)
+            rows = report("Calibration", measured, columns, output, hide=progress.hide, draw=draw)
+    _write_page(page, "calibration", calibration.table(model, rows))
 
 
 @contextmanager
@@ -319,6 +342,7 @@ def quality_command(
         ),
     ] = False,
     max_tokens: MaxTokens = 1024,
+    page: Page = None,
     json: Json = None,
     plot: Plot = None,
 ) -> None:
@@ -326,14 +350,16 @@ def quality_command(
     output = Output(json, plot)
     with ProgressLine(stderr_console(), animated=False) as progress:
         quality, questions = (_imported(name, progress) for name in ("quality", "questions"))
+        _check_page(page, "quality")
         lines = None if tasks is None else questions.read_file(tasks)
         compared = quality.sides(model, settings or [])
         if predict:
             compared = quality.predicted(compared)
         with _tidy_interrupt():
-            rows = quality.rows(compared, lines, prompts, max_tokens, show=progress.show)
-            title = "Accuracy against steps"
-            report(title, rows, quality.COLUMNS, output, hide=progress.hide, draw=quality.draw)
+            measured = quality.rows(compared, lines, prompts, max_tokens, show=progress.show)
+            title, columns, draw = "Accuracy against steps", quality.COLUMNS, quality.draw
+            rows = report(title, measured, columns, output, hide=progress.hide, draw=draw)
+    _write_page(page, "quality", quality.table(model, rows))
 
 
 @main.command("dial")
@@ -342,30 +368,19 @@ def dial_command(
     prompts: Prompts = None,
     model: Model = "demo",
     max_tokens: MaxTokens = 1024,
-    page: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            writable=True,
-            help="Write the table into this page, such as docs/quality.md, in place of the old "
-            "one.",
-        ),
-    ] = None,
+    page: Page = None,
     json: Json = None,
 ) -> None:
     """Measure the denoising steps that each quality saves and the accuracy that it costs."""
     output = Output(json)
     with ProgressLine(stderr_console(), animated=False) as progress:
         dial, questions = (_imported(name, progress) for name in ("dial", "questions"))
-        if page is not None:
-            dial.check(page)
+        _check_page(page, "dial")
         lines = None if tasks is None else questions.read_file(tasks)
         with _tidy_interrupt():
             measured = dial.rows(model, lines, prompts, max_tokens, show=progress.show)
             rows = report("The dial", measured, dial.COLUMNS, output, hide=progress.hide)
-    if page is not None:
-        dial.write(page, model, rows)
+    _write_page(page, "dial", dial.table(model, rows))
 
 
 @main.command("devices")

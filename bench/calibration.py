@@ -26,6 +26,7 @@ from app.dialects.systemone.schema import (
     ScoreQuestion,
     SystemOneRequest,
 )
+from bench import page
 from bench.compare import Row, Show, silent
 from demo.decision_tasks import DECISION_TASKS
 from demo.examples import Question
@@ -224,6 +225,17 @@ def summary(results: Sequence[Result]) -> Row:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def table(model: str, rows: list[Row]) -> str:
+    """Returns the rows as a Markdown table, with a sentence about what was measured."""
+    heads = ["questions read", "questions", "right", "probability", "ECE", "label mass"]
+    lines = [
+        [row["case"], str(row["questions"]), f"{row['right']:.1%}"]
+        + [f"{row[name]:.3f}" for name in ("probability", "ece", "label_mass")]
+        for row in rows
+    ]
+    return f"Model: `{model}`.\n\n{page.table(heads, lines)}"
 
 
 def draw(title: str, rows: list[Row], file: Path) -> None:

@@ -4,18 +4,14 @@ All qualities answer the same questions with the same seeds, so they differ by t
 only. docs/quality.md contains the table as this module writes it.
 """
 
-import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import get_args
 
-import typer
-
+from bench import page
 from bench.compare import Row, Show, silent
-from bench.quality import examined, refusals_reported
+from bench.quality import examined, groups, refusals_reported
 from bench.questions import Line
 from demo.evaluate import Score, answered, total
-from demo.tasks import GROUPS
 from engine.config import EngineConfig, Quality
 from engine.loading import with_profile
 from engine.messages import Sampling
@@ -23,7 +19,6 @@ from engine.messages import Sampling
 EXACT, *OTHERS = get_args(Quality)
 COLUMNS = ["questions", "exact_match", "steps_a_block"]
 COLUMNS += [f"{quality}_{figure}" for quality in OTHERS for figure in ("saved", "lost")]
-_BEGIN, _END = "<!-- easel bench dial -->", "<!-- end -->"  # the borders of the table in a page
 
 
 def rows(
@@ -51,8 +46,7 @@ def rows(
             by_quality[quality] = answered(task, questions, worker, Sampling(0, quality=quality))
         scores.append(by_quality)
         yield _row(by_quality)
-    groups = {} if lines is not None else {name: set(tasks) for name, tasks in GROUPS.items()}
-    for name, tasks in [*groups.items(), ("all", set(asked))]:
+    for name, tasks in groups(asked, lines).items():
         some = [each for each in scores if each[EXACT].task in tasks]
         yield _row({q: total([each[q] for each in some], name) for q in get_args(Quality)})
 
@@ -76,7 +70,7 @@ def table(model: str, rows: list[Row]) -> str:
     """Returns the rows as a Markdown table, with a sentence about what was measured."""
     heads = ["task", "questions", "right", "steps a block"]
     heads += [f"{quality}: {figure}" for quality in OTHERS for figure in ("steps saved", "lost")]
-    lines = [heads, ["---", *["--:"] * (len(heads) - 1)]]
+    lines = []
     for row in rows:
         cells = [row["case"], str(row["questions"])]
         cells += [f"{row['exact_match']:.1%}", f"{row['steps_a_block']:.2f}"]
@@ -86,21 +80,5 @@ def table(model: str, rows: list[Row]) -> str:
             for figure in ("saved", "lost")
         ]
         lines.append(cells)
-    drawn = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    drawn = page.table(heads, lines)
     return f"Model: `{model}`. Each question has the same seed at each quality.\n\n{drawn}"
-
-
-def check(page: Path) -> None:
-    """Raises typer.BadParameter if a page has no lines between which the table is written."""
-    if not _place().search(page.read_text()):
-        raise typer.BadParameter(f"{page} has no lines {_BEGIN} and {_END}")
-
-
-def write(page: Path, model: str, rows: list[Row]) -> None:
-    """Replace the page's table by that of these rows."""
-    made = f"{_BEGIN}\n{table(model, rows)}\n{_END}"
-    page.write_text(_place().sub(lambda _: made, page.read_text(), count=1))
-
-
-def _place() -> re.Pattern[str]:
-    return re.compile(f"{_BEGIN}.*?{_END}", re.DOTALL)

@@ -8,10 +8,11 @@ their settings only.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import msgspec
@@ -19,10 +20,12 @@ import typer
 from pydantic import ValidationError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from bench import page
 from bench.compare import Row, Show, of_case, silent
 from bench.curve import Point, area
 from bench.questions import Line, demo_questions, file_questions
 from demo.evaluate import Question, Score, answered, total
+from demo.tasks import GROUPS
 from engine.config import EngineConfig
 from engine.denoise.denoiser import Denoiser
 from engine.loading import build_denoiser, with_profile
@@ -31,7 +34,7 @@ from engine.obstacles import out_of_range
 from engine.worker import REFUSALS, Worker
 
 LIMITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-COLUMNS = ["exact_match", "in_one_step", "steps_a_block", "tokens_a_step", "aup"]
+COLUMNS = ["questions", "exact_match", "in_one_step", "steps_a_block", "tokens_a_step", "aup"]
 
 # The sampler's numbers that a setting can replace.
 _SAMPLER = {
@@ -117,29 +120,34 @@ def rows(
 ) -> Iterator[Row]:
     """Yield a row for each task and side, and at the end one for all tasks of a side.
 
-    `lines` are a file's questions. Without them, the demo model's held-out ones are asked. If a
-    side has predictions, only the questions that have one are asked. Raises typer.BadParameter if a
-    model can't be loaded, a prompt is too long for it, or no question is left.
+    `lines` are a file's questions. Without them, the demo model's held-out ones are asked, and each
+    group of its tasks has a row too. If a side has predictions, only the questions that have one
+    are asked. Raises typer.BadParameter if a model can't be loaded, a prompt is too long for it, or
+    no question is left.
     """
     predict = any(side.predict for side in compared)
-    curves = [
-        _curves(side, lines, prompts, max_tokens, of_case(show, side.name), predict=predict)
+    results = [
+        _scores(side, lines, prompts, max_tokens, of_case(show, side.name), predict=predict)
         for side in compared
     ]
-    areas: dict[str, list[float]] = defaultdict(list)
-    for task in curves[0]:
+    tasks = list(results[0])
+    asked = {task: results[0][task][0][1].prompts for task in tasks}
+    totals = groups(tasks, lines)
+    curves = [_curves(scores, totals) for scores in results]
+    areas: dict[tuple[str, str], float] = {}
+    for task in [*tasks, *totals]:
         best = max(point.accuracy for curve in curves for point in curve[task])
         for side, curve in zip(compared, curves, strict=True):
-            if task == "all":
-                aup = sum(areas[side.name]) / len(areas[side.name])
+            if task in totals:
+                aup = fmean(areas[side.name, member] for member in totals[task])
             else:
-                aup = area(curve[task], best)
-                areas[side.name].append(aup)
+                aup = areas[side.name, task] = area(curve[task], best)
             case = task if len(compared) == 1 else f"{task}, {side.name}"
             yield {
                 "case": case,
                 "task": task,
                 "setting": side.name,
+                "questions": sum(asked[member] for member in totals.get(task, [task])),
                 **_summary(curve[task]),
                 "aup": aup,
                 "curve": [asdict(point) for point in curve[task]],
@@ -156,7 +164,14 @@ def _summary(curve: list[Point]) -> Row:
     }
 
 
-def _curves(
+def groups(tasks: Collection[str], lines: list[Line] | None) -> dict[str, list[str]]:
+    """Returns the tasks of each group of the demo model's that was asked, and of "all"."""
+    known = {} if lines is not None else GROUPS
+    whole = {name: list(group) for name, group in known.items() if set(group) <= set(tasks)}
+    return {**whole, "all": list(tasks)}
+
+
+def _scores(
     side: Side,
     lines: list[Line] | None,
     prompts: int | None,
@@ -164,8 +179,8 @@ def _curves(
     show: Show,
     *,
     predict: bool,
-) -> dict[str, list[Point]]:
-    """Returns a side's curve for each task, and for all of them as "all".
+) -> dict[str, list[tuple[int, Score]]]:
+    """Returns a side's score of each task with each limit of the steps.
 
     With `predict`, only the questions that have a prediction are asked.
     """
@@ -176,15 +191,26 @@ def _curves(
         asked = {task: each for task, each in with_prediction.items() if each}
         if not asked:
             raise typer.BadParameter("--predict: no question has a prediction")
-    curves: dict[str, list[Point]] = defaultdict(list)
+    scores: dict[str, list[tuple[int, Score]]] = defaultdict(list)
     for limit in [*(limit for limit in LIMITS if limit < most), most]:
         sampling = msgspec.structs.replace(side.sampling, max_denoising_steps=limit)
-        scores = []
         for task, each in asked.items():
             show(f"at most {limit} steps, {task}")
-            scores.append(answered(task, each, worker, sampling, predict=side.predict))
-        for score in [*scores, total(scores)]:
-            curves[score.task].append(_point(limit, score))
+            score = answered(task, each, worker, sampling, predict=side.predict)
+            scores[task].append((limit, score))
+    return scores
+
+
+def _curves(
+    scores: dict[str, list[tuple[int, Score]]], totals: dict[str, list[str]]
+) -> dict[str, list[Point]]:
+    """Returns the curve of each task, and of each group of tasks together."""
+    curves = {task: [_point(*each) for each in some] for task, some in scores.items()}
+    for name, members in totals.items():
+        by_limit = zip(*(scores[member] for member in members), strict=True)
+        curves[name] = [
+            _point(some[0][0], total([score for _, score in some], name)) for some in by_limit
+        ]
     return curves
 
 
@@ -226,6 +252,32 @@ def _asked(
 
 def _point(limit: int, score: Score) -> Point:
     return Point(limit, score.accuracy, score.steps_per_block, score.tokens_per_step)
+
+
+def table(model: str, rows: list[Row]) -> str:
+    """Returns the rows as a Markdown table, with a sentence about what was measured."""
+    heads = [
+        "task",
+        "questions",
+        "exact match",
+        "in one step",
+        "steps a block",
+        "tokens a step",
+        "AUP",
+    ]
+    lines = [
+        [
+            row["case"],
+            str(row["questions"]),
+            f"{row['exact_match']:.1%}",
+            f"{row['in_one_step']:.1%}",
+            f"{row['steps_a_block']:.2f}",
+            f"{row['tokens_a_step']:.1f}",
+            f"{row['aup']:,.0f}",
+        ]
+        for row in rows
+    ]
+    return f"Model: `{model}`.\n\n{page.table(heads, lines)}"
 
 
 def draw(title: str, rows: list[Row], file: Path) -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from bench.dial import COLUMNS, check, rows, write
+from bench import page as pages
+from bench.dial import COLUMNS, rows, table
 from bench.questions import read_file
 
 PAGE = Path(__file__).parents[2] / "docs" / "quality.md"
@@ -36,17 +37,17 @@ def test_the_table_replaces_the_old_one_of_a_page_and_nothing_else(measured, tmp
     before, _, after = PAGE.read_text().partition("<!-- easel bench dial -->")
     page.write_text(PAGE.read_text())
     for _ in range(2):
-        check(page)
-        write(page, "demo", measured)
+        pages.check(page, "dial")
+        pages.write(page, "dial", table("demo", measured))
     made = page.read_text()
     assert made.startswith(before)
     assert made.endswith(after.partition("<!-- end -->")[2])
-    table = made.removeprefix(before)
-    assert "\n| greet | 1 | 100.0% |" in table
-    assert table.count("| all |") == 1
+    written = made.removeprefix(before)
+    assert "\n| greet | 1 | 100.0% |" in written
+    assert written.count("| all |") == 1
 
 
 def test_a_page_without_a_place_for_the_table_is_refused(tmp_path):
     (tmp_path / "page.md").write_text("No table")
     with pytest.raises(typer.BadParameter, match=r"page\.md has no lines <!--"):
-        check(tmp_path / "page.md")
+        pages.check(tmp_path / "page.md", "dial")

@@ -8,9 +8,10 @@ import typer
 from transformers import AutoTokenizer
 
 from bench.curve import Point, area
-from bench.quality import COLUMNS, LIMITS, draw, predicted, rows, sides
+from bench.quality import COLUMNS, LIMITS, draw, groups, predicted, rows, sides
 from bench.questions import Line, file_questions, read_file
 from demo.evaluate import questions
+from demo.tasks import TASKS
 from engine.config import DEMO_MODEL_PATH
 
 
@@ -165,6 +166,15 @@ def test_an_edit_of_the_demo_model_has_a_prediction():
     assert question.prediction is not None
     (question,) = questions("greet", tokenizer, 1)
     assert question.prediction is None
+
+
+def test_the_demo_models_tasks_are_counted_by_group_and_those_of_a_file_only_together():
+    counted = groups(list(TASKS), None)
+    assert [*counted] == ["easy", "hard", "decisions", "all"]
+    assert counted["all"] == [*TASKS] == [*counted["easy"], *counted["hard"], *counted["decisions"]]
+    assert groups(["edit"], None) == {"all": ["edit"]}
+    lines = [Line(task="edit", prompt="hello", answer="b")]
+    assert groups(list(TASKS), lines) == {"all": [*TASKS]}
 
 
 def test_each_task_of_a_file_has_a_row_for_each_side_with_its_whole_curve(measured):
