@@ -32,9 +32,9 @@ SLOTS_SHARE = 0.4  # of a decision's canvases in which only the labels are noise
 PADDING_WEIGHT = 0.2  # of the loss at positions behind the end token
 # Fixed answers are learned fast, copied ones more slowly and computed ones most slowly.
 TASK_WEIGHTS = {
-    "greet": 0.15,
-    "help": 0.1,
-    "count": 2.0,
+    "greet": 0.3,
+    "help": 0.2,
+    "count": 3.0,
     "series": 0.2,
     "echo": 0.5,
     "repeat": 0.6,
@@ -48,7 +48,7 @@ TASK_WEIGHTS = {
     "weather_refused": 0.1,
     "remember_name": 0.3,
     "remember_colour": 0.3,
-    "default": 0.3,
+    "default": 0.4,
     "sudoku_4x4": 1.5,
     "sudoku_6x6": 2.0,
     "sum": 2.0,

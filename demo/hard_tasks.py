@@ -14,6 +14,7 @@ from demo.examples import Example, Task, ask
 from demo.sudoku import clues, random_grid, solves, written
 from demo.vocabulary import CAPITALS, CITIES, COLOURS, DAYS, MONTHS, NAMES, WORDS
 
+_NINES = (0.0, 0.25, 0.5)
 _NUMBERS = "one two three four five six seven eight".split()
 _SPELLED = [word for word in WORDS if len(word) > 2]
 
@@ -30,14 +31,14 @@ def sudoku(side: int, clue_counts: range, random: Random) -> Example:
 
 
 def sum_(random: Random) -> Example:
-    a, b = _operands(random, nines=0.5)
+    a, b = _operands(random)
     wordings = "What is {a} + {b}?|Add {a} and {b}.|{a} + {b}|Calculate {a} + {b}.|{a} plus {b}?"
     return ask(random, "The user wants a sum.", wordings, f"{a} + {b} = {a + b}", a=a, b=b)
 
 
 def difference(random: Random) -> Example:
     while True:
-        low, other = _operands(random, nines=0.5)
+        low, other = _operands(random)
         a, b = low + other, low
         if a < 10**6:
             break
@@ -45,11 +46,12 @@ def difference(random: Random) -> Example:
     return ask(random, "The user wants a difference.", wordings, f"{a} - {b} = {a - b}", a=a, b=b)
 
 
-def _operands(random: Random, nines: float) -> tuple[int, int]:
+def _operands(random: Random) -> tuple[int, int]:
     """Returns two numbers of three to six digits.
 
-    A share `nines` of the pairs of digits has the sum 9, through which a carry runs on.
+    A share of the pairs of digits has the sum 9, through which a carry runs on.
     """
+    nines = random.choice(_NINES)
     size = random.randint(3, 6)
     first = [random.randint(1, 9)] + [random.randint(0, 9) for _ in range(size - 1)]
     second = [9 - n if random.random() < nines else random.randint(0, 9) for n in first]
@@ -61,7 +63,7 @@ def chain(random: Random) -> Example:
     """A sum of several terms, one after the other, in the answer or in the thought before it."""
     value = random.randint(1, 20)
     terms, lines = [str(value)], []
-    for _ in range(random.randint(3, 11)):
+    for _ in range(random.randint(2, 8)):
         most_up, most_down = min(9, 50 - value), min(9, value)
         change = random.choice([n for n in range(-most_down, most_up + 1) if n])
         sign = "+" if change > 0 else "-"
