@@ -254,9 +254,15 @@ def main() -> None:
     disable_progress_bar()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)  # of the vision tower, whose weights Transformers makes
-    tokenizer, model = build_tokenizer(options.seed), new_model(options.seed)
-    training = Training(model, optimisers(model))
     state, unfinished = options.state / "state.pt", options.state / "model"
+    # Another version of the tasks would give the words other ids than those that were learned.
+    tokenizer = (
+        PreTrainedTokenizerFast.from_pretrained(unfinished)
+        if state.exists()
+        else build_tokenizer(options.seed)
+    )
+    model = new_model(options.seed)
+    training = Training(model, optimisers(model))
     vocab_size = text_config(model).vocab_size
     check_forward(model, next(batches(tokenizer, vocab_size, options.seed)))
     if state.exists():
@@ -282,8 +288,9 @@ def main() -> None:
             print(f"step {training.step}/{options.steps}  {means}  {minutes:.1f} min", flush=True)
         if done or time.monotonic() - saved > 60 * options.save_minutes:
             print(f"denoising by task: {tasks}", flush=True)
+            for folder in [unfinished, options.out] if done else [unfinished]:
+                save(model, tokenizer, folder)
             training.save(state)
-            save(model, tokenizer, options.out if done else unfinished)
             saved = time.monotonic()
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from demo.batches import batches
 from demo.easy_tasks import EASY_TASKS
@@ -11,7 +12,7 @@ from demo.mixed_precision import ProductsInBfloat16
 from demo.network import CANVAS, Network, new_config, new_model
 from demo.tasks import TASKS
 from demo.tokenizer import VOCAB_SIZE, build_tokenizer
-from demo.train import Training, check_forward, loss_of, optimisers, train_step
+from demo.train import Training, check_forward, loss_of, main, optimisers, train_step
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +138,19 @@ def test_products_in_bfloat16_give_nearly_the_same_loss_and_gradients(tokenizer,
     for name, gradient in gradients.items():
         error = (others[name] - gradient).norm() / gradient.norm().clamp(min=1e-6)
         assert error < 0.25, name  # a few gradients are small sums of large parts
+
+
+def test_the_command_goes_on_with_the_vocabulary_that_it_began_with(
+    tokenizer, few, tmp_path, monkeypatch
+):
+    def train(steps):
+        folders = ["--out", str(tmp_path / "out"), "--state", str(tmp_path / "state")]
+        monkeypatch.setattr("sys.argv", ["train", "--steps", str(steps), *folders])
+        main()
+        return PreTrainedTokenizerFast.from_pretrained(tmp_path / "out").get_vocab()
+
+    monkeypatch.setattr("demo.train.build_tokenizer", lambda _seed: tokenizer)
+    assert train(1) == tokenizer.get_vocab()
+    monkeypatch.delattr("demo.train.build_tokenizer")  # other tasks would give words other ids
+    assert train(2) == tokenizer.get_vocab()
+    assert torch.load(tmp_path / "state" / "state.pt", weights_only=True)["step"] == 2
