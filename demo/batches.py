@@ -29,34 +29,35 @@ NARROW_SHARE = 0.65  # of the batches after that, on canvases no wider than thei
 PURE_NOISE_SHARES = (0.15, 0.6)  # of the canvases with self-conditioning, and of those without
 DRAFT_SHARE = 0.4  # of an edit's canvases that start from the given text
 SLOTS_SHARE = 0.4  # of a decision's canvases in which only the labels are noise
-PADDING_WEIGHT = 0.2  # of the loss at positions behind the end token
+PADDING_WEIGHT = 0.1  # of the loss at positions behind the end token
+LABEL_WEIGHT = 4.0  # of the loss at a decision's labels, which are few among tokens that are easy
 # Fixed answers are learned fast, copied ones more slowly and computed ones most slowly.
 TASK_WEIGHTS = {
     "greet": 0.3,
     "help": 0.2,
-    "count": 3.0,
+    "count": 2.5,
     "series": 0.2,
     "echo": 0.5,
-    "repeat": 0.6,
-    "reverse": 0.6,
-    "add": 1.5,
-    "capital": 0.6,
+    "repeat": 0.5,
+    "reverse": 0.5,
+    "add": 1.0,
+    "capital": 0.5,
     "sort": 0.8,
-    "json": 0.8,
-    "weather_call": 0.5,
-    "weather_result": 0.5,
+    "json": 0.5,
+    "weather_call": 0.4,
+    "weather_result": 0.4,
     "weather_refused": 0.1,
     "remember_name": 0.3,
     "remember_colour": 0.3,
     "default": 0.4,
     "sudoku_4x4": 1.5,
     "sudoku_6x6": 2.0,
-    "sum": 2.0,
-    "difference": 2.0,
+    "sum": 3.0,
+    "difference": 2.5,
     "chain": 1.5,
     "sort_numbers": 1.2,
     "sort_words": 1.2,
-    "distinct": 1.0,
+    "distinct": 1.2,
     "spell_backwards": 0.8,
     "agree": 0.5,
     "shuffle": 0.5,
@@ -64,12 +65,12 @@ TASK_WEIGHTS = {
     "coins": 0.4,
     "rising": 0.5,
     "nested_json": 1.0,
-    "edit": 1.5,
+    "edit": 2.0,
     "fill_in": 0.6,
-    "predicate": 1.2,
-    "choose": 1.0,
-    "score": 0.8,
-    "mixed": 0.8,
+    "predicate": 1.6,
+    "choose": 1.6,
+    "score": 1.0,
+    "mixed": 1.0,
 }
 
 
@@ -156,6 +157,7 @@ def _batch(blocks: list[Block], width: int, vocab_size: int, generator: torch.Ge
     weights = torch.full(block.shape, PADDING_WEIGHT)
     for row, each in enumerate(blocks):
         weights[row, : len(each.tokens)] = 1.0
+        weights[row, each.slots] = LABEL_WEIGHT
     clean = block.clone()
 
     def uniform(*size: int) -> Tensor:

@@ -62,10 +62,12 @@ def loss_of(network: Network, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
     soft = _self_conditioning(network, batch, cache)
     logits = network.decode(batch.noisy, batch.lengths, cache, soft)
     each = F.cross_entropy(logits.transpose(1, 2), batch.block, reduction="none")
-    weighted = each * batch.weights
-    denoising = weighted.sum() / batch.weights.sum()
+    # A canvas counts as much as any other: the few tokens of a short answer say more than those of
+    # a long one.
+    canvases = (each * batch.weights).sum(1) / batch.weights.sum(1)
+    denoising = canvases.mean()
     # Each token of the block is predicted by the hidden state before it.
-    rows, positions = (batch.weights == 1.0).nonzero(as_tuple=True)
+    rows, positions = (batch.weights >= 1.0).nonzero(as_tuple=True)
     before = hidden[rows, batch.lengths[rows] - 1 + positions]
     causal = F.cross_entropy(network.logits(before), batch.block[rows, positions])
     balance = network.balance / (2 * len(cache))
@@ -74,7 +76,7 @@ def loss_of(network: Network, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         "causal": CAUSAL_WEIGHT * causal,
         "balance": BALANCE_WEIGHT * balance,
     }
-    return parts, weighted.detach().sum(1) / batch.weights.sum(1)
+    return parts, canvases.detach()
 
 
 def _self_conditioning(
