@@ -18,7 +18,7 @@ TORCH := torch==2.13.0
 TRITON := triton==3.7.1
 
 .PHONY: help serve test coverage soak chaos fuzz schemas image-test cluster-test gpu-check check fmt \
-	lock browser screenshots vendored demo-accuracy demo-card clean
+	lock browser screenshots vendored demo-accuracy clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -90,13 +90,8 @@ screenshots: $(VENV)/.installed-dev ## Take the pictures of the web page in docs
 vendored: $(VENV)/.installed-dev ## Fetch the web page's libraries in the versions of tests/page/vendored.json
 	$(BIN)/python -m tests.page.vendored
 
-demo-accuracy: $(VENV)/.installed ## Measure the demo model's accuracy per task
+demo-accuracy: $(VENV)/.installed ## Measure the demo model's accuracy per task, of which it knows the easy ones (demo/README.md)
 	$(BIN)/python -m demo.evaluate
-
-demo-card: $(VENV)/.installed-dev ## Measure the demo model again, and write the tables and plots of its card and of the quality dial
-	$(BIN)/easel bench quality --prompts 50 --page demo/README.md --plot demo/accuracy.png
-	$(BIN)/easel bench calibration --page demo/README.md --plot demo/calibration.png
-	$(BIN)/easel bench dial --page docs/quality.md
 
 clean: ## Remove the virtual environments and every cache
 	rm -rf $(VENV) $(CLIENTS) $(PROMETHEUS) $(LOCK) .coverage* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

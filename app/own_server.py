@@ -5,10 +5,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
-from threading import Thread
-from typing import IO, TextIO
+from typing import TextIO
 
 from app.settings import PREFIX
 
@@ -23,38 +21,31 @@ class ServerNotStarted(RuntimeError):
 def own_server(options: Sequence[str], log: TextIO) -> Iterator[str]:
     """Yields the address of a server that is started with these options of `easel serve`.
 
-    Its log goes to `log` until it listens. Raises ServerNotStarted if it does not start.
+    Its log goes to `log` until it listens. The server drops further lines once the pipe is full.
+    Raises ServerNotStarted if it does not start.
     """
     # Keys of the environment are for other servers. A start with an empty key has none.
     keys = (f"{PREFIX}API_KEY", f"{PREFIX}API_KEY_FILE")
     environment = {name: value for name, value in os.environ.items() if name not in keys}
-    command = [sys.executable, "-m", "app", "serve", *options, "--host", "127.0.0.1", "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
-        assert server.stderr is not None
-        address = Future[str | None]()
-        reader = Thread(target=_read, args=(server.stderr, log, address))
-        reader.start()
-        try:
-            if (listens_at := address.result()) is None:
-                code = server.wait()
-                raise ServerNotStarted(f"the server does not start; its exit code is {code}")
-            yield listens_at
-        finally:
-            server.terminate()
-            reader.join()
+    own = ["--host", "127.0.0.1", "--port", "0"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "app", "serve", *options, *own],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    try:
+        yield _address(server, log)
+    finally:
+        server.terminate()
+        server.communicate()
 
 
-def _read(lines: IO[str], log: TextIO, address: Future[str | None]) -> None:
-    """Read a server's log to its end: a server stops where nobody reads its log.
-
-    Sets the address once the server listens, or None if it ends before that.
-    """
-    for line in lines:
-        if address.done():
-            continue
+def _address(server: "subprocess.Popen[str]", log: TextIO) -> str:
+    """Returns the server's address once its model is loaded."""
+    assert server.stderr is not None
+    for line in server.stderr:
         if listens := _LISTENS.search(line):
-            address.set_result(listens[1])
-        else:
-            log.write(line)
-    if not address.done():
-        address.set_result(None)
+            return listens[1]
+        log.write(line)
+    raise ServerNotStarted(f"the server does not start; its exit code is {server.wait()}")

@@ -265,6 +265,7 @@ def calibration_command(
         lines = list(
             calibration.demo_lines(prompts) if tasks is None else calibration.read_file(tasks)
         )
+        asked = url or model
         if url is None:
             progress.show("starting a server")
             url, api_key = stack.enter_context(_own_server(model)), ""
@@ -272,7 +273,7 @@ def calibration_command(
             measured = calibration.rows(server, lines, show=progress.show)
             columns, draw = calibration.COLUMNS, calibration.draw
             rows = report("Calibration", measured, columns, output, hide=progress.hide, draw=draw)
-    _write_page(page, "calibration", calibration.table(model, rows))
+    _write_page(page, "calibration", calibration.table(asked, rows))
 
 
 @contextmanager

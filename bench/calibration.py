@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 import typer
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import model_validator
 
 from app.dialects.systemone.schema import (
     AnyQuestion,
@@ -28,6 +28,8 @@ from app.dialects.systemone.schema import (
 )
 from bench import page
 from bench.compare import Row, Show, silent
+from bench.json_lines import Task, json_lines
+from bench.panels import panels
 from demo.decision_tasks import DECISION_TASKS
 from demo.examples import Question
 from demo.tasks import held_out_bare
@@ -47,31 +49,19 @@ class Result:
     label_mass: float
 
 
-class Line(BaseModel):
+class Line(SystemOneRequest):
     """One line of a file of decisions: a body of `POST /v1/systemone`, and the right answers.
 
     An answer is true or false for a `noul`, the name of a `choice`, or the number of a `score`'s
     level, from 0. `task` groups lines. Without it, questions are grouped by their kind.
     """
 
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    task: str = ""
-    request: SystemOneRequest
-    answers: dict[str, bool | int | str] = Field(min_length=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nested(cls, value: Any) -> Any:
-        """Returns the line with the body's fields in a field of their own."""
-        if not isinstance(value, dict):
-            return value
-        own = {name: value[name] for name in ("task", "answers") if name in value}
-        return {**own, "request": {k: v for k, v in value.items() if k not in own}}
+    task: Task = ""
+    answers: dict[str, bool | int | str]
 
     @model_validator(mode="after")
     def _answered(self) -> "Line":
-        for id, question in self.request.questions.items():
+        for id, question in self.questions.items():
             if id not in self.answers:
                 raise ValueError(f"answers: {id!r} is missing")
             if self.answers[id] not in _options(question) or (
@@ -81,9 +71,14 @@ class Line(BaseModel):
                 raise ValueError(f"answers.{id}: {self.answers[id]!r} is none of {allowed}")
         return self
 
+    @property
+    def body(self) -> dict[str, Any]:
+        """Returns the request's body."""
+        return self.model_dump(exclude_unset=True, exclude={"task", "answers"})
+
     def group(self, id: str) -> str:
         """Returns the name under which a question's result is counted."""
-        return self.task or _KINDS[self.request.questions[id].type]
+        return self.task or _KINDS[self.questions[id].type]
 
 
 def _options(question: AnyQuestion) -> list[bool | int | str]:
@@ -102,20 +97,7 @@ def read_file(file: Path) -> list[Line]:
 
     Raises typer.BadParameter, which names the line that is wrong.
     """
-    lines = []
-    for number, text in enumerate(file.read_text().splitlines(), 1):
-        if not text.strip():
-            continue
-        try:
-            lines.append(Line.model_validate_json(text))
-        except ValidationError as error:
-            fault = error.errors()[0]
-            where = ".".join(str(part) for part in fault["loc"] if part != "request")
-            reason = f"{where}{': ' * bool(where)}{fault['msg'].removeprefix('Value error, ')}"
-            raise typer.BadParameter(f"{file}, line {number}: {reason}") from error
-    if not lines:
-        raise typer.BadParameter(f"{file} has no line")
-    return lines
+    return json_lines(file, Line)
 
 
 def demo_lines(prompts: int) -> Iterator[Line]:
@@ -168,7 +150,7 @@ def rows(server: httpx.Client, lines: Sequence[Line], show: Show = silent) -> It
 
 def _results(server: httpx.Client, line: Line, *, joint: bool, steps: int) -> dict[str, Result]:
     """Returns the result of each question of a line."""
-    body = line.request.model_dump(exclude_unset=True) | {"joint": joint, "steps": steps}
+    body = line.body | {"joint": joint, "steps": steps}
     try:
         response = server.post("/v1/systemone", json=body)
     except httpx.HTTPError as error:
@@ -179,7 +161,7 @@ def _results(server: httpx.Client, line: Line, *, joint: bool, steps: int) -> di
         )
     made = response.json()
     results = {}
-    for id, question in line.request.questions.items():
+    for id, question in line.questions.items():
         answer, options = made["answers"][id], _options(question)
         match question:
             case NoulQuestion():
@@ -227,47 +209,27 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def table(model: str, rows: list[Row]) -> str:
-    """Returns the rows as a Markdown table, with a sentence about what was measured."""
+def table(asked: str, rows: list[Row]) -> str:
+    """Returns the rows as a Markdown table, with the model or the server that was asked."""
     heads = ["questions read", "questions", "right", "probability", "ECE", "label mass"]
     lines = [
         [row["case"], str(row["questions"]), f"{row['right']:.1%}"]
         + [f"{row[name]:.3f}" for name in ("probability", "ece", "label_mass")]
         for row in rows
     ]
-    return f"Model: `{model}`.\n\n{page.table(heads, lines)}"
+    return f"Asked: `{asked}`.\n\n{page.table(heads, lines)}"
 
 
 def draw(title: str, rows: list[Row], file: Path) -> None:
     """Draw the share of right answers against their probability, one panel for each group."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    panels: dict[str, list[Row]] = defaultdict(list)
+    by_group: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        panels[row["group"]].append(row)
-    figure, axes = pyplot.subplots(
-        1,
-        len(panels),
-        figsize=(2.6 * len(panels), 3.4),
-        layout="constrained",
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-    )
-    for panel, (group, some) in zip(axes.flat, panels.items(), strict=True):
-        panel.plot([0, 1], [0, 1], color="0.8", linewidth=1)
-        for row in some:
-            probabilities = [each["probability"] for each in row["bins"]]
-            shares = [each["right"] for each in row["bins"]]
-            panel.plot(probabilities, shares, marker=".", label=row["way"])
-        panel.set_title(group, fontsize=9)
-        panel.set_xlabel("probability")
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    figure.supylabel("share of right answers")
-    figure.suptitle(title)
-    figure.savefig(file, dpi=110)
-    pyplot.close(figure)
+        by_group[row["group"]].append(row)
+    labels = {"x_label": "probability", "y_label": "share of right answers"}
+    with panels(list(by_group), file, title=title, **labels) as axes:
+        for group, ways in by_group.items():
+            axes[group].plot([0, 1], [0, 1], color="0.8", linewidth=1)
+            for row in ways:
+                probabilities = [each["probability"] for each in row["bins"]]
+                shares = [each["right"] for each in row["bins"]]
+                axes[group].plot(probabilities, shares, marker=".", label=row["way"])

@@ -23,6 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from bench import page
 from bench.compare import Row, Show, of_case, silent
 from bench.curve import Point, area
+from bench.panels import panels
 from bench.questions import Line, demo_questions, file_questions
 from demo.evaluate import Question, Score, answered, total
 from demo.tasks import GROUPS
@@ -282,42 +283,14 @@ def table(model: str, rows: list[Row]) -> str:
 
 def draw(title: str, rows: list[Row], file: Path) -> None:
     """Draw the curves of the rows, accuracy against steps a block, one panel for each task."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    panels: dict[str, list[Row]] = defaultdict(list)
+    by_task: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        panels[row["task"]].append(row)
-    columns = min(6, len(panels))
-    lines = -(-len(panels) // columns)
-    figure, axes = pyplot.subplots(
-        lines,
-        columns,
-        figsize=(2.4 * columns, 2 * lines + 0.5),
-        layout="constrained",
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-    )
-    for panel in axes.flat[len(panels) :]:
-        panel.axis("off")
-    # A label of the whole figure would be drawn over by the legend.
-    for panel in axes.flat[max(0, len(panels) - columns) : len(panels)]:
-        panel.tick_params(labelbottom=True)
-        panel.set_xlabel("steps a block")
-    for panel, (task, curves) in zip(axes.flat, panels.items(), strict=False):
-        for row in curves:
-            steps = [point["steps_a_block"] for point in row["curve"]]
-            accuracies = [100 * point["accuracy"] for point in row["curve"]]
-            panel.plot(steps, accuracies, marker=".", label=row["setting"])
-        panel.set_title(task, fontsize=9)
-        panel.set_ylim(-4, 104)
-    if any(len(curves) > 1 for curves in panels.values()):
-        handles, labels = axes.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2)
-    figure.supylabel("exact match, %")
-    figure.suptitle(title)
-    figure.savefig(file, dpi=110)
-    pyplot.close(figure)
+        by_task[row["task"]].append(row)
+    labels = {"x_label": "steps a block", "y_label": "exact match, %"}
+    with panels(list(by_task), file, title=title, **labels) as axes:
+        for task, curves in by_task.items():
+            for row in curves:
+                steps = [point["steps_a_block"] for point in row["curve"]]
+                accuracies = [100 * point["accuracy"] for point in row["curve"]]
+                axes[task].plot(steps, accuracies, marker=".", label=row["setting"])
+            axes[task].set_ylim(-4, 104)

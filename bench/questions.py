@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import PreTrainedTokenizerBase
 
+from bench.json_lines import Task, json_lines
 from demo import evaluate
 from demo.evaluate import Question, without_thought
 from demo.tasks import TASKS
@@ -26,7 +27,7 @@ class Line(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    task: str = Field(default="", min_length=1)
+    task: Task = ""
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
     answer: str | None = None
@@ -58,22 +59,10 @@ def read_file(file: Path) -> list[Line]:
 
     Raises typer.BadParameter, which names the line that is wrong.
     """
-    lines = []
-    for number, text in enumerate(file.read_text().splitlines(), 1):
-        if not text.strip():
-            continue
-        try:
-            line = Line.model_validate_json(text)
-        except ValidationError as error:
-            fault = error.errors()[0]
-            where = "".join(f"{key}: " for key in fault["loc"])
-            raise typer.BadParameter(f"{file}, line {number}: {where}{fault['msg']}") from error
-        task = line.task or file.stem
-        if task == "all":
-            raise typer.BadParameter(f"{file}, line {number}: task: 'all' means all tasks")
-        lines.append(line.model_copy(update={"task": task}))
-    if not lines:
-        raise typer.BadParameter(f"{file} has no line")
+    lines = json_lines(file, Line)
+    lines = [line.model_copy(update={"task": line.task or file.stem}) for line in lines]
+    if any(line.task == "all" for line in lines):
+        raise typer.BadParameter(f"{file}: task: 'all' means all tasks")
     return lines
 
 

@@ -84,8 +84,7 @@ def test_the_demo_model_is_asked_in_the_words_that_it_was_trained_on(task, token
     number = list(DECISION_TASKS).index(task)
     lines = list(demo_lines(5))[5 * number : 5 * number + 5]
     for example, line in zip(held_out_bare(task, 5), lines, strict=True):
-        body = line.request
-        request = body.request(body.conversation, body.asked, "state", {})
+        request = line.request(line.conversation, line.asked, "state", {})
         asked = canvases(request, prompts, limits)
         (made,) = prepare(request, asked, {-1: []}, prompts, limits)
         (read,) = made.request.decision.reads
@@ -109,8 +108,7 @@ def test_a_server_is_asked_jointly_and_separately_in_one_step_and_two(demo_serve
 
 def test_a_request_that_the_server_refuses_ends_the_measurement_with_its_words(demo_server):
     (line, *_) = demo_lines(1)
-    line.request.model = "another"
-    line.request.model_fields_set.add("model")
+    line.model = "another"
     with pytest.raises(typer.BadParameter, match=r"answers 404: .*another"):
         list(rows(demo_server.http, [line]))
 
