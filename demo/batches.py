@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from demo.easy_tasks import EASY_TASKS
+from demo.curriculum import LESSON_STEPS, task_weights
 from demo.network import CANVAS
 from demo.tasks import training_example
 from demo.tokenizer import END_OF_TURN, SPECIAL_TOKENS, encode_example
@@ -22,56 +22,13 @@ PAD = SPECIAL_TOKENS["<pad>"]
 # Few, because in the same time many small steps came further than few large ones (README.md).
 BLOCKS = 32
 POOL_BATCHES = 32  # whose examples are sorted by length together, so that they need little padding
-# The first steps have the easy tasks alone, on canvases no wider than their blocks need, so that
-# the model sees many short prompts to learn copying from.
-FIRST_STEPS = 1536
-NARROW_SHARE = 0.65  # of the batches after that, on canvases no wider than their blocks need
+# Of the batches of lessons and of those after them, on canvases no wider than their blocks need.
+NARROW_SHARES = (0.9, 0.65)
 PURE_NOISE_SHARES = (0.15, 0.6)  # of the canvases with self-conditioning, and of those without
 DRAFT_SHARE = 0.4  # of an edit's canvases that start from the given text
-SLOTS_SHARE = 0.4  # of a decision's canvases in which only the labels are noise
+SLOTS_SHARE = 0.7  # of a decision's canvases in which only the labels are noise
 PADDING_WEIGHT = 0.1  # of the loss at positions behind the end token
 LABEL_WEIGHT = 4.0  # of the loss at a decision's labels, which are few among tokens that are easy
-# Fixed answers are learned fast, copied ones more slowly and computed ones most slowly.
-TASK_WEIGHTS = {
-    "greet": 0.3,
-    "help": 0.2,
-    "count": 2.5,
-    "series": 0.2,
-    "echo": 0.5,
-    "repeat": 0.5,
-    "reverse": 0.5,
-    "add": 1.0,
-    "capital": 0.5,
-    "sort": 0.8,
-    "json": 0.5,
-    "weather_call": 0.4,
-    "weather_result": 0.4,
-    "weather_refused": 0.1,
-    "remember_name": 0.3,
-    "remember_colour": 0.3,
-    "default": 0.4,
-    "sudoku_4x4": 1.5,
-    "sudoku_6x6": 2.0,
-    "sum": 3.0,
-    "difference": 2.5,
-    "chain": 1.5,
-    "sort_numbers": 1.2,
-    "sort_words": 1.2,
-    "distinct": 1.2,
-    "spell_backwards": 0.8,
-    "agree": 0.5,
-    "shuffle": 0.5,
-    "dice": 0.5,
-    "coins": 0.4,
-    "rising": 0.5,
-    "nested_json": 1.0,
-    "edit": 2.0,
-    "fill_in": 0.6,
-    "predicate": 1.6,
-    "choose": 1.6,
-    "score": 1.0,
-    "mixed": 1.0,
-}
 
 
 @dataclass(frozen=True)
@@ -112,18 +69,15 @@ def batches(
     for number in count(start // POOL_BATCHES):
         random = Random(f"{seed}/{number}")
         generator = torch.Generator().manual_seed(random.getrandbits(63))
-        first = number * POOL_BATCHES < FIRST_STEPS
-        weights = {
-            task: 0.0 if first and task not in EASY_TASKS else weight
-            for task, weight in TASK_WEIGHTS.items()
-        }
+        lesson = number * POOL_BATCHES < LESSON_STEPS
+        weights = task_weights(number * POOL_BATCHES)
         pool = [_block(tokenizer, random, weights) for _ in range(POOL_BATCHES * BLOCKS)]
         pool.sort(key=lambda block: (_width(len(block.tokens)), len(block.prefix)))
         parts = [pool[i : i + BLOCKS] for i in range(0, len(pool), BLOCKS)]
         random.shuffle(parts)
         for index, part in enumerate(parts, number * POOL_BATCHES):
             random.shuffle(part)
-            narrow = first or random.random() < NARROW_SHARE
+            narrow = random.random() < NARROW_SHARES[0 if lesson else 1]
             width = max(_width(len(block.tokens)) for block in part) if narrow else CANVAS
             batch = _batch(part, width, vocab_size, generator)
             if index >= start:

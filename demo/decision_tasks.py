@@ -37,9 +37,9 @@ def _labelled(labels: str, meanings: tuple[str, ...]) -> str:
 Asker = Callable[[Random], Question]
 
 
-def _decide(random: Random, askers: list[Asker], state: str = "", most: int = 8) -> Example:
+def _decide(random: Random, askers: list[Asker], state: str = "", most: int = 5) -> Example:
     """Returns an example of one to `most` questions, behind a state if there is one."""
-    number = 1 if random.random() < 0.4 else random.randint(2, most)
+    number = 1 if most == 1 or random.random() < 0.5 else random.randint(2, most)
     questions = [random.choice(askers)(random) for _ in range(number)]
     lines = [f"{i}: {_written(question)}" for i, question in enumerate(questions, 1)]
     prompt = "\n".join([state, *lines] if state else lines)
@@ -73,7 +73,7 @@ def _sum_fact(random: Random) -> Question:
 
 
 def _order_fact(random: Random) -> Question:
-    numbers = random.sample(range(1, 51), random.randint(3, 6))
+    numbers = random.sample(range(1, 51), random.randint(2, 5))
     if random.random() < 0.5:
         numbers.sort()
     if random.random() < 0.4:
@@ -103,8 +103,15 @@ def _capital_choice(most: int, random: Random) -> Question:
     return Question(text, label, tuple(choices))
 
 
+def _word_choice(random: Random) -> Question:
+    choices = random.sample(WORDS, random.randint(2, 5))
+    label = random.randrange(len(choices))
+    text = f"Which one is the word {choices[label]}?"
+    return Question(text, ascii_uppercase[label], tuple(choices))
+
+
 def _largest_choice(random: Random) -> Question:
-    numbers = random.sample(range(1, 100), random.randint(2, 6))
+    numbers = random.sample(range(1, 100), random.randint(2, 4))
     wanted, pick = random.choice([("largest", max), ("smallest", min)])
     label = ascii_uppercase[numbers.index(pick(numbers))]
     choices = tuple(map(str, numbers))
@@ -113,7 +120,7 @@ def _largest_choice(random: Random) -> Question:
 
 def _score(number: int, colour: str, random: Random) -> Question:
     """How many of three conditions hold."""
-    bound = random.randint(1, 99)
+    bound = random.randrange(10, 100, 10)
     asked = random.choice([colour, random.choice(COLOURS)])
     parity = random.choice(["even", "odd"])
     holds = [number > bound, number % 2 == (parity == "odd"), colour == asked]
@@ -139,10 +146,10 @@ def _yes(right: bool) -> str:
 
 
 def predicate(random: Random) -> Example:
-    words = random.sample(WORDS, random.randint(3, 10))
     facts: list[Asker] = [_capital_fact, _sum_fact, _order_fact]
     if random.random() < 0.5:
         return _decide(random, facts)
+    words = random.sample(WORDS, random.randint(3, 10))
     facts += 3 * [partial(_word_fact, words)]
     return _decide(random, facts, _state(random, words=words))
 
@@ -150,13 +157,13 @@ def predicate(random: Random) -> Example:
 def choose(random: Random) -> Example:
     if random.random() < 0.3:
         return _decide(random, [partial(_capital_choice, MOST_CHOICES)], most=2)
-    return _decide(random, [partial(_capital_choice, 4), _largest_choice], most=6)
+    return _decide(random, [partial(_capital_choice, 4), _largest_choice, _word_choice], most=4)
 
 
-def score(random: Random) -> Example:
+def score(random: Random, most: int = 5) -> Example:
     number, colour = random.randint(1, 99), random.choice(COLOURS)
     state = _state(random, number=number, colour=colour)
-    return _decide(random, [partial(_score, number, colour)], state)
+    return _decide(random, [partial(_score, number, colour)], state, most)
 
 
 def mixed(random: Random) -> Example:
@@ -170,6 +177,7 @@ def mixed(random: Random) -> Example:
         partial(_word_fact, words),
         partial(_capital_choice, 4),
         _largest_choice,
+        _word_choice,
         partial(_score, number, colour),
     ]
     return _decide(random, askers, state)
@@ -180,4 +188,27 @@ DECISION_TASKS: dict[str, Task] = {
     "choose": choose,
     "score": score,
     "mixed": mixed,
+}
+
+
+def _alone(asker: Asker) -> Task:
+    return lambda random: _decide(random, [asker], most=1)
+
+
+def _word_fact_alone(random: Random) -> Example:
+    words = random.sample(WORDS, random.randint(3, 10))
+    return _decide(random, [partial(_word_fact, words)], _state(random, words=words), most=1)
+
+
+# One question of one kind, for the lessons in which the model learns it.
+SINGLE_QUESTIONS: dict[str, Task] = {
+    "word_choice": _alone(_word_choice),
+    "capital_choice": _alone(partial(_capital_choice, 4)),
+    "long_choice": _alone(partial(_capital_choice, MOST_CHOICES)),
+    "largest_choice": _alone(_largest_choice),
+    "capital_fact": _alone(_capital_fact),
+    "sum_fact": _alone(_sum_fact),
+    "order_fact": _alone(_order_fact),
+    "word_fact": _word_fact_alone,
+    "single_score": partial(score, most=1),
 }

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from random import Random
 
-from demo.decision_tasks import DECISION_TASKS
+from demo.decision_tasks import DECISION_TASKS, SINGLE_QUESTIONS
 from demo.easy_tasks import EASY_TASKS, NO_TOOL, other_tool
 from demo.examples import Example, Task, assistant
 from demo.hard_tasks import HARD_TASKS
@@ -35,13 +35,14 @@ def training_example(
 ) -> tuple[str, Example]:
     """Returns a task's name and a random example of it that is not held out, with additions.
 
-    `weights` are the tasks' relative probabilities, by default 1.
+    `weights` are the relative probabilities of some tasks or single questions. Without them all
+    tasks are equally probable.
     """
-    names = list(TASKS)
-    chances = [(weights or {}).get(name, 1.0) for name in names]
+    chances = weights or dict.fromkeys(TASKS, 1.0)
+    makers = TASKS | SINGLE_QUESTIONS
     while True:
-        (name,) = random.choices(names, chances)
-        example = TASKS[name](random)
+        (name,) = random.choices(list(chances), list(chances.values()))
+        example = makers[name](random)
         if not example.is_held_out:
             return name, _with_additions(example, random)
 

@@ -28,6 +28,7 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
 from transformers.utils.logging import disable_progress_bar
 
 from demo.batches import BLOCKS, PAD, Batch, batches
+from demo.curriculum import LESSON_STEPS
 from demo.mixed_precision import fast_products
 from demo.muon import Muon
 from demo.network import Network, new_model, text_config
@@ -44,10 +45,9 @@ STATE_FOLDER = Path("build/demo-training")
 
 CAUSAL_WEIGHT = 0.5
 BALANCE_WEIGHT = 0.01
-STEPS = 16_000
-MUON_RATE, ADAM_RATE = 0.03, 3e-3  # the highest learning rates
+STEPS = LESSON_STEPS + 5_000
+MUON_RATE, ADAM_RATE = 0.02, 2e-3  # the highest learning rates
 WARMUP_STEPS = 50
-DECAY_SHARE = 0.5  # the last part of the steps, in which the learning rate falls linearly to zero
 
 
 def loss_of(network: Network, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
@@ -119,8 +119,8 @@ def optimisers(
 
 
 def learning_rate_share(step: int, steps: int) -> float:
-    decay_from = (1 - DECAY_SHARE) * steps
-    return min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / (steps - decay_from))
+    """Returns the share of the highest rate. Behind the lessons it falls linearly to zero."""
+    return min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / max(1, steps - LESSON_STEPS))
 
 
 def check_forward(model: DiffusionGemmaForBlockDiffusion, batch: Batch) -> None:

@@ -4,15 +4,22 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from demo.batches import batches
-from demo.easy_tasks import EASY_TASKS
+from demo.batches import POOL_BATCHES, batches
+from demo.curriculum import LESSON_SHARE, LESSON_STEPS, LESSONS, task_weights
 from demo.examples import Example, user
-from demo.hard_tasks import HARD_TASKS
 from demo.mixed_precision import ProductsInBfloat16
 from demo.network import CANVAS, Network, new_config, new_model
 from demo.tasks import TASKS
 from demo.tokenizer import VOCAB_SIZE, build_tokenizer
-from demo.train import Training, check_forward, loss_of, main, optimisers, train_step
+from demo.train import (
+    Training,
+    check_forward,
+    learning_rate_share,
+    loss_of,
+    main,
+    optimisers,
+    train_step,
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +30,8 @@ def tokenizer():
 @pytest.fixture
 def few(monkeypatch):
     """Batches of two blocks of any task, and four batches a pool, so that a step is quick."""
-    monkeypatch.setattr("demo.batches.FIRST_STEPS", 0)
+    monkeypatch.setattr("demo.curriculum.LESSONS", ())
+    monkeypatch.setattr("demo.batches.LESSON_STEPS", 0)
     monkeypatch.setattr("demo.batches.BLOCKS", 2)
     monkeypatch.setattr("demo.batches.POOL_BATCHES", 4)
 
@@ -50,7 +58,7 @@ def test_a_training_goes_on_from_its_file_as_if_it_had_not_ended(
     tokenizer, few, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("demo.batches.BLOCKS", 1)
-    monkeypatch.setattr("demo.batches.NARROW_SHARE", 1.0)
+    monkeypatch.setattr("demo.batches.NARROW_SHARES", (1.0, 1.0))
 
     def trained(steps, training):
         data = batches(tokenizer, VOCAB_SIZE, 0, start=training.step)
@@ -73,11 +81,39 @@ def test_a_training_goes_on_from_its_file_as_if_it_had_not_ended(
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
 
 
-def test_the_first_steps_have_easy_tasks_and_the_others_have_all(tokenizer, few, monkeypatch):
-    monkeypatch.setattr("demo.batches.FIRST_STEPS", 8)
-    data = some(batches(tokenizer, VOCAB_SIZE, 0), 80)
-    assert {task for batch in data[:8] for task in batch.tasks} <= EASY_TASKS.keys()
-    assert {task for batch in data[8:] for task in batch.tasks} & HARD_TASKS.keys()
+def test_a_lesson_has_mostly_its_own_tasks_and_beside_them_those_of_earlier_lessons():
+    taught: set[str] = set()
+    step = 0
+    for steps, tasks in LESSONS:
+        # A pool of batches belongs to one lesson.
+        assert steps % POOL_BATCHES == 0
+        for at in (step, step + steps - 1):
+            weights = task_weights(at)
+            own = sum(weights[task] for task in tasks)
+            assert weights.keys() == taught | set(tasks)
+            assert sum(weights.values()) == pytest.approx(1.0)
+            assert own == pytest.approx(LESSON_SHARE if taught else 1.0)
+        assert not taught & set(tasks)
+        taught |= set(tasks)
+        step += steps
+    assert step == LESSON_STEPS
+    assert task_weights(step).keys() == TASKS.keys() <= taught
+
+
+def test_each_examples_task_is_one_of_its_steps(tokenizer, few, monkeypatch):
+    lessons = ((4, ("greet", "add")), (4, ("word_choice",)))
+    monkeypatch.setattr("demo.curriculum.LESSONS", lessons)
+    monkeypatch.setattr("demo.batches.LESSON_STEPS", 8)
+    for step, batch in enumerate(some(batches(tokenizer, VOCAB_SIZE, 0), 8)):
+        assert set(batch.tasks) <= task_weights(step).keys()
+
+
+def test_the_learning_rate_falls_to_zero_behind_the_lessons():
+    end = LESSON_STEPS + 1000
+    assert learning_rate_share(0, end) < 0.1
+    assert learning_rate_share(LESSON_STEPS, end) == 1.0
+    assert learning_rate_share(LESSON_STEPS + 500, end) == pytest.approx(0.5)
+    assert learning_rate_share(end - 1, end) == pytest.approx(0.001)
 
 
 def test_the_training_forward_is_that_of_transformers(tokenizer, few):
@@ -85,7 +121,7 @@ def test_the_training_forward_is_that_of_transformers(tokenizer, few):
 
 
 def test_a_decision_is_also_trained_with_all_but_its_labels_known(tokenizer, few, monkeypatch):
-    monkeypatch.setattr("demo.batches.TASK_WEIGHTS", dict.fromkeys(TASKS, 0.0) | {"choose": 1.0})
+    monkeypatch.setattr("demo.curriculum.TASK_WEIGHTS", {"choose": 1.0})
     monkeypatch.setattr("demo.batches.SLOTS_SHARE", 1.0)
     for batch in some(batches(tokenizer, VOCAB_SIZE, 0), 8):
         for row, noisy in enumerate(batch.noisy):
