@@ -14,7 +14,7 @@ LESSON_SHARE = 0.6  # of the examples are of a lesson's own tasks
 
 # Steps, and the tasks that the lesson is about.
 LESSONS: tuple[tuple[int, tuple[str, ...]], ...] = (
-    (1536, tuple(EASY_TASKS)),  # their short prompts teach the model to copy
+    (1024, tuple(EASY_TASKS)),  # their short prompts teach the model to copy
     (384, ("word_choice",)),
     (352, ("capital_choice",)),
     (256, ("capital_fact",)),
@@ -49,7 +49,7 @@ LESSON_STEPS = sum(steps for steps, _ in LESSONS)
 TASK_WEIGHTS = {
     "greet": 0.3,
     "help": 0.2,
-    "count": 2.0,
+    "count": 1.0,
     "series": 0.2,
     "echo": 0.5,
     "repeat": 0.5,
@@ -94,9 +94,10 @@ def task_weights(step: int) -> dict[str, float]:
     for steps, tasks in LESSONS:
         if step < steps:
             share = LESSON_SHARE if earlier else 1.0
-            return {task: (1 - share) / len(earlier) for task in earlier} | {
-                task: share / len(tasks) for task in tasks
-            }
+            again = {task: TASK_WEIGHTS.get(task, 1.0) for task in earlier}
+            return {
+                task: (1 - share) * weight / sum(again.values()) for task, weight in again.items()
+            } | {task: share / len(tasks) for task in tasks}
         step -= steps
         earlier += tasks
     return TASK_WEIGHTS

@@ -37,19 +37,18 @@ def streaming(url, body, key="none"):
         yield events
 
 
-def test_an_answer_to_a_person_is_finished_before_the_next_block_of_a_job(url):
-    check_that_the_person_goes_first(url, JOB)
+def test_an_answer_to_a_person_is_finished_before_the_next_block_of_a_job(server):
+    check_that_the_person_goes_first(server, JOB)
 
 
 def test_requests_without_a_priority_have_the_priority_of_their_key(shared_server):
     server = shared_server(EASEL_API_KEY="person, agents priority=10")
     job = {name: value for name, value in JOB.items() if name != "priority"}
-    url = f"{server.url}/v1/chat/completions"
-    check_that_the_person_goes_first(url, job, job_key="agents", person_key="person")
+    check_that_the_person_goes_first(server, job, job_key="agents", person_key="person")
     # A request may have a worse priority than its key.
-    check_that_the_person_goes_first(url, {**JOB, "priority": 1}, "person", "person")
+    check_that_the_person_goes_first(server, {**JOB, "priority": 1}, "person", "person")
     # It can't have a better one.
-    check_that_the_person_goes_first(url, {**JOB, "priority": -5}, "agents", "person")
+    check_that_the_person_goes_first(server, {**JOB, "priority": -5}, "agents", "person")
 
 
 @pytest.mark.parametrize(
@@ -80,11 +79,13 @@ def test_requests_without_keys_have_any_priority(http):
     assert "x-easel-ignored" not in answer.headers
 
 
-def check_that_the_person_goes_first(url, job_body, job_key="none", person_key="none"):
+def check_that_the_person_goes_first(server, job_body, job_key="none", person_key="none"):
     """Send a person's request while a job runs, and check the order in which blocks arrive.
 
-    It counts the job's blocks and not seconds, so the speed of the machine does not matter.
+    It counts the job's blocks and not seconds, and the worker is stopped while the person's request
+    is on its way, so the speed of the machine does not matter.
     """
+    url = f"{server.url}/v1/chat/completions"
     arrived = threading.Event()
     job_blocks = []  # the time at which each arrived
 
@@ -95,15 +96,17 @@ def check_that_the_person_goes_first(url, job_body, job_key="none", person_key="
                 if len(job_blocks) == 8:
                     arrived.set()
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool, ExitStack() as stream:
         running = pool.submit(job)
         assert arrived.wait(60)
-        asked_at = time.monotonic()
-        with streaming(url, {**LONG, "max_tokens": 200}, person_key) as events:
-            next(events)
-            first_at = time.monotonic()
-            *_, last = events
-            ended_at = time.monotonic()
+        with server.stopped_worker():
+            person = streaming(url, {**LONG, "max_tokens": 200}, person_key)
+            events = stream.enter_context(person)
+            asked_at = time.monotonic()
+        next(events)
+        first_at = time.monotonic()
+        *_, last = events
+        ended_at = time.monotonic()
         running.result()
     assert last["choices"][0]["finish_reason"] == "length"
     # Blocks that were on the device or on their way when the person's request came still arrive.
