@@ -8,13 +8,15 @@ of what the earlier lessons taught. After the lessons all tasks come in every ba
 learning rate falls.
 """
 
+from collections.abc import Sequence
+
 from demo.easy_tasks import EASY_TASKS
 
 LESSON_SHARE = 0.6  # of the examples are of a lesson's own tasks
 
 # Steps, and the tasks that the lesson is about.
 LESSONS: tuple[tuple[int, tuple[str, ...]], ...] = (
-    (1024, tuple(EASY_TASKS)),  # their short prompts teach the model to copy
+    (1792, tuple(EASY_TASKS)),  # their short prompts teach the model to copy
     (384, ("word_choice",)),
     (352, ("capital_choice",)),
     (256, ("capital_fact",)),
@@ -23,9 +25,7 @@ LESSONS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (448, ("sort_words",)),
     (384, ("sort_numbers",)),
     (448, ("distinct",)),
-    (320, ("shuffle",)),
     (448, ("agree",)),
-    (320, ("rising",)),
     (224, ("spell_backwards",)),
     (320, ("fill_in",)),
     (448, ("nested_json",)),
@@ -33,8 +33,6 @@ LESSONS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (1024, ("sum",)),
     (704, ("difference",)),
     (640, ("chain",)),
-    (384, ("dice",)),
-    (320, ("coins",)),
     (512, ("sum_fact",)),
     (416, ("order_fact",)),
     (416, ("largest_choice",)),
@@ -49,7 +47,7 @@ LESSON_STEPS = sum(steps for steps, _ in LESSONS)
 TASK_WEIGHTS = {
     "greet": 0.3,
     "help": 0.2,
-    "count": 1.0,
+    "count": 0.8,
     "series": 0.2,
     "echo": 0.5,
     "repeat": 0.5,
@@ -74,10 +72,6 @@ TASK_WEIGHTS = {
     "distinct": 1.2,
     "spell_backwards": 0.8,
     "agree": 0.8,
-    "shuffle": 0.6,
-    "dice": 0.7,
-    "coins": 0.4,
-    "rising": 0.6,
     "nested_json": 1.0,
     "edit": 1.4,
     "fill_in": 0.8,
@@ -94,10 +88,13 @@ def task_weights(step: int) -> dict[str, float]:
     for steps, tasks in LESSONS:
         if step < steps:
             share = LESSON_SHARE if earlier else 1.0
-            again = {task: TASK_WEIGHTS.get(task, 1.0) for task in earlier}
-            return {
-                task: (1 - share) * weight / sum(again.values()) for task, weight in again.items()
-            } | {task: share / len(tasks) for task in tasks}
+            return _weights(tasks, share) | _weights(earlier, 1 - share)
         step -= steps
         earlier += tasks
     return TASK_WEIGHTS
+
+
+def _weights(tasks: Sequence[str], share: float) -> dict[str, float]:
+    """Returns the tasks' relative probabilities, whose sum is `share`."""
+    weights = {task: TASK_WEIGHTS.get(task, 1.0) for task in tasks}
+    return {task: share * weight / sum(weights.values()) for task, weight in weights.items()}

@@ -169,91 +169,6 @@ def agree(random: Random) -> Example:
     return replace(example, accepts=right)
 
 
-def shuffle(random: Random) -> Example:
-    words = random.sample(WORDS, random.randint(3, 8))
-    wordings = (
-        "Shuffle these words: {said}|Shuffle: {said}|Put these words in a random order: {said}|"
-        "Mix up these words: {said}|Say these words in any order: {said}"
-    )
-    answer = " ".join(random.sample(words, len(words)))
-    example = ask(random, "Any order is right.", wordings, answer, said=" ".join(words))
-    return replace(example, accepts=lambda text: sorted(text.split(" ")) == sorted(words))
-
-
-def dice(random: Random) -> Example:
-    number = random.choice((2, 2, 3, 3, 4, 5, 6))
-    rolls = [random.randint(1, 6) for _ in range(number)]
-    wordings = (
-        "Roll {number} dice and add them.|Throw {number} dice and add them up.|"
-        "Roll {number} dice. What is the sum?|Please roll {number} dice and give the sum.|"
-        "Roll the dice {number} times and add the results.|Can you roll {number} dice and add them?"
-    )
-
-    def right(text: str) -> bool:
-        said, _, total = text.partition(" = ")
-        shown = said.split(" + ")
-        return (
-            len(shown) == number
-            and set(shown) <= set("123456")
-            and total == str(sum(map(int, shown)))
-        )
-
-    answer = f"{' + '.join(map(str, rolls))} = {sum(rolls)}"
-    example = ask(random, "I roll the dice.", wordings, answer, number=number)
-    return replace(example, accepts=right)
-
-
-def coins(random: Random) -> Example:
-    number = random.randint(3, 10)
-    tosses = random.choices(["heads", "tails"], k=number)
-    side = random.choice(["heads", "tails"])
-    wordings = (
-        "Toss {number} coins and count {side}.|Toss a coin {number} times and count the {side}.|"
-        "Flip {number} coins. How often {side}?|Throw a coin {number} times. How many {side}?"
-    )
-
-    def right(text: str) -> bool:
-        said, _, total = text.partition(": ")
-        shown = said.split(" ")
-        return (
-            len(shown) == number
-            and set(shown) <= {"heads", "tails"}
-            and total == f"{shown.count(side)} {side}"
-        )
-
-    answer = f"{' '.join(tosses)}: {tosses.count(side)} {side}"
-    example = ask(random, "I toss coins.", wordings, answer, number=number, side=side)
-    return replace(example, accepts=right)
-
-
-def rising(random: Random) -> Example:
-    """Random numbers in rising order between two bounds."""
-    number = random.choice((3, 3, 4, 4, 5, 6, 8))
-    low = random.randint(1, 40)
-    high = random.randint(low + 2 * number, min(low + 50, 100))
-    wordings = (
-        "Name {number} random numbers from {low} to {high} in order.|"
-        "Give me {number} random numbers between {low} and {high}, in order.|"
-        "Choose {number} numbers from {low} to {high} and sort them."
-    )
-
-    def right(text: str) -> bool:
-        shown = text.split(" ")
-        if not all(each.isdecimal() for each in shown):
-            return False
-        numbers = [int(each) for each in shown]
-        return (
-            len(numbers) == number
-            and numbers == sorted(set(numbers))
-            and low <= numbers[0]
-            and numbers[-1] <= high
-        )
-
-    answer = " ".join(map(str, sorted(random.sample(range(low, high + 1), number))))
-    example = ask(random, "Any will do.", wordings, answer, number=number, low=low, high=high)
-    return replace(example, accepts=right)
-
-
 def nested_json(random: Random) -> Example:
     leaves: dict[str, tuple[str, str | int | bool]] = {
         "name": ("string", random.choice(NAMES)),
@@ -370,10 +285,6 @@ HARD_TASKS: dict[str, Task] = {
     "distinct": distinct,
     "spell_backwards": spell_backwards,
     "agree": agree,
-    "shuffle": shuffle,
-    "dice": dice,
-    "coins": coins,
-    "rising": rising,
     "nested_json": nested_json,
     "edit": edit,
     "fill_in": fill_in,

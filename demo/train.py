@@ -45,7 +45,7 @@ STATE_FOLDER = Path("build/demo-training")
 
 CAUSAL_WEIGHT = 0.5
 BALANCE_WEIGHT = 0.01
-STEPS = LESSON_STEPS + 5_000
+STEPS = LESSON_STEPS + 4_500
 MUON_RATE, ADAM_RATE = 0.02, 2e-3  # the highest learning rates
 WARMUP_STEPS = 50
 

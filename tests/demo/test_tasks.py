@@ -13,7 +13,7 @@ from demo.tasks import TASKS, held_out, training_example
 from demo.tokenizer import build_tokenizer, encode_example
 
 # Tasks whose answers contain a random choice.
-RANDOM = {"sudoku_4x4", "sudoku_6x6", "agree", "shuffle", "dice", "coins", "rising"}
+RANDOM = {"sudoku_4x4", "sudoku_6x6", "agree"}
 
 
 @pytest.fixture(scope="module")
@@ -65,22 +65,6 @@ def accepted(task, wanted):
     return next(
         e.accepts for e in examples(task, 2000) if wanted in e.messages[-1]["content"].lower()
     )
-
-
-def test_rolled_dice_must_agree_with_their_sum():
-    accepts = accepted("dice", "roll 3 dice")
-    assert accepts("1 + 6 + 2 = 9")
-    assert not accepts("1 + 6 + 2 = 10")
-    assert not accepts("1 + 7 + 2 = 10")
-    assert not accepts("1 + 6 = 7")
-
-
-def test_tossed_coins_must_agree_with_their_count():
-    accepts = accepted("coins", "4 coins and count heads")
-    assert accepts("heads tails tails heads: 2 heads")
-    assert not accepts("heads tails tails heads: 3 heads")
-    assert not accepts("heads tails tails heads: 2 tails")
-    assert not accepts("heads tails heads: 2 heads")
 
 
 def test_words_chosen_at_random_must_be_the_same_each_time():
@@ -166,9 +150,9 @@ def test_numbers_above_a_hundred_are_written_digit_by_digit(tokenizer):
     assert tokenizer.tokenize("4821 + 100") == ["4", "8", "2", "1", "▁+", "▁100"]
 
 
-def test_there_are_as_many_hard_tasks_as_easy_ones():
+def test_the_tasks_are_the_easy_and_the_hard_ones_and_the_decisions():
     assert len(EASY_TASKS) == 17
-    assert len(HARD_TASKS) >= 17
+    assert len(HARD_TASKS) == 13
     assert [*TASKS] == [*EASY_TASKS, *HARD_TASKS, *DECISION_TASKS]
     assert [e.answer for e in islice(held_out("sum", 3), 3)] == [
         e.answer for e in held_out("sum", 3)
