@@ -21,7 +21,7 @@ LESSONS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (352, ("capital_choice",)),
     (256, ("capital_fact",)),
     (256, ("long_choice",)),
-    (320, ("word_fact",)),
+    (320, ("state_fact",)),
     (448, ("sort_words",)),
     (384, ("sort_numbers",)),
     (448, ("distinct",)),

@@ -11,10 +11,13 @@ from random import Random
 from string import ascii_uppercase, digits
 
 from demo.examples import Decision, Example, Question, Task, user
-from demo.vocabulary import CAPITALS, CITIES, COLOURS, WORDS
+from demo.vocabulary import CAPITALS, CITIES, COLOURS, DAYS, WORDS
 
 MOST_CHOICES = 20
 _NUMBERED, _NAMED = ("0", "1", "2", "3"), ("none", "one", "two", "all")
+_FACTS = {"colour": COLOURS, "city": CITIES, "day": DAYS}
+
+Facts = dict[str, str]
 
 
 def _written(question: Question) -> str:
@@ -63,9 +66,8 @@ def _capital_fact(random: Random) -> Question:
 
 
 def _sum_fact(random: Random) -> Question:
-    a, b = random.randint(0, 20), random.randint(0, 20)
-    right = random.random() < 0.5
-    shown = a + b if right else max(0, a + b + random.choice([-10, -3, -2, -1, 1, 2, 3, 10]))
+    a, b = random.randint(0, 9), random.randint(0, 9)
+    shown = a + b if random.random() < 0.5 else random.choice([a + b + 1, random.randint(0, 18)])
     right, text = shown == a + b, f"Is {a} + {b} = {shown}?"
     if random.random() < 0.2:
         right, text = not right, f"Is it false that {a} + {b} = {shown}?"
@@ -73,7 +75,7 @@ def _sum_fact(random: Random) -> Question:
 
 
 def _order_fact(random: Random) -> Question:
-    numbers = random.sample(range(1, 51), random.randint(2, 5))
+    numbers = random.sample(range(1, 51), random.randint(2, 4))
     if random.random() < 0.5:
         numbers.sort()
     if random.random() < 0.4:
@@ -84,10 +86,10 @@ def _order_fact(random: Random) -> Question:
     return Question(text, _yes(numbers == sorted(numbers)))
 
 
-def _word_fact(words: list[str], random: Random) -> Question:
-    right = random.random() < 0.5
-    word = random.choice(words if right else [each for each in WORDS if each not in words])
-    return Question(f"Is {word} one of the words?", _yes(right))
+def _state_fact(facts: Facts, random: Random) -> Question:
+    name, fact = random.choice(list(facts.items()))
+    asked = random.choice([fact, random.choice(_FACTS[name])])
+    return Question(f"Is the {name} {asked}?", _yes(asked == fact))
 
 
 def _capital_choice(most: int, random: Random) -> Question:
@@ -118,27 +120,27 @@ def _largest_choice(random: Random) -> Question:
     return Question(f"Which number is the {wanted}?", label, choices)
 
 
-def _score(number: int, colour: str, random: Random) -> Question:
+def _score(facts: Facts, random: Random) -> Question:
     """How many of three conditions hold."""
-    bound = random.randrange(10, 100, 10)
-    asked = random.choice([colour, random.choice(COLOURS)])
-    parity = random.choice(["even", "odd"])
-    holds = [number > bound, number % 2 == (parity == "odd"), colour == asked]
-    text = f"How many hold? It is above {bound}. It is {parity}. The colour is {asked}."
-    levels = _NUMBERED if random.random() < 0.7 else _NAMED
-    return Question(text, str(sum(holds)), levels=levels)
-
-
-def _state(random: Random, **facts: int | str | list[str]) -> str:
-    """Returns the facts as sentences, or as JSON."""
-    if random.random() < 0.3:
-        return json.dumps(facts)
-    said = {
-        name: " ".join(fact) if isinstance(fact, list) else fact for name, fact in facts.items()
+    asked = {
+        name: random.choice([fact, random.choice(_FACTS[name])]) for name, fact in facts.items()
     }
-    return " ".join(
-        f"The {name} {'are' if name == 'words' else 'is'} {fact}." for name, fact in said.items()
-    )
+    levels = _NUMBERED if random.random() < 0.7 else _NAMED
+    number = sum(asked[name] == fact for name, fact in facts.items())
+    return Question(f"How many hold? {_sentences(asked)}", str(number), levels=levels)
+
+
+def _random_facts(random: Random) -> Facts:
+    return {name: random.choice(choices) for name, choices in _FACTS.items()}
+
+
+def _state(facts: Facts, random: Random) -> str:
+    """Returns the facts as sentences, or as JSON."""
+    return json.dumps(facts) if random.random() < 0.3 else _sentences(facts)
+
+
+def _sentences(facts: Facts) -> str:
+    return " ".join(f"The {name} is {fact}." for name, fact in facts.items())
 
 
 def _yes(right: bool) -> str:
@@ -146,12 +148,12 @@ def _yes(right: bool) -> str:
 
 
 def predicate(random: Random) -> Example:
-    facts: list[Asker] = [_capital_fact, _sum_fact, _order_fact]
+    askers: list[Asker] = [_capital_fact, _sum_fact, _order_fact]
     if random.random() < 0.5:
-        return _decide(random, facts)
-    words = random.sample(WORDS, random.randint(3, 10))
-    facts += 3 * [partial(_word_fact, words)]
-    return _decide(random, facts, _state(random, words=words))
+        return _decide(random, askers)
+    facts = _random_facts(random)
+    askers += 3 * [partial(_state_fact, facts)]
+    return _decide(random, askers, _state(facts, random))
 
 
 def choose(random: Random) -> Example:
@@ -160,27 +162,24 @@ def choose(random: Random) -> Example:
     return _decide(random, [partial(_capital_choice, 4), _largest_choice, _word_choice], most=4)
 
 
-def score(random: Random, most: int = 5) -> Example:
-    number, colour = random.randint(1, 99), random.choice(COLOURS)
-    state = _state(random, number=number, colour=colour)
-    return _decide(random, [partial(_score, number, colour)], state, most)
+def score(random: Random) -> Example:
+    facts = _random_facts(random)
+    return _decide(random, [partial(_score, facts)], _state(facts, random))
 
 
 def mixed(random: Random) -> Example:
-    words = random.sample(WORDS, random.randint(3, 8))
-    number, colour = random.randint(1, 99), random.choice(COLOURS)
-    state = _state(random, words=words, number=number, colour=colour)
+    facts = _random_facts(random)
     askers: list[Asker] = [
         _capital_fact,
         _sum_fact,
         _order_fact,
-        partial(_word_fact, words),
+        partial(_state_fact, facts),
         partial(_capital_choice, 4),
         _largest_choice,
         _word_choice,
-        partial(_score, number, colour),
+        partial(_score, facts),
     ]
-    return _decide(random, askers, state)
+    return _decide(random, askers, _state(facts, random))
 
 
 DECISION_TASKS: dict[str, Task] = {
@@ -195,9 +194,12 @@ def _alone(asker: Asker) -> Task:
     return lambda random: _decide(random, [asker], most=1)
 
 
-def _word_fact_alone(random: Random) -> Example:
-    words = random.sample(WORDS, random.randint(3, 10))
-    return _decide(random, [partial(_word_fact, words)], _state(random, words=words), most=1)
+def _alone_on_facts(asker: Callable[[Facts, Random], Question]) -> Task:
+    def task(random: Random) -> Example:
+        facts = _random_facts(random)
+        return _decide(random, [partial(asker, facts)], _state(facts, random), most=1)
+
+    return task
 
 
 # One question of one kind, for the lessons in which the model learns it.
@@ -209,6 +211,6 @@ SINGLE_QUESTIONS: dict[str, Task] = {
     "capital_fact": _alone(_capital_fact),
     "sum_fact": _alone(_sum_fact),
     "order_fact": _alone(_order_fact),
-    "word_fact": _word_fact_alone,
-    "single_score": partial(score, most=1),
+    "state_fact": _alone_on_facts(_state_fact),
+    "single_score": _alone_on_facts(_score),
 }
