@@ -1,8 +1,7 @@
 """What the demo model is taught in which of the training's steps.
 
 A small model learns a skill such as adding or finding a label only after thousands of examples of
-it. The few that it sees of them among forty tasks do not suffice: in trials the loss of the sums
-stayed where it was for 8,000 steps with all tasks, and was halved by 400 steps with mostly sums. So
+it. The few that it sees of them among forty tasks do not suffice (README.md has the trials). So
 each skill first has a lesson, a stretch of steps in which most examples are of it. The others are
 of what the earlier lessons taught. After the lessons all tasks come in every batch, while the
 learning rate falls.

@@ -87,9 +87,9 @@ def _order_fact(random: Random) -> Question:
 
 
 def _state_fact(facts: Facts, random: Random) -> Question:
-    name, fact = random.choice(list(facts.items()))
-    asked = random.choice([fact, random.choice(_FACTS[name])])
-    return Question(f"Is the {name} {asked}?", _yes(asked == fact))
+    name = random.choice(list(facts))
+    asked = _asked(facts, random)[name]
+    return Question(f"Is the {name} {asked}?", _yes(asked == facts[name]))
 
 
 def _capital_choice(most: int, random: Random) -> Question:
@@ -122,9 +122,7 @@ def _largest_choice(random: Random) -> Question:
 
 def _score(facts: Facts, random: Random) -> Question:
     """How many of three conditions hold."""
-    asked = {
-        name: random.choice([fact, random.choice(_FACTS[name])]) for name, fact in facts.items()
-    }
+    asked = _asked(facts, random)
     levels = _NUMBERED if random.random() < 0.7 else _NAMED
     number = sum(asked[name] == fact for name, fact in facts.items())
     return Question(f"How many hold? {_sentences(asked)}", str(number), levels=levels)
@@ -132,6 +130,12 @@ def _score(facts: Facts, random: Random) -> Question:
 
 def _random_facts(random: Random) -> Facts:
     return {name: random.choice(choices) for name, choices in _FACTS.items()}
+
+
+def _asked(facts: Facts, random: Random) -> Facts:
+    """Returns the facts, about half of which are replaced by random ones."""
+    others = _random_facts(random)
+    return {name: random.choice([fact, others[name]]) for name, fact in facts.items()}
 
 
 def _state(facts: Facts, random: Random) -> str:
