@@ -1,19 +1,17 @@
 """The batches of the demo model's training: blocks of answers, and canvases of them with noise.
 
-A batch depends on the seed and on its number only, so a training that goes on makes the same
-batches as one that was never interrupted.
+A pool of batches depends on the seed, its number and the tasks' weights only, so a training that
+goes on makes the same batches as one that was never interrupted.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
 from random import Random
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from demo.curriculum import LESSON_STEPS, task_weights
 from demo.network import CANVAS
 from demo.tasks import training_example
 from demo.tokenizer import END_OF_TURN, SPECIAL_TOKENS, encode_example
@@ -23,7 +21,7 @@ PAD = SPECIAL_TOKENS["<pad>"]
 BLOCKS = 32
 POOL_BATCHES = 32  # whose examples are sorted by length together, so that they need little padding
 # Of the batches of lessons and of those after them, on canvases no wider than their blocks need.
-NARROW_SHARES = (0.9, 0.65)
+NARROW_SHARES = {"lesson": 0.9, "mix": 0.65}
 PURE_NOISE_SHARES = (0.15, 0.6)  # of the canvases with self-conditioning, and of those without
 DRAFT_SHARE = 0.4  # of an edit's canvases that start from the given text
 SLOTS_SHARE = 0.7  # of a decision's canvases in which only the labels are noise
@@ -62,26 +60,30 @@ class Batch:
     noisier: Tensor  # [B // 2, C] the first half of these with more noise, as in an earlier step
 
 
-def batches(
-    tokenizer: PreTrainedTokenizerFast, vocab_size: int, seed: int, start: int = 0
+def pool_of_batches(
+    tokenizer: PreTrainedTokenizerFast,
+    vocab_size: int,
+    seed: int,
+    number: int,
+    weights: dict[str, float],
+    *,
+    narrow_share: float,
 ) -> Iterator[Batch]:
-    """Yield the random batches of the steps from `start` on, without end."""
-    for number in count(start // POOL_BATCHES):
-        random = Random(f"{seed}/{number}")
-        generator = torch.Generator().manual_seed(random.getrandbits(63))
-        lesson = number * POOL_BATCHES < LESSON_STEPS
-        weights = task_weights(number * POOL_BATCHES)
-        pool = [_block(tokenizer, random, weights) for _ in range(POOL_BATCHES * BLOCKS)]
-        pool.sort(key=lambda block: (_width(len(block.tokens)), len(block.prefix)))
-        parts = [pool[i : i + BLOCKS] for i in range(0, len(pool), BLOCKS)]
-        random.shuffle(parts)
-        for index, part in enumerate(parts, number * POOL_BATCHES):
-            random.shuffle(part)
-            narrow = random.random() < NARROW_SHARES[0 if lesson else 1]
-            width = max(_width(len(block.tokens)) for block in part) if narrow else CANVAS
-            batch = _batch(part, width, vocab_size, generator)
-            if index >= start:
-                yield batch
+    """Yield the random batches of one pool, for the tasks with these relative probabilities.
+
+    `narrow_share` is the share of batches on canvases no wider than their blocks need.
+    """
+    random = Random(f"{seed}/{number}")
+    generator = torch.Generator().manual_seed(random.getrandbits(63))
+    pool = [_block(tokenizer, random, weights) for _ in range(POOL_BATCHES * BLOCKS)]
+    pool.sort(key=lambda block: (_width(len(block.tokens)), len(block.prefix)))
+    parts = [pool[i : i + BLOCKS] for i in range(0, len(pool), BLOCKS)]
+    random.shuffle(parts)
+    for part in parts:
+        random.shuffle(part)
+        narrow = random.random() < narrow_share
+        width = max(_width(len(block.tokens)) for block in part) if narrow else CANVAS
+        yield _batch(part, width, vocab_size, generator)
 
 
 def _width(length: int) -> int:

@@ -1,46 +1,57 @@
-"""What the demo model is taught in which of the training's steps.
+"""What the demo model is taught when.
 
 A small model learns a skill such as adding or finding a label only after thousands of examples of
 it. The few that it sees of them among forty tasks do not suffice (README.md has the trials). So
-each skill first has a lesson, a stretch of steps in which most examples are of it. The others are
-of what the earlier lessons taught. After the lessons all tasks come in every batch, while the
-learning rate falls.
+each skill first has a lesson, in which most examples are of it. The others are of what the earlier
+lessons taught. A lesson ends as soon as its loss is low, or after its most steps. After the lessons
+all tasks come in every batch, while the learning rate falls.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from demo.easy_tasks import EASY_TASKS
 
 LESSON_SHARE = 0.6  # of the examples are of a lesson's own tasks
+MIX_STEPS = 2_624  # after the lessons
+_MEAN_SHARE = 0.003  # of a new example in the running mean of a lesson's loss
 
-# Steps, and the tasks that the lesson is about.
-LESSONS: tuple[tuple[int, tuple[str, ...]], ...] = (
-    (1792, tuple(EASY_TASKS)),  # their short prompts teach the model to copy
-    (384, ("word_choice",)),
-    (352, ("capital_choice",)),
-    (256, ("capital_fact",)),
-    (256, ("long_choice",)),
-    (320, ("state_fact",)),
-    (448, ("sort_words",)),
-    (384, ("sort_numbers",)),
-    (448, ("distinct",)),
-    (448, ("agree",)),
-    (224, ("spell_backwards",)),
-    (320, ("fill_in",)),
-    (448, ("nested_json",)),
-    (640, ("edit",)),
-    (1024, ("sum",)),
-    (704, ("difference",)),
-    (640, ("chain",)),
-    (512, ("sum_fact",)),
-    (416, ("order_fact",)),
-    (416, ("largest_choice",)),
-    (512, ("single_score",)),
-    (640, ("sudoku_4x4",)),
-    (640, ("sudoku_6x6",)),
-    (1024, ("predicate", "choose", "score", "mixed")),
+
+@dataclass(frozen=True)
+class Lesson:
+    """At most so many steps about these tasks. `enough` is the loss, in nats, that ends it."""
+
+    most_steps: int
+    enough: float
+    tasks: tuple[str, ...]
+
+
+LESSONS = (
+    Lesson(2048, 0.08, tuple(EASY_TASKS)),  # their short prompts teach the model to copy
+    Lesson(512, 0.05, ("word_choice",)),
+    Lesson(384, 0.05, ("capital_choice",)),
+    Lesson(256, 0.05, ("capital_fact",)),
+    Lesson(288, 0.05, ("long_choice",)),
+    Lesson(320, 0.05, ("state_fact",)),
+    Lesson(960, 0.05, ("sum",)),
+    Lesson(512, 0.05, ("difference",)),
+    Lesson(416, 0.05, ("sort_words",)),
+    Lesson(352, 0.05, ("sort_numbers",)),
+    Lesson(352, 0.05, ("distinct",)),
+    Lesson(352, 0.05, ("agree",)),
+    Lesson(224, 0.05, ("spell_backwards",)),
+    Lesson(256, 0.05, ("fill_in",)),
+    Lesson(384, 0.05, ("nested_json",)),
+    Lesson(416, 0.03, ("edit",)),
+    Lesson(448, 0.05, ("chain",)),
+    Lesson(352, 0.05, ("sum_fact",)),
+    Lesson(320, 0.05, ("order_fact",)),
+    Lesson(320, 0.05, ("largest_choice",)),
+    Lesson(416, 0.05, ("single_score",)),
+    Lesson(416, 0.05, ("sudoku_4x4",)),
+    Lesson(352, 0.05, ("sudoku_6x6",)),
+    Lesson(704, 0.03, ("predicate", "choose", "score", "mixed")),
 )
-LESSON_STEPS = sum(steps for steps, _ in LESSONS)
 
 # After the lessons. Computed answers need more examples than copied ones and those that are known.
 TASK_WEIGHTS = {
@@ -81,16 +92,70 @@ TASK_WEIGHTS = {
 }
 
 
-def task_weights(step: int) -> dict[str, float]:
-    """Returns the relative probability of each task in this step."""
-    earlier: list[str] = []
-    for steps, tasks in LESSONS:
-        if step < steps:
-            share = LESSON_SHARE if earlier else 1.0
-            return _weights(tasks, share) | _weights(earlier, 1 - share)
-        step -= steps
-        earlier += tasks
-    return TASK_WEIGHTS
+class Curriculum:
+    """Where a training stands: in which lesson, or behind all of them."""
+
+    def __init__(self, lessons: Sequence[Lesson] = LESSONS, mix_steps: int = MIX_STEPS) -> None:
+        self._lessons, self._mix_steps = lessons, mix_steps
+        self._lesson = 0
+        self._steps = 0  # of this lesson, or behind the lessons
+        self._loss: float | None = None  # the running mean of this lesson's
+
+    @property
+    def state(self) -> dict[str, float | None]:
+        """Where it stands, which `load` takes up again."""
+        return {"lesson": self._lesson, "steps": self._steps, "loss": self._loss}
+
+    def load(self, state: dict[str, float | None]) -> None:
+        self._lesson, self._steps = int(state["lesson"] or 0), int(state["steps"] or 0)
+        self._loss = state["loss"]
+
+    @property
+    def teaches(self) -> bool:
+        """True while there are lessons."""
+        return self._lesson < len(self._lessons)
+
+    @property
+    def remaining(self) -> float:
+        """The share of the steps behind the lessons that are still to come, from 1 to 0."""
+        return 1.0 if self.teaches else max(0.0, 1 - self._steps / self._mix_steps)
+
+    def weights(self) -> dict[str, float]:
+        """Returns the relative probability of each task."""
+        if not self.teaches:
+            return TASK_WEIGHTS
+        earlier = [task for lesson in self._lessons[: self._lesson] for task in lesson.tasks]
+        share = LESSON_SHARE if earlier else 1.0
+        return _weights(self._lessons[self._lesson].tasks, share) | _weights(earlier, 1 - share)
+
+    def add(self, tasks: Sequence[str], losses: Sequence[float]) -> None:
+        """Count a step with the loss, in nats, of each of its examples."""
+        self._steps += 1
+        if self.teaches:
+            for task, loss in zip(tasks, losses, strict=True):
+                if task in self._lessons[self._lesson].tasks:
+                    before = loss if self._loss is None else self._loss
+                    self._loss = before + _MEAN_SHARE * (loss - before)
+
+    def advance(self) -> None:
+        """Go on to the next lesson, or to all tasks, if this one has done its part."""
+        if not self.teaches:
+            return
+        lesson = self._lessons[self._lesson]
+        learned = self._loss is not None and self._loss < lesson.enough
+        if learned or self._steps >= lesson.most_steps:
+            self._lesson, self._steps, self._loss = self._lesson + 1, 0, None
+
+    def __str__(self) -> str:
+        if not self.teaches:
+            return f"all tasks, {self._steps} of {self._mix_steps} steps"
+        lesson = self._lessons[self._lesson]
+        name = lesson.tasks[0] if len(lesson.tasks) == 1 else f"{lesson.tasks[0]} and others"
+        loss = "" if self._loss is None else f", loss {self._loss:.3f} of {lesson.enough}"
+        return (
+            f"lesson {self._lesson + 1} of {len(self._lessons)} ({name}), "
+            f"{self._steps} of at most {lesson.most_steps} steps{loss}"
+        )
 
 
 def _weights(tasks: Sequence[str], share: float) -> dict[str, float]:

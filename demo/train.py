@@ -9,12 +9,13 @@ narrower canvases, which take less time.
 The encoder also learns to predict the answer token by token. This costs little and provides the
 autoregressive baseline of the measurements.
 
-Batches and noise depend on the seed and the step only. A training that was interrupted goes on from
-its last state as if it had not been.
+Batches and noise depend on the seed, the step and the lesson only. A training that was interrupted
+goes on from its last state as if it had not been.
 """
 
 import argparse
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +28,9 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from demo.batches import BLOCKS, PAD, Batch, batches
-from demo.curriculum import LESSON_STEPS
+from demo import batches
+from demo.batches import PAD, Batch
+from demo.curriculum import LESSONS, MIX_STEPS, Curriculum
 from demo.mixed_precision import fast_products
 from demo.muon import Muon
 from demo.network import Network, new_model, text_config
@@ -45,7 +47,6 @@ STATE_FOLDER = Path("build/demo-training")
 
 CAUSAL_WEIGHT = 0.5
 BALANCE_WEIGHT = 0.01
-STEPS = LESSON_STEPS + 4_500
 MUON_RATE, ADAM_RATE = 0.02, 2e-3  # the highest learning rates
 WARMUP_STEPS = 50
 
@@ -118,9 +119,9 @@ def optimisers(
     ]
 
 
-def learning_rate_share(step: int, steps: int) -> float:
+def learning_rate_share(training: "Training") -> float:
     """Returns the share of the highest rate. Behind the lessons it falls linearly to zero."""
-    return min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / max(1, steps - LESSON_STEPS))
+    return min(1.0, (training.step + 1) / WARMUP_STEPS, training.curriculum.remaining)
 
 
 def check_forward(model: DiffusionGemmaForBlockDiffusion, batch: Batch) -> None:
@@ -170,10 +171,11 @@ def save(
 
 @dataclass
 class Training:
-    """What a training needs to go on: the model, its optimisers, and the steps done so far."""
+    """What a training needs to go on: the model, its optimisers, and what was done so far."""
 
     model: DiffusionGemmaForBlockDiffusion
     steppers: list[torch.optim.Optimizer]
+    curriculum: Curriculum
     step: int = 0
     seconds: float = 0.0
 
@@ -182,6 +184,7 @@ class Training:
         state = {
             "model": self.model.state_dict(),
             "steppers": [stepper.state_dict() for stepper in self.steppers],
+            "curriculum": self.curriculum.state,
             "step": self.step,
             "seconds": self.seconds,
         }
@@ -196,6 +199,7 @@ class Training:
         self.model.load_state_dict(state["model"])
         for stepper, each in zip(self.steppers, state["steppers"], strict=True):
             stepper.load_state_dict(each)
+        self.curriculum.load(state["curriculum"])
         self.step, self.seconds = state["step"], state["seconds"]
 
 
@@ -213,15 +217,15 @@ class Means:
 
 
 def train_step(
-    training: Training, batch: Batch, *, steps: int, seed: int
+    training: Training, batch: Batch, *, seed: int
 ) -> tuple[dict[str, float], list[float]]:
-    """Make one of `steps` steps. Returns the parts of the loss, and each canvas' denoising loss."""
+    """Make a step. Returns the parts of the loss, and each canvas' denoising loss."""
     network, peaks = Network(training.model), [MUON_RATE, ADAM_RATE]
     # CPython randomises only the hashes of strings and bytes. That of two integers is the same in
     # every process. It is kept, so that a saved state goes on to the same weights.
     torch.manual_seed(hash((seed, training.step)))
     for stepper, peak in zip(training.steppers, peaks, strict=True):
-        stepper.param_groups[0]["lr"] = peak * learning_rate_share(training.step, steps)
+        stepper.param_groups[0]["lr"] = peak * learning_rate_share(training)
         stepper.zero_grad()
     with fast_products():
         parts, each = loss_of(network, batch)
@@ -230,12 +234,33 @@ def train_step(
     for stepper in training.steppers:
         stepper.step()
     training.step += 1
+    training.curriculum.add(batch.tasks, each.tolist())
     return {name: part.item() for name, part in parts.items()}, each.tolist()
+
+
+def next_pool(
+    training: Training, tokenizer: PreTrainedTokenizerFast, *, seed: int
+) -> Iterator[Batch]:
+    """Returns the batches of the next steps. A training is saved and goes on only between pools."""
+    training.curriculum.advance()
+    return batches.pool_of_batches(
+        tokenizer,
+        text_config(training.model).vocab_size,
+        seed,
+        training.step // batches.POOL_BATCHES,
+        training.curriculum.weights(),
+        narrow_share=batches.NARROW_SHARES["lesson" if training.curriculum.teaches else "mix"],
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=STEPS, help="number of training steps")
+    parser.add_argument(
+        "--lessons", type=int, default=len(LESSONS), help="number of the lessons to give"
+    )
+    parser.add_argument(
+        "--mix-steps", type=int, default=MIX_STEPS, help="steps with all tasks after the lessons"
+    )
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the weights, examples and noise"
     )
@@ -264,30 +289,26 @@ def main() -> None:
         else build_tokenizer(options.seed)
     )
     model = new_model(options.seed)
-    training = Training(model, optimisers(model))
-    vocab_size = text_config(model).vocab_size
-    check_forward(model, next(batches(tokenizer, vocab_size, options.seed)))
+    curriculum = Curriculum(LESSONS[: options.lessons], options.mix_steps)
+    training = Training(model, optimisers(model), curriculum)
+    check_forward(model, next(next_pool(training, tokenizer, seed=options.seed)))
     if state.exists():
         training.load(state)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(
-        f"{parameters:,} parameters, step {training.step} of {options.steps}, {BLOCKS} blocks each",
-        flush=True,
-    )
+    print(f"{parameters:,} parameters, {training.step} steps done", flush=True)
     means, tasks, saved = Means(), Means(), time.monotonic()
-    data = batches(tokenizer, vocab_size, options.seed, start=training.step)
-    while training.step < options.steps:
-        started, batch = time.monotonic(), next(data)
-        parts, losses = train_step(training, batch, steps=options.steps, seed=options.seed)
-        for name, part in parts.items():
-            means.add(name, part)
-        for task, loss in zip(batch.tasks, losses, strict=True):
-            tasks.add(task, loss, share=0.01)
-        training.seconds += time.monotonic() - started
-        done = training.step == options.steps
-        if training.step % 20 == 0 or done:
-            minutes = training.seconds / 60
-            print(f"step {training.step}/{options.steps}  {means}  {minutes:.1f} min", flush=True)
+    while curriculum.remaining > 0:
+        for batch in next_pool(training, tokenizer, seed=options.seed):
+            started = time.monotonic()
+            parts, losses = train_step(training, batch, seed=options.seed)
+            for name, part in parts.items():
+                means.add(name, part)
+            for task, loss in zip(batch.tasks, losses, strict=True):
+                tasks.add(task, loss, share=0.01)
+            training.seconds += time.monotonic() - started
+        minutes = training.seconds / 60
+        print(f"step {training.step}  {curriculum}  {means}  {minutes:.1f} min", flush=True)
+        done = curriculum.remaining == 0
         if done or time.monotonic() - saved > 60 * options.save_minutes:
             print(f"denoising by task: {tasks}", flush=True)
             for folder in [unfinished, options.out] if done else [unfinished]:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from demo.batches import POOL_BATCHES, batches
-from demo.curriculum import LESSON_SHARE, LESSON_STEPS, LESSONS, task_weights
+from demo.batches import pool_of_batches
+from demo.curriculum import LESSON_SHARE, LESSONS, TASK_WEIGHTS, Curriculum, Lesson
 from demo.examples import Example, user
 from demo.mixed_precision import ProductsInBfloat16
 from demo.network import CANVAS, Network, new_config, new_model
@@ -17,6 +17,7 @@ from demo.train import (
     learning_rate_share,
     loss_of,
     main,
+    next_pool,
     optimisers,
     train_step,
 )
@@ -29,101 +30,130 @@ def tokenizer():
 
 @pytest.fixture
 def few(monkeypatch):
-    """Batches of two blocks of any task, and four batches a pool, so that a step is quick."""
-    monkeypatch.setattr("demo.curriculum.LESSONS", ())
-    monkeypatch.setattr("demo.batches.LESSON_STEPS", 0)
+    """Batches of two blocks, and four batches a pool, so that a step is quick."""
     monkeypatch.setattr("demo.batches.BLOCKS", 2)
     monkeypatch.setattr("demo.batches.POOL_BATCHES", 4)
 
 
-def some(data, count):
-    return [next(data) for _ in range(count)]
+def pool(tokenizer, number=0, weights=TASK_WEIGHTS, narrow_share=0.5):
+    return list(
+        pool_of_batches(tokenizer, VOCAB_SIZE, 0, number, weights, narrow_share=narrow_share)
+    )
 
 
 def tensors(batch):
     return [batch.tokens, batch.lengths, batch.block, batch.weights, batch.noisy, batch.noisier]
 
 
-@pytest.mark.parametrize("start", [1, 4, 6])
-def test_batches_are_the_same_from_whatever_step_they_start(tokenizer, few, start):
-    whole = some(batches(tokenizer, VOCAB_SIZE, 0), 9)
-    later = some(batches(tokenizer, VOCAB_SIZE, 0, start=start), 9 - start)
-    for one, other in zip(whole[start:], later, strict=True):
-        assert one.tasks == other.tasks
-        for a, b in zip(tensors(one), tensors(other), strict=True):
+def test_a_pool_of_batches_is_the_same_each_time_and_another_has_others(tokenizer, few):
+    first, again, other = pool(tokenizer), pool(tokenizer), pool(tokenizer, number=1)
+    for one, two in zip(first, again, strict=True):
+        assert one.tasks == two.tasks
+        for a, b in zip(tensors(one), tensors(two), strict=True):
             assert torch.equal(a, b)
+    assert [batch.tasks for batch in first] != [batch.tasks for batch in other]
 
 
 def test_a_training_goes_on_from_its_file_as_if_it_had_not_ended(
     tokenizer, few, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("demo.batches.BLOCKS", 1)
-    monkeypatch.setattr("demo.batches.NARROW_SHARES", (1.0, 1.0))
+    monkeypatch.setattr("demo.batches.POOL_BATCHES", 1)
 
     def trained(steps, training):
-        data = batches(tokenizer, VOCAB_SIZE, 0, start=training.step)
         while training.step < steps:
-            train_step(training, next(data), steps=2, seed=0)
+            for batch in next_pool(training, tokenizer, seed=0):
+                train_step(training, batch, seed=0)
         return training
 
     def new(seed):
         torch.manual_seed(seed)
         model = new_model(seed, new_config(layers=("sliding", "full")))
-        return Training(model, optimisers(model))
+        lessons = [Lesson(2, 0.0, ("greet",)), Lesson(1, 0.0, ("capital",))]
+        return Training(model, optimisers(model), Curriculum(lessons))
 
-    whole = trained(2, new(0))
+    whole = trained(3, new(0))
     trained(1, new(0)).save(tmp_path / "state.pt")
     resumed = new(1)
     resumed.load(tmp_path / "state.pt")
     assert resumed.step == 1
-    trained(2, resumed)
+    trained(3, resumed)
+    assert resumed.curriculum.state == whole.curriculum.state
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
 
 
 def test_a_lesson_has_mostly_its_own_tasks_and_beside_them_those_of_earlier_lessons():
+    curriculum = Curriculum()
     taught: set[str] = set()
-    step = 0
-    for steps, tasks in LESSONS:
-        # A pool of batches belongs to one lesson.
-        assert steps % POOL_BATCHES == 0
-        for at in (step, step + steps - 1):
-            weights = task_weights(at)
-            own = sum(weights[task] for task in tasks)
-            assert weights.keys() == taught | set(tasks)
-            assert sum(weights.values()) == pytest.approx(1.0)
-            assert own == pytest.approx(LESSON_SHARE if taught else 1.0)
-        assert not taught & set(tasks)
-        taught |= set(tasks)
-        step += steps
-    assert step == LESSON_STEPS
-    assert task_weights(step).keys() == TASKS.keys() <= taught
+    for lesson in LESSONS:
+        weights = curriculum.weights()
+        assert weights.keys() == taught | set(lesson.tasks)
+        assert sum(weights.values()) == pytest.approx(1.0)
+        own = sum(weights[task] for task in lesson.tasks)
+        assert own == pytest.approx(LESSON_SHARE if taught else 1.0)
+        assert not taught & set(lesson.tasks)
+        taught |= set(lesson.tasks)
+        for _ in range(lesson.most_steps):
+            assert curriculum.weights() == weights
+            curriculum.add([], [])
+            curriculum.advance()
+    assert not curriculum.teaches
+    assert curriculum.weights().keys() == TASKS.keys() <= taught
 
 
-def test_each_examples_task_is_one_of_its_steps(tokenizer, few, monkeypatch):
-    lessons = ((4, ("greet", "add")), (4, ("word_choice",)))
-    monkeypatch.setattr("demo.curriculum.LESSONS", lessons)
-    monkeypatch.setattr("demo.batches.LESSON_STEPS", 8)
-    for step, batch in enumerate(some(batches(tokenizer, VOCAB_SIZE, 0), 8)):
-        assert set(batch.tasks) <= task_weights(step).keys()
+def test_a_lesson_ends_when_the_loss_of_its_own_tasks_is_low():
+    curriculum = Curriculum([Lesson(1000, 0.1, ("greet",)), Lesson(1000, 0.1, ("add",))])
+    curriculum.add(["greet"], [0.05])
+    curriculum.advance()
+    assert "add" in curriculum.weights()
+    # What was taught before counts no longer, and one good example is not enough after a bad one.
+    curriculum.add(["greet", "add", "add"], [0.05, 2.0, 0.05])
+    curriculum.advance()
+    assert curriculum.teaches
+    steps = 0
+    while curriculum.teaches:
+        curriculum.add(["add", "add"], [0.05, 0.05])
+        curriculum.advance()
+        steps += 1
+    assert 100 < steps < 1000
+
+
+def test_each_examples_task_is_one_of_its_lesson(tokenizer, few):
+    torch.manual_seed(0)
+    model = new_model(0, new_config(layers=("sliding", "full")))
+    lessons = [Lesson(4, 0.0, ("greet", "add")), Lesson(4, 0.0, ("word_choice",))]
+    training = Training(model, optimisers(model), Curriculum(lessons))
+    for _ in lessons:
+        for batch in next_pool(training, tokenizer, seed=0):
+            assert set(batch.tasks) <= training.curriculum.weights().keys()
+            training.curriculum.add(batch.tasks, [1.0] * len(batch.tasks))
 
 
 def test_the_learning_rate_falls_to_zero_behind_the_lessons():
-    end = LESSON_STEPS + 1000
-    assert learning_rate_share(0, end) < 0.1
-    assert learning_rate_share(LESSON_STEPS, end) == 1.0
-    assert learning_rate_share(LESSON_STEPS + 500, end) == pytest.approx(0.5)
-    assert learning_rate_share(end - 1, end) == pytest.approx(0.001)
+    model = new_model(0, new_config(layers=("sliding",)))
+    curriculum = Curriculum([Lesson(1000, 0.0, ("greet",))], mix_steps=1000)
+    training = Training(model, [], curriculum)
+    shares = []
+    while curriculum.remaining > 0:
+        shares.append(learning_rate_share(training))
+        curriculum.add([], [])
+        curriculum.advance()
+        training.step += 1
+    assert len(shares) == 2000
+    assert shares[0] < 0.1
+    assert shares[500] == shares[1000] == 1.0
+    assert shares[1500] == pytest.approx(0.5)
+    assert shares[-1] == pytest.approx(0.001)
 
 
 def test_the_training_forward_is_that_of_transformers(tokenizer, few):
-    check_forward(new_model(0), next(batches(tokenizer, VOCAB_SIZE, 0)))
+    check_forward(new_model(0), pool(tokenizer)[0])
 
 
 def test_a_decision_is_also_trained_with_all_but_its_labels_known(tokenizer, few, monkeypatch):
-    monkeypatch.setattr("demo.curriculum.TASK_WEIGHTS", {"choose": 1.0})
     monkeypatch.setattr("demo.batches.SLOTS_SHARE", 1.0)
-    for batch in some(batches(tokenizer, VOCAB_SIZE, 0), 8):
+    for batch in pool(tokenizer, weights={"choose": 1.0}):
         for row, noisy in enumerate(batch.noisy):
             clean = batch.block[row]
             colons = (clean[:-1] == tokenizer.convert_tokens_to_ids(":")).nonzero() + 1
@@ -136,7 +166,7 @@ def test_an_edit_is_also_trained_from_the_text_before_it(tokenizer, few, monkeyp
     monkeypatch.setattr("demo.batches.training_example", lambda *_: ("edit", edit))
     monkeypatch.setattr("demo.batches.DRAFT_SHARE", 1.0)
     monkeypatch.setattr("demo.batches.PURE_NOISE_SHARES", (0.0, 0.0))
-    batch = next(batches(tokenizer, VOCAB_SIZE, 0))
+    batch = pool(tokenizer)[0]
     sun = tokenizer.encode(" sun", add_special_tokens=False)
     # Noise replaces a share of the draft, which is a half at most. The model learns the answer.
     assert (batch.noisy == sun[0]).sum() > len(batch.noisy) * 20 / 2
@@ -145,7 +175,7 @@ def test_an_edit_is_also_trained_from_the_text_before_it(tokenizer, few, monkeyp
 
 def test_a_narrow_canvas_has_room_for_the_end_and_none_is_too_wide(tokenizer, few):
     widths = set()
-    for batch in some(batches(tokenizer, VOCAB_SIZE, 0), 40):
+    for batch in [batch for number in range(10) for batch in pool(tokenizer, number)]:
         width = batch.block.shape[1]
         widths.add(width)
         assert width % 16 == 0
@@ -156,7 +186,7 @@ def test_a_narrow_canvas_has_room_for_the_end_and_none_is_too_wide(tokenizer, fe
 
 def test_products_in_bfloat16_give_nearly_the_same_loss_and_gradients(tokenizer, few):
     model = new_model(0, new_config(layers=("sliding", "full")))
-    batch = next(batches(tokenizer, VOCAB_SIZE, 0))
+    batch = pool(tokenizer)[0]
 
     def loss_and_gradients():
         model.zero_grad()
@@ -181,10 +211,12 @@ def test_the_command_goes_on_with_the_vocabulary_that_it_began_with(
 ):
     def train(steps):
         folders = ["--out", str(tmp_path / "out"), "--state", str(tmp_path / "state")]
-        monkeypatch.setattr("sys.argv", ["train", "--steps", str(steps), *folders])
+        arguments = ["--lessons", "0", "--mix-steps", str(steps), *folders]
+        monkeypatch.setattr("sys.argv", ["train", *arguments])
         main()
         return PreTrainedTokenizerFast.from_pretrained(tmp_path / "out").get_vocab()
 
+    monkeypatch.setattr("demo.batches.POOL_BATCHES", 1)
     monkeypatch.setattr("demo.train.build_tokenizer", lambda _seed: tokenizer)
     assert train(1) == tokenizer.get_vocab()
     monkeypatch.delattr("demo.train.build_tokenizer")  # other tasks would give words other ids
