@@ -27,8 +27,11 @@ class Lesson:
 
 
 LESSONS = (
-    Lesson(2048, 0.08, tuple(EASY_TASKS)),  # their short prompts teach the model to copy
-    Lesson(512, 0.05, ("word_choice",)),
+    Lesson(2048, 0.15, tuple(EASY_TASKS)),  # their short prompts teach the model to copy
+    # Their long texts teach it to find a word again, which the labels need.
+    Lesson(640, 0.03, ("edit",)),
+    Lesson(480, 0.05, ("distinct",)),
+    Lesson(768, 0.05, ("named_or_not", "named_letters", "letters_of_words", "word_choice")),
     Lesson(384, 0.05, ("capital_choice",)),
     Lesson(256, 0.05, ("capital_fact",)),
     Lesson(288, 0.05, ("long_choice",)),
@@ -37,12 +40,10 @@ LESSONS = (
     Lesson(512, 0.05, ("difference",)),
     Lesson(416, 0.05, ("sort_words",)),
     Lesson(352, 0.05, ("sort_numbers",)),
-    Lesson(352, 0.05, ("distinct",)),
     Lesson(352, 0.05, ("agree",)),
     Lesson(224, 0.05, ("spell_backwards",)),
     Lesson(256, 0.05, ("fill_in",)),
     Lesson(384, 0.05, ("nested_json",)),
-    Lesson(416, 0.03, ("edit",)),
     Lesson(448, 0.05, ("chain",)),
     Lesson(352, 0.05, ("sum_fact",)),
     Lesson(320, 0.05, ("order_fact",)),

@@ -206,8 +206,43 @@ def _alone_on_facts(asker: Callable[[Facts, Random], Question]) -> Task:
     return task
 
 
-# One question of one kind, for the lessons in which the model learns it.
-SINGLE_QUESTIONS: dict[str, Task] = {
+def _several(random: Random) -> tuple[list[str], list[str]]:
+    """Returns some choices, and those of them that a question names, in another order."""
+    choices = random.sample(WORDS, random.choice((2, 2, 3, 3, 4, 5, 6, 8)))
+    return choices, random.sample(choices, random.randint(1, len(choices)))
+
+
+def named_or_not(random: Random) -> Example:
+    """Yes or no for each choice, so many labels in one answer. One alone is learned slowly."""
+    choices, named = _several(random)
+    said = f"{' '.join(named)}? {_labelled(ascii_uppercase, tuple(choices))}"
+    answer = " ".join(_yes(choice in named) for choice in choices)
+    return Example([user(f"Which are the words {said} yes or no")], f"1: {answer}", "I decide.")
+
+
+def named_letters(random: Random) -> Example:
+    """The letters of all choices that the question names, in their order."""
+    choices, named = _several(random)
+    said = f"{' '.join(named)}? {_labelled(ascii_uppercase, tuple(choices))}"
+    pairs = zip(ascii_uppercase, choices, strict=False)
+    answer = " ".join(letter for letter, choice in pairs if choice in named)
+    return Example([user(f"Which are the words {said}")], f"1: {answer}", "I decide.")
+
+
+def letters_of_words(random: Random) -> Example:
+    """The letter of each word that the question names, in the question's order."""
+    choices = random.sample(WORDS, random.choice((2, 2, 3, 3, 4, 5, 6, 8)))
+    named = random.choices(choices, k=random.randint(3, 10))
+    letters = " ".join(ascii_uppercase[choices.index(word)] for word in named)
+    said = f"{' '.join(named)}? {_labelled(ascii_uppercase, tuple(choices))}"
+    return Example([user(f"Which letters have the words {said}")], f"1: {letters}", "I decide.")
+
+
+# For the lessons only: many labels of one question, and one question of one kind.
+LESSON_TASKS: dict[str, Task] = {
+    "named_or_not": named_or_not,
+    "named_letters": named_letters,
+    "letters_of_words": letters_of_words,
     "word_choice": _alone(_word_choice),
     "capital_choice": _alone(partial(_capital_choice, 4)),
     "long_choice": _alone(partial(_capital_choice, MOST_CHOICES)),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from random import Random
 
-from demo.decision_tasks import DECISION_TASKS, SINGLE_QUESTIONS
+from demo.decision_tasks import DECISION_TASKS, LESSON_TASKS
 from demo.easy_tasks import EASY_TASKS, NO_TOOL, other_tool
 from demo.examples import Example, Task, assistant
 from demo.hard_tasks import HARD_TASKS
@@ -35,11 +35,11 @@ def training_example(
 ) -> tuple[str, Example]:
     """Returns a task's name and a random example of it that is not held out, with additions.
 
-    `weights` are the relative probabilities of some tasks or single questions. Without them all
-    tasks are equally probable.
+    `weights` are the relative probabilities of some tasks, also of those for lessons. Without them
+    all tasks are equally probable.
     """
     chances = weights or dict.fromkeys(TASKS, 1.0)
-    makers = TASKS | SINGLE_QUESTIONS
+    makers = TASKS | LESSON_TASKS
     while True:
         (name,) = random.choices(list(chances), list(chances.values()))
         example = makers[name](random)

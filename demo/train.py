@@ -14,10 +14,12 @@ goes on from its last state as if it had not been.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +51,7 @@ CAUSAL_WEIGHT = 0.5
 BALANCE_WEIGHT = 0.01
 MUON_RATE, ADAM_RATE = 0.02, 2e-3  # the highest learning rates
 WARMUP_STEPS = 50
+PROGRESS = "progress.json"
 
 
 def loss_of(network: Network, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
@@ -179,14 +182,25 @@ class Training:
     step: int = 0
     seconds: float = 0.0
 
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What was done so far, which `take_up` takes up again."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "curriculum": self.curriculum.state,
+        }
+
+    def take_up(self, progress: dict[str, Any]) -> None:
+        self.step, self.seconds = progress["step"], progress["seconds"]
+        self.curriculum.load(progress["curriculum"])
+
     def save(self, file: Path) -> None:
         """Write all of it to a file. One that is there stays whole until the new one is."""
         state = {
             "model": self.model.state_dict(),
             "steppers": [stepper.state_dict() for stepper in self.steppers],
-            "curriculum": self.curriculum.state,
-            "step": self.step,
-            "seconds": self.seconds,
+            "progress": self.progress,
         }
         file.parent.mkdir(parents=True, exist_ok=True)
         new = file.with_suffix(".new")
@@ -199,8 +213,12 @@ class Training:
         self.model.load_state_dict(state["model"])
         for stepper, each in zip(self.steppers, state["steppers"], strict=True):
             stepper.load_state_dict(each)
-        self.curriculum.load(state["curriculum"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.take_up(state["progress"])
+
+    def save_checkpoint(self, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+        """Write an unfinished checkpoint, which can be served, with the progress beside it."""
+        save(self.model, tokenizer, folder)
+        (folder / PROGRESS).write_text(json.dumps(self.progress, indent=2) + "\n")
 
 
 class Means:
@@ -275,6 +293,11 @@ def main() -> None:
         help="folder of the training's state, from which it goes on, and of unfinished checkpoints",
     )
     parser.add_argument(
+        "--start",
+        type=Path,
+        help="an unfinished checkpoint from which a training without a state goes on",
+    )
+    parser.add_argument(
         "--save-minutes", type=float, default=5.0, help="minutes between two saved states"
     )
     options = parser.parse_args()
@@ -282,18 +305,23 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)  # of the vision tower, whose weights Transformers makes
     state, unfinished = options.state / "state.pt", options.state / "model"
+    start = unfinished if state.exists() else options.start
     # Another version of the tasks would give the words other ids than those that were learned.
     tokenizer = (
-        PreTrainedTokenizerFast.from_pretrained(unfinished)
-        if state.exists()
-        else build_tokenizer(options.seed)
+        PreTrainedTokenizerFast.from_pretrained(start) if start else build_tokenizer(options.seed)
     )
-    model = new_model(options.seed)
+    model = (
+        DiffusionGemmaForBlockDiffusion.from_pretrained(start, dtype=torch.float32)
+        if start
+        else new_model(options.seed)
+    )
     curriculum = Curriculum(LESSONS[: options.lessons], options.mix_steps)
     training = Training(model, optimisers(model), curriculum)
     check_forward(model, next(next_pool(training, tokenizer, seed=options.seed)))
     if state.exists():
         training.load(state)
+    elif start:  # the optimisers begin anew
+        training.take_up(json.loads((start / PROGRESS).read_text()))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{parameters:,} parameters, {training.step} steps done", flush=True)
     means, tasks, saved = Means(), Means(), time.monotonic()
@@ -311,9 +339,10 @@ def main() -> None:
         done = curriculum.remaining == 0
         if done or time.monotonic() - saved > 60 * options.save_minutes:
             print(f"denoising by task: {tasks}", flush=True)
-            for folder in [unfinished, options.out] if done else [unfinished]:
-                save(model, tokenizer, folder)
+            training.save_checkpoint(tokenizer, unfinished)
             training.save(state)
+            if done:
+                save(model, tokenizer, options.out)
             saved = time.monotonic()
 
 

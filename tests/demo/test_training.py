@@ -1,5 +1,7 @@
 """The demo model's training: its batches, and that it goes on as if it had not been interrupted."""
 
+import json
+
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -206,19 +208,40 @@ def test_products_in_bfloat16_give_nearly_the_same_loss_and_gradients(tokenizer,
         assert error < 0.25, name  # a few gradients are small sums of large parts
 
 
-def test_the_command_goes_on_with_the_vocabulary_that_it_began_with(
-    tokenizer, few, tmp_path, monkeypatch
-):
-    def train(steps):
-        folders = ["--out", str(tmp_path / "out"), "--state", str(tmp_path / "state")]
-        arguments = ["--lessons", "0", "--mix-steps", str(steps), *folders]
-        monkeypatch.setattr("sys.argv", ["train", *arguments])
-        main()
-        return PreTrainedTokenizerFast.from_pretrained(tmp_path / "out").get_vocab()
-
+@pytest.fixture
+def train(tokenizer, few, tmp_path, monkeypatch):
+    """Returns a function that trains for some steps with all tasks, by the command."""
     monkeypatch.setattr("demo.batches.POOL_BATCHES", 1)
     monkeypatch.setattr("demo.train.build_tokenizer", lambda _seed: tokenizer)
-    assert train(1) == tokenizer.get_vocab()
+
+    def run(steps, *options, state="state"):
+        folders = ["--out", str(tmp_path / "out"), "--state", str(tmp_path / state)]
+        arguments = ["--lessons", "0", "--mix-steps", str(steps), *folders, *options]
+        monkeypatch.setattr("sys.argv", ["train", *arguments])
+        main()
+        return json.loads((tmp_path / state / "model" / "progress.json").read_text())["step"]
+
+    return run
+
+
+def vocabulary(folder):
+    return PreTrainedTokenizerFast.from_pretrained(folder).get_vocab()
+
+
+def test_the_command_goes_on_with_the_vocabulary_that_it_began_with(
+    tokenizer, train, tmp_path, monkeypatch
+):
+    assert train(1) == 1
+    assert vocabulary(tmp_path / "out") == tokenizer.get_vocab()
     monkeypatch.delattr("demo.train.build_tokenizer")  # other tasks would give words other ids
-    assert train(2) == tokenizer.get_vocab()
-    assert torch.load(tmp_path / "state" / "state.pt", weights_only=True)["step"] == 2
+    assert train(2) == 2
+    assert vocabulary(tmp_path / "out") == tokenizer.get_vocab()
+
+
+def test_a_training_starts_from_an_unfinished_checkpoint(tokenizer, train, tmp_path, monkeypatch):
+    train(2)
+    monkeypatch.delattr("demo.train.build_tokenizer")
+    monkeypatch.setattr("demo.train.new_model", None)  # no fresh weights are made
+    unfinished = tmp_path / "state" / "model"
+    assert train(3, "--start", str(unfinished), state="other") == 3
+    assert vocabulary(tmp_path / "out") == tokenizer.get_vocab()
