@@ -29,8 +29,11 @@ class Lesson:
 LESSONS = (
     Lesson(2048, 0.15, tuple(EASY_TASKS)),  # their short prompts teach the model to copy
     # Their long texts teach it to find a word again, which the labels need.
-    Lesson(640, 0.03, ("edit",)),
-    Lesson(480, 0.05, ("distinct",)),
+    Lesson(
+        1536,
+        0.10,
+        ("edit", "distinct", "nested_json", "spell_backwards", "fill_in", "agree"),
+    ),
     Lesson(768, 0.05, ("named_or_not", "named_letters", "letters_of_words", "word_choice")),
     Lesson(384, 0.05, ("capital_choice",)),
     Lesson(256, 0.05, ("capital_fact",)),
@@ -40,10 +43,6 @@ LESSONS = (
     Lesson(512, 0.05, ("difference",)),
     Lesson(416, 0.05, ("sort_words",)),
     Lesson(352, 0.05, ("sort_numbers",)),
-    Lesson(352, 0.05, ("agree",)),
-    Lesson(224, 0.05, ("spell_backwards",)),
-    Lesson(256, 0.05, ("fill_in",)),
-    Lesson(384, 0.05, ("nested_json",)),
     Lesson(448, 0.05, ("chain",)),
     Lesson(352, 0.05, ("sum_fact",)),
     Lesson(320, 0.05, ("order_fact",)),

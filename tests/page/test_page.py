@@ -6,6 +6,7 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.counting import CANVAS, count, counted, last_number
 from tests.page.changed_worker import ROOT, TAKES_TIME, with_changed_worker
 from tests.page.conftest import scripted
 from tests.polling import wait_until
@@ -77,12 +78,13 @@ def test_an_answer_comes_with_its_figures_and_the_replay_of_its_blocks(demo_serv
     page = open_page(demo_server.url)
     expect(page.get_by_role("status")).to_have_text("ready")
     expect(page).to_have_title("demo – Easel")
-    ask(page, "Count to 40")
+    ask(page, count(3))
     answer = ended_answer(page)
-    expect(answer.locator(".prose").last).to_have_text(", ".join(map(str, range(1, 41))))
+    expect(answer.locator(".prose").last).to_have_text(counted(3))
     expect(answer.locator(".foot .figures")).to_have_text(
         re.compile(
-            r"[\d,.]+ tokens/s · first block after [\d.]+ m?s · 80 tokens · 3 blocks · \d+ steps"
+            r"[\d,.]+ tokens/s · first block after [\d.]+ m?s · "
+            rf"{2 * last_number(3)} tokens · 3 blocks · \d+ steps"
         )
     )
     expect(
@@ -91,13 +93,15 @@ def test_an_answer_comes_with_its_figures_and_the_replay_of_its_blocks(demo_serv
     answer.get_by_role("button", name="Steps").click()
     replay = page.get_by_role("region", name="Steps of this answer")
     replay.get_by_role("combobox", name="Block").select_option("1")
-    expect(replay.get_by_text(re.compile("Block 2 has 32 tokens and took"))).to_be_visible()
+    expect(replay.get_by_text(re.compile(f"Block 2 has {CANVAS} tokens and took"))).to_be_visible()
     slider = replay.get_by_role("slider", name="Step")
     slider.press("Home")
     expect(replay.locator(".figures")).to_have_text(re.compile("^Step 1 of"))
     slider.press("End")
-    expect(replay.locator(".figures")).to_have_text(re.compile(r"^Step (\d+) of \1: 32 of 32"))
-    expect(replay.locator(".canvas")).to_contain_text("18, 19, 20")
+    expect(replay.locator(".figures")).to_have_text(
+        re.compile(rf"^Step (\d+) of \1: {CANVAS} of {CANVAS}")
+    )
+    expect(replay.locator(".canvas")).to_contain_text(counted(2)[-10:])
     plot = replay.get_by_role("img", name=re.compile("Tokens that were final after each of"))
     expect(plot).to_be_visible()
 
@@ -391,14 +395,16 @@ def test_a_worker_that_dies_leaves_what_came_an_error_and_a_retry(start_changed,
     server = start_changed(DIES_BEHIND_THE_FIRST_BLOCK_OF_SEED_13, EASEL_MODEL="demo")
     page = open_page(server.url)
     options(page, Seed="13")
-    ask(page, "Count to 40")
+    ask(page, count(3))
     answer = ended_answer(page)
     expect(answer.get_by_role("alert")).to_be_visible()
-    expect(answer.locator(".prose").last).to_have_text(re.compile(r"^1, 2, 3, .*16,\s*$"))
+    expect(answer.locator(".prose").last).to_have_text(
+        re.compile(rf"^1, 2, 3, .*{CANVAS // 2},\s*$")
+    )
     options(page, Seed="12")
     server.wait_until_ready()
     answer.get_by_role("button", name="Retry").click()
-    expect(ended_answer(page)).to_contain_text("38, 39, 40")
+    expect(ended_answer(page)).to_contain_text(counted(3)[-10:])
     expect(page.get_by_role("alert")).to_have_count(0)
 
 
@@ -445,7 +451,7 @@ def test_images_are_attached_where_the_model_takes_them(demo_server, open_page):
 
 def test_the_page_fits_a_phone(demo_server, open_page):
     page = open_page(demo_server.url, viewport={"width": 360, "height": 740})
-    ask(page, "Count to 40")
+    ask(page, count(3))
     ended_answer(page).get_by_role("button", name="Steps").click()
     expect(page.get_by_role("region", name="Steps of this answer")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") == 360

@@ -19,6 +19,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
+from tests.counting import count, counted
 from tests.polling import wait_until
 from tests.running_server import Figures, begun, figures
 
@@ -157,11 +158,11 @@ def ask(cluster: Cluster, *said: str) -> str:
 
 def test_a_stream_arrives_block_by_block(cluster):
     stream = cluster.openai.chat.completions.create(
-        model="demo", messages=[{"role": "user", "content": "Count to 30"}], stream=True
+        model="demo", messages=[{"role": "user", "content": count(2)}], stream=True
     )
     texts = [each.choices[0].delta.content for each in stream if each.choices[0].delta.content]
     assert len(texts) > 1
-    assert "".join(texts) == ", ".join(map(str, range(1, 31)))
+    assert "".join(texts) == counted(2)
 
 
 def test_a_conversation_stays_with_one_replica_that_keeps_its_prefix(cluster):
@@ -201,7 +202,7 @@ def test_a_kept_response_is_found_whatever_replica_has_it(cluster):
 def test_a_running_answer_is_found_by_its_id(cluster):
     with stopped_workers(cluster.replicas()):
         stream = cluster.openai.chat.completions.create(
-            model="demo", messages=[{"role": "user", "content": "Count to 30"}], stream=True
+            model="demo", messages=[{"role": "user", "content": count(2)}], stream=True
         )
         body = {"id": next(iter(stream)).id, "action": "reasoning_end"}
         answer = cluster.http.post("/v1/chat/completions/control", json=body).json()
@@ -239,7 +240,7 @@ def test_a_body_that_is_too_large_is_refused(cluster):
 
 
 def test_an_answer_whose_client_leaves_is_cancelled(cluster):
-    body = {"messages": [{"role": "user", "content": "Count to 30"}], "stream": True}
+    body = {"messages": [{"role": "user", "content": count(2)}], "stream": True}
     with stopped_workers(cluster.replicas()):
         with cluster.http.stream("POST", "/v1/chat/completions", json=body) as stream:
             _lines = begun(stream)

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from tests.counting import count
+
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
 WEATHER = {"name": "get_weather", "description": "Get the weather", "parameters": CITY}
@@ -13,7 +15,7 @@ THINKING = {
     "reasoning_effort": "low",
     "seed": 0,
 }
-COUNT = {"messages": [{"role": "user", "content": "Count to 50"}], "seed": 0}
+COUNT = {"messages": [{"role": "user", "content": count(3)}], "seed": 0}
 RAW = {"prompt": "one two", "max_tokens": 70, "seed": 0}
 IDS = {"return_token_ids": True}
 CONTINUOUS = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}

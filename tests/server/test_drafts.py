@@ -6,11 +6,12 @@ from contextlib import closing
 
 import pytest
 
+from tests.counting import count
 from tests.polling import wait_until
 
 CHAT = "/v1/chat/completions"
 COUNT = {
-    "messages": [{"role": "user", "content": "Count to 30"}],
+    "messages": [{"role": "user", "content": count(2)}],
     "seed": 1,
     "max_tokens": 80,
     # Blocks that take several steps, because nothing is ever certain enough.

@@ -6,11 +6,12 @@ import anthropic
 import pytest
 from anthropic.types import Message, shared
 
+from tests.counting import count
 from tests.server.test_errors import check_retry_header
 
 QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
-COUNT = [{"role": "user", "content": "Count to 50"}]
+COUNT = [{"role": "user", "content": count(3)}]
 WEATHER = {
     "name": "get_weather",
     "description": "Get the weather",
