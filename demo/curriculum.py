@@ -28,11 +28,22 @@ class Lesson:
 
 LESSONS = (
     Lesson(2048, 0.15, tuple(EASY_TASKS)),  # their short prompts teach the model to copy
-    # Their long texts teach it to find a word again, which the labels need.
+    # Their long answers teach it to find a word again and to keep an order. What has few tokens,
+    # such as labels, did not start to be learned before.
     Lesson(
-        1536,
-        0.10,
-        ("edit", "distinct", "nested_json", "spell_backwards", "fill_in", "agree"),
+        3584,
+        0.15,
+        (
+            "edit",
+            "distinct",
+            "nested_json",
+            "spell_backwards",
+            "fill_in",
+            "agree",
+            "sort_words",
+            "sort_numbers",
+            "chain",
+        ),
     ),
     Lesson(768, 0.05, ("named_or_not", "named_letters", "letters_of_words", "word_choice")),
     Lesson(384, 0.05, ("capital_choice",)),
@@ -41,9 +52,6 @@ LESSONS = (
     Lesson(320, 0.05, ("state_fact",)),
     Lesson(960, 0.05, ("sum",)),
     Lesson(512, 0.05, ("difference",)),
-    Lesson(416, 0.05, ("sort_words",)),
-    Lesson(352, 0.05, ("sort_numbers",)),
-    Lesson(448, 0.05, ("chain",)),
     Lesson(352, 0.05, ("sum_fact",)),
     Lesson(320, 0.05, ("order_fact",)),
     Lesson(320, 0.05, ("largest_choice",)),
