@@ -9,6 +9,7 @@ all tasks come in every batch, while the learning rate falls.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from demo.easy_tasks import EASY_TASKS
 
@@ -28,8 +29,8 @@ class Lesson:
 
 LESSONS = (
     Lesson(2048, 0.15, tuple(EASY_TASKS)),  # their short prompts teach the model to copy
-    # Their long answers teach it to find a word again and to keep an order. What has few tokens,
-    # such as labels, did not start to be learned before.
+    # Their long answers teach it to find a word again and to keep an order. Labels, which are few
+    # tokens, were hardly learned before.
     Lesson(
         3584,
         0.15,
@@ -110,13 +111,12 @@ class Curriculum:
         self._loss: float | None = None  # the running mean of this lesson's
 
     @property
-    def state(self) -> dict[str, float | None]:
+    def state(self) -> dict[str, Any]:
         """Where it stands, which `load` takes up again."""
         return {"lesson": self._lesson, "steps": self._steps, "loss": self._loss}
 
-    def load(self, state: dict[str, float | None]) -> None:
-        self._lesson, self._steps = int(state["lesson"] or 0), int(state["steps"] or 0)
-        self._loss = state["loss"]
+    def load(self, state: dict[str, Any]) -> None:
+        self._lesson, self._steps, self._loss = state["lesson"], state["steps"], state["loss"]
 
     @property
     def teaches(self) -> bool:

