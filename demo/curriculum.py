@@ -1,10 +1,10 @@
 """What the demo model is taught when.
 
-A small model learns a skill such as adding or finding a label only after thousands of examples of
-it. The few that it sees of them among forty tasks do not suffice (README.md has the trials). So
-each skill first has a lesson, in which most examples are of it. The others are of what the earlier
-lessons taught. A lesson ends as soon as its loss is low, or after its most steps. After the lessons
-all tasks come in every batch, while the learning rate falls.
+A small model learns a skill such as adding only after thousands of examples of it. The few that it
+sees of them among forty tasks do not suffice (README.md has the trials). So each skill first has a
+lesson, in which most examples are of it. The others are of what the earlier lessons taught. A
+lesson ends as soon as its loss is low, or after its most steps. After the lessons all tasks come in
+every batch, while the learning rate falls.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from typing import Any
 from demo.easy_tasks import EASY_TASKS
 
 LESSON_SHARE = 0.6  # of the examples are of a lesson's own tasks
-MIX_STEPS = 2_624  # after the lessons
+MIX_STEPS = 3_008  # after the lessons
 _MEAN_SHARE = 0.003  # of a new example in the running mean of a lesson's loss
 
 
@@ -28,11 +28,12 @@ class Lesson:
 
 
 LESSONS = (
-    Lesson(2048, 0.15, tuple(EASY_TASKS)),  # their short prompts teach the model to copy
-    # Their long answers teach it to find a word again and to keep an order. Labels, which are few
-    # tokens, were hardly learned before.
+    # It makes use of the heads that find a token again (`first_heads.py`), before others take them.
+    Lesson(256, 0.05, ("words_and_letters",)),
+    Lesson(1024, 0.1, tuple(EASY_TASKS)),
+    # Answers that are found in the prompt, or in what the canvas has so far.
     Lesson(
-        3584,
+        1536,
         0.15,
         (
             "edit",
@@ -46,20 +47,20 @@ LESSONS = (
             "chain",
         ),
     ),
-    Lesson(768, 0.05, ("named_or_not", "named_letters", "letters_of_words", "word_choice")),
-    Lesson(384, 0.05, ("capital_choice",)),
-    Lesson(256, 0.05, ("capital_fact",)),
-    Lesson(288, 0.05, ("long_choice",)),
-    Lesson(320, 0.05, ("state_fact",)),
-    Lesson(960, 0.05, ("sum",)),
-    Lesson(512, 0.05, ("difference",)),
-    Lesson(352, 0.05, ("sum_fact",)),
-    Lesson(320, 0.05, ("order_fact",)),
-    Lesson(320, 0.05, ("largest_choice",)),
-    Lesson(416, 0.05, ("single_score",)),
-    Lesson(416, 0.05, ("sudoku_4x4",)),
-    Lesson(352, 0.05, ("sudoku_6x6",)),
-    Lesson(704, 0.03, ("predicate", "choose", "score", "mixed")),
+    Lesson(384, 0.05, ("named_or_not", "named_letters", "letters_of_words", "word_choice")),
+    Lesson(256, 0.05, ("capital_choice",)),
+    Lesson(192, 0.05, ("capital_fact",)),
+    Lesson(160, 0.05, ("long_choice",)),
+    Lesson(224, 0.05, ("state_fact",)),
+    Lesson(768, 0.05, ("sum",)),
+    Lesson(384, 0.05, ("difference",)),
+    Lesson(256, 0.05, ("sum_fact",)),
+    Lesson(224, 0.05, ("order_fact",)),
+    Lesson(224, 0.05, ("largest_choice",)),
+    Lesson(288, 0.05, ("single_score",)),
+    Lesson(320, 0.05, ("sudoku_4x4",)),
+    Lesson(320, 0.05, ("sudoku_6x6",)),
+    Lesson(480, 0.03, ("predicate", "choose", "score", "mixed")),
 )
 
 # After the lessons. Computed answers need more examples than copied ones and those that are known.

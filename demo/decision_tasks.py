@@ -216,6 +216,19 @@ def _many_labels(asked: str, choices: list[str], labels: list[str], behind: str 
     return Example([user(question)], f"1: {' '.join(labels)}", "I decide.")
 
 
+def words_and_letters(random: Random) -> Example:
+    """Each word that the question names, with its letter behind it.
+
+    The word on the canvas asks for one letter, so an answer has many such questions.
+    """
+    choices = _choices(random)
+    named = random.choices(choices, k=random.randint(6, 24))
+    question = f"Say the words and their letters: {' '.join(named)}. "
+    question += _labelled(ascii_uppercase, tuple(choices))
+    pairs = [f"{word} {ascii_uppercase[choices.index(word)]}" for word in named]
+    return Example([user(question)], " ".join(pairs), "I decide.")
+
+
 def named_or_not(random: Random) -> Example:
     """Yes or no for each choice."""
     choices = _choices(random)
@@ -242,6 +255,7 @@ def letters_of_words(random: Random) -> Example:
 
 # For the lessons only: many labels of one question, and one question of one kind.
 LESSON_TASKS: dict[str, Task] = {
+    "words_and_letters": words_and_letters,
     "named_or_not": named_or_not,
     "named_letters": named_letters,
     "letters_of_words": letters_of_words,

@@ -23,6 +23,7 @@ from transformers import (
     Gemma4VisionConfig,
 )
 
+from demo.first_heads import set_heads
 from demo.tokenizer import SPECIAL_TOKENS, VOCAB_SIZE
 
 CANVAS = 64
@@ -44,7 +45,7 @@ def new_config(
         layer_types=[f"{kind}_attention" for kind in layers],
         num_attention_heads=6,
         num_key_value_heads=2,
-        num_global_key_value_heads=1,
+        num_global_key_value_heads=2,
         head_dim=32,
         global_head_dim=64,
         sliding_window=128,
@@ -77,9 +78,11 @@ def new_config(
 
 
 def new_model(
-    seed: int, config: DiffusionGemmaConfig | None = None
+    seed: int, config: DiffusionGemmaConfig | None = None, *, heads: bool = False
 ) -> DiffusionGemmaForBlockDiffusion:
     """Returns a model with fresh random weights, by default in the demo model's shape.
+
+    With `heads` it has the attention heads that a training starts with (`demo/first_heads.py`).
 
     Attention's scale is 1.0, so the norms of queries and keys are chosen such that their products
     are about 1 at the start.
@@ -92,6 +95,8 @@ def new_model(
                 parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)
             elif name.endswith(("q_norm.weight", "k_norm.weight")):
                 parameter.fill_(parameter.shape[0] ** -0.25)
+        if heads:
+            set_heads(model, generator)
     return model
 
 

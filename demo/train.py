@@ -314,7 +314,7 @@ def main() -> None:
     model = (
         DiffusionGemmaForBlockDiffusion.from_pretrained(start, dtype=torch.float32)
         if start
-        else new_model(options.seed)
+        else new_model(options.seed, heads=True)
     )
     curriculum = Curriculum(LESSONS[: options.lessons], options.mix_steps)
     training = Training(model, optimisers(model), curriculum)
