@@ -31,7 +31,7 @@ LESSONS = (
     # It makes use of the heads that find a token again (`first_heads.py`), before others take them.
     Lesson(256, 0.05, ("words_and_letters",)),
     Lesson(1024, 0.1, tuple(EASY_TASKS)),
-    # Answers that are found in the prompt, or in what the canvas has so far.
+    # Long answers. Most of them are found in the prompt.
     Lesson(
         1536,
         0.15,

@@ -26,6 +26,7 @@ _FAINT = 0.1  # of a head's random part, which the training may use
 _FIRST_SHARE = 0.2  # of what the first embeddings weigh, for layers that say nothing yet
 
 
+@torch.no_grad()
 def set_heads(model: DiffusionGemmaForBlockDiffusion, generator: torch.Generator) -> None:
     """Put the heads into a model of random weights."""
     decoder: Any = model.model.decoder
@@ -40,7 +41,7 @@ def set_heads(model: DiffusionGemmaForBlockDiffusion, generator: torch.Generator
             _look_at_neighbours(layer.self_attn, common, own, beside)
         elif layer.self_attn.v_proj is not None:
             layer.post_attention_layernorm.weight.fill_(_FIRST_SHARE)
-        else:
+        else:  # full attention, whose keys are its values
             layer.post_attention_layernorm.weight.fill_(3 * _FIRST_SHARE)
             _find_again(layer.self_attn, own, beside)
 
@@ -85,7 +86,7 @@ def _find_again(attention: Any, own: Tensor, beside: list[Tensor]) -> None:
     # These layers rotate the first quarter of the pairs only.
     found = [i for i in range(size) if i % (size // 2) >= size // 8][:_SIZE]
     said = [i for i in range(size) if i not in found]
-    for norm in (attention.q_norm, attention.k_norm):
+    for norm in (attention.q_norm, attention.k_norm):  # half of a key's length is that of its value
         norm.weight[found] = (2 * _SHARPNESS / size) ** 0.5
     keys, queries = _heads(attention.k_proj, size), _heads(attention.q_proj, size)
     groups = len(queries) // len(keys)

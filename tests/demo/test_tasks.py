@@ -173,3 +173,12 @@ def test_a_lesson_with_many_labels_has_the_right_one_for_each_word(task):
             "letters_of_words": [letters[word] for word in named],
         }[task]
         assert example.answer == f"1: {' '.join(right)}"
+
+
+def test_a_lesson_says_each_word_with_the_letter_of_its_choice():
+    random = Random(0)
+    for example in [LESSON_TASKS["words_and_letters"](random) for _ in range(100)]:
+        question, choices = example.messages[0]["content"].split(". ")
+        letters = {word: letter for letter, word in re.findall(r"(\w)\) (\w+)", choices)}
+        named = question.split(": ")[1].split()
+        assert example.answer == " ".join(f"{word} {letters[word]}" for word in named)
