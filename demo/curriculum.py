@@ -27,7 +27,7 @@ class Lesson:
     tasks: tuple[str, ...]
 
 
-LESSONS = (
+_FIRST_LESSONS = (
     # It makes use of the heads that find a token again (`first_heads.py`), before others take them.
     Lesson(256, 0.05, ("words_and_letters",)),
     Lesson(1024, 0.1, tuple(EASY_TASKS)),
@@ -53,26 +53,40 @@ LESSONS = (
     Lesson(160, 0.05, ("long_choice",)),
     Lesson(224, 0.05, ("state_fact",)),
     Lesson(768, 0.05, ("sum",)),
-    Lesson(384, 0.05, ("difference",)),
-    Lesson(256, 0.05, ("sum_fact",)),
-    Lesson(224, 0.05, ("order_fact",)),
-    Lesson(224, 0.05, ("largest_choice",)),
-    Lesson(288, 0.05, ("single_score",)),
-    Lesson(320, 0.05, ("sudoku_4x4",)),
-    Lesson(320, 0.05, ("sudoku_6x6",)),
-    Lesson(480, 0.03, ("predicate", "choose", "score", "mixed")),
+)
+LESSONS = (
+    *_FIRST_LESSONS,
+    # All of that together, and then again what it did not suffice for, a skill at a time.
+    Lesson(736, 0.05, tuple(task for lesson in _FIRST_LESSONS for task in lesson.tasks)),
+    Lesson(192, 0.05, ("count",)),
+    Lesson(320, 0.1, ("edit",)),
+    Lesson(160, 0.1, ("nested_json",)),
+    Lesson(160, 0.05, ("distinct",)),
+    Lesson(96, 0.1, ("agree",)),
+    Lesson(160, 0.05, ("spell_backwards",)),
+    Lesson(256, 0.05, ("sort_words",)),
+    Lesson(192, 0.05, ("sort_numbers",)),
+    Lesson(192, 0.05, ("chain",)),
+    Lesson(128, 0.05, ("fill_in",)),
+    Lesson(192, 0.05, ("sum_fact",)),
+    Lesson(160, 0.05, ("order_fact",)),
+    Lesson(160, 0.05, ("largest_choice",)),
+    Lesson(224, 0.05, ("single_score",)),
+    Lesson(224, 0.05, ("sudoku_4x4",)),
+    Lesson(192, 0.05, ("sudoku_6x6",)),
+    Lesson(384, 0.03, ("predicate", "choose", "score", "mixed")),
 )
 
 # After the lessons. Computed answers need more examples than copied ones and those that are known.
 TASK_WEIGHTS = {
     "greet": 0.3,
-    "help": 0.2,
-    "count": 0.8,
-    "series": 0.2,
+    "help": 0.4,
+    "count": 1.4,
+    "series": 0.4,
     "echo": 0.5,
     "repeat": 0.5,
     "reverse": 0.5,
-    "add": 1.0,
+    "add": 1.2,
     "capital": 0.5,
     "sort": 0.8,
     "json": 0.5,
@@ -84,8 +98,8 @@ TASK_WEIGHTS = {
     "default": 0.4,
     "sudoku_4x4": 1.5,
     "sudoku_6x6": 2.0,
-    "sum": 3.0,
-    "difference": 2.2,
+    "sum": 1.0,
+    "difference": 0.6,
     "chain": 2.0,
     "sort_numbers": 1.2,
     "sort_words": 1.2,
@@ -133,9 +147,11 @@ class Curriculum:
         """Returns the relative probability of each task."""
         if not self.teaches:
             return TASK_WEIGHTS
-        earlier = [task for lesson in self._lessons[: self._lesson] for task in lesson.tasks]
-        share = LESSON_SHARE if earlier else 1.0
-        return _weights(self._lessons[self._lesson].tasks, share) | _weights(earlier, 1 - share)
+        own = self._lessons[self._lesson].tasks
+        taught = {task: None for lesson in self._lessons[: self._lesson] for task in lesson.tasks}
+        others = [task for task in taught if task not in own]  # it may teach one of them again
+        share = LESSON_SHARE if others else 1.0
+        return _weights(own, share) | _weights(others, 1 - share)
 
     def add(self, tasks: Sequence[str], losses: Sequence[float]) -> None:
         """Count a step with the loss, in nats, of each of its examples."""
