@@ -68,6 +68,7 @@ LESSONS = (
     Lesson(192, 0.05, ("sort_numbers",)),
     Lesson(192, 0.05, ("chain",)),
     Lesson(128, 0.05, ("fill_in",)),
+    Lesson(320, 0.05, ("sum",)),
     Lesson(192, 0.05, ("sum_fact",)),
     Lesson(160, 0.05, ("order_fact",)),
     Lesson(160, 0.05, ("largest_choice",)),
