@@ -24,9 +24,9 @@ POOL_BATCHES = 32  # whose examples are sorted by length together, so that they 
 NARROW_SHARES = {"lesson": 0.9, "mix": 0.65}
 PURE_NOISE_SHARES = (0.15, 0.6)  # of the canvases with self-conditioning, and of those without
 DRAFT_SHARE = 0.4  # of an edit's canvases that start from the given text
-SLOTS_SHARE = 0.7  # of a decision's canvases in which only the labels are noise
+SLOTS_SHARE = 0.7  # of the canvases with slots, in which only these are noise
 PADDING_WEIGHT = 0.1  # of the loss at positions behind the end token
-LABEL_WEIGHT = 4.0  # of the loss at a decision's labels, which are few among tokens that are easy
+SLOT_WEIGHT = 4.0  # of the loss at slots, which are few among tokens that are easy
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Block:
     """A block of an answer, as tokens, behind everything before it.
 
     `draft` is the same block of the text that the answer starts from, if it starts from one.
-    `slots` are the positions of a decision's labels.
+    `slots` are the positions of a decision's labels, or of the results of sums.
     """
 
     task: str
@@ -101,9 +101,9 @@ def _block(tokenizer: PreTrainedTokenizerFast, random: Random, weights: dict[str
         whole = tokenizer.encode(example.draft, add_special_tokens=False)
         draft = [*whole, END_OF_TURN][start : start + CANVAS]
     slots = []
-    if example.decision:
-        colon = tokenizer.convert_tokens_to_ids(":")
-        slots = [i for i, before in enumerate(block[:-1], 1) if before == colon]
+    if example.decision or example.sums:
+        sign = tokenizer.convert_tokens_to_ids(":" if example.decision else "▁=")
+        slots = [i for i, before in enumerate(block[:-1], 1) if before == sign]
     return Block(task, prompt + answer[:start], block, draft, slots)
 
 
@@ -113,7 +113,7 @@ def _batch(blocks: list[Block], width: int, vocab_size: int, generator: torch.Ge
     weights = torch.full(block.shape, PADDING_WEIGHT)
     for row, each in enumerate(blocks):
         weights[row, : len(each.tokens)] = 1.0
-        weights[row, each.slots] = LABEL_WEIGHT
+        weights[row, each.slots] = SLOT_WEIGHT
     clean = block.clone()
 
     def uniform(*size: int) -> Tensor:

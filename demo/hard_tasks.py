@@ -68,12 +68,10 @@ def chain(random: Random) -> Example:
     value = random.randint(1, 20)
     terms, lines = [str(value)], []
     for _ in range(random.choice(_TERMS)):
-        most_up, most_down = min(9, 50 - value), min(9, value)
-        change = random.choice([n for n in range(-most_down, most_up + 1) if n])
-        sign = "+" if change > 0 else "-"
-        terms.append(f"{sign} {abs(change)}")
-        lines.append(f"{value} {sign} {abs(change)} = {value + change}")
-        value += change
+        term, result = _term(value, random)
+        terms.append(term)
+        lines.append(f"{value} {term} = {result}")
+        value = result
     said, steps = " ".join(terms), "\n".join(lines)
     if random.random() < 0.3:
         wordings = "What is {said}?|{said}|Calculate {said}."
@@ -84,6 +82,31 @@ def chain(random: Random) -> Example:
         "Calculate step by step: {said}|Step by step: {said}"
     )
     return ask(random, "The user wants every step.", wordings, steps, said=said)
+
+
+def _term(value: int, random: Random) -> tuple[str, int]:
+    """Returns what is added to a value or taken from it, and the result, which is 0 to 50."""
+    most_up, most_down = min(9, 50 - value), min(9, value)
+    change = random.choice([n for n in range(-most_down, most_up + 1) if n])
+    return f"{'+' if change > 0 else '-'} {abs(change)}", value + change
+
+
+def small_sums(random: Random) -> Example:
+    """Several of the sums that `add` and `chain` need."""
+    said, sums = [], []
+    for _ in range(random.randint(2, 10)):
+        if random.random() < 0.5:
+            value, other = random.randint(0, 20), random.randint(0, 20)
+            term, result = f"+ {other}", value + other
+        else:
+            value = random.randint(1, 50)
+            term, result = _term(value, random)
+        said.append(f"{value} {term}")
+        sums.append(f"{value} {term} = {result}")
+    wordings = "What is {said}?|{said}|Calculate {said}."
+    thought = "The user wants a sum."
+    example = ask(random, thought, wordings, ", ".join(sums), said=", ".join(said))
+    return replace(example, sums=True)
 
 
 def sort_numbers(random: Random) -> Example:
@@ -289,3 +312,6 @@ HARD_TASKS: dict[str, Task] = {
     "edit": edit,
     "fill_in": fill_in,
 }
+
+# For the lessons only: what several tasks need.
+LESSON_TASKS: dict[str, Task] = {"small_sums": small_sums}

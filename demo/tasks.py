@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from random import Random
 
-from demo.decision_tasks import DECISION_TASKS, LESSON_TASKS
+from demo import decision_tasks, hard_tasks
+from demo.decision_tasks import DECISION_TASKS
 from demo.easy_tasks import EASY_TASKS, NO_TOOL, other_tool
 from demo.examples import Example, Task, assistant
 from demo.hard_tasks import HARD_TASKS
@@ -39,7 +40,7 @@ def training_example(
     all tasks are equally probable.
     """
     chances = weights or dict.fromkeys(TASKS, 1.0)
-    makers = TASKS | LESSON_TASKS
+    makers = TASKS | decision_tasks.LESSON_TASKS | hard_tasks.LESSON_TASKS
     while True:
         (name,) = random.choices(list(chances), list(chances.values()))
         example = makers[name](random)

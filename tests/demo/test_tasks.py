@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from demo import hard_tasks
 from demo.decision_tasks import DECISION_TASKS, LESSON_TASKS
 from demo.easy_tasks import EASY_TASKS
 from demo.hard_tasks import HARD_TASKS
@@ -173,6 +174,17 @@ def test_a_lesson_with_many_labels_has_the_right_one_for_each_word(task):
             "letters_of_words": [letters[word] for word in named],
         }[task]
         assert example.answer == f"1: {' '.join(right)}"
+
+
+def test_a_lesson_with_small_sums_has_the_right_result_of_each():
+    random = Random(0)
+    for example in [hard_tasks.LESSON_TASKS["small_sums"](random) for _ in range(100)]:
+        sums = re.findall(r"(\d+) ([+-]) (\d+) = (\d+)", example.answer)
+        assert (
+            ", ".join(f"{a} {sign} {b}" for a, sign, b, _ in sums) in example.messages[0]["content"]
+        )
+        for a, sign, b, result in sums:
+            assert int(result) == (int(a) + int(b) if sign == "+" else int(a) - int(b)) >= 0
 
 
 def test_a_lesson_says_each_word_with_the_letter_of_its_choice():

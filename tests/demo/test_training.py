@@ -155,14 +155,15 @@ def test_the_training_forward_is_that_of_transformers(tokenizer, few):
     check_forward(new_model(0), pool(tokenizer)[0])
 
 
-def test_a_decision_is_also_trained_with_all_but_its_labels_known(tokenizer, few, monkeypatch):
+@pytest.mark.parametrize(("task", "sign"), [("choose", ":"), ("small_sums", "▁=")])
+def test_only_labels_or_results_are_noise_in_some_canvases(tokenizer, few, monkeypatch, task, sign):
     monkeypatch.setattr("demo.batches.SLOTS_SHARE", 1.0)
-    for batch in pool(tokenizer, weights={"choose": 1.0}):
+    for batch in pool(tokenizer, weights={task: 1.0}):
         for row, noisy in enumerate(batch.noisy):
             clean = batch.block[row]
-            colons = (clean[:-1] == tokenizer.convert_tokens_to_ids(":")).nonzero() + 1
+            slots = (clean[:-1] == tokenizer.convert_tokens_to_ids(sign)).nonzero() + 1
             (changed,) = (noisy != clean).nonzero(as_tuple=True)
-            assert set(changed.tolist()) <= set(colons.flatten().tolist())
+            assert set(changed.tolist()) <= set(slots.flatten().tolist())
 
 
 def test_an_edit_is_also_trained_from_the_text_before_it(tokenizer, few, monkeypatch):
