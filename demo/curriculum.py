@@ -70,7 +70,7 @@ LESSONS = (
     Lesson(128, 0.05, ("fill_in",)),
     Lesson(320, 0.05, ("sum",)),
     Lesson(192, 0.05, ("sum_fact",)),
-    Lesson(256, 0.05, ("small_sums",)),
+    Lesson(448, 0.05, ("small_sums",)),
     Lesson(256, 0.05, ("count",)),
     Lesson(96, 0.05, ("add", "chain")),
     Lesson(96, 0.05, ("sum_fact",)),
