@@ -34,7 +34,7 @@ class Block:
     """A block of an answer, as tokens, behind everything before it.
 
     `draft` is the same block of the text that the answer starts from, if it starts from one.
-    `slots` are the positions of a decision's labels, or of the results of sums.
+    `slots` are the positions of a decision's labels, or of a lesson's many results.
     """
 
     task: str
@@ -101,9 +101,9 @@ def _block(tokenizer: PreTrainedTokenizerFast, random: Random, weights: dict[str
         whole = tokenizer.encode(example.draft, add_special_tokens=False)
         draft = [*whole, END_OF_TURN][start : start + CANVAS]
     slots = []
-    if example.decision or example.sums:
-        sign = tokenizer.convert_tokens_to_ids(":" if example.decision else "▁=")
-        slots = [i for i, before in enumerate(block[:-1], 1) if before == sign]
+    if sign := ":" if example.decision else example.slots_behind:
+        token = tokenizer.convert_tokens_to_ids(sign)
+        slots = [i for i, before in enumerate(block[:-1], 1) if before == token]
     return Block(task, prompt + answer[:start], block, draft, slots)
 
 

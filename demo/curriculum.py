@@ -75,6 +75,7 @@ LESSONS = (
     Lesson(96, 0.05, ("add", "chain")),
     Lesson(96, 0.05, ("sum_fact",)),
     Lesson(160, 0.05, ("order_fact",)),
+    Lesson(256, 0.05, ("number_facts",)),
     Lesson(160, 0.05, ("largest_choice",)),
     Lesson(224, 0.05, ("single_score",)),
     Lesson(224, 0.05, ("sudoku_4x4",)),

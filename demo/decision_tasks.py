@@ -66,15 +66,26 @@ def _capital_fact(random: Random) -> Question:
 
 
 def _sum_fact(random: Random) -> Question:
-    a, b = random.randint(0, 9), random.randint(0, 9)
-    shown = a + b if random.random() < 0.5 else random.choice([a + b + 1, random.randint(0, 18)])
-    right, text = shown == a + b, f"Is {a} + {b} = {shown}?"
+    said, right = _sum_or_not(random)
+    text = f"Is {said}?"
     if random.random() < 0.2:
-        right, text = not right, f"Is it false that {a} + {b} = {shown}?"
+        right, text = not right, f"Is it false that {said}?"
     return Question(text, _yes(right))
 
 
+def _sum_or_not(random: Random) -> tuple[str, bool]:
+    a, b = random.randint(0, 9), random.randint(0, 9)
+    shown = a + b if random.random() < 0.5 else random.choice([a + b + 1, random.randint(0, 18)])
+    return f"{a} + {b} = {shown}", shown == a + b
+
+
 def _order_fact(random: Random) -> Question:
+    numbers = _ordered_or_not(random)
+    text = f"Are these numbers in order: {' '.join(map(str, numbers))}?"
+    return Question(text, _yes(numbers == sorted(numbers)))
+
+
+def _ordered_or_not(random: Random) -> list[int]:
     numbers = random.sample(range(1, 51), random.randint(2, 4))
     if random.random() < 0.5:
         numbers.sort()
@@ -82,8 +93,7 @@ def _order_fact(random: Random) -> Question:
         numbers.sort()
         index = random.randrange(len(numbers) - 1)
         numbers[index : index + 2] = reversed(numbers[index : index + 2])
-    text = f"Are these numbers in order: {' '.join(map(str, numbers))}?"
-    return Question(text, _yes(numbers == sorted(numbers)))
+    return numbers
 
 
 def _state_fact(facts: Facts, random: Random) -> Question:
@@ -253,12 +263,28 @@ def letters_of_words(random: Random) -> Example:
     return _many_labels(f"Which letters have the words {' '.join(named)}", choices, labels)
 
 
+def number_facts(random: Random) -> Example:
+    """Many sums, and numbers that are in order or not, with yes or no behind each."""
+    said, answers = [], []
+    for _ in range(random.randint(2, 8)):
+        if random.random() < 0.5:
+            fact, right = _sum_or_not(random)
+        else:
+            numbers = _ordered_or_not(random)
+            fact, right = " ".join(map(str, numbers)), numbers == sorted(numbers)
+        said.append(fact)
+        answers.append(f"{fact}: {_yes(right)}")
+    question = f"Is it true, yes or no? {', '.join(said)}"
+    return Example([user(question)], ", ".join(answers), "I decide.", slots_behind=":")
+
+
 # For the lessons only: many labels of one question, and one question of one kind.
 LESSON_TASKS: dict[str, Task] = {
     "words_and_letters": words_and_letters,
     "named_or_not": named_or_not,
     "named_letters": named_letters,
     "letters_of_words": letters_of_words,
+    "number_facts": number_facts,
     "word_choice": _alone(_word_choice),
     "capital_choice": _alone(partial(_capital_choice, 4)),
     "long_choice": _alone(partial(_capital_choice, MOST_CHOICES)),

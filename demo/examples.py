@@ -46,7 +46,7 @@ class Example:
     `accepts` is set if other answers are right as well: it says whether a text is one of them.
     `draft` is a text from which an edit starts: about as long as the answer and mostly equal to it.
     `decision` is set if the answer consists of lines `1: A`, whose last tokens are its labels.
-    `sums` is true if it consists of sums, whose results stand behind `=`.
+    `slots_behind` is set if the tokens behind this one are what the answer is about.
     """
 
     messages: list[Message]
@@ -58,7 +58,7 @@ class Example:
     accepts: Callable[[str], bool] | None = None
     draft: str | None = None
     decision: Decision | None = None
-    sums: bool = False
+    slots_behind: str | None = None
 
     @property
     def is_held_out(self) -> bool:

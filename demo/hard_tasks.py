@@ -106,7 +106,7 @@ def small_sums(random: Random) -> Example:
     wordings = "What is {said}?|{said}|Calculate {said}."
     thought = "The user wants a sum."
     example = ask(random, thought, wordings, ", ".join(sums), said=", ".join(said))
-    return replace(example, sums=True)
+    return replace(example, slots_behind="▁=")
 
 
 def sort_numbers(random: Random) -> Example:

@@ -187,6 +187,20 @@ def test_a_lesson_with_small_sums_has_the_right_result_of_each():
             assert int(result) == (int(a) + int(b) if sign == "+" else int(a) - int(b)) >= 0
 
 
+def test_a_lesson_with_facts_about_numbers_says_which_are_true():
+    random = Random(0)
+    for example in [LESSON_TASKS["number_facts"](random) for _ in range(100)]:
+        for fact, label in re.findall(r"([^:,]+): (yes|no)", example.answer):
+            assert fact.strip() in example.messages[0]["content"]
+            *numbers, last = map(int, re.findall(r"\d+", fact))
+            right = (
+                sum(numbers) == last
+                if "=" in fact
+                else [*numbers, last] == sorted([*numbers, last])
+            )
+            assert label == ("yes" if right else "no")
+
+
 def test_a_lesson_says_each_word_with_the_letter_of_its_choice():
     random = Random(0)
     for example in [LESSON_TASKS["words_and_letters"](random) for _ in range(100)]:

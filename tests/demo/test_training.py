@@ -155,7 +155,9 @@ def test_the_training_forward_is_that_of_transformers(tokenizer, few):
     check_forward(new_model(0), pool(tokenizer)[0])
 
 
-@pytest.mark.parametrize(("task", "sign"), [("choose", ":"), ("small_sums", "▁=")])
+@pytest.mark.parametrize(
+    ("task", "sign"), [("choose", ":"), ("number_facts", ":"), ("small_sums", "▁=")]
+)
 def test_only_labels_or_results_are_noise_in_some_canvases(tokenizer, few, monkeypatch, task, sign):
     monkeypatch.setattr("demo.batches.SLOTS_SHARE", 1.0)
     for batch in pool(tokenizer, weights={task: 1.0}):
