@@ -78,8 +78,9 @@ LESSONS = (
     Lesson(256, 0.05, ("number_facts",)),
     Lesson(160, 0.05, ("largest_choice",)),
     Lesson(224, 0.05, ("single_score",)),
-    Lesson(224, 0.05, ("sudoku_4x4",)),
-    Lesson(192, 0.05, ("sudoku_6x6",)),
+    Lesson(320, 0.05, ("sudoku_4x4",)),
+    Lesson(160, 0.05, ("conditions",)),
+    Lesson(96, 0.05, ("single_score",)),
     Lesson(384, 0.03, ("predicate", "choose", "score", "mixed")),
 )
 
@@ -103,9 +104,7 @@ TASK_WEIGHTS = {
     "remember_colour": 0.3,
     "default": 0.4,
     "sudoku_4x4": 1.5,
-    "sudoku_6x6": 2.0,
     "sum": 1.0,
-    "difference": 0.6,
     "chain": 2.0,
     "sort_numbers": 1.2,
     "sort_words": 1.2,

@@ -278,6 +278,20 @@ def number_facts(random: Random) -> Example:
     return Example([user(question)], ", ".join(answers), "I decide.", slots_behind=":")
 
 
+def conditions(random: Random) -> Example:
+    """Many sentences about a state, with yes or no behind each."""
+    facts = _random_facts(random)
+    asked = [_asked(facts, random) for _ in range(random.randint(1, 3))]
+    said = " ".join(map(_sentences, asked))
+    answers = [
+        f"The {name} is {each}. {_yes(each == facts[name])}"
+        for some in asked
+        for name, each in some.items()
+    ]
+    question = f"{_state(facts, random)}\nIs it true, yes or no? {said}"
+    return Example([user(question)], " ".join(answers), "I decide.", slots_behind=".")
+
+
 # For the lessons only: many labels of one question, and one question of one kind.
 LESSON_TASKS: dict[str, Task] = {
     "words_and_letters": words_and_letters,
@@ -285,6 +299,7 @@ LESSON_TASKS: dict[str, Task] = {
     "named_letters": named_letters,
     "letters_of_words": letters_of_words,
     "number_facts": number_facts,
+    "conditions": conditions,
     "word_choice": _alone(_word_choice),
     "capital_choice": _alone(partial(_capital_choice, 4)),
     "long_choice": _alone(partial(_capital_choice, MOST_CHOICES)),

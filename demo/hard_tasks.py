@@ -40,16 +40,6 @@ def sum_(random: Random) -> Example:
     return ask(random, "The user wants a sum.", wordings, f"{a} + {b} = {a + b}", a=a, b=b)
 
 
-def difference(random: Random) -> Example:
-    while True:
-        low, other = _operands(random)
-        a, b = low + other, low
-        if a < 10**6:
-            break
-    wordings = "What is {a} - {b}?|{a} - {b}|Calculate {a} - {b}.|{a} minus {b}?|Take {b} from {a}."
-    return ask(random, "The user wants a difference.", wordings, f"{a} - {b} = {a - b}", a=a, b=b)
-
-
 def _operands(random: Random) -> tuple[int, int]:
     """Returns two numbers of three to six digits.
 
@@ -299,9 +289,7 @@ def fill_in(random: Random) -> Example:
 
 HARD_TASKS: dict[str, Task] = {
     "sudoku_4x4": partial(sudoku, 4, range(2, 8)),
-    "sudoku_6x6": partial(sudoku, 6, range(18, 29)),
     "sum": sum_,
-    "difference": difference,
     "chain": chain,
     "sort_numbers": sort_numbers,
     "sort_words": sort_words,

@@ -15,7 +15,7 @@ from demo.tasks import TASKS, held_out, training_example
 from demo.tokenizer import build_tokenizer, encode_example
 
 # Tasks whose answers contain a random choice.
-RANDOM = {"sudoku_4x4", "sudoku_6x6", "agree"}
+RANDOM = {"sudoku_4x4", "agree"}
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +99,11 @@ def test_a_sudoku_accepts_every_grid_that_obeys_the_rules_and_the_clues(side):
         )
 
 
-@pytest.mark.parametrize("task", ["sum", "difference"])
-def test_long_sums_and_differences_are_right_and_have_up_to_six_digits(task):
-    for example in examples(task):
+def test_long_sums_are_right_and_have_up_to_six_digits():
+    for example in examples("sum"):
         left, _, right = example.answer.partition(" = ")
         assert eval(left) == int(right)  # of two numbers that this test made
-        sizes = [len(number) for number in left.replace("-", "+").split(" + ")]
+        sizes = [len(number) for number in left.split(" + ")]
         assert all(3 <= size <= 6 for size in sizes)
 
 
@@ -154,7 +153,7 @@ def test_numbers_above_a_hundred_are_written_digit_by_digit(tokenizer):
 
 def test_the_tasks_are_the_easy_and_the_hard_ones_and_the_decisions():
     assert len(EASY_TASKS) == 17
-    assert len(HARD_TASKS) == 13
+    assert len(HARD_TASKS) == 11
     assert [*TASKS] == [*EASY_TASKS, *HARD_TASKS, *DECISION_TASKS]
     assert [e.answer for e in islice(held_out("sum", 3), 3)] == [
         e.answer for e in held_out("sum", 3)
@@ -199,6 +198,16 @@ def test_a_lesson_with_facts_about_numbers_says_which_are_true():
                 else [*numbers, last] == sorted([*numbers, last])
             )
             assert label == ("yes" if right else "no")
+
+
+def test_a_lesson_with_conditions_says_which_hold():
+    random = Random(0)
+    for example in [LESSON_TASKS["conditions"](random) for _ in range(100)]:
+        state, asked = example.messages[0]["content"].split("\n")
+        for name, fact, label in re.findall(r"The (\w+) is (\w+)\. (yes|no)", example.answer):
+            assert f"The {name} is {fact}." in asked
+            holds = f"The {name} is {fact}." in state or f'"{name}": "{fact}"' in state
+            assert label == ("yes" if holds else "no")
 
 
 def test_a_lesson_says_each_word_with_the_letter_of_its_choice():

@@ -156,7 +156,8 @@ def test_the_training_forward_is_that_of_transformers(tokenizer, few):
 
 
 @pytest.mark.parametrize(
-    ("task", "sign"), [("choose", ":"), ("number_facts", ":"), ("small_sums", "▁=")]
+    ("task", "sign"),
+    [("choose", ":"), ("number_facts", ":"), ("conditions", "."), ("small_sums", "▁=")],
 )
 def test_only_labels_or_results_are_noise_in_some_canvases(tokenizer, few, monkeypatch, task, sign):
     monkeypatch.setattr("demo.batches.SLOTS_SHARE", 1.0)
