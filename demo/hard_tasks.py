@@ -6,7 +6,6 @@ random choice, every answer that agrees with itself is right, and `Example.accep
 
 import json
 from dataclasses import replace
-from functools import partial
 from random import Random
 from typing import Any
 
@@ -23,9 +22,9 @@ _SIZES = (3, 4, 5, 6, 7, 8, 10, 12, 15, 20)
 _SPELLED = [word for word in WORDS if len(word) > 2]
 
 
-def sudoku(side: int, clue_counts: range, random: Random) -> Example:
-    grid = random_grid(side, random)
-    given = clues(grid, random.choice(clue_counts), random)
+def sudoku(random: Random) -> Example:
+    grid = random_grid(random)
+    given = clues(grid, random.randint(2, 7), random)
     wordings = (
         "Solve this sudoku:\n{given}|Sudoku:\n{given}|Fill this sudoku:\n{given}|"
         "Complete the sudoku:\n{given}|Can you solve this sudoku?\n{given}"
@@ -288,7 +287,7 @@ def fill_in(random: Random) -> Example:
 
 
 HARD_TASKS: dict[str, Task] = {
-    "sudoku_4x4": partial(sudoku, 4, range(2, 8)),
+    "sudoku_4x4": sudoku,
     "sum": sum_,
     "chain": chain,
     "sort_numbers": sort_numbers,

@@ -79,23 +79,22 @@ def test_words_chosen_at_random_must_be_the_same_each_time():
     assert not example.accepts(", ".join([first, *others, first]))
 
 
-@pytest.mark.parametrize("side", [4, 6])
-def test_a_sudoku_accepts_every_grid_that_obeys_the_rules_and_the_clues(side):
+def test_a_sudoku_accepts_every_grid_that_obeys_the_rules_and_the_clues():
     random = Random(0)
     for _ in range(50):
-        grid = random_grid(side, random)
-        given = clues(grid, side, random)
-        assert sum(n > 0 for row in given for n in row) == side
+        grid = random_grid(random)
+        given = clues(grid, 4, random)
+        assert sum(n > 0 for row in given for n in row) == 4
         assert solves(written(grid), given)
-        i, j = random.choice([*product(range(side), repeat=2)])
+        i, j = random.choice([*product(range(4), repeat=2)])
         wrong = [row.copy() for row in grid]
-        wrong[i][j] = wrong[i][j] % side + 1
+        wrong[i][j] = wrong[i][j] % 4 + 1
         assert not solves(written(wrong), given)
-        assert not solves(written(wrong), [[0] * side] * side)
-        other = random_grid(side, random)
-        assert solves(written(other), [[0] * side] * side)
+        assert not solves(written(wrong), [[0] * 4] * 4)
+        other = random_grid(random)
+        assert solves(written(other), [[0] * 4] * 4)
         assert solves(written(other), given) == all(
-            given[i][j] in (0, other[i][j]) for i, j in product(range(side), repeat=2)
+            given[i][j] in (0, other[i][j]) for i, j in product(range(4), repeat=2)
         )
 
 
