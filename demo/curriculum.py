@@ -14,7 +14,7 @@ from typing import Any
 from demo.easy_tasks import EASY_TASKS
 
 LESSON_SHARE = 0.6  # of the examples are of a lesson's own tasks
-MIX_STEPS = 3_008  # after the lessons
+MIX_STEPS = 2_560  # after the lessons
 _MEAN_SHARE = 0.003  # of a new example in the running mean of a lesson's loss
 
 
