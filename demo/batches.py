@@ -20,8 +20,6 @@ PAD = SPECIAL_TOKENS["<pad>"]
 # Few, because in the same time many small steps came further than few large ones (README.md).
 BLOCKS = 32
 POOL_BATCHES = 32  # whose examples are sorted by length together, so that they need little padding
-# Of the batches of lessons and of those after them, on canvases no wider than their blocks need.
-NARROW_SHARES = {"lesson": 0.9, "mix": 0.2}
 PURE_NOISE_SHARES = (0.15, 0.6)  # of the canvases with self-conditioning, and of those without
 DRAFT_SHARE = 0.4  # of an edit's canvases that start from the given text
 SLOTS_SHARE = 0.7  # of the canvases with slots, in which only these are noise

@@ -14,17 +14,24 @@ from typing import Any
 from demo.easy_tasks import EASY_TASKS
 
 LESSON_SHARE = 0.6  # of the examples are of a lesson's own tasks
-MIX_STEPS = 2_560  # after the lessons
+MIX_STEPS = 2_112  # after the lessons
+# Of the batches, on canvases no wider than their blocks need. These are quicker, but their width
+# tells roughly where the answer ends, which an answer's canvas does not.
+_NARROW, _WIDE = 0.9, 0.2
 _MEAN_SHARE = 0.003  # of a new example in the running mean of a lesson's loss
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """At most so many steps about these tasks. `enough` is the loss, in nats, that ends it."""
+    """At most so many steps about these tasks. `enough` is the loss, in nats, that ends it.
+
+    `narrow_share` is the share of batches on canvases no wider than their blocks need.
+    """
 
     most_steps: int
     enough: float
     tasks: tuple[str, ...]
+    narrow_share: float = _NARROW
 
 
 _FIRST_LESSONS = (
@@ -82,6 +89,10 @@ LESSONS = (
     Lesson(160, 0.05, ("conditions",)),
     Lesson(96, 0.05, ("single_score",)),
     Lesson(384, 0.03, ("predicate", "choose", "score", "mixed")),
+    Lesson(192, 0.03, ("count",), _WIDE),
+    Lesson(128, 0.03, ("chain", "add"), _WIDE),
+    Lesson(128, 0.03, ("sort", "sort_numbers", "sort_words"), _WIDE),
+    Lesson(96, 0.03, ("sudoku_4x4",), _WIDE),
 )
 
 # After the lessons. Computed answers need more examples than copied ones and those that are known.
@@ -147,6 +158,11 @@ class Curriculum:
     def remaining(self) -> float:
         """The share of the steps behind the lessons that are still to come, from 1 to 0."""
         return 1.0 if self.teaches else max(0.0, 1 - self._steps / self._mix_steps)
+
+    @property
+    def narrow_share(self) -> float:
+        """The share of batches on canvases no wider than their blocks need."""
+        return self._lessons[self._lesson].narrow_share if self.teaches else _WIDE
 
     def weights(self) -> dict[str, float]:
         """Returns the relative probability of each task."""

@@ -268,7 +268,7 @@ def next_pool(
         seed,
         training.step // batches.POOL_BATCHES,
         training.curriculum.weights(),
-        narrow_share=batches.NARROW_SHARES["lesson" if training.curriculum.teaches else "mix"],
+        narrow_share=training.curriculum.narrow_share,
     )
 
 
