@@ -99,8 +99,8 @@ def _block(tokenizer: PreTrainedTokenizerFast, random: Random, weights: dict[str
         whole = tokenizer.encode(example.draft, add_special_tokens=False)
         draft = [*whole, END_OF_TURN][start : start + CANVAS]
     slots = []
-    if sign := ":" if example.decision else example.slots_behind:
-        token = tokenizer.convert_tokens_to_ids(sign)
+    if example.slots_behind:
+        token = tokenizer.convert_tokens_to_ids(example.slots_behind)
         slots = [i for i, before in enumerate(block[:-1], 1) if before == token]
     return Block(task, prompt + answer[:start], block, draft, slots)
 

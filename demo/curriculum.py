@@ -15,9 +15,9 @@ from demo.easy_tasks import EASY_TASKS
 
 LESSON_SHARE = 0.6  # of the examples are of a lesson's own tasks
 MIX_STEPS = 2_112  # after the lessons
-# Of the batches, on canvases no wider than their blocks need. These are quicker, but their width
-# tells roughly where the answer ends, which an answer's canvas does not.
-_NARROW, _WIDE = 0.9, 0.2
+# Shares of the batches on canvases no wider than their blocks need. Such canvases are quicker, but
+# their width tells roughly where an answer ends, which a whole canvas does not.
+_MOSTLY_NARROW, _MOSTLY_WHOLE = 0.9, 0.2
 _MEAN_SHARE = 0.003  # of a new example in the running mean of a lesson's loss
 
 
@@ -31,7 +31,7 @@ class Lesson:
     most_steps: int
     enough: float
     tasks: tuple[str, ...]
-    narrow_share: float = _NARROW
+    narrow_share: float = _MOSTLY_NARROW
 
 
 _FIRST_LESSONS = (
@@ -89,10 +89,10 @@ LESSONS = (
     Lesson(160, 0.05, ("conditions",)),
     Lesson(96, 0.05, ("single_score",)),
     Lesson(384, 0.03, ("predicate", "choose", "score", "mixed")),
-    Lesson(192, 0.03, ("count",), _WIDE),
-    Lesson(128, 0.03, ("chain", "add"), _WIDE),
-    Lesson(128, 0.03, ("sort", "sort_numbers", "sort_words"), _WIDE),
-    Lesson(96, 0.03, ("sudoku_4x4",), _WIDE),
+    Lesson(192, 0.03, ("count",), _MOSTLY_WHOLE),
+    Lesson(128, 0.03, ("chain", "add"), _MOSTLY_WHOLE),
+    Lesson(128, 0.03, ("sort", "sort_numbers", "sort_words"), _MOSTLY_WHOLE),
+    Lesson(96, 0.03, ("sudoku_4x4",), _MOSTLY_WHOLE),
 )
 
 # After the lessons. Computed answers need more examples than copied ones and those that are known.
@@ -162,7 +162,7 @@ class Curriculum:
     @property
     def narrow_share(self) -> float:
         """The share of batches on canvases no wider than their blocks need."""
-        return self._lessons[self._lesson].narrow_share if self.teaches else _WIDE
+        return self._lessons[self._lesson].narrow_share if self.teaches else _MOSTLY_WHOLE
 
     def weights(self) -> dict[str, float]:
         """Returns the relative probability of each task."""

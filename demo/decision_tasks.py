@@ -47,7 +47,8 @@ def _decide(random: Random, askers: list[Asker], state: str = "", most: int = 5)
     lines = [f"{i}: {_written(question)}" for i, question in enumerate(questions, 1)]
     prompt = "\n".join([state, *lines] if state else lines)
     answer = "\n".join(f"{i}: {question.label}" for i, question in enumerate(questions, 1))
-    return Example([user(prompt)], answer, "I decide.", decision=Decision(state, questions))
+    decision = Decision(state, questions)
+    return Example([user(prompt)], answer, "I decide.", decision=decision, slots_behind=":")
 
 
 def _capital_fact(random: Random) -> Question:
@@ -74,18 +75,19 @@ def _sum_fact(random: Random) -> Question:
 
 
 def _sum_or_not(random: Random) -> tuple[str, bool]:
+    """Returns a sum with a result, and whether that is right."""
     a, b = random.randint(0, 9), random.randint(0, 9)
     shown = a + b if random.random() < 0.5 else random.choice([a + b + 1, random.randint(0, 18)])
     return f"{a} + {b} = {shown}", shown == a + b
 
 
 def _order_fact(random: Random) -> Question:
-    numbers = _ordered_or_not(random)
-    text = f"Are these numbers in order: {' '.join(map(str, numbers))}?"
-    return Question(text, _yes(numbers == sorted(numbers)))
+    said, right = _ordered_or_not(random)
+    return Question(f"Are these numbers in order: {said}?", _yes(right))
 
 
-def _ordered_or_not(random: Random) -> list[int]:
+def _ordered_or_not(random: Random) -> tuple[str, bool]:
+    """Returns some numbers, and whether they are in order."""
     numbers = random.sample(range(1, 51), random.randint(2, 4))
     if random.random() < 0.5:
         numbers.sort()
@@ -93,7 +95,7 @@ def _ordered_or_not(random: Random) -> list[int]:
         numbers.sort()
         index = random.randrange(len(numbers) - 1)
         numbers[index : index + 2] = reversed(numbers[index : index + 2])
-    return numbers
+    return " ".join(map(str, numbers)), numbers == sorted(numbers)
 
 
 def _state_fact(facts: Facts, random: Random) -> Question:
@@ -267,11 +269,7 @@ def number_facts(random: Random) -> Example:
     """Many sums, and numbers that are in order or not, with yes or no behind each."""
     said, answers = [], []
     for _ in range(random.randint(2, 8)):
-        if random.random() < 0.5:
-            fact, right = _sum_or_not(random)
-        else:
-            numbers = _ordered_or_not(random)
-            fact, right = " ".join(map(str, numbers)), numbers == sorted(numbers)
+        fact, right = random.choice([_sum_or_not, _ordered_or_not])(random)
         said.append(fact)
         answers.append(f"{fact}: {_yes(right)}")
     question = f"Is it true, yes or no? {', '.join(said)}"

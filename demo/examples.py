@@ -46,7 +46,8 @@ class Example:
     `accepts` is set if other answers are right as well: it says whether a text is one of them.
     `draft` is a text from which an edit starts: about as long as the answer and mostly equal to it.
     `decision` is set if the answer consists of lines `1: A`, whose last tokens are its labels.
-    `slots_behind` is set if the tokens behind this one are what the answer is about.
+    `slots_behind` is set if the tokens behind this one, as labels behind a colon, are all that the
+    question asks for. The rest of the answer is known without it.
     """
 
     messages: list[Message]

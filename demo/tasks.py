@@ -20,6 +20,7 @@ THINKING_SHARE = 0.08
 
 GROUPS = {"easy": EASY_TASKS, "hard": HARD_TASKS, "decisions": DECISION_TASKS}
 TASKS: dict[str, Task] = {name: task for group in GROUPS.values() for name, task in group.items()}
+LESSON_TASKS = hard_tasks.LESSON_TASKS | decision_tasks.LESSON_TASKS  # of the training only
 
 _SYSTEM_PROMPTS = [
     "You are a helpful assistant.",
@@ -40,7 +41,7 @@ def training_example(
     all tasks are equally probable.
     """
     chances = weights or dict.fromkeys(TASKS, 1.0)
-    makers = TASKS | decision_tasks.LESSON_TASKS | hard_tasks.LESSON_TASKS
+    makers = TASKS | LESSON_TASKS
     while True:
         (name,) = random.choices(list(chances), list(chances.values()))
         example = makers[name](random)

@@ -106,6 +106,17 @@ def test_a_lesson_has_mostly_its_own_tasks_and_beside_them_those_of_earlier_less
     assert curriculum.weights().keys() == TASKS.keys()
 
 
+def test_the_last_lessons_and_what_follows_have_mostly_whole_canvases():
+    curriculum = Curriculum()
+    shares = []
+    while curriculum.teaches:
+        shares.append(curriculum.narrow_share)
+        curriculum.add([], [])
+        curriculum.advance()
+    assert shares[0] > 0.5 > shares[-1]
+    assert curriculum.narrow_share == shares[-1]
+
+
 def test_a_lesson_ends_when_the_loss_of_its_own_tasks_is_low():
     curriculum = Curriculum([Lesson(1000, 0.1, ("greet",)), Lesson(1000, 0.1, ("add",))])
     curriculum.add(["greet"], [0.05])
